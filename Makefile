@@ -1,0 +1,43 @@
+# make demo   set up what running needs, then run both chains of the demo with the real commands
+# make test   set up what testing needs, then run the tests (all but those marked `network`, see CONTRIBUTING.md)
+# make lint   ruff, mypy, and whether docs/cli.md is what the command line says
+# make docs   write docs/cli.md again
+VENV ?= .venv
+PYTHON ?= python3
+# onnxruntime-gpu runs on a CPU too; where it has no wheels the CPU build stands in.
+RUNTIME ?= $(if $(filter Darwin,$(shell uname -s)),cpu,gpu)
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+HASH := $(shell cat pyproject.toml setup.py | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])")
+READY := $(VENV)/.ready-$(RUNTIME)-$(HASH)
+READY_DEV := $(VENV)/.ready-dev-$(RUNTIME)-$(HASH)
+
+.PHONY: demo test lint docs
+.DEFAULT_GOAL := test
+
+demo: $(READY)
+	@PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
+
+test: $(READY_DEV)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# mypy does not see the import hook of an editable install: it is shown the three packages by name.
+lint: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)/zoo" $(VENV)/typed/zoo && ln -sfn "$(CURDIR)/cli" $(VENV)/typed/zoo_cli && ln -sfn "$(CURDIR)/plugins" $(VENV)/typed/zoo_plugins
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p zoo -p zoo_cli -p zoo_plugins
+	$(BIN)/python docs/make_cli.py --check
+
+docs: $(READY_DEV)
+	$(BIN)/python docs/make_cli.py
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(RUNTIME),train,demo]'
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(RUNTIME),train,demo,dev]'
+	@touch $@

@@ -1,0 +1,84 @@
+"""The command `zoo`: mounts the verbs; `main` holds the one place where errors become words and exit codes."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from zoo_cli import evaluate, export, finetune, list, plugins, pull, run, show, verify
+from zoo_cli.output import print_error, say, write
+from zoo_cli.state import State
+
+from zoo import ZooError, version
+
+app = typer.Typer(
+    name="zoo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a pretrained backbone to a verified ONNX model on your task.",
+    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 network, 5 integrity, 6 gate failed, 7 device, "
+    "8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
+)
+for module in (list, show, pull, finetune, evaluate, export, run, verify, plugins):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write(f"zoo {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    registry: Annotated[
+        Path | None, typer.Option(envvar="ZOO_REGISTRY", help="A registry file that replaces the built-in shelf.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", envvar="ZOO_DEBUG", help="Show tracebacks.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep the root command's options for the verb."""
+    context.obj = State(registry)
+    if debug:
+        os.environ["ZOO_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line and exit with the code that its errors document."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
+    except ZooError as error:
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        print_error(error, as_json="--json" in sys.argv)
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last resort: a bug of ours still ends in one line
+        show = getattr(error, "show", None)
+        if show is not None:
+            # A wrong option: typer's own errors know how to print themselves.
+            show()
+            return 2
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        say(f"error: unexpected {type(error).__name__}: {error}")
+        say("hint: zoo --debug shows where; please report it")
+        return 1
+
+
+if __name__ == "__main__":
+    main()

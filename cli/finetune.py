@@ -1,0 +1,80 @@
+"""zoo finetune: your classes on a frozen backbone."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from zoo_cli.output import next_command, print_json, print_table, say, write
+from zoo_cli.state import make_zoo
+
+from zoo import FinetuneOptions, Outcome, parse_head, to_plain
+
+DEFAULTS = FinetuneOptions()
+
+
+def command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A registry name.")],
+    data: Annotated[Path, typer.Argument(help="A folder DATA/<class>/*.jpg, or a CSV or JSON lines file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
+    epochs: Annotated[int, typer.Option(min=1)] = DEFAULTS.epochs,
+    head: Annotated[str, typer.Option(help="linear, mlp, or mlp:512,128.")] = "linear",
+    val: Annotated[str, typer.Option(help="Fraction to hold out, or a data set of its own.")] = str(DEFAULTS.val),
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
+    weight_decay: Annotated[float, typer.Option(min=0)] = DEFAULTS.weight_decay,
+    batch: Annotated[int, typer.Option(min=1, help="Items in a training step.")] = DEFAULTS.batch,
+    seed: Annotated[int, typer.Option(help="Decides the split and the training.")] = DEFAULTS.seed,
+    text: Annotated[str | None, typer.Option(help="The text column.")] = None,
+    label: Annotated[str | None, typer.Option(help="The label column.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Fine-tune: features of the frozen backbone once, a new head, one checked ONNX bundle."""
+    options = FinetuneOptions(
+        epochs=epochs, hidden=parse_head(head), lr=_positive(lr), weight_decay=weight_decay, batch=batch, seed=seed,
+        val=_fraction(val), device=device, text=text, label=label,
+    )  # fmt: skip
+    outcome = make_zoo(context).finetune(model, data, out, options)
+    if json:
+        facts = {"items": outcome.items, "features_computed": outcome.computed, "best_epoch": outcome.best_epoch}
+        print_json("finetune", {"bundle": str(out), **facts, "metrics": to_plain(outcome.metrics)})
+        return
+    _print(outcome)
+    next_command(f"zoo evaluate {_reference(out)} {data if isinstance(options.val, float) else options.val} --held-out")
+    write(str(out))
+
+
+def _print(outcome: Outcome) -> None:
+    curve, metrics = outcome.curve, outcome.metrics
+    say(f"features: {outcome.computed} computed, {outcome.items - outcome.computed} from the cache")
+    step = max(1, len(curve) // 8)
+    lines = [line for line in curve if line.epoch == outcome.best_epoch or line.epoch % step == 0 or line.epoch == 1]
+    rows = [
+        (
+            f"{line.epoch}{' *' if line.epoch == outcome.best_epoch else ''}",
+            f"{line.train_loss:.4f}",
+            f"{line.val_loss:.4f}",
+            f"{line.val_accuracy:.3f}",
+        )
+        for line in lines
+    ]
+    print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", "INNER ACCURACY"), rows)
+    low, high = metrics.accuracy_interval
+    write(f"held out: accuracy {metrics.accuracy:.4f} (95 %: {low:.3f} to {high:.3f}), n = {metrics.n}")
+
+
+def _fraction(val: str) -> float | str:
+    try:
+        return float(val)
+    except ValueError:
+        return val
+
+
+def _positive(lr: float) -> float:
+    if not lr > 0:
+        raise typer.BadParameter(f"{lr} is not a positive number", param_hint="--lr")
+    return lr
+
+
+def _reference(out: Path) -> str:
+    return str(out) if "/" in str(out) else f"./{out}"

@@ -1,0 +1,57 @@
+"""zoo list: what can be pulled."""
+
+from typing import Annotated
+
+import typer
+from zoo_cli.output import human_count, human_size, next_command, print_json, print_table, write
+from zoo_cli.state import make_zoo
+
+HEADER = ("NAME", "TASK", "DIM", "PARAMS", "SIZE", "LICENSE", "PULLED")
+
+
+def command(
+    context: typer.Context,
+    pattern: Annotated[str | None, typer.Argument(help="A part of the name, or a glob.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    license: Annotated[str | None, typer.Option(help="Only this license (SPDX id).")] = None,
+    pulled: Annotated[bool, typer.Option("--pulled", help="Only what is on this machine.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")] = False,
+) -> None:
+    """List the models of the registry."""
+    rows = make_zoo(context).list(pattern, family=family, task=task, license=license, pulled=pulled)
+    if json:
+        facts = [
+            {
+                "name": row.entry.name,
+                "family": row.entry.family,
+                "task": row.entry.task,
+                "dim": row.entry.dim,
+                "params": row.entry.params,
+                "size": row.entry.size,
+                "license": row.entry.license,
+                "pinned": row.entry.is_pinned,
+                "pulled": row.is_pulled,
+            }
+            for row in rows
+        ]
+        print_json("models", facts)
+    elif quiet:
+        for row in rows:
+            write(row.entry.name)
+    else:
+        cells = [
+            (
+                row.entry.name,
+                row.entry.task,
+                str(row.entry.dim),
+                human_count(row.entry.params),
+                human_size(row.entry.size),
+                row.entry.license,
+                "yes" if row.is_pulled else ("-" if row.entry.is_pinned else "- (unpinned)"),
+            )
+            for row in rows
+        ]
+        print_table(HEADER, cells)
+        next_command("zoo show NAME, or zoo pull NAME")

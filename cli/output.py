@@ -1,0 +1,62 @@
+"""How verbs speak: data on stdout, talk on stderr, `--json` as one object with `schema_version`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from zoo import ZooError, to_json
+
+SCHEMA_VERSION = 1
+
+
+def print_json(kind: str, data: Any) -> None:
+    """One JSON object on stdout: schema_version, then `kind` with the data."""
+    write(to_json({"schema_version": SCHEMA_VERSION, kind: data}))
+
+
+def write(line: str = "") -> None:
+    """A line of data on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def say(line: str) -> None:
+    """A line for people on stderr."""
+    sys.stderr.write(line + "\n")
+
+
+def next_command(command: str) -> None:
+    """Every success ends with what to type next."""
+    say(f"next: {command}")
+
+
+def print_error(error: ZooError, *, as_json: bool) -> None:
+    """The error in one line, and how to mend it in another; with --json also as an object on stdout."""
+    if as_json:
+        print_json("error", {"code": error.code, "message": error.message, "hint": error.hint})
+    say(f"error: {' '.join(error.message.split())}")
+    if error.hint:
+        say(f"hint: {error.hint}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their widest cell; numbers are the caller's to right-align."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def human_size(size: int | None) -> str:
+    """Bytes as kB, MB or GB (powers of ten); ? when unknown."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def human_count(count: int) -> str:
+    """Parameters as 4.7M or 334M."""
+    return f"{count / 1e6:.1f}M" if count < 100e6 else f"{count / 1e6:.0f}M"

@@ -1,0 +1,40 @@
+"""zoo pull: fetch and verify the files of a model."""
+
+from typing import Annotated
+
+import typer
+from zoo_cli.output import human_size, next_command, print_json, print_table, write
+from zoo_cli.state import make_zoo
+
+
+def command(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Names of the registry.", metavar="NAME...")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use local sources only.")] = False,
+    source: Annotated[str | None, typer.Option(help="Only sources of this scheme: hf, https, pypi, file.")] = None,
+    trust_first: Annotated[
+        bool, typer.Option("--trust-first", help="Accept a file nobody has pinned, and record its digest in zoo.lock.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Pull models: every byte is checked against the registry's digest before it is visible."""
+    zoo = make_zoo(context, offline=offline)
+    if dry_run:
+        planned = [(name, file) for name in names for file in zoo.plan(name, source=source)]
+        if json:
+            print_json("files", [{"model": name, "file": file} for name, file in planned])
+            return
+        rows = [
+            (name, file.path, human_size(file.size), "present" if file.present else "to fetch", ", ".join(file.urls))
+            for name, file in planned
+        ]
+        print_table(("MODEL", "FILE", "SIZE", "STATE", "SOURCES"), rows)
+        return
+    folders = {name: zoo.pull(name, source=source, trust_first=trust_first) for name in names}
+    if json:
+        print_json("pulled", {name: str(folder) for name, folder in folders.items()})
+        return
+    next_command(f"zoo finetune {names[-1]} DATA -o DIR")
+    for folder in folders.values():
+        write(str(folder))

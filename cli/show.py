@@ -1,0 +1,89 @@
+"""zoo show: the card of a model or a bundle."""
+
+from typing import Annotated
+
+import typer
+from zoo_cli.output import human_count, human_size, next_command, print_json, write
+from zoo_cli.state import make_zoo
+
+from zoo import Bundle, Entry, is_path, to_plain
+
+
+def command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A name of the registry, or the path of a bundle.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show a model: inputs, preprocessing, sources, digests, license; a bundle's metrics and lineage too."""
+    zoo = make_zoo(context)
+    if is_path(model):
+        bundle = zoo.open(model)
+        if json:
+            print_json("bundle", to_plain(bundle.manifest))
+        else:
+            _print_bundle(model, bundle)
+        return
+    entry = zoo.entry(model)
+    if json:
+        print_json("model", {**to_plain(entry), "inputs": to_plain(entry.inputs), "pinned": entry.is_pinned})
+    else:
+        _print_entry(entry)
+
+
+def _print_entry(entry: Entry) -> None:
+    write(f"{entry.name}: {entry.description}")
+    facts = {
+        "family": entry.family,
+        "task": entry.task,
+        "features": f"{entry.dim} numbers",
+        "params": human_count(entry.params),
+        "license": entry.license,
+        "origin": entry.origin or "-",
+        "inputs": "; ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in entry.inputs),
+        "preprocess": ", ".join(f"{key} {value}" for key, value in to_plain(entry.preprocess).items()),
+    }
+    _print_facts(facts)
+    for file in entry.files:
+        digest = f"sha256 {file.sha256}" if file.sha256 else "unpinned: pull it with --trust-first"
+        write(f"  {file.path}  {human_size(file.size)}  {digest}")
+        for url in file.sources:
+            write(f"    {url}")
+    if entry.notes:
+        write(f"  notes: {entry.notes}")
+    next_command(f"zoo pull {entry.name}" + ("" if entry.is_pinned else " --trust-first"))
+
+
+def _print_bundle(model: str, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    write(f"{model}: {manifest.task} bundle, {manifest.precision}, made from {manifest.lineage.entry.name}")
+    facts = {
+        "inputs": "; ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.inputs),
+        "outputs": "; ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.outputs),
+        "preprocess": ", ".join(f"{key} {value}" for key, value in to_plain(manifest.preprocess).items()),
+        "license": manifest.license,
+        "parity": f"{len(manifest.parity.checks)} checks passed on {manifest.parity.samples}",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.lineage.versions.items()),
+    }
+    if manifest.labels:
+        facts["labels"] = ", ".join(manifest.labels)
+    if manifest.metrics:
+        low, high = manifest.metrics.accuracy_interval
+        facts["held out"] = (
+            f"accuracy {manifest.metrics.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}), "
+            f"macro-F1 {manifest.metrics.macro_f1:.3f}, n = {manifest.metrics.n}"
+        )
+    if manifest.lineage.data:
+        facts["data"] = f"sha256 {manifest.lineage.data}, seed {manifest.lineage.seed}"
+    _print_facts(facts)
+    for file in manifest.files:
+        write(f"  {file.path}  {human_size(file.size)}  sha256 {file.sha256}")
+    next_command(f"zoo run {model} INPUT")
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        write(f"  {name + ':':<12} {value}")
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(str(axis) for axis in shape) + "]"

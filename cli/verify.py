@@ -1,0 +1,29 @@
+"""zoo verify: hash again, offline."""
+
+from typing import Annotated
+
+import typer
+from zoo_cli.output import human_size, print_json, print_table
+from zoo_cli.state import make_zoo
+
+from zoo import IntegrityError
+
+
+def command(
+    context: typer.Context,
+    models: Annotated[list[str] | None, typer.Argument(help="Names or bundles; all pulled models by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check every file of pulled models and bundles against its digest."""
+    zoo = make_zoo(context)
+    names = models or [row.entry.name for row in zoo.list(pulled=True)]
+    checked = [(name, file, is_same) for name in names for file, is_same in zoo.verify(name)]
+    if json:
+        print_json("files", [{"model": name, "file": file.path, "ok": is_same} for name, file, is_same in checked])
+    else:
+        rows = [(name, file.path, human_size(file.size), "ok" if is_same else "BAD") for name, file, is_same in checked]
+        print_table(("MODEL", "FILE", "SIZE", "STATE"), rows)
+    bad = [f"{name}/{file.path}" for name, file, is_same in checked if not is_same]
+    if bad:
+        raise IntegrityError(f"{len(bad)} of {len(checked)} files are not what they should be: {', '.join(bad)}",
+                             hint="zoo pull fetches a registry model's files again; write a bundle again")  # fmt: skip

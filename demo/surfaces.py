@@ -1,0 +1,50 @@
+"""Cut the `surfaces` data set: grey, contrast-jittered crops of the 14 photographs that scikit-image's wheel ships.
+
+    python demo/surfaces.py demo/out/surfaces
+
+One class a photograph. Training crops come from a picture's left half and held-out crops from its right half, so no
+pixel is in both. Grey and jittered contrast take away what colour and brightness alone would give away.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import skimage
+from PIL import Image
+
+PICTURES = (
+    "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
+    "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+SIDE = 96
+COUNTS = {"train": 60, "heldout": 30}
+
+
+def main(out: Path) -> None:
+    """Write out/train/<class>/*.png and out/heldout/<class>/*.png, the same bytes every time."""
+    photographs = Path(skimage.__file__).parent / "data"
+    random = np.random.default_rng(0)
+    for name in PICTURES:
+        grey = np.asarray(Image.open(photographs / name).convert("L"), np.float32)
+        middle = grey.shape[1] // 2
+        for part, half in (("train", grey[:, :middle]), ("heldout", grey[:, middle:])):
+            folder = out / part / Path(name).stem
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(COUNTS[part]):
+                crop(half, random).save(folder / f"{index:02d}.png")
+    print(f"{out}: {len(PICTURES)} classes, {COUNTS['train']} + {COUNTS['heldout']} crops each")
+
+
+def crop(picture: np.ndarray, random: np.random.Generator) -> Image.Image:
+    """A SIDE x SIDE crop of a grey picture [height, width], its contrast and brightness drawn anew."""
+    side = min(SIDE, *picture.shape)
+    top, left = (int(random.integers(0, length - side + 1)) for length in picture.shape)
+    piece = picture[top : top + side, left : left + side]
+    normal = (piece - piece.mean()) / max(float(piece.std()), 1.0)
+    jittered = normal * random.uniform(25, 60) + random.uniform(100, 155)
+    return Image.fromarray(np.clip(jittered, 0, 255).astype(np.uint8)).convert("RGB").resize((SIDE, SIDE))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

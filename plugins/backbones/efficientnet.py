@@ -1,0 +1,124 @@
+"""EfficientNet-Lite: MBConv blocks without squeeze-and-excitation, ReLU6, fixed stem and head.
+
+Architecture: Tan and Le, "EfficientNet", https://arxiv.org/abs/1905.11946, in the Lite form of
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Tensor names are those of the
+checkpoints of the package efficientnet-lite-pytorch. Features are the pooled output of the head convolution.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoo.backbone import Backbone
+from zoo.errors import RegistryError
+from zoo.hookspecs import hookimpl
+from zoo.torchkit import TorchBackbone, load_state
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BlockSpec(NamedTuple):
+    """A run of MBConv blocks: only the first one strides and changes the width."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    out: int
+
+
+LITE0 = (
+    BlockSpec(1, 3, 1, 1, 16),
+    BlockSpec(2, 3, 2, 6, 24),
+    BlockSpec(2, 5, 2, 6, 40),
+    BlockSpec(3, 3, 2, 6, 80),
+    BlockSpec(3, 5, 1, 6, 112),
+    BlockSpec(4, 5, 2, 6, 192),
+    BlockSpec(1, 3, 1, 6, 320),
+)
+VARIANTS = {"lite0": LITE0}
+STEM, HEAD = 32, 1280
+#: TensorFlow's batch-norm epsilon, which these weights were trained with.
+EPSILON = 1e-3
+
+
+class EfficientNet(TorchBackbone):
+    """The family `efficientnet`; `config.variant` names the block table."""
+
+    family = "efficientnet"
+
+    def build(self) -> "torch.nn.Module":
+        """The variant's network with the checkpoint loaded, without the classifier."""
+        variant = self.entry.config.get("variant")
+        if variant not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise RegistryError(f"{self.entry.name}: config.variant is {variant!r}", hint=f"known variants: {known}")
+        path = self.weights / self.entry.files[0].path
+        return load_state(path, _network(VARIANTS[variant]), lambda name: None if name.startswith("_fc.") else name)
+
+
+def _network(blocks: Iterable[BlockSpec]) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+
+    def convolution(wide_in: int, wide_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
+        return SameConv2d(wide_in, wide_out, kernel, stride=stride, groups=groups, bias=False)
+
+    class SameConv2d(nn.Conv2d):
+        """TensorFlow's SAME padding: on even sizes a stride of 2 pads one pixel more at the end than at the start."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kernel, stride = self.kernel_size[0], self.stride[0]
+            # Inputs are square and of even size wherever the stride is 2 (224, 112, 56, 28, 14).
+            total = kernel - stride if stride > 1 else kernel - 1
+            x = nn.functional.pad(x, (total // 2, total - total // 2) * 2)
+            return super().forward(x)
+
+    class Block(nn.Module):
+        def __init__(self, width: int, spec: BlockSpec) -> None:
+            super().__init__()
+            inner = width * spec.expand
+            self.expands = spec.expand != 1
+            self.is_residual = spec.stride == 1 and width == spec.out
+            if self.expands:
+                self._expand_conv = convolution(width, inner, 1)
+                self._bn0 = nn.BatchNorm2d(inner, eps=EPSILON)
+            self._depthwise_conv = convolution(inner, inner, spec.kernel, spec.stride, groups=inner)
+            self._bn1 = nn.BatchNorm2d(inner, eps=EPSILON)
+            self._project_conv = convolution(inner, spec.out, 1)
+            self._bn2 = nn.BatchNorm2d(spec.out, eps=EPSILON)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+            y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+            y = self._bn2(self._project_conv(y))
+            return x + y if self.is_residual else y
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._conv_stem = convolution(3, STEM, 3, 2)
+            self._bn0 = nn.BatchNorm2d(STEM, eps=EPSILON)
+            self._blocks = nn.ModuleList()
+            width = STEM
+            for spec in blocks:
+                for repeat in range(spec.repeats):
+                    self._blocks.append(Block(width, spec if repeat == 0 else spec._replace(stride=1)))
+                    width = spec.out
+            self._conv_head = convolution(width, HEAD, 1)
+            self._bn1 = nn.BatchNorm2d(HEAD, eps=EPSILON)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.relu6(self._bn0(self._conv_stem(pixels)))
+            for block in self._blocks:
+                x = block(x)
+            x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+            return x.mean(dim=(2, 3))
+
+    return Network()
+
+
+@hookimpl
+def zoo_register_backbones() -> Iterable[type[Backbone]]:
+    """The one family of this module."""
+    return [EfficientNet]

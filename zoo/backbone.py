@@ -1,0 +1,40 @@
+"""What a backbone family is: weights in, a features graph out, and its own arithmetic to check that graph by."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from zoo.schema import Entry, ExportOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.generic[Any]]
+    TensorMap: TypeAlias = Mapping[str, Array]
+
+
+class Backbone(ABC):
+    """One family of pretrained backbones. Paths and numpy cross this line, torch never does.
+
+    `entry` is the registry row, `weights` the folder with the row's files under their `path` names, all verified.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, entry: Entry, weights: Path) -> None:
+        self.entry = entry
+        self.weights = weights
+
+    @abstractmethod
+    def export(self, path: Path, options: ExportOptions) -> None:
+        """Write the features graph as one ONNX file at `path`.
+
+        Inputs are named, typed and shaped as `entry.inputs`; the one output is `features` float32 [batch, dim].
+        The batch axis (and a text's sequence axis) must be dynamic.
+        """
+
+    @abstractmethod
+    def reference(self, feeds: "TensorMap") -> "TensorMap":
+        """The family's own arithmetic from the original files: `features` for the same inputs, for the parity gate."""

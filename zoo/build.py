@@ -1,0 +1,207 @@
+"""Registry row -> features bundle: the family's graph with preprocessing in front, gated, under ZOO_HOME/graphs.
+
+The work is done once and in a child process (`python -m zoo.build`), because it may import torch and nothing else that
+runs a model should.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zoo import graph, parity, samples
+from zoo.backbone import Backbone
+from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
+from zoo.encode import TextEncoder
+from zoo.errors import PluginError, UsageError, ZooError
+from zoo.progress import Progress
+from zoo.schema import (
+    Entry,
+    ExportOptions,
+    FileDigest,
+    ImagePreprocess,
+    Lineage,
+    Manifest,
+    Preprocess,
+    Task,
+    TensorSpec,
+    TextPreprocess,
+)
+from zoo.store import staged_dir
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Raised whenever this module would make another graph of the same row: it is part of the kept graph's key.
+VERSION = 1
+VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")
+
+
+def graph_key(entry: Entry) -> str:
+    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config."""
+    shaping = (
+        entry.family,
+        entry.config,
+        entry.preprocess,
+        [(file.path, file.sha256) for file in entry.files],
+        VERSION,
+    )
+    return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()
+
+
+def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> Bundle:
+    """Export, join, gate and write the features bundle of `entry` at `target`; torch is imported in this process.
+
+    Raises GateError when the graph is not the model, PluginError when the family's graph breaks its contract.
+    """
+    backbone = family(entry, weights)
+    preprocess = entry.preprocess
+    with staged_dir(target) as folder:
+        backbone.export(folder / MODEL, ExportOptions())
+        body = graph.clean(graph.load(folder / MODEL), entry.family)
+        _check_contract(body, entry, family)
+        whole = with_prefix(body, preprocess)
+        lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions())
+        graph.describe(whole, metadata(lineage, preprocess, ()))
+        model = graph.save(whole, folder / MODEL)
+        if isinstance(preprocess, TextPreprocess):
+            shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
+        items, origin = samples.bundled(preprocess)
+        report = parity.check(model, backbone.reference, items, origin, preprocess=encoder(preprocess, folder))
+        inputs, outputs = graph.tensor_specs(whole)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=entry.name,
+            task=Task.EMBEDDING,
+            precision="fp32",
+            preprocess=preprocess,
+            dim=entry.dim,
+            inputs=inputs,
+            outputs=outputs,
+            cut=graph.PIXELS if isinstance(preprocess, ImagePreprocess) else None,
+            license=entry.license,
+            files=describe_files(folder),
+            lineage=lineage,
+            parity=report,
+        )
+        write_manifest(folder, manifest)
+    return Bundle(target, manifest)
+
+
+def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress) -> Bundle:
+    """`build` in a child process, whose family is found by its plugin there. Raises what the child raised."""
+    request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target)})
+    with progress.task(f"exporting {entry.name} to ONNX and checking it (once)", None):
+        child = subprocess.run([sys.executable, "-m", "zoo.build"], input=request, stdout=subprocess.PIPE, check=False)
+    try:
+        answer = json.loads(child.stdout)
+    except ValueError:
+        answer = {
+            "code": "error",
+            "message": f"exporting {entry.name} crashed (exit code {child.returncode})",
+            "hint": None,
+        }
+    if answer:
+        raise ZooError.restore(answer["code"], answer["message"], answer["hint"])
+    return Bundle.open(target)
+
+
+def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelProto":
+    """The features graph that takes raw input: pictures get the preprocessing prefix, token ids are raw already."""
+    import onnx
+
+    if not isinstance(preprocess, ImagePreprocess):
+        return body
+    crop = preprocess.crop
+    whole = graph.join(graph.image_prefix(preprocess), body)
+    graph.declare(whole, graph.PIXELS, onnx.TensorProto.FLOAT, ["batch", 3, crop, crop])
+    return whole
+
+
+def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncoder:
+    """What turns samples into arrays for the gate."""
+    if isinstance(preprocess, ImagePreprocess):
+        return preprocess
+    if isinstance(preprocess, TextPreprocess):
+        return TextEncoder(preprocess, folder)
+    raise UsageError("word vectors cannot be exported by this version of zoo")
+
+
+def metadata(lineage: Lineage, preprocess: Preprocess, labels: Sequence[str]) -> dict[str, str]:
+    """What a bare runtime can read from the file itself: labels, preprocessing, license, origin."""
+    facts = {
+        "zoo.entry": lineage.entry.name,
+        "zoo.license": lineage.entry.license,
+        "zoo.preprocess": msgspec.json.encode(preprocess).decode(),
+        "zoo.weights_sha256": json.dumps({file.path: file.sha256 for file in lineage.weights}, sort_keys=True),
+        "zoo.versions": json.dumps(dict(lineage.versions), sort_keys=True),
+    }
+    return {**facts, "zoo.labels": json.dumps(list(labels), ensure_ascii=False)} if labels else facts
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of all that shapes an exported file."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_contract(body: "onnx.ModelProto", entry: Entry, family: type[Backbone]) -> None:
+    inputs, outputs = graph.tensor_specs(body)
+    wanted = (TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim)),)
+    for what, declared, found in (("inputs", entry.inputs, inputs), ("outputs", wanted, outputs)):
+        if [(spec.name, spec.dtype, _kinds(spec)) for spec in declared] != [
+            (spec.name, spec.dtype, _kinds(spec)) for spec in found
+        ]:
+            shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found)
+            raise PluginError(
+                f"the family {entry.family} exported the {what} {shown}, the row {entry.name} declares others",
+                plugin=f"{family.__module__}.{family.__qualname__}",
+            )
+
+
+def _kinds(spec: TensorSpec) -> tuple[int | None, ...]:
+    """Fixed sizes as they are, None for an axis of any length, whatever it is called."""
+    return tuple(axis if isinstance(axis, int) else None for axis in spec.shape)
+
+
+def _digests(entry: Entry) -> tuple[FileDigest, ...]:
+    files = [file for file in entry.files if file.sha256 is not None]
+    return tuple(FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256 or "") for file in files)
+
+
+def _serve_parent() -> None:
+    """Build what the request on stdin asks for; the answer on stdout is {} or the error as JSON."""
+    from contextlib import redirect_stdout
+
+    from zoo.manager import Plugins
+
+    class Request(msgspec.Struct):
+        entry: Entry
+        weights: str
+        target: str
+
+    answer: dict[str, str | None] = {}
+    with redirect_stdout(sys.stderr):
+        try:
+            request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+            family = Plugins().backbone(request.entry.family)
+            build(request.entry, Path(request.weights), family, Path(request.target))
+        except ZooError as error:
+            answer = {"code": error.code, "message": error.message, "hint": error.hint}
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _serve_parent()

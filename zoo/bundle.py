@@ -1,0 +1,109 @@
+"""Bundles: a folder with `model.onnx` and `zoo.json`, enough to run a model without plugin, torch or registry."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from zoo.errors import IntegrityError, NotFoundError, UsageError
+from zoo.schema import FileDigest, Manifest
+from zoo.store import sha256_file, write_atomic
+
+MODEL, MANIFEST, HEAD = "model.onnx", "zoo.json", "head.safetensors"
+#: The split of the data the head was trained on: one JSON object an item, held-out ones with their scores.
+SPLIT = "split.jsonl"
+SCHEMA_VERSION = 1
+
+
+class Bundle:
+    """An opened bundle: `path` is the folder, `manifest` its checked `zoo.json`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Read `path`/zoo.json. Raises NotFoundError when it is not a bundle, IntegrityError when it is damaged."""
+        if not path.is_dir():
+            raise NotFoundError(f"{path} is not a folder", hint="zoo finetune MODEL DATA -o DIR writes a bundle")
+        try:
+            data = (path / MANIFEST).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{path} is not a bundle: it has no {MANIFEST}", hint="zoo finetune MODEL DATA -o DIR writes one"
+            ) from error
+        try:
+            version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise IntegrityError(
+                    f"{path} was written by a newer zoo (schema {version})", hint="upgrade backbone-zoo"
+                )
+            manifest = msgspec.json.decode(data, type=Manifest)
+        except msgspec.MsgspecError as error:
+            raise IntegrityError(f"{path / MANIFEST} is damaged: {error}", hint="write the bundle again") from error
+        return cls(path, manifest)
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.path / MODEL
+
+    def read_model(self) -> bytes:
+        """The ONNX file's bytes, checked against the manifest. Raises IntegrityError when they differ."""
+        import hashlib
+
+        try:
+            data = self.model.read_bytes()
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{self.path} has no {MODEL}", hint="write the bundle again") from error
+        actual = hashlib.sha256(data).hexdigest()
+        expected = self.digest(MODEL)
+        if actual != expected:
+            raise IntegrityError(
+                f"{self.model} is not the file that {MANIFEST} describes",
+                expected=expected,
+                actual=actual,
+                hint="restore it, or write the bundle again",
+            )
+        return data
+
+    def digest(self, name: str) -> str:
+        """The sha256 that the manifest records for one of the bundle's files."""
+        return next(file.sha256 for file in self.manifest.files if file.path == name)
+
+    def verify(self) -> list[tuple[FileDigest, bool]]:
+        """Each file the manifest lists, and whether the bytes on disk are those."""
+        return [(file, _is_same(self.path / file.path, file)) for file in self.manifest.files]
+
+
+def describe_files(folder: Path) -> tuple[FileDigest, ...]:
+    """Name, size and sha256 of every file in `folder` but the manifest, sorted by name."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return tuple(FileDigest(path=p.name, size=p.stat().st_size, sha256=sha256_file(p)) for p in paths)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write `zoo.json`, the file that makes the folder a bundle: the last one to be written."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    write_atomic(folder / MANIFEST, data + b"\n")
+    return Bundle(folder, manifest)
+
+
+def check_target(path: Path, *, inside: Sequence[Path] = ()) -> None:
+    """Refuse to write a bundle where something else lies: only an empty folder or another bundle is replaced.
+
+    Raises UsageError; `inside` are folders (the data, the source bundle) that must not lie in `path`.
+    """
+    resolved = path.resolve()
+    for other in inside:
+        if other.resolve().is_relative_to(resolved):
+            raise UsageError(f"{path} would replace {other}, which is being read", hint="choose another folder for -o")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file", hint="choose a folder for -o")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} holds other files and is not a bundle", hint="choose an empty or a new folder for -o")
+
+
+def _is_same(path: Path, file: FileDigest) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256

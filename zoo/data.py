@@ -1,0 +1,217 @@
+"""Data sets: a folder of pictures (`DATA/<class>/*.jpg`), or CSV / JSON lines with a text and a label column."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from zoo.encode import IMAGE_SUFFIXES
+from zoo.errors import DataError, UsageError
+from zoo.schema import ImagePreprocess, Preprocess
+
+TABLES = (".csv", ".jsonl")
+#: Files that operating systems leave in folders by themselves.
+LITTER = frozenset({"thumbs.db", "desktop.ini"})
+DEFAULT_TEXT, DEFAULT_LABEL = "text", "label"
+
+
+class Example(Struct, frozen=True):
+    """One labelled item: `name` for messages, `item` a path or a text, `digest` the sha256 of its bytes."""
+
+    name: str
+    item: Path | str
+    label: str
+    digest: str
+
+
+class Dataset(Struct, frozen=True):
+    """Labelled examples; `labels` are the classes in sorted order."""
+
+    source: str
+    examples: tuple[Example, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, sorted."""
+        return tuple(sorted({example.label for example in self.examples}))
+
+    @property
+    def items(self) -> list[Path | str]:
+        """What a Session takes."""
+        return [example.item for example in self.examples]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what the examples are and how they are labelled, whatever their order."""
+        rows = sorted((example.digest, example.label) for example in self.examples)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def targets(self, labels: Sequence[str]) -> list[int]:
+        """Each example's class as a position in `labels`. Raises DataError for a class that is not among them."""
+        index = {label: position for position, label in enumerate(labels)}
+        for example in self.examples:
+            if example.label not in index:
+                raise DataError(
+                    f"{example.name} has the label '{example.label}', which the model does not know",
+                    path=example.name,
+                    hint=f"known labels: {', '.join(labels)}",
+                )
+        return [index[example.label] for example in self.examples]
+
+
+def load(path: Path, preprocess: Preprocess, *, text: str | None = None, label: str | None = None) -> Dataset:
+    """The data set at `path` for a model that reads what `preprocess` says; `text` and `label` name columns.
+
+    Raises DataError for anything that cannot be used: no such path, the wrong kind, a missing column, an empty cell,
+    an empty class.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder", path=path, hint="check the path of the data")
+    if isinstance(preprocess, ImagePreprocess):
+        if not path.is_dir():
+            raise DataError(
+                f"{path} is a file; this model reads pictures", path=path, hint="give a folder: DATA/<class>/*.jpg"
+            )
+        if text is not None or label is not None:
+            raise UsageError(
+                "--text and --label name columns of a table, and pictures have none", hint="leave them out"
+            )
+        return Dataset(str(path), tuple(_read_folder(path)))
+    if path.suffix.lower() not in TABLES:
+        raise DataError(f"{path} is not a table; this model reads text", path=path, hint=f"give {' or '.join(TABLES)}")
+    examples = tuple(_read_table(path, text, label))
+    if not examples:
+        raise DataError(f"{path} has no rows", path=path)
+    return Dataset(str(path), examples)
+
+
+def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(training, held out): `fraction` of every class held out, at least one item and never all of them.
+
+    Which items are held out depends on their bytes and `seed` only, not on their order; identical items stay
+    together. Raises DataError for one class only, or a class too small to split.
+    """
+    require_classes(data)
+    held: set[tuple[str, str]] = set()
+    for label in data.labels:
+        digests = {example.digest for example in data.examples if example.label == label}
+        if len(digests) < 2:
+            raise DataError(
+                f"the class '{label}' has {len(digests)} item, and at least 2 are needed to hold one out",
+                path=data.source,
+                hint="add items, or give a validation set of your own: --val DATA",
+            )
+        ranked = sorted(digests, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).digest())
+        count = min(max(round(fraction * len(ranked)), 1), len(ranked) - 1)
+        held.update((label, digest) for digest in ranked[:count])
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example in data.examples:
+        parts[(example.label, example.digest) in held].append(example)
+    return Dataset(data.source, tuple(parts[0])), Dataset(data.source, tuple(parts[1]))
+
+
+def require_classes(data: Dataset) -> None:
+    """Raise DataError unless there are at least two classes to tell apart."""
+    if len(data.labels) < 2:
+        raise DataError(
+            f"{data.source} has only the class '{data.labels[0]}'; a classifier needs two or more",
+            path=data.source,
+            hint="add a class, or use zoo run with the backbone itself for features",
+        )
+
+
+def class_counts(data: Dataset) -> dict[str, int]:
+    """Items of each class, in the order of `labels`."""
+    counts = Counter(example.label for example in data.examples)
+    return {label: counts[label] for label in data.labels}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures of one folder, sorted. Raises DataError for a file of another kind or a link out of the folder."""
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.lower() in LITTER:
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{path} is a link out of the folder", path=path, hint="copy the file instead")
+        if path.is_dir() or path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(
+                f"{path} is not a picture",
+                path=path,
+                hint=f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        files.append(path)
+    return files
+
+
+def _read_folder(root: Path) -> Iterator[Example]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root} has no class folders", path=root, hint="lay the pictures out as DATA/<class>/*.jpg")
+    for folder in folders:
+        files = image_files(folder)
+        if not files:
+            raise DataError(
+                f"the class '{folder.name}' is empty: {folder}", path=folder, hint="fill or remove the folder"
+            )
+        for path in files:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield Example(str(path.relative_to(root)), path, folder.name, digest)
+
+
+def _read_table(path: Path, text: str | None, label: str | None) -> Iterator[Example]:
+    for line, row in _rows(path):
+        words = _cell(row, text or DEFAULT_TEXT, "--text", path, line)
+        yield Example(
+            f"{path.name}:{line}",
+            words,
+            _cell(row, label or DEFAULT_LABEL, "--label", path, line).strip(),
+            hashlib.sha256(words.encode()).hexdigest(),
+        )
+
+
+def column(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """(line number, text) of one column of a CSV or JSON lines file. Raises DataError as `load` does."""
+    for line, row in _rows(path):
+        yield line, _cell(row, name, "--text", path, line)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a CSV or JSON lines file."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="save it as UTF-8"
+        ) from error
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(content, newline=""))
+        for row in reader:
+            yield reader.line_num, row
+        return
+    for line, record in enumerate(content.splitlines(), 1):
+        if not record.strip():
+            continue
+        try:
+            row = json.loads(record)
+        except ValueError as error:
+            raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
+        yield line, row
+
+
+def _cell(row: dict[str, Any], column: str, option: str, path: Path, line: int) -> str:
+    if column not in row:
+        columns = ", ".join(str(name) for name in row if name)
+        raise DataError(f"{path} has no column '{column}'", path=path, hint=f"{option} COL, one of: {columns}")
+    value = row[column]
+    if value is None or not str(value).strip():
+        raise DataError(f"{path}:{line} has an empty '{column}'", path=path, hint="fill or remove the row")
+    return str(value)

@@ -1,0 +1,167 @@
+"""Small YAML files from strangers, as plain data.
+
+A file is parsed event by event, without YAML's constructors, so that nothing in it can name code, grow when it is
+expanded, or hide a key behind another of the same name.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+
+from zoo.errors import AccessError, NotFoundError, RegistryError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+MAX_NODES = 50_000
+
+#: A value's place in a document: the keys and positions that lead to it.
+Place: TypeAlias = tuple[str | int, ...]
+
+HINT = "the comment at the top of zoo's own registry.yaml shows the form"
+
+WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+#: At most 18 digits: what a 64-bit integer holds. A longer one stays text, and the schema says what it wanted.
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+class Document:
+    """The one YAML document of the file at `path`: `value`, and `lines` with the line of everything in it.
+
+    Scalars are read as YAML 1.2 does (null, true, false, decimal numbers; anything else is text), keys always as text.
+    Raises RegistryError with line and column for broken YAML, for tags, anchors, aliases, duplicate keys, numbers that
+    are not finite and for more depth or size than such a file needs; NotFoundError or AccessError for the file itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[Place, int] = {(): 1}
+        self._nodes = 0
+        # yaml's event classes carry anchor, tag and marks that its type stubs do not know of.
+        self._events: Iterator[Any] = yaml.parse(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        try:
+            self.value = self._only_document()
+        except yaml.MarkedYAMLError as error:
+            self._fail(f"not valid YAML: {error.problem or error.context}", error.problem_mark or error.context_mark)
+        except yaml.reader.ReaderError as error:
+            self._fail(f"not valid YAML: {error.reason} (character {error.position})")
+
+    def at(self, place: Place) -> str:
+        """`file:line` of the value at `place`, or of the nearest thing around it."""
+        while place not in self.lines:
+            place = place[:-1]
+        return f"{self.path}:{self.lines[place]}"
+
+    def _only_document(self) -> Any:
+        next(self._events)
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            self._fail("the file is empty")
+        value = self._value(next(self._events), ())
+        next(self._events)
+        after = next(self._events)
+        if not isinstance(after, yaml.StreamEndEvent):
+            self._fail("a second document begins here, and only one is allowed", after.start_mark)
+        return value
+
+    def _value(self, event: Any, place: Place) -> Any:
+        self._refuse(event, place)
+        self.lines.setdefault(place, event.start_mark.line + 1)
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(place)
+        values: list[Any] = []
+        while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
+            values.append(self._value(item, (*place, len(values))))
+        return values
+
+    def _mapping(self, place: Place) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while not isinstance(key := next(self._events), yaml.MappingEndEvent):
+            self._refuse(key, place)
+            mark = key.start_mark
+            if not isinstance(key, yaml.ScalarEvent):
+                self._fail("a key must be a word", mark)
+            inside, line = (*place, key.value), mark.line + 1
+            if key.value in values:
+                lines = f"in lines {self.lines[inside]} and {line}"
+                self._fail(f"the key {quote(spell(inside))} is given twice, {lines}", mark)
+            self.lines[inside] = line
+            values[key.value] = self._value(next(self._events), inside)
+        return values
+
+    def _refuse(self, event: Any, place: Place) -> None:
+        """Fail for what is legal YAML and has no place in data."""
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            self._fail(f"more than {MAX_NODES} values", event.start_mark)
+        if len(place) > MAX_DEPTH:
+            self._fail(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        if event.anchor is not None:
+            self._fail(f"anchors and aliases are not allowed ({short(event.anchor)})", event.start_mark)
+        if event.tag is not None:
+            self._fail(f"tags are not allowed ({short(event.tag)})", event.start_mark)
+
+    def _scalar(self, event: Any) -> str | int | float | bool | None:
+        text: str = event.value
+        is_plain = event.implicit[0]
+        if not is_plain:
+            return text
+        if text in WORDS:
+            return WORDS[text]
+        if INTEGER.fullmatch(text):
+            return int(text)
+        if NUMBER.fullmatch(text):
+            number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            if not math.isfinite(number):
+                self._fail(f"{short(text)} is not a finite number", event.start_mark)
+            return number
+        return text
+
+    def _fail(self, problem: str, mark: Any = None) -> NoReturn:
+        place = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
+        raise RegistryError(f"{self.path}{place}: {problem}", source=self.path, hint=HINT)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file of at most MAX_BYTES, without a byte order mark."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RegistryError(f"{path}: not a file", source=path, hint="give a registry file such as registry.yaml")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        hint = "unset ZOO_REGISTRY, or let it name a file"
+        raise NotFoundError(f"{path}: no such registry file", hint=hint) from error
+    except PermissionError as error:
+        raise AccessError(f"{path}: the registry may not be read", hint=f"chmod u+r {path}") from error
+    except OSError as error:
+        raise RegistryError(f"{path}: cannot be read: {error.strerror}", source=path, hint=HINT) from error
+    if len(data) > MAX_BYTES:
+        raise RegistryError(f"{path}: larger than {MAX_BYTES} bytes", source=path, hint="split it: a shelf is small")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        hint = f"iconv -f LATIN1 -t UTF-8 {path}"
+        raise RegistryError(f"{path}: not UTF-8 at byte {error.start}", source=path, hint=hint) from error
+
+
+def spell(place: Place) -> str:
+    """`files[0].sha256` for ("files", 0, "sha256")."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{short(step)}" for step in place)
+    return text.removeprefix(".")
+
+
+def quote(value: object) -> str:
+    """A stranger's word in quotes, fit to be printed inside one line."""
+    return f"'{short(str(value))}'"
+
+
+def short(text: str) -> str:
+    """A stranger's words, fit to be printed inside one line."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 64 else text[:61] + "..."

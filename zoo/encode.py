@@ -1,0 +1,147 @@
+"""Raw items to arrays: pictures decoded, texts tokenised. The same functions serve finetune, run, evaluate and serve.
+
+Decode policy for pictures: JPEG, PNG, WebP and BMP only; EXIF orientation applied; converted to 8-bit RGB; the first
+frame of an animation; a JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from zoo.errors import DataError, MissingExtraError
+from zoo.schema import ImagePreprocess, TextPreprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image as PilImage
+
+    Pixels: TypeAlias = NDArray[np.uint8]
+
+#: Raised whenever what this module makes of the same bytes changes: it is part of the feature cache's key.
+VERSION = 1
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+#: Pictures above this are refused before they are decoded: a few bytes can announce gigabytes.
+MAX_PIXELS = 100_000_000
+#: A strip longer than this many times its width would resize to more pixels than it has.
+MAX_ASPECT = 50
+
+_open_lock = Lock()
+
+
+def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int) -> "Pixels":
+    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image or an array.
+
+    Raises DataError naming the file for anything that is not a whole picture of an accepted format and size.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(item, np.ndarray):
+        return _checked_array(item)
+    name = str(item) if isinstance(item, str | Path) else type(item).__name__
+    if isinstance(item, Image.Image):
+        return np.asarray(_upright_rgb(item))
+    try:
+        # Pillow warns about large pictures through process-wide filters, which are not thread-safe.
+        with _open_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(BytesIO(item) if isinstance(item, bytes) else item, formats=FORMATS)
+        with picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise DataError(f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=name)
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise DataError(f"{name}: {width}x{height} is too long and thin to classify", path=name)
+            picture.draft("RGB", (2 * short_side, 2 * short_side))
+            return np.asarray(_upright_rgb(picture))
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file", path=name) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a picture of an accepted format" if "cannot identify" in str(error) else str(error)
+        raise DataError(
+            f"{name}: cannot be decoded: {reason}",
+            path=name,
+            hint=f"accepted: {', '.join(FORMATS)}; remove or repair it",
+        ) from error
+
+
+def _checked_array(item: "NDArray[Any]") -> "Pixels":
+    if item.dtype != "uint8" or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
+        raise DataError(
+            f"an image array must be uint8 [height, width, 3], not {item.dtype} {list(item.shape)}",
+            hint="convert it to 8-bit RGB",
+        )
+    return item
+
+
+def _upright_rgb(picture: "PilImage") -> "PilImage":
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
+        import numpy as np
+
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
+
+
+class TextEncoder:
+    """Texts to token ids by a `tokenizer.json`, cut at the row's limit, padded to the longest of the batch."""
+
+    def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
+        self.preprocess = preprocess
+        self.path = folder / preprocess.tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MissingExtraError("tokenizers", "cpu", "reading text") from error
+        tokenizer = Tokenizer.from_file(str(self.path))
+        # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
+        tokenizer.enable_truncation(self.preprocess.max_length)
+        tokenizer.no_padding()
+        return tokenizer
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, at most `max_length` of them."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    @staticmethod
+    def batch(rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
+        """`input_ids` and `attention_mask`, int64 [len(rows), longest]; padded with 0 where the mask is 0."""
+        import numpy as np
+
+        longest = max(len(row) for row in rows)
+        ids = np.zeros((len(rows), longest), np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def check_text(item: object) -> str:
+    """The text itself. Raises DataError for anything but a str with at least one visible character."""
+    if not isinstance(item, str):
+        raise DataError(f"a text model reads str, not {type(item).__name__}")
+    if not item.strip():
+        raise DataError("an empty text has no answer", hint="remove the row, or fill it")
+    return item
+
+
+def encoder_version(preprocess: ImagePreprocess | TextPreprocess) -> str:
+    """What, beside the item's bytes, decides the arrays made of it: a part of the feature cache's key."""
+    import importlib.metadata
+
+    library = "Pillow" if isinstance(preprocess, ImagePreprocess) else "tokenizers"
+    major = importlib.metadata.version(library).split(".")[0]
+    return f"encode {VERSION}, {library} {major}"

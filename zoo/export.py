@@ -1,0 +1,46 @@
+"""Export: a bundle checked again against the original weights, then written where it was asked for."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from zoo import parity, samples
+from zoo.backbone import Backbone
+from zoo.build import encoder
+from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
+from zoo.errors import IntegrityError
+from zoo.finetune import load_head
+from zoo.progress import Progress
+from zoo.store import staged_dir
+from zoo.torchkit import require_torch
+
+
+def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) -> Bundle:
+    """Copy `source` to `out` when its ONNX file still equals `backbone`'s own arithmetic and the head's.
+
+    Raises IntegrityError for a file that is not the manifest's, GateError when the numbers differ; `out` is then
+    untouched.
+    """
+    require_torch("the parity gate")
+    broken = [file.path for file, is_same in source.verify() if not is_same]
+    if broken:
+        raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
+    preprocess = source.manifest.preprocess
+    head = source.path / HEAD
+    items, origin = samples.bundled(preprocess)
+    with progress.task("checking the ONNX file", None), staged_dir(out) as folder:
+        for path in source.path.iterdir():
+            if path.name != MANIFEST:
+                shutil.copyfile(path, folder / path.name)
+        report = parity.check(
+            source.read_model(),
+            backbone.reference,
+            items,
+            origin,
+            preprocess=encoder(preprocess, folder),
+            layers=load_head(head) if head.is_file() else None,
+        )
+        manifest = msgspec.structs.replace(source.manifest, files=describe_files(folder), parity=report)
+        write_manifest(folder, manifest)
+    return Bundle(out, manifest)

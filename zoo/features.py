@@ -1,0 +1,146 @@
+"""The feature cache: a frozen backbone never runs twice on the same bytes.
+
+One SQLite file for each way of computing features, keyed by everything that decides the numbers (`cache_key`); in it
+one row an item, keyed by the sha256 of the item's bytes. Labels never enter, so new labels cost nothing.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.data import Example
+from zoo.encode import encoder_version
+from zoo.errors import AccessError
+from zoo.progress import SILENT, Progress
+from zoo.runtime import Session, onnxruntime
+from zoo.schema import TextPreprocess, WordsPreprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Items written in one transaction: what an interrupted run loses at most.
+CHUNK = 256
+#: SQLite's default limit of host parameters in one statement is 999 in old builds.
+LOOKUP = 900
+
+
+def cache_key(session: Session) -> str:
+    """sha256 over all that decides a feature's numbers beside the item itself.
+
+    The features graph (preprocessing prefix included), the tokenizer's bytes, the encoder's version and that of its
+    library, ONNX Runtime's version, the provider, and where the graph is cut.
+    """
+    bundle = session.bundle
+    preprocess = bundle.manifest.preprocess
+    assert not isinstance(preprocess, WordsPreprocess)
+    parts = {
+        "graph": bundle.digest("model.onnx"),
+        "tokenizer": bundle.digest(preprocess.tokenizer) if isinstance(preprocess, TextPreprocess) else None,
+        "encoder": encoder_version(preprocess),
+        "onnxruntime": onnxruntime().__version__,
+        "provider": session.device.partition(":")[0],
+        "cut": "features",
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class FeatureCache:
+    """Features of examples by a session's backbone, float32 [items, dim], computed once for each distinct item."""
+
+    def __init__(self, folder: Path, session: Session) -> None:
+        self.session = session
+        self.path = folder / f"{cache_key(session)}.sqlite"
+        #: Items that the last call had to compute.
+        self.computed = 0
+
+    def features(self, examples: Sequence[Example], progress: Progress = SILENT) -> "NDArray[np.float32]":
+        """Features in the order of `examples`; only items that no earlier run computed go through the backbone."""
+        import numpy as np
+
+        with self._database() as database:
+            known = set(_present(database, [example.digest for example in examples]))
+            missing = list({e.digest: e for e in examples if e.digest not in known}.values())
+            self.computed = len(missing)
+            self._compute(database, missing, progress)
+            found = dict(_read(database, [example.digest for example in examples]))
+        return np.stack([np.frombuffer(found[example.digest], np.float32) for example in examples])
+
+    def _compute(self, database: sqlite3.Connection, examples: Sequence[Example], progress: Progress) -> None:
+        if not examples:
+            progress.note(f"features: all from the cache {self.path}")
+            return
+        name = self.session.manifest.lineage.entry.name
+        with progress.task(f"features by {name} on {self.session.device}", len(examples)) as bar:
+            pending = 0
+            try:
+                for positions, arrays in self.session.stream([example.item for example in examples], ["features"]):
+                    rows = zip(positions, arrays["features"], strict=True)
+                    database.executemany(
+                        "INSERT OR REPLACE INTO features VALUES (?, ?)",
+                        [(bytes.fromhex(examples[position].digest), vector.tobytes()) for position, vector in rows],
+                    )
+                    bar.advance(len(positions))
+                    pending += len(positions)
+                    if pending >= CHUNK:
+                        database.commit()
+                        pending = 0
+            finally:
+                # An item that cannot be read, or Ctrl-C, must not cost the items before it.
+                database.commit()
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                database = _connect(self.path)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                # Not a database any more. It is a cache: what it held can be computed again.
+                self.path.unlink()
+                database = _connect(self.path)
+            with closing(database):
+                yield database
+        except (PermissionError, sqlite3.OperationalError) as error:
+            raise AccessError(
+                f"the feature cache {self.path} cannot be used: {error}",
+                hint="set ZOO_HOME to a folder you can write to",
+            ) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=60)
+    try:
+        # A write-ahead log keeps readers and a writer apart, and transactions whole across a crash.
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS features (item BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _present(database: sqlite3.Connection, digests: Sequence[str]) -> Iterator[str]:
+    for (item,) in _select(database, "item", digests):
+        yield item.hex()
+
+
+def _read(database: sqlite3.Connection, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    for item, vector in _select(database, "item, vector", digests):
+        yield item.hex(), vector
+
+
+def _select(database: sqlite3.Connection, columns: str, digests: Sequence[str]) -> Iterator[tuple[bytes, ...]]:
+    distinct = [bytes.fromhex(digest) for digest in dict.fromkeys(digests)]
+    for start in range(0, len(distinct), LOOKUP):
+        chunk = distinct[start : start + LOOKUP]
+        marks = ",".join("?" * len(chunk))
+        yield from database.execute(f"SELECT {columns} FROM features WHERE item IN ({marks})", chunk)

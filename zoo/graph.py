@@ -1,0 +1,243 @@
+"""ONNX surgery: the preprocessing prefix, the trained head, joining them to a features graph, and cutting them again.
+
+Every graph made here is IR 10, opset 20, standard operators only, and carries no trace of the machine that made it.
+Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13, Gemm 13, Softmax 13).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import IntegrityError
+from zoo.schema import ImagePreprocess, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+OPSET, IR_VERSION = 20, 10
+IMAGE, PIXELS, FEATURES, SCORES = "image", "pixels", "features", "scores"
+
+#: onnx's interpolation mode, and Catmull-Rom's coefficient as Pillow and torchvision use it when antialiasing.
+RESIZE_MODES: dict[str, dict[str, Any]] = {
+    "bilinear": {"mode": "linear"},
+    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
+}
+
+
+def load(path: Path) -> "onnx.ModelProto":
+    """The model at `path`. Raises IntegrityError when it is not one, or needs a newer runtime than ours."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is not an ONNX model", hint="export it again") from error
+    newest = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+    if model.ir_version > IR_VERSION or newest > OPSET:
+        raise IntegrityError(
+            f"{path} is IR {model.ir_version}, opset {newest}; at most IR {IR_VERSION}, opset {OPSET} is supported",
+            hint=f"export it with opset {OPSET}",
+        )
+    return model
+
+
+def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
+    """`image` uint8 [batch, height, width, 3] (RGB) -> `pixels` float32 [batch, 3, crop, crop].
+
+    Short side to `resize` with antialiasing, width first and then height, each rounded and clipped to whole grey
+    levels: Pillow's two passes, which differ from one 2-D pass wherever bicubic overshoots. Centre crop, then
+    (x / 255 - mean) / std. Sizes and offsets follow torchvision.transforms.v2: the long side is truncated, the offset
+    rounded half to even.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, value: object, dtype: str) -> "onnx.TensorProto":
+        return numpy_helper.from_array(np.array(value, dtype=dtype), name)
+
+    mean, std = (np.array(side, "float64").reshape(1, 3, 1, 1) * 255 for side in (preprocess.mean, preprocess.std))
+    constants = [
+        constant("short", preprocess.resize, "int64"),
+        constant("crop", [preprocess.crop, preprocess.crop], "int64"),
+        constant("spatial", [2, 3], "int64"),
+        constant("zero", [0], "int64"),
+        constant("one", [1], "int64"),
+        constant("two", [2], "int64"),
+        constant("half", 0.5, "float32"),
+        constant("black", 0, "float32"),
+        constant("white", 255, "float32"),
+        constant("mean", mean, "float32"),
+        constant("inverse_std", 1 / std, "float32"),
+    ]
+    node = helper.make_node
+    resize: dict[str, Any] = {
+        "antialias": 1,
+        "coordinate_transformation_mode": "half_pixel",
+        **RESIZE_MODES[preprocess.interpolation],
+    }
+    nodes = [
+        node("Transpose", [IMAGE], ["planes_u8"], perm=[0, 3, 1, 2]),
+        node("Shape", ["planes_u8"], ["size"], start=2, end=4),
+        node("ReduceMin", ["size"], ["smaller"], keepdims=0),
+        node("Mul", ["size", "short"], ["size_times_short"]),
+        node("Div", ["size_times_short", "smaller"], ["resized_size"]),
+        node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
+        node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
+        node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
+        node("Round", ["wide"], ["wide_rounded"]),
+        node("Clip", ["wide_rounded", "black", "white"], ["wide_levels"]),
+        node("Slice", ["resized_size", "zero", "one"], ["resized_height"]),
+        node("Resize", ["wide_levels", "", "", "resized_height"], ["resized"], axes=[2], **resize),
+        node("Round", ["resized"], ["rounded"]),
+        node("Clip", ["rounded", "black", "white"], ["levels"]),
+        node("Sub", ["resized_size", "crop"], ["margin"]),
+        node("Cast", ["margin"], ["margin_f"], to=TensorProto.FLOAT),
+        node("Mul", ["margin_f", "half"], ["offset_f"]),
+        node("Round", ["offset_f"], ["offset_r"]),
+        node("Cast", ["offset_r"], ["offset"], to=TensorProto.INT64),
+        node("Add", ["offset", "crop"], ["end"]),
+        node("Slice", ["levels", "offset", "end", "spatial"], ["cropped"]),
+        node("Sub", ["cropped", "mean"], ["centred"]),
+        node("Mul", ["centred", "inverse_std"], [PIXELS]),
+    ]  # fmt: skip
+    crop = preprocess.crop
+    inputs = [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", "height", "width", 3])]
+    outputs = [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, crop, crop])]
+    graph = helper.make_graph(nodes, "preprocess", inputs, outputs, constants)
+    _namespace(graph)
+    return _model(graph)
+
+
+def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], activation: str) -> "onnx.ModelProto":
+    """`features` [batch, dim] -> `scores` [batch, classes]: Gemm, (ReLU, Gemm)*, then the activation.
+
+    Each layer is (weight [out, in], bias [out]), torch's own layout.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, constants, value = [], [], FEATURES
+    for index, (weight, bias) in enumerate(layers):
+        names = f"weight_{index}", f"bias_{index}"
+        constants += [numpy_helper.from_array(array, name) for array, name in zip((weight, bias), names, strict=True)]
+        if index:
+            nodes.append(helper.make_node("Relu", [value], [f"hidden_{index}"]))
+            value = f"hidden_{index}"
+        nodes.append(helper.make_node("Gemm", [value, *names], [f"linear_{index}"], transB=1))
+        value = f"linear_{index}"
+    nodes.append(helper.make_node({"softmax": "Softmax"}[activation], [value], [SCORES], axis=-1))
+    inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
+    outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
+    graph = helper.make_graph(nodes, "head", inputs, outputs, constants)
+    _namespace(graph)
+    return _model(graph)
+
+
+def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[str] = ()) -> "onnx.ModelProto":
+    """One graph: `first`'s outputs feed `second`'s inputs of the same names; those in `keep` stay outputs.
+
+    Both were made or cleaned by this module: their inner names carry their graph's name and cannot clash.
+    """
+    from onnx import compose
+
+    shared = [item.name for item in second.graph.input]
+    merged = compose.merge_models(
+        first, second, io_map=[(name, name) for name in shared], outputs=[*keep, *(o.name for o in second.graph.output)]
+    )
+    return _model(merged.graph)
+
+
+def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
+    """The part of `model` between those tensors, with the types and shapes that `model` declares for them."""
+    from onnx import helper
+
+    wanted, needed = [], set(outputs)
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            wanted.append(node)
+            needed.update(name for name in node.input if name and name not in inputs)
+    declared = {item.name: item for item in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    graph = helper.make_graph(
+        wanted[::-1], model.graph.name, [declared[n] for n in inputs], [declared[n] for n in outputs], constants
+    )
+    return _model(graph)
+
+
+def declare(model: "onnx.ModelProto", name: str, dtype: int, shape: Sequence[int | str]) -> None:
+    """State the type and shape of an inner tensor, so that `extract` can cut the graph there."""
+    from onnx import helper
+
+    model.graph.value_info.append(helper.make_tensor_value_info(name, dtype, shape))
+
+
+def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
+    """An exporter's model as we ship it: our IR version, our graph name, no stack traces or local paths in it."""
+    graph = model.graph
+    graph.name = name
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    # Inner shapes of an exporter name axes that joining renames; the runtime infers them anyway.
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    _namespace(graph)
+    return _model(graph)
+
+
+def describe(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
+    """Write `metadata` into the model, sorted, as `session.get_modelmeta().custom_metadata_map` will show it."""
+    from onnx import helper
+
+    helper.set_model_props(model, dict(sorted(metadata.items())))
+
+
+def tensor_specs(model: "onnx.ModelProto") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """(inputs, outputs) as the graph declares them."""
+    return tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output))
+
+
+def save(model: "onnx.ModelProto", path: Path) -> bytes:
+    """Check the model against the ONNX specification, write it as one file, and return the bytes written."""
+    from onnx import checker
+
+    checker.check_model(model)
+    data: bytes = model.SerializeToString(deterministic=True)
+    path.write_bytes(data)
+    return data
+
+
+def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
+    from onnx import helper
+
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape=shape)
+
+
+def _model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
+    from onnx import helper
+
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="zoo")
+
+
+def _namespace(graph: "onnx.GraphProto") -> None:
+    """Put the graph's name before every inner name; inputs and outputs keep theirs."""
+    public = {"", *(item.name for item in (*graph.input, *graph.output))}
+
+    def renamed(name: str) -> str:
+        return name if name in public else f"{graph.name}/{name}"
+
+    for node in graph.node:
+        # An output is written once, so its name is free for the node that writes it.
+        node.name = f"{graph.name}/{node.name or node.output[0]}"
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+    for item in graph.initializer:
+        item.name = renamed(item.name)

@@ -1,0 +1,332 @@
+"""Installed plugins: found by their entry points, loaded one by one when they are first needed, each on its own.
+
+A plugin that cannot be used is quarantined: an error names it, its distribution and the reason, and only what needs
+that very plugin fails.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+from msgspec import Struct
+
+from zoo.backbone import Backbone
+from zoo.errors import PluginError, UnknownPluginError, ZooError
+from zoo.source import Source
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
+
+    import pluggy
+
+T = TypeVar("T")
+State: TypeAlias = Literal["not loaded", "ok", "quarantined"]
+
+#: A plugin that takes longer to load is worth a word: every verb that needs it waits for it.
+SLOW_SECONDS = 1.0
+
+
+class Kind(NamedTuple):
+    """What the entry points of one group give."""
+
+    noun: str
+    plural: str
+    hook: str
+    base: type
+
+
+KINDS = {
+    "zoo.backbones": Kind("family", "families", "zoo_register_backbones", Backbone),
+    "zoo.sources": Kind("scheme", "schemes", "zoo_register_sources", Source),
+}
+
+
+class PluginState(Struct, frozen=True, kw_only=True):
+    """One line of `zoo plugins`; `error` says why it is quarantined, `seconds` how long it took to load."""
+
+    group: str
+    name: str
+    module: str
+    distribution: str
+    version: str
+    state: State
+    error: str | None = None
+    seconds: float | None = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether loading it took noticeably long."""
+        return self.seconds is not None and self.seconds > SLOW_SECONDS
+
+
+class _Plugin:
+    """One entry point and what is known of it so far."""
+
+    def __init__(self, point: "EntryPoint") -> None:
+        self.point = point
+        self.distribution = _name_of(point.dist)
+        self.classes: dict[str, type] | None = None
+        self.error: PluginError | None = None
+        self.seconds: float | None = None
+
+    @property
+    def title(self) -> str:
+        return f"'{self.point.name}' of {self.distribution}"
+
+    def fail(self, reason: str, hint: str | None = None) -> PluginError:
+        """The error that quarantines this plugin."""
+        removal = f"zoo plugins shows them all; pip uninstall {self.distribution} removes this one"
+        self.error = PluginError(
+            f"the plugin {self.title} cannot be used: {reason}",
+            plugin=f"{self.point.name} ({self.distribution})",
+            hint=hint or removal,
+        )
+        return self.error
+
+
+class Plugins:
+    """Every installed plugin that ZOO_PLUGINS allows.
+
+    `entry_points` are those installed unless given; of a distribution that is seen twice the first one counts.
+    ZOO_PLUGINS in `environ` is a comma list of distributions or entry-point names: unset allows all, empty none.
+    """
+
+    def __init__(
+        self, entry_points: "Iterable[EntryPoint] | None" = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._entry_points = entry_points
+        self._environ = os.environ if environ is None else environ
+        self._sources: dict[str, Source] = {}
+        self._unreadable: list[PluginState] = []
+
+    def backbone(self, family: str) -> type[Backbone]:
+        """The class of a family. Raises UnknownPluginError, or PluginError when its plugin is broken or not alone."""
+        return cast("type[Backbone]", self._class("zoo.backbones", family))
+
+    def source(self, scheme: str) -> Source:
+        """The source of a URL scheme, one instance each. Raises as `backbone` does."""
+        if scheme not in self._sources:
+            source = cast("type[Source]", self._class("zoo.sources", scheme))
+            self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
+        return self._sources[scheme]
+
+    def families(self) -> list[str]:
+        """Families that some plugin claims, whether or not it works."""
+        return self._names("zoo.backbones")
+
+    def schemes(self) -> list[str]:
+        """URL schemes that some plugin claims, whether or not it works."""
+        return self._names("zoo.sources")
+
+    def describe(self) -> list[PluginState]:
+        """What is known of every plugin so far; nothing is loaded for it."""
+        states = [self._state(plugin) for plugin in self._plugins]
+        return sorted([*states, *self._unreadable], key=lambda state: (state.group, state.name, state.distribution))
+
+    def check_all(self) -> list[PluginState]:
+        """The same after loading every plugin."""
+        for plugin in self._plugins:
+            try:
+                self._class(plugin.point.group, plugin.point.name)
+            except PluginError:
+                # It is on record: this is what describe() tells.
+                continue
+        return self.describe()
+
+    @cached_property
+    def _installed(self) -> list[_Plugin]:
+        points = self._entry_points
+        if points is None:
+            points = _installed_entry_points(self._unreadable)
+        seen: dict[str, Distribution | None] = {}
+        unique: dict[tuple[str, str, str, str], _Plugin] = {}
+        for point in points:
+            plugin = _Plugin(point)
+            key = _canonical(plugin.distribution)
+            # An editable checkout is listed once for each folder of the path that shows its metadata.
+            if point.group in KINDS and seen.setdefault(key, point.dist) is point.dist:
+                unique.setdefault((point.group, point.name, point.value, key), plugin)
+        return list(unique.values())
+
+    @cached_property
+    def _plugins(self) -> list[_Plugin]:
+        chosen = self._environ.get("ZOO_PLUGINS")
+        if chosen is None:
+            return self._installed
+        words = {_canonical(word.strip()) for word in chosen.split(",") if word.strip()}
+        return [
+            each for each in self._installed if words & {_canonical(each.distribution), _canonical(each.point.name)}
+        ]
+
+    @cached_property
+    def _manager(self) -> "pluggy.PluginManager":
+        # Verbs that need no plugin, such as list, do not wait for pluggy.
+        import pluggy
+
+        from zoo import hookspecs
+
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        return manager
+
+    def _names(self, group: str) -> list[str]:
+        return sorted({plugin.point.name for plugin in self._plugins if plugin.point.group == group})
+
+    def _claimed(self, group: str, name: str) -> _Plugin:
+        """The one plugin that gives `name`."""
+        kind, claims = KINDS[group], _claims(group, name, self._plugins)
+        if not claims:
+            hint = f"known {kind.plural}: {', '.join(self._names(group)) or 'none'}"
+            if left_out := _claims(group, name, self._installed):
+                hint = f"ZOO_PLUGINS leaves {left_out[0].title} out: unset it, or add {name} to it"
+            raise UnknownPluginError(f"no plugin gives the {kind.noun} '{name}'", plugin=name, hint=hint)
+        if len(claims) > 1:
+            claimants = " and ".join(sorted(f"{each.distribution} ({each.point.value})" for each in claims))
+            others = " or ".join(sorted({f"pip uninstall {each.distribution}" for each in claims}))
+            raise PluginError(
+                f"the {kind.noun} '{name}' is claimed by {claimants}",
+                plugin=f"{name} ({claimants})",
+                hint=f"keep one of them: {others}; or choose with ZOO_PLUGINS",
+            )
+        return claims[0]
+
+    def _class(self, group: str, name: str) -> type:
+        plugin = self._claimed(group, name)
+        if plugin.error is not None:
+            raise plugin.error
+        if plugin.classes is None:
+            start = time.perf_counter()
+            try:
+                plugin.classes = _guarded(plugin, lambda: self._collect(plugin))
+            finally:
+                plugin.seconds = time.perf_counter() - start
+        return plugin.classes[name]
+
+    def _collect(self, plugin: _Plugin) -> dict[str, type]:
+        """Load a plugin, register it and ask its hook; leave nothing of it registered when any of this fails."""
+        manager, kind = self._manager, KINDS[plugin.point.group]
+        module = plugin.point.load()
+        try:
+            # A module may stand behind several entry points.
+            if not manager.is_registered(module):
+                manager.register(module, name=f"{plugin.distribution}:{plugin.point.value}")
+                manager.check_pending()
+            others = [other for other in manager.get_plugins() if other is not module]
+            results = manager.subset_hook_caller(kind.hook, remove_plugins=others)()
+            return _checked(plugin, kind, [each for result in results for each in result])
+        except BaseException:
+            if manager.is_registered(module):
+                manager.unregister(module)
+            raise
+
+    def _state(self, plugin: _Plugin) -> PluginState:
+        error = plugin.error
+        try:
+            self._claimed(plugin.point.group, plugin.point.name)
+        except PluginError as clash:
+            error = clash
+        state: State = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
+        return PluginState(
+            group=plugin.point.group,
+            name=plugin.point.name,
+            module=plugin.point.value,
+            distribution=plugin.distribution,
+            version=_version_of(plugin.point.dist),
+            state=state,
+            error=error.message if error else None,
+            seconds=plugin.seconds,
+        )
+
+
+def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
+    return [plugin for plugin in plugins if (plugin.point.group, plugin.point.name) == (group, name)]
+
+
+def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
+    """The classes that a hook returned, by the family or scheme that each names; PluginError for anything else."""
+    classes: dict[str, type] = {}
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, kind.base)):
+            raise plugin.fail(
+                f"{kind.hook} returned {_brief(repr(each))}, which is not a subclass of {kind.base.__name__}"
+            )
+        name = getattr(each, kind.noun, None)
+        if not isinstance(name, str) or not name:
+            raise plugin.fail(f"the class {each.__name__} does not say its {kind.noun}")
+        if missing := sorted(getattr(each, "__abstractmethods__", ())):
+            raise plugin.fail(f"the class {each.__name__} leaves out {', '.join(missing)}")
+        if classes.setdefault(name, each) is not each:
+            raise plugin.fail(f"two of its classes claim the {kind.noun} '{name}'")
+    if plugin.point.name not in classes:
+        given = f"it registers {', '.join(sorted(classes))}" if classes else f"is {kind.hook} there, marked @hookimpl?"
+        raise plugin.fail(f"it does not register the {kind.noun} '{plugin.point.name}' ({given})")
+    return classes
+
+
+def _guarded(plugin: _Plugin, call: Callable[[], T]) -> T:
+    """Run a plugin's code: what it prints goes to stderr, whatever it raises quarantines it."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return call()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Anybody's code: an exit, a missing library or a plain bug of one plugin must not stop the others.
+        if error is plugin.error:
+            raise
+        if isinstance(error, ZooError):
+            raise plugin.fail(error.message, error.hint) from error
+        raise plugin.fail(f"{type(error).__name__}: {_brief(str(error))}") from error
+
+
+def _installed_entry_points(unreadable: list[PluginState]) -> "Iterator[EntryPoint]":
+    """Our groups' entry points of every distribution on the path; those that cannot be read go to `unreadable`."""
+    from importlib.metadata import distributions
+
+    for distribution in distributions():
+        try:
+            # Most distributions have none of ours: their metadata is not parsed.
+            if "[zoo." in (distribution.read_text("entry_points.txt") or ""):
+                yield from [point for point in distribution.entry_points if point.group in KINDS]
+        except Exception as error:
+            # Metadata is a file that any distribution wrote as it liked, and parsing it raises whatever it trips over.
+            state = PluginState(
+                group="",
+                name="",
+                module="",
+                distribution=_name_of(distribution),
+                version=_version_of(distribution),
+                state="quarantined",
+                error=f"its entry_points.txt cannot be read: {type(error).__name__}: {_brief(str(error))}",
+            )
+            unreadable.append(state)
+
+
+def _name_of(distribution: "Distribution | None") -> str:
+    return (_metadata(distribution, "Name") if distribution else None) or "an unnamed distribution"
+
+
+def _version_of(distribution: "Distribution | None") -> str:
+    return (_metadata(distribution, "Version") if distribution else None) or "?"
+
+
+def _metadata(distribution: "Distribution", field: str) -> str | None:
+    try:
+        return distribution.metadata[field]
+    except Exception:
+        # As above: what is missing or malformed differs between versions of importlib.metadata in what it raises.
+        return None
+
+
+def _brief(text: str) -> str:
+    line = (text.strip().splitlines() or [""])[0]
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,185 @@
+"""The parity gate: on real samples an exported file gives the numbers of the family's own arithmetic, or is no file.
+
+Pictures: the graph's preprocessing is compared with Pillow's, then the whole graph with the family's torch code on the
+same pixels. Texts: the graph with the family's code on the same tokens. Both at batch 1, 2 and 7, and each row of the
+largest batch with that row alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from zoo import graph, head
+from zoo.encode import TextEncoder, decode_image
+from zoo.errors import GateError
+from zoo.runtime import create_session
+from zoo.schema import ImagePreprocess, Parity, ParityCheck
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from zoo.backbone import TensorMap
+    from zoo.head import Layer
+
+    Reference: TypeAlias = Callable[[TensorMap], TensorMap]
+
+BATCHES = (1, 2, 7)
+#: Differences are relative to the largest reference value where that is above 1.
+FEATURES_BOUND = 1e-4
+COSINE_BOUND = 1e-5
+SCORES_BOUND = 1e-4
+#: Grey levels (of 256) between the graph's preprocessing and Pillow's.
+LEVELS_BOUND = 1.001
+
+
+def check(
+    model: bytes,
+    reference: "Reference",
+    samples: Sequence[Any],
+    origin: str,
+    *,
+    preprocess: ImagePreprocess | TextEncoder,
+    layers: "Sequence[Layer] | None" = None,
+) -> Parity:
+    """Compare `model` with `reference` (and with `layers` on its features) on `samples`, which come from `origin`.
+
+    Raises GateError, with the report, when a check fails.
+    """
+    if isinstance(preprocess, ImagePreprocess):
+        checks = list(_check_images(model, reference, samples, preprocess, layers))
+    else:
+        checks = list(_check_texts(model, reference, samples, preprocess, layers))
+    report = Parity(samples=f"{len(samples)} of {origin}", checks=tuple(checks))
+    if not report.passed:
+        failed = [check for check in checks if not check.passed]
+        worst = max(failed, key=lambda check: check.value / check.bound)
+        raise GateError(
+            f"parity: {worst.name} at batch {worst.batch} differs by {worst.value:.3g}, above {worst.bound:g} "
+            f"({len(failed)} of {len(checks)} checks failed); nothing was written",
+            report=report,
+            hint="the exported graph is not the model: report it to the family's author",
+        )
+    return report
+
+
+def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
+    """What Pillow makes of one RGB picture, normalised: float32 [3, crop, crop]. The gate's independent opinion."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    size = (preprocess.resize * width // short, preprocess.resize * height // short)
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
+    resized = Image.fromarray(picture).resize(size, method)
+    left, top = (round((side - preprocess.crop) / 2) for side in size)
+    cropped = np.asarray(resized.crop((left, top, left + preprocess.crop, top + preprocess.crop)), np.float32)
+    mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
+    normal: NDArray[np.float32] = (cropped / np.float32(255) - mean) / std
+    return normal.transpose(2, 0, 1)
+
+
+def _check_images(
+    model: bytes,
+    reference: "Reference",
+    samples: Sequence[Any],
+    preprocess: ImagePreprocess,
+    layers: "Sequence[Layer] | None",
+) -> Iterator[ParityCheck]:
+    import numpy as np
+    import onnx
+
+    pictures = [decode_image(sample, preprocess.resize) for sample in samples]
+    cut = graph.extract(onnx.load_from_string(model), [graph.IMAGE], [graph.PIXELS])
+    prefix, whole = create_session(cut.SerializeToString(), "cpu"), create_session(model, "cpu")
+    grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
+    levels = 0.0
+    for picture in pictures:
+        pixels = prefix.run(None, {graph.IMAGE: picture[None]})[0][0]
+        levels = max(levels, float(np.abs((pixels - pillow_pixels(picture, preprocess)) * grey).max()))
+    yield _judge("preprocessing (grey levels)", 1, levels, LEVELS_BOUND)
+    yield from _compare(whole, reference, layers, *_first_feeds(pictures, prefix))
+    for batch in BATCHES:
+        # A batch is one array, so its pictures are cut to a common size.
+        chosen = [pictures[index % len(pictures)] for index in range(batch)]
+        height, width = (min(picture.shape[axis] for picture in chosen) for axis in (0, 1))
+        feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
+        yield from _compare(whole, reference, layers, feeds, {graph.PIXELS: prefix.run(None, feeds)[0]})
+    yield _rows_alone(whole, feeds)
+
+
+def _first_feeds(pictures: "Sequence[NDArray[np.uint8]]", prefix: Any) -> "tuple[TensorMap, TensorMap]":
+    """The first picture at its own, uncut size."""
+    feeds = {graph.IMAGE: pictures[0][None]}
+    return feeds, {graph.PIXELS: prefix.run(None, feeds)[0]}
+
+
+def _check_texts(
+    model: bytes, reference: "Reference", samples: Sequence[str], encoder: TextEncoder, layers: "Sequence[Layer] | None"
+) -> Iterator[ParityCheck]:
+    whole = create_session(model, "cpu")
+    rows = encoder.tokens(samples)
+    for batch in BATCHES:
+        feeds = encoder.batch([rows[index % len(rows)] for index in range(batch)])
+        yield from _compare(whole, reference, layers, feeds, feeds)
+    yield _rows_alone(whole, feeds)
+
+
+def _compare(
+    session: Any,
+    reference: "Reference",
+    layers: "Sequence[Layer] | None",
+    feeds: "TensorMap",
+    reference_feeds: "TensorMap",
+) -> Iterator[ParityCheck]:
+    import numpy as np
+
+    batch = len(next(iter(feeds.values())))
+    names = [output.name for output in session.get_outputs()]
+    got = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    wanted = np.asarray(reference(reference_feeds)[graph.FEATURES], np.float32)
+    yield _judge("features (max difference)", batch, _difference(got[graph.FEATURES], wanted), FEATURES_BOUND)
+    yield _judge("features (1 - cosine)", batch, _angle(got[graph.FEATURES], wanted), COSINE_BOUND)
+    if layers is not None:
+        scores = head.apply(layers, wanted)
+        yield _judge("scores (max difference)", batch, _difference(got[graph.SCORES], scores), SCORES_BOUND)
+        top = np.sort(scores, axis=1)
+        clear = top[:, -1] - top[:, -2] > SCORES_BOUND
+        moved = (got[graph.SCORES].argmax(1) != scores.argmax(1)) & clear
+        yield _judge("top-1 (rows that differ)", batch, float(moved.sum()), 0.5)
+
+
+def _rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:
+    """Each row of a batch against that row alone: a frozen or leaking batch axis shows here."""
+    import numpy as np
+
+    together = session.run(None, dict(feeds))
+    worst = 0.0
+    for row in range(len(together[0])):
+        alone = session.run(None, {name: array[row : row + 1] for name, array in feeds.items()})
+        pairs = zip(alone, together, strict=True)
+        worst = max(worst, *(_difference(np.asarray(one[0]), np.asarray(all_rows[row])) for one, all_rows in pairs))
+    return _judge("each row alone (max difference)", len(together[0]), worst, FEATURES_BOUND)
+
+
+def _difference(got: "NDArray[Any]", wanted: "NDArray[Any]") -> float:
+    import numpy as np
+
+    if got.shape != wanted.shape:
+        return float("inf")
+    difference = float(np.abs(got - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def _angle(got: "NDArray[Any]", wanted: "NDArray[Any]") -> float:
+    import numpy as np
+
+    if got.shape != wanted.shape:
+        return float("inf")
+    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
+    return float(np.max(1 - np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)))
+
+
+def _judge(name: str, batch: int, value: float, bound: float) -> ParityCheck:
+    # Written so that a NaN fails.
+    return ParityCheck(name=name, batch=batch, value=value, bound=bound, passed=bool(value <= bound))

@@ -1,0 +1,234 @@
+"""Session: a bundle loaded in ONNX Runtime on a device that it names truthfully. The only importer of onnxruntime."""
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import graph
+from zoo.bundle import Bundle
+from zoo.encode import TextEncoder, check_text, decode_image
+from zoo.errors import DeviceError, IntegrityError, MissingExtraError, UsageError
+from zoo.progress import SILENT, Progress
+from zoo.schema import ImagePreprocess, TextPreprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Feeds = dict[str, NDArray[Any]]
+
+#: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
+BATCH = {"cpu": 8, "cuda": 32}
+#: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
+TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+def onnxruntime() -> Any:
+    """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime  # noqa: TID251 - the one place that may
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "gpu", "running a model", alternative="backbone-zoo[cpu]") from error
+    return onnxruntime
+
+
+def cores() -> int:
+    """CPU cores this process may use: ONNX Runtime by itself counts all the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used here, None when it can: the driver, a device, the wheel, in this order."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return "no NVIDIA driver: libcuda was not found"
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver finds no device"
+    if "CUDAExecutionProvider" not in onnxruntime().get_available_providers():
+        return "the installed onnxruntime is the CPU build: pip install 'backbone-zoo[gpu]'"
+    return None
+
+
+def choose_device(device: str) -> str:
+    """`cpu` or `cuda:N` for what was asked. Raises DeviceError when cuda was asked for and cannot be had."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device '{device}'", hint="--device auto, cpu, cuda or cuda:1")
+    if kind == "cpu":
+        return "cpu"
+    problem = cuda_problem()
+    if problem is None:
+        return f"cuda:{index or 0}"
+    if kind == "cuda":
+        raise DeviceError(f"{device} cannot be used: {problem}", device=device, hint="--device cpu, or --device auto")
+    return "cpu"
+
+
+def create_session(model: bytes, device: str, threads: int | None = None) -> Any:
+    """An InferenceSession of `model` that really runs on `device` (`cpu` or `cuda:N`), or an error.
+
+    Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph.
+    """
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.log_severity_level = 4
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        ort.preload_dlls()
+        settings = {"device_id": device.partition(":")[2], "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        providers.insert(0, ("CUDAExecutionProvider", settings))
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions have no common root of their own
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise DeviceError(
+            f"{device} was asked for and ONNX Runtime fell back to the CPU", device=device, hint="zoo doctor"
+        )
+    return session
+
+
+class Session:
+    """A bundle, ready to answer.
+
+    `device` is `cpu` or `cuda:N`: what really runs. Images of any size are prepared one by one by the graph's own
+    preprocessing prefix and then run through its body in batches; texts are batched by length. Order is kept.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.device = choose_device(device)
+        self.labels = self.manifest.labels
+        self.batches_run: list[int] = []
+        model = bundle.read_model()
+        preprocess = self.manifest.preprocess
+        self._pipeline: _ImagePipeline | _TextPipeline
+        if isinstance(preprocess, ImagePreprocess):
+            self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device)
+        elif isinstance(preprocess, TextPreprocess):
+            self._pipeline = _TextPipeline(preprocess, model, bundle.path, self.device)
+        else:
+            raise UsageError(f"{self.manifest.name} takes words, which this version of zoo cannot run")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors the graph answers with: `features`, and `scores` [batch, labels] after fine-tuning."""
+        return tuple(spec.name for spec in self.manifest.outputs)
+
+    def stream(self, items: Sequence[Any], outputs: Sequence[str]) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+        """Batch by batch, (positions in `items`, the named outputs for them): texts come back shortest first.
+
+        Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts.
+        Raises DataError for an item that cannot be read.
+        """
+        for positions, feeds in self._pipeline.batches(items):
+            self.batches_run.append(len(positions))
+            arrays = self._pipeline.body.run(list(outputs), feeds)
+            yield positions, dict(zip(outputs, arrays, strict=True))
+
+    def infer(self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT) -> "dict[str, Floats]":
+        """The named outputs, each float32 [len(items), ...], in the order of `items`."""
+        import numpy as np
+
+        items = list(items)
+        shapes = {spec.name: spec.shape[1:] for spec in self.manifest.outputs}
+        found = {name: np.empty((len(items), *map(int, shapes[name])), np.float32) for name in outputs}
+        with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
+            for positions, arrays in self.stream(items, outputs):
+                for name, array in arrays.items():
+                    found[name][positions] = array
+                bar.advance(len(positions))
+        return found
+
+    def scores(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
+        """Class probabilities, float32 [len(items), len(labels)]. Raises UsageError on a bundle without a head."""
+        if "scores" not in self.outputs:
+            raise UsageError(
+                f"{self.manifest.name} has no labels: it was not fine-tuned",
+                hint=f"zoo finetune {self.manifest.lineage.entry.name} DATA -o DIR",
+            )
+        return self.infer(items, ["scores"], progress)["scores"]
+
+    def features(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
+        """Feature vectors, float32 [len(items), dim]."""
+        return self.infer(items, ["features"], progress)["features"]
+
+
+class _ImagePipeline:
+    """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time."""
+
+    def __init__(self, preprocess: ImagePreprocess, model: bytes, cut: str | None, device: str) -> None:
+        import onnx
+
+        self.short_side = preprocess.resize
+        self.batch = BATCH[device.partition(":")[0]]
+        whole = onnx.load_from_string(model)
+        self.cut = cut or graph.PIXELS
+        outputs = [item.name for item in whole.graph.output]
+        prefix = graph.extract(whole, [graph.IMAGE], [self.cut]).SerializeToString()
+        self.prefix = create_session(prefix, "cpu", threads=1)
+        self.body = create_session(graph.extract(whole, [self.cut], outputs).SerializeToString(), device)
+
+    def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
+        import numpy as np
+
+        with ThreadPoolExecutor(max(2, cores()), "zoo-decode") as pool:
+            # A batch in the making and one ahead: enough to keep the body busy, little enough to hold.
+            pixels = _ahead(pool, self.pixels, items, 2 * self.batch)
+            done = 0
+            while group := list(islice(pixels, self.batch)):
+                yield list(range(done, done + len(group))), {self.cut: np.concatenate(group)}
+                done += len(group)
+
+    def pixels(self, item: Any) -> "Floats":
+        """One picture through the prefix: float32 [1, 3, crop, crop]."""
+        picture = decode_image(item, self.short_side)
+        pixels: Floats = self.prefix.run([self.cut], {graph.IMAGE: picture[None]})[0]
+        return pixels
+
+
+class _TextPipeline:
+    """Tokens first, then batches of similar length, each within a budget of tokens."""
+
+    def __init__(self, preprocess: TextPreprocess, model: bytes, folder: Path, device: str) -> None:
+        self.encoder = TextEncoder(preprocess, folder)
+        self.budget = TOKENS[device.partition(":")[0]]
+        self.body = create_session(model, device)
+
+    def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
+        rows = self.encoder.tokens([check_text(item) for item in items])
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        positions: list[int] = []
+        for index in order:
+            # Sorted, so the newcomer is the longest and sets the padded width of the whole batch.
+            if positions and len(rows[index]) * (len(positions) + 1) > self.budget:
+                yield positions, self.encoder.batch([rows[i] for i in positions])
+                positions = []
+            positions.append(index)
+        if positions:
+            yield positions, self.encoder.batch([rows[i] for i in positions])
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int
+) -> "Iterator[Floats]":
+    """`map(function, items)` on the pool's threads, in order, at most `depth` results ahead of their use."""
+    waiting: deque[Future[Floats]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

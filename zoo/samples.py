@@ -1,0 +1,18 @@
+"""Real inputs that ship with zoo, for gates that have no data of the user's to look at."""
+
+from pathlib import Path
+
+from zoo.errors import NotFoundError
+from zoo.schema import ImagePreprocess, Preprocess
+
+FOLDER = Path(__file__).resolve().parent / "assets"
+
+
+def bundled(preprocess: Preprocess) -> tuple[list[Path] | list[str], str]:
+    """(at least seven pictures, or sentences of very different lengths; what they are called in a report)."""
+    if isinstance(preprocess, ImagePreprocess):
+        pictures = sorted(FOLDER.glob("*.jpg"))
+        if not pictures:
+            raise NotFoundError(f"the sample pictures are missing from {FOLDER}", hint="install backbone-zoo again")
+        return pictures, "the bundled pictures"
+    return (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines(), "the bundled sentences"

@@ -1,0 +1,274 @@
+"""The nouns: what a registry row, a bundle's manifest and each verb's options are made of. Data only."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct, field
+
+from zoo.errors import UsageError
+
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
+FilePath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=128)]
+SourceUrl: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+-]*://\S+\Z", max_length=2048)]
+Positive: TypeAlias = Annotated[int, Meta(gt=0)]
+Rgb: TypeAlias = tuple[float, float, float]
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A named tensor: numpy dtype name and shape, where a word stands for an axis of any length."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class WeightFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a row. Any source may serve the bytes, only the digest decides; null = not pinned yet."""
+
+    path: FilePath
+    sha256: Sha256 | None
+    size: Positive | None
+    sources: Annotated[tuple[SourceUrl, ...], Meta(min_length=1)]
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the digest is known from the registry itself."""
+        return self.sha256 is not None
+
+
+class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="image", tag_field="kind"):
+    """Short side to `resize`, centre crop of `crop`, then (x / 255 - mean) / std on RGB, antialiased."""
+
+    resize: Positive
+    crop: Positive
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: Rgb
+    std: Rgb
+
+    def __post_init__(self) -> None:
+        if self.crop > self.resize:
+            raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize})")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+
+
+class TextPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="text", tag_field="kind"):
+    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`."""
+
+    tokenizer: FilePath
+    max_length: Positive
+    pooling: Literal["mean", "cls"]
+    normalize: bool
+
+
+class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):
+    """A table of word vectors and the list of its words; a text is the mean of its known words' vectors."""
+
+    table: FilePath
+    words: FilePath
+    lowercase: bool
+    unknown: Literal["skip"] = "skip"
+
+
+Preprocess: TypeAlias = ImagePreprocess | TextPreprocess | WordsPreprocess
+
+
+def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
+    """The tensors that a family's features graph takes, given how raw input is prepared."""
+    if isinstance(preprocess, ImagePreprocess):
+        shape = ("batch", 3, preprocess.crop, preprocess.crop)
+        return (TensorSpec(name="pixels", dtype="float32", shape=shape),)
+    names = ("input_ids", "attention_mask")
+    return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in names)
+
+
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the registry: a pretrained backbone, where its bytes are and how its input is prepared."""
+
+    name: Name
+    family: Name
+    task: Literal["image-features", "text-features", "word-vectors"]
+    description: str
+    license: Annotated[str, Meta(min_length=2)]
+    params: Positive
+    dim: Positive
+    preprocess: Preprocess
+    files: Annotated[tuple[WeightFile, ...], Meta(min_length=1)]
+    config: dict[str, Any] = field(default_factory=dict)
+    origin: str | None = None
+    notes: str | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that the family's features graph takes."""
+        return input_specs(self.preprocess)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether every file's digest is known from the registry itself."""
+        return all(file.is_pinned for file in self.files)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files together, None when one of them is unknown."""
+        sizes = [file.size for file in self.files]
+        return sum(size for size in sizes if size is not None) if None not in sizes else None
+
+
+class Task(StrEnum):
+    """What a bundle answers."""
+
+    SINGLE_LABEL = "single-label"
+    EMBEDDING = "embedding"
+
+
+class FileDigest(Struct, frozen=True, kw_only=True):
+    """A file of a bundle or of a pulled row: its name, bytes and sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class HeadSpec(Struct, frozen=True, kw_only=True):
+    """The trained layers on top of the features: hidden widths (none = linear) and the input scaling used."""
+
+    hidden: tuple[int, ...]
+    scaling: str
+
+
+class ParityCheck(Struct, frozen=True, kw_only=True):
+    """One comparison of the exported file with the family's own arithmetic."""
+
+    name: str
+    batch: int
+    value: float
+    bound: float
+    passed: bool
+
+
+class Parity(Struct, frozen=True, kw_only=True):
+    """The gate's report: on which samples, every check with its bound."""
+
+    samples: str
+    checks: tuple[ParityCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check held."""
+        return all(check.passed for check in self.checks)
+
+
+class Metrics(Struct, frozen=True, kw_only=True):
+    """Quality of a classifier on `n` items: fractions in 0..1, `confusion[true][predicted]` in items."""
+
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float
+    per_class: dict[str, dict[str, float]]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class Lineage(Struct, frozen=True, kw_only=True):
+    """Where a bundle comes from: the entry with the digests of its files, the data, the options, the versions."""
+
+    entry: Entry
+    weights: tuple[FileDigest, ...]
+    versions: dict[str, str]
+    data: str | None = None
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """`zoo.json`: all that is needed to run, check and trace a bundle without its plugin, torch or the registry."""
+
+    schema_version: int
+    name: str
+    task: Task
+    precision: Literal["fp32"]
+    preprocess: Preprocess
+    dim: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    license: str
+    files: tuple[FileDigest, ...]
+    lineage: Lineage
+    parity: Parity
+    activation: Literal["softmax"] | None = None
+    labels: tuple[str, ...] = ()
+    cut: str | None = None
+    head: HeadSpec | None = None
+    metrics: Metrics | None = None
+
+
+class Epoch(Struct, frozen=True, kw_only=True):
+    """One line of the learning curve; losses are mean cross-entropies in nats on the inner split of the training."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What a fine-tuning run made: the bundle's manifest, how the head was trained, how many features were new."""
+
+    manifest: Manifest
+    metrics: Metrics
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+    computed: int
+    items: int
+
+
+class ExportOptions(Struct, frozen=True, kw_only=True):
+    """How a family writes its features graph."""
+
+    opset: int = 20
+    ir_version: int = 10
+
+
+class FinetuneOptions(Struct, frozen=True, kw_only=True):
+    """How a head is trained. `val` is a fraction held out of the data, or the path of a data set of its own.
+
+    Raises UsageError for numbers that make no sense.
+    """
+
+    epochs: int = 100
+    hidden: tuple[int, ...] = ()
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    batch: int = 64
+    seed: int = 0
+    val: float | str = 0.2
+    device: str = "auto"
+    text: str | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
+        for name, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{name} must be positive, not {value}", hint=f"--{name}")
+        if not self.weight_decay >= 0:
+            raise UsageError(f"weight decay must not be negative, not {self.weight_decay}", hint="--weight-decay")
+        if isinstance(self.val, float) and not 0 < self.val < 1:
+            raise UsageError(f"--val {self.val} is not a fraction", hint="between 0 and 1, or the path of a data set")
+
+
+def parse_head(text: str) -> tuple[int, ...]:
+    """Hidden layer widths of `linear`, `mlp` (one of 256) or `mlp:512,128`. Raises UsageError."""
+    kind, _, widths = text.partition(":")
+    if kind == "linear" and not widths:
+        return ()
+    if kind == "mlp":
+        try:
+            hidden = tuple(int(width) for width in widths.split(",")) if widths else (256,)
+        except ValueError:
+            hidden = (0,)
+        if min(hidden) > 0:
+            return hidden
+    raise UsageError(f"unknown head '{text}'", hint="--head linear, --head mlp or --head mlp:512,128")

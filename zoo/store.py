@@ -1,0 +1,370 @@
+"""What zoo keeps on disk under ZOO_HOME, and the few ways in which it writes there: beside, synced, then renamed.
+
+models/<entry>/<16 hex of the files' digests>/   a pulled row: real files, and manifest.json that was written last
+partials/<key>/                                  what an interrupted pull left of one file
+graphs/  features/  zoo.lock
+"""
+
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from platformdirs import user_cache_path
+
+from zoo.errors import AccessError, IntegrityError
+from zoo.schema import Entry, FileDigest
+
+if TYPE_CHECKING:
+    from zoo.lock import Lock
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+#: The file inside a partial's folder; a source may keep notes of its own beside it.
+PARTIAL_DATA = "data"
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: A writer on another machine cannot be asked whether it lives: after this long without a write it is taken for dead.
+ABANDONED_AFTER = 24 * 3600.0
+#: How often two processes may overtake each other between two renames before one gives up.
+RENAME_TRIES = 50
+
+
+def zoo_home() -> Path:
+    """The folder ZOO_HOME names, else the platform's cache folder for backbone-zoo."""
+    chosen = os.environ.get("ZOO_HOME")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("backbone-zoo")
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_signature()}.new")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_dir(path.parent)
+
+
+@contextmanager
+def staged_dir(target: Path) -> Iterator[Path]:
+    """A fresh folder that becomes `target` when the block succeeds and leaves no trace when it does not.
+
+    Every file in it is synced first. A folder that was there before is replaced whole, and restored if that fails.
+    """
+    # A link to a folder stays a link: what it points to is replaced.
+    target = target.resolve()
+    temporary = target.parent / f".{target.name}.{_signature()}.new"
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        _replace_dir(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_dir(target.parent)
+    _remove_abandoned(target.parent, prefix=f".{target.name}.")
+
+
+@contextmanager
+def storage_errors(home: Path) -> Iterator[None]:
+    """Turn what the file system refuses under `home` into an AccessError whose hint names ZOO_HOME."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in NO_SPACE:
+            hint = "free some space, or set ZOO_HOME to a folder on a larger disk"
+        else:
+            hint = "set ZOO_HOME to a folder that you may write to"
+        raise AccessError(f"cannot write under {home}: {reason}", hint=hint) from error
+
+
+class StoredFile(FileDigest, frozen=True, kw_only=True):
+    """A pulled file with its modification time, so that a look at the folder notices a change without reading it."""
+
+    mtime_ns: int
+
+
+class StoreManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json` of a pulled row; a folder without it is not a pulled row."""
+
+    schema_version: int
+    entry: str
+    files: tuple[StoredFile, ...]
+
+
+class Store:
+    """The folders under one ZOO_HOME. Reading never writes, so a read-only home with the models in it works."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = zoo_home() if home is None else home
+
+    @property
+    def models(self) -> Path:
+        """Pulled rows."""
+        return self.home / "models"
+
+    @property
+    def graphs(self) -> Path:
+        """Features graphs made from registry rows."""
+        return self.home / "graphs"
+
+    @property
+    def features(self) -> Path:
+        """Cached features."""
+        return self.home / "features"
+
+    @property
+    def partials(self) -> Path:
+        """Files that are not whole yet."""
+        return self.home / "partials"
+
+    @property
+    def lock_path(self) -> Path:
+        """Where the digests that were trusted here are recorded."""
+        return self.home / "zoo.lock"
+
+    def model_dir(self, entry: Entry, digests: Sequence[FileDigest]) -> Path:
+        """The folder that a row with these very files has, whether it was pulled or not."""
+        pairs = sorted((file.path, file.sha256) for file in digests)
+        return self.models / entry.name / hashlib.sha256(msgspec.json.encode(pairs)).hexdigest()[:16]
+
+    def find(self, entry: Entry, lock: "Lock") -> Path | None:
+        """The folder with every file of the row, unchanged since it was pulled; None when it was not pulled.
+
+        A file whose size or time differs is hashed again. Raises IntegrityError when its bytes are not the pinned ones.
+        """
+        expected = pinned_files(lock.effective(entry))
+        if expected is None:
+            return None
+        folder = self.model_dir(entry, expected)
+        recorded = _read_manifest(folder, expected)
+        if recorded is None:
+            return None
+        for file in recorded:
+            if not (folder / file.path).exists():
+                return None
+        changed = [file for file in recorded if not _is_untouched(folder / file.path, file)]
+        for file in changed:
+            _check_bytes(folder / file.path, file, entry.name)
+        if changed:
+            # Only a saving for the next look-up; a read-only home does without it.
+            with suppress(OSError):
+                write_manifest(folder, entry, expected)
+        return folder
+
+    def is_pulled(self, entry: Entry, lock: "Lock") -> bool:
+        """Whether every file of the row is there in its full size, by looking at the folder alone."""
+        expected = pinned_files(lock.effective(entry))
+        if expected is None:
+            return False
+        folder = self.model_dir(entry, expected)
+        return (folder / MANIFEST).is_file() and all(self.holds(folder, file.path, file.size) for file in expected)
+
+    def holds(self, folder: Path, path: str, size: int | None) -> bool:
+        """Whether a file of that size (None or 0 = any) lies in a pulled folder."""
+        try:
+            status = (folder / path).lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and size in (None, 0, status.st_size)
+
+    def copies(self, entry: Entry) -> dict[str, Path]:
+        """Files by sha256 that any pulled version of the row claims to hold; their bytes are not checked here."""
+        found: dict[str, Path] = {}
+        for folder in sorted((self.models / entry.name).glob("*")):
+            for file in _read_manifest(folder) or ():
+                found[file.sha256] = folder / file.path
+        return found
+
+    @contextmanager
+    def claim_partial(self, key: str) -> Iterator[Path]:
+        """A folder in `partials` that this process alone writes to, holding what an earlier pull of `key` left.
+
+        What was left is taken over by a rename, which one process alone can win, and given back under the plain name
+        at the end. Thus pulls of the same file never write into each other's bytes, and no lock is needed.
+        """
+        self.partials.mkdir(parents=True, exist_ok=True)
+        mine = self.partials / f"{key}.{_signature()}"
+        left = [path for path in self.partials.iterdir() if path.name == key or _is_abandoned(path, f"{key}.")]
+        left.sort(key=_partial_size, reverse=True)
+        if not any(_try_rename(path, mine) for path in left):
+            mine.mkdir()
+        # A rename keeps the old time, by which others would take this folder for abandoned.
+        os.utime(mine)
+        _remove_abandoned(self.partials, prefix=f"{key}.")
+        try:
+            yield mine
+        finally:
+            if _partial_size(mine) <= 0 or not _try_rename(mine, self.partials / key):
+                shutil.rmtree(mine, ignore_errors=True)
+
+
+def pinned_files(row: Entry) -> tuple[FileDigest, ...] | None:
+    """Path, size (0 = not known) and sha256 of every file of a row, None when one of the digests is not known."""
+    known = [FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in row.files if file.sha256]
+    return tuple(known) if len(known) == len(row.files) else None
+
+
+def write_manifest(folder: Path, entry: Entry, files: Sequence[FileDigest]) -> None:
+    """Record the files of a pulled row as they lie in `folder`: what makes it one, so it is written last."""
+    stored = []
+    for file in files:
+        status = (folder / file.path).stat()
+        stored.append(
+            StoredFile(path=file.path, size=status.st_size, sha256=file.sha256, mtime_ns=status.st_mtime_ns),
+        )
+    manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored))
+    write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def _read_manifest(folder: Path, expected: Sequence[FileDigest] | None = None) -> tuple[StoredFile, ...] | None:
+    """The files that a pulled folder records, None when it has no manifest, a damaged one, or one of other files."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=StoreManifest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    if manifest.schema_version != SCHEMA_VERSION:
+        return None
+    recorded = {(file.path, file.sha256) for file in manifest.files}
+    if expected is not None and recorded != {(file.path, file.sha256) for file in expected}:
+        return None
+    return manifest.files
+
+
+def _is_untouched(path: Path, file: StoredFile) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+
+
+def _check_bytes(path: Path, file: StoredFile, name: str) -> None:
+    # A link could point at bytes that change later, and the runtimes refuse some of them.
+    actual = sha256_file(path) if stat.S_ISREG(path.lstat().st_mode) else "a link"
+    if actual != file.sha256:
+        raise IntegrityError(
+            f"{path} has changed since it was pulled: expected sha256 {file.sha256}, got {actual}",
+            expected=file.sha256,
+            actual=actual,
+            hint=f"zoo pull {name}",
+        )
+
+
+def _partial_size(folder: Path) -> int:
+    try:
+        return (folder / PARTIAL_DATA).stat().st_size
+    except OSError:
+        return -1
+
+
+def _signature() -> str:
+    """Who writes a temporary: host, process, and a word that makes the name unique."""
+    return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
+
+
+def _is_abandoned(path: Path, prefix: str) -> bool:
+    """Whether `path` is a temporary named `prefix` + signature whose writer is gone."""
+    match = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}(\.new|\.old)?", path.name.removeprefix(prefix))
+    if not path.name.startswith(prefix) or match is None:
+        return False
+    if match[1] == _host() and not _is_running(int(match[2])):
+        return True
+    try:
+        newest = max(item.stat().st_mtime for item in (path, *path.glob("*")))
+    except OSError:
+        return False
+    return time.time() - newest > ABANDONED_AFTER
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":
+        # Signal 0 would interrupt the process there; the age decides instead.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for path in parent.iterdir():
+        if _is_abandoned(path, prefix):
+            # Renamed first: removing in place could empty a folder that another process is taking over.
+            doomed = path.with_name(f"{prefix}{_signature()}.old")
+            if _try_rename(path, doomed):
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _try_rename(source: Path, target: Path) -> bool:
+    try:
+        source.rename(target)
+    except OSError:
+        return False
+    return True
+
+
+def _replace_dir(new: Path, target: Path) -> None:
+    if target.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(target))
+    for _ in range(RENAME_TRIES):
+        aside = target.with_name(f".{target.name}.{_signature()}.old")
+        was_there = _try_rename(target, aside)
+        try:
+            new.rename(target)
+        except OSError as error:
+            if was_there and not _try_rename(aside, target):
+                shutil.rmtree(aside, ignore_errors=True)
+            # Another process put its folder there between the two renames: ours replaces it in turn.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+    raise OSError(errno.EBUSY, "other processes keep replacing it", str(target))
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with (Path(parent) / name).open("r+b") as file:
+                os.fsync(file.fileno())
+        _sync_dir(Path(parent))
+
+
+def _sync_dir(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

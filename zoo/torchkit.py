@@ -1,0 +1,142 @@
+"""What torch families share: a family writes build(), this exports it to ONNX and runs it as its own reference.
+
+torch is imported inside the methods: a plugin that subclasses TorchBackbone stays importable without it.
+"""
+
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.backbone import Backbone
+from zoo.convert import as_safetensors
+from zoo.errors import IntegrityError, MissingExtraError
+from zoo.schema import ExportOptions, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.backbone import TensorMap
+
+#: Example lengths of dynamic axes. 0 and 1 would be specialised into the graph by torch.export.
+EXAMPLE_AXES = {"batch": 2, "sequence": 9}
+
+
+def require_torch(purpose: str) -> None:
+    """Raise MissingExtraError, with both ways out, when torch is not installed."""
+    from importlib.util import find_spec
+
+    for package in ("torch", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "train", purpose, alternative="use a bundle that was exported elsewhere")
+
+
+def load_state(
+    path: Path, module: "torch.nn.Module", rename: Callable[[str], str | None] = lambda name: name
+) -> "torch.nn.Module":
+    """Fill `module` with the checkpoint at `path`, every tensor accounted for, and return it in eval mode.
+
+    `rename` maps a name in the file to the module's, or to None for a tensor that the features do not need.
+    Raises IntegrityError naming missing, unexpected, wrongly shaped or non-finite tensors.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(as_safetensors(path))
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
+        ) from error
+    renamed = ((rename(name), tensor) for name, tensor in stored.items())
+    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in renamed if name}
+    wanted = module.state_dict()
+    # Batch counters of BatchNorm came with torch 0.4.1: older checkpoints lack them and inference ignores them.
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    extra = [name for name in given if name not in wanted]
+    shapes = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
+    infinite = [name for name, tensor in given.items() if not torch.isfinite(tensor).all()]
+    for problem, names in (("lacks", missing), ("has unexpected", extra), ("has wrong shapes for", shapes),
+                           ("has non-finite numbers in", infinite)):  # fmt: skip
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise IntegrityError(f"{path.name} {problem} {shown}", hint="the file is not the one this row describes")
+    module.load_state_dict(given, strict=False)
+    return module.eval().requires_grad_(False)
+
+
+class TorchBackbone(Backbone):
+    """A backbone written in torch: subclasses set `family` and write `build`."""
+
+    @abstractmethod
+    def build(self) -> "torch.nn.Module":
+        """The module from the original files: eval mode, float32; forward takes `entry.inputs` by name and order
+        and returns features [batch, dim]."""  # noqa: D205, D209
+
+    @cached_property
+    def module(self) -> "torch.nn.Module":
+        """The built module, kept for repeated reference runs."""
+        require_torch(f"the family {self.family}")
+        return self.build()
+
+    def reference(self, feeds: "TensorMap") -> "TensorMap":
+        """Features of the module in torch, for numpy inputs named as `entry.inputs`."""
+        import numpy as np
+        import torch
+
+        arguments = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.entry.inputs]
+        with torch.inference_mode():
+            return {"features": self.module(*arguments).numpy()}
+
+    def export(self, path: Path, options: ExportOptions) -> None:
+        """Write the module with torch's dynamo exporter, weights inside the file, axes named as in `entry.inputs`."""
+        import torch
+
+        arguments = tuple(_example(spec) for spec in self.entry.inputs)
+        axes = tuple(_dynamic_axes(spec) for spec in self.entry.inputs)
+        with _quiet_exporter(), torch.inference_mode():
+            program = torch.onnx.export(
+                self.module,
+                arguments,
+                input_names=[spec.name for spec in self.entry.inputs],
+                # Not "embedding": the exporter names the values of aten.embedding so, and the names would clash.
+                output_names=["features"],
+                dynamic_shapes=axes,
+                opset_version=options.opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        assert program is not None
+        program.save(str(path), external_data=False)
+
+
+def _example(spec: TensorSpec) -> "torch.Tensor":
+    import torch
+
+    shape = [EXAMPLE_AXES[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return torch.ones(shape, dtype=dtype)
+
+
+def _dynamic_axes(spec: TensorSpec) -> Mapping[int, str]:
+    return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's deprecation chatter about its own internals away from our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
