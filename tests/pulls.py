@@ -1,4 +1,4 @@
-"""What the tests of pulling share: registry rows of known bytes, a progress that remembers, pulls in other processes."""
+"""What tests of pulling share: registry rows of known bytes, a progress that remembers, pulls in other processes."""
 
 import hashlib
 import json
@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from zoo_plugins.sources.file import FileSource
+from zoo_plugins.sources.http import HttpSource
 
+from zoo.errors import UnknownPluginError
+from zoo.lock import Lock
 from zoo.progress import Silent
 from zoo.schema import Entry, ImagePreprocess, WeightFile
+from zoo.source import Source, Want
+from zoo.store import Store
 
 
 def row(files: Mapping[str, tuple[bytes, list[str]]], *, is_pinned: bool = True, name: str = "toy_net.v1") -> Entry:
@@ -40,6 +46,74 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+DATA, SMALL = bytes(range(256)) * 4000, b'{"a": 1}'
+
+
+class QuickHttp(HttpSource):
+    backoff = 0.01
+
+
+class Sources:
+    """The sources of a test by scheme; remembers which ones were asked for."""
+
+    def __init__(self, **more: Source) -> None:
+        self.table: dict[str, Source] = {"http": QuickHttp(), "file": FileSource(), **more}
+        self.asked: list[str] = []
+
+    def __call__(self, scheme: str) -> Source:
+        self.asked.append(scheme)
+        if scheme not in self.table:
+            raise UnknownPluginError(f"no plugin gives the scheme {scheme}", plugin=scheme)
+        return self.table[scheme]
+
+
+def lock_of(store: Store) -> Lock:
+    return Lock.read(store.lock_path)
+
+
+def file_url(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return path.as_uri()
+
+
+def assert_nothing_visible(store: Store, entry: Entry) -> None:
+    assert list(store.models.rglob("*.bin")) == []
+    assert store.find(entry, lock_of(store)) is None
+
+
+def want(url: str, partial: Path, size: int | None = len(DATA)) -> Want:
+    return Want(url=url, partial=partial, size=size)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Counting(Silent):
+    """Adds up what the bars are told."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def task(self, description: str, total: int | None, unit: str = "it") -> Any:
+        counting = self
+
+        class Bar:
+            def __enter__(self) -> "Bar":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+            def advance(self, amount: int = 1) -> None:
+                counting.total += amount
+
+            def describe(self, text: str) -> None:
+                pass
+
+        return Bar()
 
 
 #: A pull in a process of its own: the row on stdin, the folder or the error on stdout as JSON.

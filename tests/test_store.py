@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.pulls import row
+from tests.pulls import names, row
 from zoo.errors import AccessError, IntegrityError
 from zoo.lock import Lock, LockedFile
 from zoo.schema import Entry
@@ -44,10 +44,6 @@ def put(store: Store, entry: Entry = ENTRY) -> Path:
         (stage / "config.json").write_bytes(CONFIG)
         write_manifest(stage, entry, digests)
     return folder
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_home_is_the_variable_or_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

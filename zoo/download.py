@@ -126,18 +126,18 @@ def pull(
         )
     with storage_errors(store.home), ExitStack() as stack:
         jobs = []
-        for file in row.files:
+        for listed, file in zip(entry.files, row.files, strict=True):
             urls = _candidates(entry, file, only)
-            partial = stack.enter_context(store.claim_partial(_partial_key(file, urls[0])))
+            partial = stack.enter_context(store.claim_partial(_partial_key(listed)))
             jobs.append(_Job(file=file, urls=urls, partial=partial / PARTIAL_DATA))
         _use_what_is_here(jobs, store.copies(entry))
         if offline:
             _keep_local(entry, jobs, source_for)
         _check_space(store.home, jobs)
         _fetch_all(jobs, source_for, progress)
-        lock_new = {job.file.path: job.locked() for job in jobs if not job.file.is_pinned}
-        if lock_new:
-            lock.record(entry.name, lock_new)
+        trusted = {job.file.path: job.locked() for job in jobs if not job.file.is_pinned}
+        if trusted:
+            lock.record(entry.name, trusted)
         return _publish(entry, store, lock, jobs)
 
 
@@ -207,9 +207,9 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _partial_key(file: WeightFile, url: str) -> str:
-    """Partials resume by digest, whichever source they came from; without a digest only the same URL goes on."""
-    return file.sha256 or hashlib.sha256(url.encode()).hexdigest()
+def _partial_key(listed: WeightFile) -> str:
+    """Partials go by digest, whichever source they came from; by URL where the registry knows no digest."""
+    return listed.sha256 or hashlib.sha256(listed.sources[0].encode()).hexdigest()
 
 
 def _wrong_bytes(message: str, expected: str | int | None, actual: str | int) -> IntegrityError:
@@ -356,6 +356,8 @@ def _publish(entry: Entry, store: Store, lock: Lock, jobs: Sequence[_Job]) -> Pa
     except IntegrityError:
         ready = None
     if ready is not None:
+        for job in jobs:
+            job.drop_bytes()
         return ready
     digests = [job.digest for job in jobs if job.digest is not None]
     folder = store.model_dir(entry, digests)

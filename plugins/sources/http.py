@@ -135,9 +135,9 @@ class HttpsSource(Source):
     def _open(self, client: httpx2.Client, want: Want, headers: dict[str, str]) -> Iterator[httpx2.Response]:
         """The answer at the end of the redirects, whatever its status."""
         url = want.url
-        self.check_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
+                self.check_url(url)
                 request = client.build_request("GET", url, headers=headers)
             except httpx2.InvalidURL as error:
                 raise NetworkError(f"{want.url}: not a URL: {error}", url=want.url) from error
@@ -177,17 +177,10 @@ class HttpSource(HttpsSource):
     scheme = "http"
 
     def check_url(self, url: str) -> None:
-        """Raise NetworkError for any host but a loopback one."""
-        host = httpx2.URL(url).host
-        if not _is_loopback(host):
-            raise NetworkError(f"{url}: plain http is refused for {host}", url=url, hint="use https")
-
-    def redirected(self, url: str, location: str) -> str:
-        """Like https, and plain http stays on loopback."""
-        target = super().redirected(url, location)
-        if target.startswith("http://"):
-            self.check_url(target)
-        return target
+        """Raise NetworkError for plain http to any host but a loopback one, be it a row's URL or a redirect's."""
+        parsed = httpx2.URL(url)
+        if parsed.scheme == "http" and not _is_loopback(parsed.host):
+            raise NetworkError(f"{url}: plain http is refused for {parsed.host}", url=url, hint="use https")
 
 
 class _Counter:
@@ -250,7 +243,7 @@ def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | No
         raise _TryAgainError(reason, _retry_after(response.headers.get("retry-after")))
     if status in (401, 403, 407):
         raise AccessError(f"{want.url}: access denied ({reason})", hint="it needs an account or a license")
-    raise NetworkError(f"{want.url}: {reason}", url=want.url, hint="the file is not there any more: try --source")
+    raise NetworkError(f"{want.url}: {reason}", url=want.url, hint="try another source with --source SCHEME")
 
 
 def _restart(partial: Path) -> int:

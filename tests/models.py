@@ -1,0 +1,129 @@
+"""Small models for tests, in the layouts that upstream publishes, with seeded random weights, on a shelf of their own."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "the a my your is was not and to of it on in for with card money bill invoice charged refund price tax parcel box courier "
+    "late lost street door van login password code locked profile account name crash freeze screen battery update error slow"
+).split()
+TINY = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+}
+
+
+def write_shelf(folder: Path) -> Path:
+    """Write the models `tiny-bert`, `tiny-bert-cls` and `tiny-lite` under `folder`; returns their registry file."""
+    bert = write_bert(folder / "bert", prefix="bert.", legacy=True)
+    lite = write_lite(folder / "lite")
+    text = {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 32}
+    grey = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    rows = {
+        "tiny-bert": _row("bert", "text-features", 32, {**text, "pooling": "mean", "normalize": True}, bert),
+        "tiny-bert-cls": _row("bert", "text-features", 32, {**text, "pooling": "cls", "normalize": False}, bert),
+        "tiny-lite": {
+            **_row(
+                "efficientnet",
+                "image-features",
+                1280,
+                {"kind": "image", "resize": 256, "crop": 224, "interpolation": "bicubic", **grey},
+                lite,
+            ),
+            "config": {"variant": "lite0"},
+        },
+    }
+    path = folder / "registry.yaml"
+    path.write_text(json.dumps({"schema_version": 1, "models": rows}, indent=1))
+    return path
+
+
+def write_bert(folder: Path, *, prefix: str = "", legacy: bool = False, config: Mapping[str, Any] = TINY) -> list[Path]:
+    """model.safetensors, config.json and tokenizer.json of a tiny BERT, as `transformers` would save it.
+
+    `prefix` and `legacy` (LayerNorm's gamma and beta) give the layout of the oldest published checkpoints.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import BertConfig, BertModel
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**config))
+    # Random BERTs map every text to nearly the same vector: larger embeddings keep them apart.
+    model.embeddings.word_embeddings.weight.data.mul_(20)
+    state = {prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if legacy:
+        state = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in state.items()
+        }
+        state["cls.predictions.bias"] = torch.zeros(config["vocab_size"])
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "evil.py"}}))
+    _write_tokenizer(folder / "tokenizer.json")
+    return [folder / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
+
+
+def write_lite(folder: Path) -> list[Path]:
+    """lite0.pth: EfficientNet-Lite0 with random weights, saved by the reference package."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = EfficientNet.from_name("efficientnet-lite0")
+    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random pictures.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train().extract_features(torch.randn(8, 3, 224, 224))
+    torch.save(model.state_dict(), folder / "lite0.pth")
+    return [folder / "lite0.pth"]
+
+
+def _write_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    # As all-MiniLM-L6-v2's file does: a limit and a padding that the row must overrule.
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(path))
+
+
+def _row(family: str, task: str, dim: int, preprocess: dict[str, Any], files: list[Path]) -> dict[str, Any]:
+    return {
+        "family": family,
+        "task": task,
+        "description": "random weights for tests",
+        "license": "CC0-1.0",
+        "params": 1000,
+        "dim": dim,
+        "preprocess": preprocess,
+        "files": [
+            {
+                "path": path.name,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "size": path.stat().st_size,
+                "sources": [path.as_uri()],
+            }
+            for path in files
+        ],
+    }
