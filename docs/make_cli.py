@@ -13,12 +13,25 @@ def page() -> str:
     """What typer says about every verb, in Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "cli.md"
-        command = [sys.executable, "-m", "typer", "zoo_cli.app", "utils", "docs", "--name", "zoo", "--output", str(target)]
+        command = [
+            sys.executable,
+            "-m",
+            "typer",
+            "zoo_cli.app",
+            "utils",
+            "docs",
+            "--name",
+            "zoo",
+            "--output",
+            str(target),
+        ]
         # Environment variables of whoever runs this would show up as defaults.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ZOO_")}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=clean)
         text = target.read_text(encoding="utf-8").rstrip() + "\n"
-    return text.replace("# `zoo`", "# The command line\n\nWritten by `make docs` from the commands themselves.\n\n## `zoo`", 1)
+    return text.replace(
+        "# `zoo`", "# The command line\n\nWritten by `make docs` from the commands themselves.\n\n## `zoo`", 1
+    )
 
 
 def main() -> int:

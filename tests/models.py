@@ -1,4 +1,4 @@
-"""Small models for tests, in the layouts that upstream publishes, with seeded random weights, on a shelf of their own."""
+"""Small models for tests, in the layouts that upstream publishes, with seeded random weights, on their own shelf."""
 
 import hashlib
 import json
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "the a my your is was not and to of it on in for with card money bill invoice charged refund price tax parcel box courier "
-    "late lost street door van login password code locked profile account name crash freeze screen battery update error slow"
-).split()
+WORDS = """
+the a my your is was not and to of it on in for with card money bill invoice charged refund price tax parcel box courier
+late lost street door van login password code locked profile account name crash freeze screen battery update error slow
+""".split()
 TINY = {
     "vocab_size": 200,
     "hidden_size": 32,
@@ -70,7 +70,9 @@ def write_bert(folder: Path, *, prefix: str = "", legacy: bool = False, config: 
         }
         state["cls.predictions.bias"] = torch.zeros(config["vocab_size"])
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "evil.py"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "evil.py"}})
+    )
     _write_tokenizer(folder / "tokenizer.json")
     return [folder / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
 
@@ -98,7 +100,9 @@ def _write_tokenizer(path: Path) -> None:
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))

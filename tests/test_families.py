@@ -34,7 +34,9 @@ def transformers_features(folder: Path, feeds: dict[str, np.ndarray], *, pooling
     return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
 
 
-@pytest.mark.parametrize(("name", "pooling", "normalize"), [("tiny-bert", "mean", True), ("tiny-bert-cls", "cls", False)])
+@pytest.mark.parametrize(
+    ("name", "pooling", "normalize"), [("tiny-bert", "mean", True), ("tiny-bert-cls", "cls", False)]
+)
 def test_bert_onnx_equals_transformers(shelf: Path, tmp_path: Path, name: str, pooling: str, normalize: bool) -> None:
     reference = tmp_path / "reference"
     write_bert(reference)
@@ -72,7 +74,9 @@ def test_a_row_of_padding_alone_gives_numbers(shelf: Path) -> None:
         ({"intermediate_size": 65}, "has wrong shapes for"),
     ],
 )
-def test_bert_config_that_is_not_the_checkpoints(shelf: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_bert_config_that_is_not_the_checkpoints(
+    shelf: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     folder = tmp_path / "bert"
     write_bert(folder)
     (folder / "config.json").write_text(json.dumps({**TINY, **change}))

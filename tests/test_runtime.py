@@ -27,7 +27,9 @@ def photographs(folder: Path, count: int) -> list[Path]:
     for index in range(count):
         picture = Image.open(source / names[index % len(names)]).convert("RGB")
         width, height = (int(random.integers(60, side)) for side in picture.size)
-        left, top = (int(random.integers(0, side - used + 1)) for side, used in zip(picture.size, (width, height), strict=True))
+        left, top = (
+            int(random.integers(0, side - used + 1)) for side, used in zip(picture.size, (width, height), strict=True)
+        )
         path = folder / f"{index:03d}.{'png' if index % 2 else 'jpg'}"
         picture.crop((left, top, left + width, top + height)).save(path)
         paths.append(path)
@@ -111,7 +113,7 @@ def test_unknown_devices(device: str) -> None:
 @pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")
 def test_cuda_without_cuda_is_an_error_and_auto_says_cpu(shelf: Path) -> None:
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match="NVIDIA|CPU build") as caught:
+        with pytest.raises(DeviceError, match=r"NVIDIA|CPU build") as caught:
             Zoo().session("tiny-bert", device)
         assert caught.value.exit_code == 7
     assert Zoo().session("tiny-bert", "auto").device == "cpu"

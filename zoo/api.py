@@ -10,6 +10,7 @@ import msgspec
 
 from zoo.bundle import Bundle, check_target
 from zoo.errors import DataError, NotFoundError, OfflineError, UnknownEntryError, UsageError
+from zoo.extras import RUNTIME, TRAINING, require
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry, load_registry
@@ -147,6 +148,7 @@ class Zoo:
         target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if (target / "zoo.json").is_file():
             return Bundle.open(target)
+        require(f"exporting {name}", *RUNTIME, *TRAINING)
         self.plugins.backbone(entry.family)
         return build_in_child(entry, folder, target, self.progress)
 
@@ -208,6 +210,7 @@ class Zoo:
         if is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
+        require("fine-tuning", *RUNTIME, *TRAINING)
         _check_exists(data)
         base = self.graph(model)
         family = self.plugins.backbone(entry.family)

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.errors import DataError, MissingExtraError
+from zoo.errors import DataError
 from zoo.schema import ImagePreprocess, TextPreprocess
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ class TextEncoder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("tokenizers", "cpu", "reading text") from error
+        from tokenizers import Tokenizer
+
         tokenizer = Tokenizer.from_file(str(self.path))
         # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
         tokenizer.enable_truncation(self.preprocess.max_length)

@@ -10,10 +10,10 @@ from zoo.backbone import Backbone
 from zoo.build import encoder
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
 from zoo.errors import IntegrityError
+from zoo.extras import RUNTIME, TRAINING, require
 from zoo.finetune import load_head
 from zoo.progress import Progress
 from zoo.store import staged_dir
-from zoo.torchkit import require_torch
 
 
 def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) -> Bundle:
@@ -22,7 +22,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
     Raises IntegrityError for a file that is not the manifest's, GateError when the numbers differ; `out` is then
     untouched.
     """
-    require_torch("the parity gate")
+    require("the parity gate", *RUNTIME, *TRAINING)
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")

@@ -21,7 +21,6 @@ from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, Outcome, Task, TextPreprocess
 from zoo.store import staged_dir
-from zoo.torchkit import require_torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +58,6 @@ def finetune(
     `backbone` gives the family's own arithmetic for the gate. Raises DataError, DivergedError, GateError; on any error
     nothing is written.
     """
-    require_torch("fine-tuning")
     train, held = _load(base, source, options)
     session = Session(base, options.device)
     features = FeatureCache(cache, session)

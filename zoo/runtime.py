@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zoo import graph
 from zoo.bundle import Bundle
 from zoo.encode import TextEncoder, check_text, decode_image
-from zoo.errors import DeviceError, IntegrityError, MissingExtraError, UsageError
+from zoo.errors import DeviceError, IntegrityError, UsageError
+from zoo.extras import RUNTIME, require
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, TextPreprocess
 
@@ -31,11 +32,10 @@ TOKENS = {"cpu": 1024, "cuda": 16384}
 
 def onnxruntime() -> Any:
     """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
+    require("running a model", *RUNTIME)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime  # noqa: TID251 - the one place that may
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "gpu", "running a model", alternative="backbone-zoo[cpu]") from error
+    import onnxruntime  # noqa: TID251 - the one place that may
+
     return onnxruntime
 
 
@@ -107,13 +107,14 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        preprocess = bundle.manifest.preprocess
+        require("running a model", *RUNTIME, "PIL" if isinstance(preprocess, ImagePreprocess) else "tokenizers")
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.device = choose_device(device)
         self.labels = self.manifest.labels
         self.batches_run: list[int] = []
         model = bundle.read_model()
-        preprocess = self.manifest.preprocess
         self._pipeline: _ImagePipeline | _TextPipeline
         if isinstance(preprocess, ImagePreprocess):
             self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device)

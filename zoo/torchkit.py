@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
 from zoo.convert import as_safetensors
-from zoo.errors import IntegrityError, MissingExtraError
+from zoo.errors import IntegrityError
+from zoo.extras import TRAINING, require
 from zoo.schema import ExportOptions, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 
 #: Example lengths of dynamic axes. 0 and 1 would be specialised into the graph by torch.export.
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
-
-
-def require_torch(purpose: str) -> None:
-    """Raise MissingExtraError, with both ways out, when torch is not installed."""
-    from importlib.util import find_spec
-
-    for package in ("torch", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "train", purpose, alternative="use a bundle that was exported elsewhere")
 
 
 def load_state(
@@ -81,7 +73,7 @@ class TorchBackbone(Backbone):
     @cached_property
     def module(self) -> "torch.nn.Module":
         """The built module, kept for repeated reference runs."""
-        require_torch(f"the family {self.family}")
+        require(f"the family {self.family}", *TRAINING)
         return self.build()
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
