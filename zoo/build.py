@@ -74,7 +74,14 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
         if isinstance(preprocess, TextPreprocess):
             shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
         items, origin = samples.bundled(preprocess)
-        report = parity.check(model, backbone.reference, items, origin, preprocess=encoder(preprocess, folder))
+        report = parity.check(
+            model,
+            backbone.reference,
+            items,
+            origin,
+            preprocess=encoder(preprocess, folder),
+            expected=parity.torchvision_pixels,
+        )
         inputs, outputs = graph.tensor_specs(whole)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,

@@ -7,7 +7,7 @@ from zoo.errors import MissingExtraError
 #: What running a model needs, whatever it reads.
 RUNTIME = ("onnxruntime", "numpy", "onnx")
 #: What exporting, gating and training need on top.
-TRAINING = ("torch", "onnxscript", "safetensors")
+TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
 
 

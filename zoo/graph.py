@@ -75,6 +75,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     node = helper.make_node
     resize: dict[str, Any] = {
         "antialias": 1,
+        "exclude_outside": 1,
         "coordinate_transformation_mode": "half_pixel",
         **RESIZE_MODES[preprocess.interpolation],
     }

@@ -1,8 +1,8 @@
 """The parity gate: on real samples an exported file gives the numbers of the family's own arithmetic, or is no file.
 
-Pictures: the graph's preprocessing is compared with Pillow's, then the whole graph with the family's torch code on the
-same pixels. Texts: the graph with the family's code on the same tokens. Both at batch 1, 2 and 7, and each row of the
-largest batch with that row alone.
+Pictures: the graph's preprocessing is compared with an image library's, then the whole graph with the family's torch
+code on the same pixels. Texts: the graph with the family's code on the same tokens. Both at batch 1, 2 and 7, and each
+row of the largest batch with that row alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.head import Layer
 
     Reference: TypeAlias = Callable[[TensorMap], TensorMap]
+    PixelsOf: TypeAlias = Callable[[NDArray[np.uint8], ImagePreprocess], NDArray[np.float32]]
 
 BATCHES = (1, 2, 7)
 #: Differences are relative to the largest reference value where that is above 1.
@@ -40,13 +41,15 @@ def check(
     *,
     preprocess: ImagePreprocess | TextEncoder,
     layers: "Sequence[Layer] | None" = None,
+    expected: "PixelsOf | None" = None,
 ) -> Parity:
     """Compare `model` with `reference` (and with `layers` on its features) on `samples`, which come from `origin`.
 
+    `expected` says what the graph's preprocessing must make of a picture: `pillow_pixels` unless given.
     Raises GateError, with the report, when a check fails.
     """
     if isinstance(preprocess, ImagePreprocess):
-        checks = list(_check_images(model, reference, samples, preprocess, layers))
+        checks = list(_check_images(model, reference, samples, preprocess, layers, expected or pillow_pixels))
     else:
         checks = list(_check_texts(model, reference, samples, preprocess, layers))
     report = Parity(samples=f"{len(samples)} of {origin}", checks=tuple(checks))
@@ -63,7 +66,7 @@ def check(
 
 
 def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """What Pillow makes of one RGB picture, normalised: float32 [3, crop, crop]. The gate's independent opinion."""
+    """What Pillow makes of one RGB picture, normalised: float32 [3, crop, crop]."""
     import numpy as np
     from PIL import Image
 
@@ -79,12 +82,31 @@ def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> 
     return normal.transpose(2, 0, 1)
 
 
+def torchvision_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
+    """What torchvision's tensor transforms, which the published weights were judged with, make of one RGB picture."""
+    import numpy as np
+    import torch
+    from torchvision.transforms import v2
+
+    steps = v2.Compose(
+        [
+            v2.Resize(preprocess.resize, v2.InterpolationMode(preprocess.interpolation), antialias=True),
+            v2.CenterCrop(preprocess.crop),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(preprocess.mean, preprocess.std),
+        ]
+    )
+    pixels: NDArray[np.float32] = steps(torch.from_numpy(np.array(picture.transpose(2, 0, 1)))).numpy()
+    return pixels
+
+
 def _check_images(
     model: bytes,
     reference: "Reference",
     samples: Sequence[Any],
     preprocess: ImagePreprocess,
     layers: "Sequence[Layer] | None",
+    expected: "PixelsOf",
 ) -> Iterator[ParityCheck]:
     import numpy as np
     import onnx
@@ -96,7 +118,7 @@ def _check_images(
     levels = 0.0
     for picture in pictures:
         pixels = prefix.run(None, {graph.IMAGE: picture[None]})[0][0]
-        levels = max(levels, float(np.abs((pixels - pillow_pixels(picture, preprocess)) * grey).max()))
+        levels = max(levels, float(np.abs((pixels - expected(picture, preprocess)) * grey).max()))
     yield _judge("preprocessing (grey levels)", 1, levels, LEVELS_BOUND)
     yield from _compare(whole, reference, layers, *_first_feeds(pictures, prefix))
     for batch in BATCHES:
