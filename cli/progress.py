@@ -22,7 +22,7 @@ class Bars:
         """A bar on a terminal; elsewhere a line with count and rate once the task is done."""
         started = time.perf_counter()
         if sys.stderr.isatty():
-            with _rich(unit) as progress:
+            with _rich(unit, is_counted=total is not None) as progress:
                 yield _Drawn(progress, description, total)
             return
         bar = _Counted()
@@ -60,7 +60,7 @@ class _Drawn:
         self.progress.update(self.task, description=text)
 
 
-def _rich(unit: str) -> "RichProgress":
+def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
     from rich import progress as bars
     from rich.console import Console
     from rich.text import Text
@@ -69,13 +69,10 @@ def _rich(unit: str) -> "RichProgress":
         def render(self, task: bars.Task) -> Text:
             return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "", style="progress.data.speed")
 
-    counts = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(), Rate())
+    counts: tuple[bars.ProgressColumn, ...] = ()
+    if unit == "B":
+        counts = (bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+    elif is_counted:
+        counts = (bars.MofNCompleteColumn(), Rate(), bars.TimeRemainingColumn())
     words = bars.TextColumn("{task.description}")
-    return bars.Progress(
-        words,
-        bars.BarColumn(),
-        *counts,
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    return bars.Progress(words, bars.BarColumn(), bars.TimeElapsedColumn(), *counts, console=Console(stderr=True))

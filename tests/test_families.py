@@ -58,6 +58,30 @@ def test_bert_reads_both_published_layouts(shelf: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*answers)
 
 
+def test_distilbert_equals_transformers(shelf: Path, tmp_path: Path) -> None:
+    import msgspec
+    import torch
+    from transformers import DistilBertConfig, DistilBertModel
+
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64)
+    model = DistilBertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    entry = msgspec.structs.replace(Zoo().entry("tiny-bert-cls"), config={"arch": "distilbert"})
+    feeds = tokens(5, 21)
+    with torch.inference_mode():
+        hidden = model(**{name: torch.from_numpy(array) for name, array in feeds.items()}).last_hidden_state
+    np.testing.assert_allclose(Bert(entry, tmp_path).reference(feeds)["features"], hidden[:, 0].numpy(), atol=1e-5)
+
+
+def test_bert_knows_its_architectures(shelf: Path, tmp_path: Path) -> None:
+    import msgspec
+
+    entry = msgspec.structs.replace(Zoo().entry("tiny-bert"), config={"arch": "mpnet"})
+    with pytest.raises(RegistryError, match="mpnet"):
+        Bert(entry, tmp_path)
+
+
 def test_a_row_of_padding_alone_gives_numbers(shelf: Path) -> None:
     session = create_session(Zoo().graph("tiny-bert").read_model(), "cpu")
     feeds = {"input_ids": np.zeros((2, 5), np.int64), "attention_mask": np.zeros((2, 5), np.int64)}
@@ -68,7 +92,7 @@ def test_a_row_of_padding_alone_gives_numbers(shelf: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_act": "relu"}, "activation 'relu'"),
-        ({"hidden_size": "wide"}, "does not describe a BERT"),
+        ({"hidden_size": "wide"}, "does not describe a bert"),
         ({"num_hidden_layers": 3}, "lacks layers.2"),
         ({"num_hidden_layers": 1}, "has unexpected layers.1"),
         ({"intermediate_size": 65}, "has wrong shapes for"),

@@ -143,13 +143,15 @@ class Zoo:
         """The features bundle of a registry row, pulled, exported and gated the first time it is needed."""
         from zoo.build import build_in_child, graph_key
 
+        # Whether the row can be built at all is known without its files: it is asked before a long download.
+        family = self.plugins.backbone(self.entry(name).family)
+        family(self.entry(name), self.store.models)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
         target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if (target / "zoo.json").is_file():
             return Bundle.open(target)
         require(f"exporting {name}", *RUNTIME, *TRAINING)
-        self.plugins.backbone(entry.family)
         return build_in_child(entry, folder, target, self.progress)
 
     def open(self, model: str) -> Bundle:

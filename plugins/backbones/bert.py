@@ -1,19 +1,21 @@
 """BERT encoders in plain torch: token ids in, one pooled vector a text out.
 
-Architecture: Devlin et al., https://arxiv.org/abs/1810.04805. Weights are read from the published safetensors by
+Architecture: Devlin et al., https://arxiv.org/abs/1810.04805; DistilBERT (Sanh et al.,
+https://arxiv.org/abs/1910.01108) is the same without token types. Weights are read from the published safetensors by
 renaming; `config.json` is parsed with an allow-list of keys, and nothing in it can name code.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from zoo.backbone import Backbone
-from zoo.errors import IntegrityError
+from zoo.errors import IntegrityError, RegistryError
 from zoo.hookspecs import hookimpl
-from zoo.schema import TextPreprocess
+from zoo.schema import Entry, TextPreprocess
 from zoo.torchkit import TorchBackbone, load_state
 
 if TYPE_CHECKING:
@@ -34,57 +36,117 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden_act: str = "gelu"
 
 
+class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The same shape under DistilBERT's own names."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    hidden_dim: int
+    max_position_embeddings: int
+    activation: str = "gelu"
+
+    def as_bert(self) -> BertConfig:
+        """What a BERT of this shape, without token types, would say."""
+        return BertConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.dim,
+            num_hidden_layers=self.n_layers,
+            num_attention_heads=self.n_heads,
+            intermediate_size=self.hidden_dim,
+            max_position_embeddings=self.max_position_embeddings,
+            type_vocab_size=0,
+            hidden_act=self.activation,
+        )
+
+
 class Bert(TorchBackbone):
-    """The family `bert`: pooling (mean over tokens, or the first one) and L2 as the row's preprocessing says."""
+    """The family `bert`: pooling (mean over tokens, or the first one) and L2 as the row's preprocessing says.
+
+    `config.arch` is `bert` (the default) or `distilbert`. Raises RegistryError for another one.
+    """
 
     family = "bert"
+
+    def __init__(self, entry: Entry, weights: Path) -> None:
+        super().__init__(entry, weights)
+        self.arch = entry.config.get("arch", "bert")
+        if self.arch not in RENAMED:
+            raise RegistryError(f"{entry.name}: config.arch is {self.arch!r}", hint=f"known: {', '.join(RENAMED)}")
 
     def build(self) -> "torch.nn.Module":
         """The encoder and its pooling, with `model.safetensors` loaded."""
         preprocess = self.entry.preprocess
         assert isinstance(preprocess, TextPreprocess)
-        config = read_config(self.weights / "config.json")
-        return load_state(self.weights / "model.safetensors", _encoder(config, preprocess), rename)
+        config = read_config(self.weights / "config.json", self.arch)
+        longest = config.max_position_embeddings
+        if preprocess.max_length > longest:
+            raise RegistryError(f"{self.entry.name}: max_length {preprocess.max_length} exceeds the model's {longest}")
+        encoder = _encoder(config, preprocess)
+        return load_state(self.weights / "model.safetensors", encoder, partial(rename, arch=self.arch))
 
 
-def read_config(path: Path) -> BertConfig:
+def read_config(path: Path, arch: str = "bert") -> BertConfig:
     """The shape of the encoder. Raises IntegrityError when a key is missing or means another architecture."""
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=BertConfig)
+        if arch == "distilbert":
+            config = msgspec.json.decode(path.read_bytes(), type=DistilBertConfig).as_bert()
+        else:
+            config = msgspec.json.decode(path.read_bytes(), type=BertConfig)
     except msgspec.MsgspecError as error:
-        raise IntegrityError(f"{path.name} does not describe a BERT encoder: {error}") from error
+        raise IntegrityError(f"{path.name} does not describe a {arch} encoder: {error}", hint=WRONG_FILE) from error
     if config.hidden_act != "gelu":
-        raise IntegrityError(f"{path.name} asks for the activation {config.hidden_act!r}, this family knows gelu")
+        asked = f"{path.name} asks for the activation {config.hidden_act!r}"
+        raise IntegrityError(f"{asked}, this family knows gelu", hint=WRONG_FILE)
     return config
 
 
+WRONG_FILE = "the file is not the one this row describes"
 #: Parts of published checkpoints that the features do not need: the pooler and the pre-training heads.
-UNUSED = ("pooler.", "cls.", "embeddings.position_ids")
+UNUSED = ("pooler.", "cls.", "vocab_", "embeddings.position_ids")
 #: TensorFlow's names of a LayerNorm's parameters, kept by the oldest checkpoints.
 LEGACY = {"gamma": "weight", "beta": "bias"}
-RENAMED = (
+EMBEDDINGS = (
     ("embeddings.word_embeddings.", "words."),
     ("embeddings.position_embeddings.", "positions."),
     ("embeddings.token_type_embeddings.", "segments."),
     ("embeddings.LayerNorm.", "norm."),
-    ("encoder.layer.", "layers."),
-    ("attention.self.", ""),
-    ("attention.output.dense.", "attended."),
-    ("attention.output.LayerNorm.", "attended_norm."),
-    ("intermediate.dense.", "widen."),
-    ("output.dense.", "narrow."),
-    ("output.LayerNorm.", "output_norm."),
 )
+RENAMED = {
+    "bert": (
+        *EMBEDDINGS,
+        ("encoder.layer.", "layers."),
+        ("attention.self.", ""),
+        ("attention.output.dense.", "attended."),
+        ("attention.output.LayerNorm.", "attended_norm."),
+        ("intermediate.dense.", "widen."),
+        ("output.dense.", "narrow."),
+        ("output.LayerNorm.", "output_norm."),
+    ),
+    "distilbert": (
+        *EMBEDDINGS,
+        ("transformer.layer.", "layers."),
+        ("attention.q_lin.", "query."),
+        ("attention.k_lin.", "key."),
+        ("attention.v_lin.", "value."),
+        ("attention.out_lin.", "attended."),
+        ("sa_layer_norm.", "attended_norm."),
+        ("ffn.lin1.", "widen."),
+        ("ffn.lin2.", "narrow."),
+        ("output_layer_norm.", "output_norm."),
+    ),
+}
 
 
-def rename(name: str) -> str | None:
-    """This module's name of a tensor in a published BERT checkpoint, None for one that features do not need."""
-    name = name.removeprefix("bert.")
+def rename(name: str, arch: str = "bert") -> str | None:
+    """This module's name of a tensor in a published checkpoint, None for one that features do not need."""
+    name = name.removeprefix(f"{arch}.")
     if name.startswith(UNUSED):
         return None
     stem, _, last = name.rpartition(".")
     name = f"{stem}.{LEGACY.get(last, last)}"
-    for theirs, ours in RENAMED:
+    for theirs, ours in RENAMED[arch]:
         name = name.replace(theirs, ours)
     return name
 
@@ -121,13 +183,17 @@ def _encoder(config: BertConfig, preprocess: TextPreprocess) -> "torch.nn.Module
             super().__init__()
             self.words = nn.Embedding(config.vocab_size, width)
             self.positions = nn.Embedding(config.max_position_embeddings, width)
-            self.segments = nn.Embedding(config.type_vocab_size, width)
+            if config.type_vocab_size:
+                self.segments = nn.Embedding(config.type_vocab_size, width)
             self.norm = norm()
             self.layers = nn.ModuleList(Layer() for _ in range(config.num_hidden_layers))
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             length = input_ids.shape[1]
-            embedded = self.words(input_ids) + self.positions.weight[:length] + self.segments.weight[0]
+            embedded = self.words(input_ids) + self.positions.weight[:length]
+            if config.type_vocab_size:
+                # One text is all of the first type.
+                embedded = embedded + self.segments.weight[0]
             x = self.norm(embedded)
             # Added to the attention scores: 0 where there is a token, the lowest float where there is padding.
             padding = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min

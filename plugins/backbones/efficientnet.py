@@ -6,11 +6,13 @@ checkpoints of the package efficientnet-lite-pytorch. Features are the pooled ou
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
+from zoo.schema import Entry
 from zoo.torchkit import TorchBackbone, load_state
 
 if TYPE_CHECKING:
@@ -47,14 +49,17 @@ class EfficientNet(TorchBackbone):
 
     family = "efficientnet"
 
+    def __init__(self, entry: Entry, weights: Path) -> None:
+        super().__init__(entry, weights)
+        variant = entry.config.get("variant")
+        if variant not in VARIANTS:
+            raise RegistryError(f"{entry.name}: config.variant is {variant!r}", hint=f"known: {', '.join(VARIANTS)}")
+        self.blocks = VARIANTS[variant]
+
     def build(self) -> "torch.nn.Module":
         """The variant's network with the checkpoint loaded, without the classifier."""
-        variant = self.entry.config.get("variant")
-        if variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise RegistryError(f"{self.entry.name}: config.variant is {variant!r}", hint=f"known variants: {known}")
         path = self.weights / self.entry.files[0].path
-        return load_state(path, _network(VARIANTS[variant]), lambda name: None if name.startswith("_fc.") else name)
+        return load_state(path, _network(self.blocks), lambda name: None if name.startswith("_fc.") else name)
 
 
 def _network(blocks: Iterable[BlockSpec]) -> "torch.nn.Module":
