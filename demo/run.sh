@@ -6,7 +6,9 @@ export ZOO_HOME="$PWD/demo/.zoo"
 mkdir -p demo/out
 
 run() {
-  printf '\n$ %s\n' "$*"
+  printf '\n$'
+  printf ' %q' "$@"
+  printf '\n'
   "$@"
 }
 

@@ -41,8 +41,7 @@ def crop(picture: np.ndarray, random: np.random.Generator) -> Image.Image:
     side = min(SIDE, *picture.shape)
     top, left = (int(random.integers(0, length - side + 1)) for length in picture.shape)
     piece = picture[top : top + side, left : left + side]
-    normal = (piece - piece.mean()) / max(float(piece.std()), 1.0)
-    jittered = normal * random.uniform(25, 60) + random.uniform(100, 155)
+    jittered = (piece - piece.mean()) * random.uniform(0.5, 1.5) + piece.mean() + random.uniform(-40, 40)
     return Image.fromarray(np.clip(jittered, 0, 255).astype(np.uint8)).convert("RGB").resize((SIDE, SIDE))
 
 

@@ -207,6 +207,9 @@ def _serve_parent() -> None:
             build(request.entry, Path(request.weights), family, Path(request.target))
         except ZooError as error:
             answer = {"code": error.code, "message": error.message, "hint": error.hint}
+        except KeyboardInterrupt:
+            # Ctrl-C reaches the parent too, and the parent is the one that says so.
+            sys.exit(130)
     sys.stdout.write(json.dumps(answer))
 
 

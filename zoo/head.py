@@ -61,17 +61,18 @@ def train(
                 curve.append(_measure(run, epoch, loss, features[inner], targets[inner]))
                 bar.advance()
             best = min(curve, key=lambda line: (round(line.val_loss, 6), line.epoch))
-            tried.append((best.val_loss, scaling, best.epoch, tuple(curve)))
-        _, scaling, best_epoch, chosen = min(tried)
+            tried.append((best, scaling, tuple(curve)))
+        # The first scaling has one number, the second one for every feature: it must classify better to be taken.
+        best, scaling, chosen = max(tried, key=lambda each: each[0].val_accuracy)
         run = _Run(features, targets, classes, scaling, options)
         for epoch, _ in enumerate(run.epochs(), 1):
             bar.advance()
-            if epoch == best_epoch:
+            if epoch == best.epoch:
                 break
-        bar.advance(epochs - best_epoch)
+        bar.advance(epochs - best.epoch)
         with torch.inference_mode():
             layers = run.folded()
-    return TrainedHead(layers=layers, scaling=scaling, best_epoch=best_epoch, curve=chosen)
+    return TrainedHead(layers=layers, scaling=scaling, best_epoch=best.epoch, curve=chosen)
 
 
 def apply(layers: "Sequence[Layer]", features: "Floats") -> "Floats":

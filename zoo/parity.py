@@ -120,7 +120,6 @@ def _check_images(
         pixels = prefix.run(None, {graph.IMAGE: picture[None]})[0][0]
         levels = max(levels, float(np.abs((pixels - expected(picture, preprocess)) * grey).max()))
     yield _judge("preprocessing (grey levels)", 1, levels, LEVELS_BOUND)
-    yield from _compare(whole, reference, layers, *_first_feeds(pictures, prefix))
     for batch in BATCHES:
         # A batch is one array, so its pictures are cut to a common size.
         chosen = [pictures[index % len(pictures)] for index in range(batch)]
@@ -128,12 +127,6 @@ def _check_images(
         feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
         yield from _compare(whole, reference, layers, feeds, {graph.PIXELS: prefix.run(None, feeds)[0]})
     yield _rows_alone(whole, feeds)
-
-
-def _first_feeds(pictures: "Sequence[NDArray[np.uint8]]", prefix: Any) -> "tuple[TensorMap, TensorMap]":
-    """The first picture at its own, uncut size."""
-    feeds = {graph.IMAGE: pictures[0][None]}
-    return feeds, {graph.PIXELS: prefix.run(None, feeds)[0]}
 
 
 def _check_texts(
