@@ -47,8 +47,9 @@ def load(path: Path) -> "onnx.ModelProto":
 def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     """`image` uint8 [batch, height, width, 3] (RGB) -> `pixels` float32 [batch, 3, crop, crop].
 
-    Short side to `resize` with antialiasing, width first and then height, each rounded and clipped to whole grey
-    levels: Pillow's two passes, which differ from one 2-D pass wherever bicubic overshoots. Centre crop, then
+    Short side to `resize` with antialiasing, width first and then height, each clipped to the range of a grey level as
+    image libraries do, where bicubic overshoots. Only the result is rounded: libraries round between the passes too,
+    each in its own way, and half a level there can never become two levels in the end. Centre crop, then
     (x / 255 - mean) / std. Sizes and offsets follow torchvision.transforms.v2: the long side is truncated, the offset
     rounded half to even.
     """
@@ -75,6 +76,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     node = helper.make_node
     resize: dict[str, Any] = {
         "antialias": 1,
+        # Libraries let pixels beyond the border weigh nothing; by default they would repeat the last one.
         "exclude_outside": 1,
         "coordinate_transformation_mode": "half_pixel",
         **RESIZE_MODES[preprocess.interpolation],
@@ -88,8 +90,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
         node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
         node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
         node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
-        node("Round", ["wide"], ["wide_rounded"]),
-        node("Clip", ["wide_rounded", "black", "white"], ["wide_levels"]),
+        node("Clip", ["wide", "black", "white"], ["wide_levels"]),
         node("Slice", ["resized_size", "zero", "one"], ["resized_height"]),
         node("Resize", ["wide_levels", "", "", "resized_height"], ["resized"], axes=[2], **resize),
         node("Round", ["resized"], ["rounded"]),

@@ -66,7 +66,7 @@ def check(
 
 
 def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """What Pillow makes of one RGB picture, normalised: float32 [3, crop, crop]."""
+    """What Pillow makes of one RGB picture, width first as torchvision, normalised: float32 [3, crop, crop]."""
     import numpy as np
     from PIL import Image
 
@@ -74,7 +74,8 @@ def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> 
     short = min(height, width)
     size = (preprocess.resize * width // short, preprocess.resize * height // short)
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
-    resized = Image.fromarray(picture).resize(size, method)
+    # In one call Pillow resizes tall pictures height first, and torchvision does not: bicubic then differs by levels.
+    resized = Image.fromarray(picture).resize((size[0], height), method).resize(size, method)
     left, top = (round((side - preprocess.crop) / 2) for side in size)
     cropped = np.asarray(resized.crop((left, top, left + preprocess.crop, top + preprocess.crop)), np.float32)
     mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
