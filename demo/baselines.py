@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -45,7 +46,8 @@ def bag_of_words(rows: list[tuple[str, str]], is_held: list[bool]) -> float:
     held = [row for row, held in zip(rows, is_held, strict=True) if held]
     scores = []
     for vectorizer in (CountVectorizer(), TfidfVectorizer()):
-        model = make_pipeline(vectorizer, LogisticRegressionCV(Cs=PENALTIES, cv=4, max_iter=2000))
+        search = GridSearchCV(LogisticRegression(max_iter=3000), {"C": PENALTIES}, cv=4)
+        model = make_pipeline(vectorizer, search)
         model.fit(*zip(*train, strict=True))
         scores.append(float(model.score(*zip(*held, strict=True))))
     return max(scores)

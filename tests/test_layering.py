@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 #: A file of zoo/ imports its own layer, without circles, and lower ones. A new file takes its place here.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "schema", "progress"},
+    {"errors", "schema", "progress", "extras"},
     {"document", "registry", "store", "lock", "download", "bundle", "backbone", "source", "hookspecs"},
     {
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",

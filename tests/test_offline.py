@@ -16,6 +16,8 @@ from tests.test_chain import write_texts
 #: What libraries would report with, and the switch that each reads when it is first imported.
 SWITCHES = {"onnxruntime": "ORT_DISABLE_TELEMETRY", "huggingface_hub": "HF_HUB_DISABLE_TELEMETRY"}
 INTERNET = re.compile(r"AF_INET6?\b")
+#: Seconds to wait for a connection that must not come.
+PATIENCE = 15
 WITNESS = """
 import json, os, sys
 
@@ -95,6 +97,14 @@ def test_no_connection_in_a_whole_chain(strace: str, shelf: Path, zoo_home: Path
         said = dict.fromkeys([*SWITCHES.values(), "HF_HUB_OFFLINE", "DO_NOT_TRACK"], "")
         assert connections(strace, zoo(*arguments), tmp_path / f"{number}.log", **said) == []
     assert (zoo_home / "graphs").is_dir()
+
+
+def test_no_connection_of_a_session_that_stays(strace: str, shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
+    """What official builds report goes out some nine seconds after the import: a short command would not show it."""
+    (bundle,) = (zoo_home / "graphs").glob("tiny-bert-????????????????")
+    script = f"import time; from zoo import Zoo; Zoo().run({str(bundle)!r}, ['card']); time.sleep({PATIENCE})"
+    said = dict.fromkeys(SWITCHES.values(), "")
+    assert connections(strace, [sys.executable, "-c", script], tmp_path / "log", **said) == []
 
 
 def witnessed(tmp_path: Path, command: list[str], **environment: str) -> set[tuple[str, str | None]]:

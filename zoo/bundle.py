@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from zoo.errors import IntegrityError, NotFoundError, UsageError
+from zoo.errors import AccessError, IntegrityError, NotFoundError, UsageError
 from zoo.schema import FileDigest, Manifest
 from zoo.store import sha256_file, write_atomic
 
@@ -33,6 +33,10 @@ class Bundle:
             raise NotFoundError(
                 f"{path} is not a bundle: it has no {MANIFEST}", hint="zoo finetune MODEL DATA -o DIR writes one"
             ) from error
+        except OSError as error:
+            raise AccessError(
+                f"{path / MANIFEST} cannot be read: {error.strerror}", hint=f"chmod -R u+rX {path}"
+            ) from error
         try:
             version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
             if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -40,7 +44,7 @@ class Bundle:
                     f"{path} was written by a newer zoo (schema {version})", hint="upgrade backbone-zoo"
                 )
             manifest = msgspec.json.decode(data, type=Manifest)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise IntegrityError(f"{path / MANIFEST} is damaged: {error}", hint="write the bundle again") from error
         return cls(path, manifest)
 
@@ -69,8 +73,11 @@ class Bundle:
         return data
 
     def digest(self, name: str) -> str:
-        """The sha256 that the manifest records for one of the bundle's files."""
-        return next(file.sha256 for file in self.manifest.files if file.path == name)
+        """The sha256 that the manifest records for one of the bundle's files. Raises IntegrityError without one."""
+        for file in self.manifest.files:
+            if file.path == name:
+                return file.sha256
+        raise IntegrityError(f"{self.path / MANIFEST} does not list {name}", hint="write the bundle again")
 
     def verify(self) -> list[tuple[FileDigest, bool]]:
         """Each file the manifest lists, and whether the bytes on disk are those."""

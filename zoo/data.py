@@ -83,11 +83,11 @@ def load(path: Path, preprocess: Preprocess, *, text: str | None = None, label: 
                 "--text and --label name columns of a table, and pictures have none", hint="leave them out"
             )
         return Dataset(str(path), tuple(_read_folder(path)))
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in TABLES or not path.is_file():
         raise DataError(f"{path} is not a table; this model reads text", path=path, hint=f"give {' or '.join(TABLES)}")
     examples = tuple(_read_table(path, text, label))
     if not examples:
-        raise DataError(f"{path} has no rows", path=path)
+        raise DataError(f"{path} has no rows", path=path, hint="give a table with a header and at least one row")
     return Dataset(str(path), examples)
 
 
@@ -98,21 +98,26 @@ def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     together. Raises DataError for one class only, or a class too small to split.
     """
     require_classes(data)
-    held: set[tuple[str, str]] = set()
+    # An item that stands under two labels counts for the first of them: on both sides, it would give itself away.
+    owners: dict[str, str] = {}
+    for example in data.examples:
+        owners[example.digest] = min(example.label, owners.get(example.digest, example.label))
+    held: set[str] = set()
     for label in data.labels:
-        digests = {example.digest for example in data.examples if example.label == label}
+        digests = [digest for digest, owner in owners.items() if owner == label]
         if len(digests) < 2:
             raise DataError(
-                f"the class '{label}' has {len(digests)} item, and at least 2 are needed to hold one out",
+                f"the class '{label}' has {len(digests)} item{'' if len(digests) == 1 else 's'} of its own, "
+                "and at least 2 are needed to hold one out",
                 path=data.source,
                 hint="add items, or give a validation set of your own: --val DATA",
             )
         ranked = sorted(digests, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).digest())
         count = min(max(round(fraction * len(ranked)), 1), len(ranked) - 1)
-        held.update((label, digest) for digest in ranked[:count])
+        held.update(ranked[:count])
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in data.examples:
-        parts[(example.label, example.digest) in held].append(example)
+        parts[example.digest in held].append(example)
     return Dataset(data.source, tuple(parts[0])), Dataset(data.source, tuple(parts[1]))
 
 
@@ -138,23 +143,35 @@ def image_files(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.lower() in LITTER:
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{path} is a link out of the folder", path=path, hint="copy the file instead")
-        if path.is_dir() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        _stay_inside(path, folder)
+        # Reading a pipe would wait for ever, and a link may lead to nothing.
+        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+            hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
             raise DataError(
                 f"{path} is not a picture",
                 path=path,
-                hint=f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}",
+                hint=f"pictures in folders: a pattern such as '{folder}/*/*'" if path.is_dir() else hint,
             )
         files.append(path)
     return files
 
 
+def _stay_inside(path: Path, folder: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{path} is a link out of the folder", path=path, hint="copy what it points to instead")
+
+
 def _read_folder(root: Path) -> Iterator[Example]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    layout = "lay the pictures out as DATA/<class>/*.jpg"
+    visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    folders = [path for path in visible if path.is_dir()]
     if not folders:
-        raise DataError(f"{root} has no class folders", path=root, hint="lay the pictures out as DATA/<class>/*.jpg")
+        raise DataError(f"{root} has no class folders", path=root, hint=layout)
+    for path in visible:
+        if path not in folders and path.suffix.lower() in IMAGE_SUFFIXES:
+            raise DataError(f"{path} is in no class folder", path=path, hint=layout)
     for folder in folders:
+        _stay_inside(folder, root)
         files = image_files(folder)
         if not files:
             raise DataError(
@@ -184,23 +201,49 @@ def column(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) of a CSV or JSON lines file."""
+    yield from (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, without a byte order mark. Raises DataError when it cannot be read as that."""
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", path=path, hint=f"chmod u+r {path}") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="save it as UTF-8"
         ) from error
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(content, newline=""))
+
+
+def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Strict: a quote that never closes would swallow the rows after it.
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        names = [name for name in reader.fieldnames or () if name]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path} has two columns '{twice[0]}'", path=path, hint="rename or remove one of them")
         for row in reader:
+            # A comma in a text without quotes would move the label.
+            if None in row:
+                raise DataError(
+                    f"{path}:{reader.line_num} has more cells than the header",
+                    path=path,
+                    hint='put texts with commas in "quotes"',
+                )
             yield reader.line_num, row
-        return
-    for line, record in enumerate(content.splitlines(), 1):
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num} is not CSV: {error}", path=path, hint="save it again") from error
+
+
+def _json_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines: JSON strings may hold line separators of Unicode as they are.
+    for line, record in enumerate(content.split("\n"), 1):
         if not record.strip():
             continue
         try:
             row = json.loads(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
@@ -209,9 +252,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _cell(row: dict[str, Any], column: str, option: str, path: Path, line: int) -> str:
     if column not in row:
-        columns = ", ".join(str(name) for name in row if name)
-        raise DataError(f"{path} has no column '{column}'", path=path, hint=f"{option} COL, one of: {columns}")
+        columns = ", ".join(name for name in row if name)
+        raise DataError(f"{path}:{line} has no column '{column}'", path=path, hint=f"{option} COL, one of: {columns}")
     value = row[column]
-    if value is None or not str(value).strip():
+    if isinstance(value, list | dict):
+        raise DataError(f"{path}:{line}: '{column}' is not one value", path=path, hint="give a text or a number")
+    # A table written by pandas has NaN where a cell was empty.
+    if value is None or value != value or not str(value).strip():
         raise DataError(f"{path}:{line} has an empty '{column}'", path=path, hint="fill or remove the row")
-    return str(value)
+    words = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in words):
+        raise DataError(f"{path}:{line}: '{column}' holds half a character", path=path, hint="repair or remove the row")
+    return words

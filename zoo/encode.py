@@ -4,8 +4,10 @@ Decode policy for pictures: JPEG, PNG, WebP and BMP only; EXIF orientation appli
 frame of an animation; a JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
 """
 
+import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +33,7 @@ MAX_PIXELS = 100_000_000
 #: A strip longer than this many times its width would resize to more pixels than it has.
 MAX_ASPECT = 50
 
-_open_lock = Lock()
+_warnings_lock = Lock()
 
 
 def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int) -> "Pixels":
@@ -42,27 +44,26 @@ def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int
     import numpy as np
     from PIL import Image
 
+    name = str(item) if isinstance(item, str | Path) else type(item).__name__
     if isinstance(item, np.ndarray):
         return _checked_array(item)
-    name = str(item) if isinstance(item, str | Path) else type(item).__name__
-    if isinstance(item, Image.Image):
-        return np.asarray(_upright_rgb(item))
     try:
-        # Pillow warns about large pictures through process-wide filters, which are not thread-safe.
-        with _open_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if isinstance(item, Image.Image):
+            _check_size(*item.size, name)
+            return np.asarray(_upright_rgb(item))
+        if not isinstance(item, str | Path | bytes):
+            raise DataError(
+                f"a picture is a path, bytes, a PIL image or an array, not {name}", hint="give one of those"
+            )
+        with _quiet():
             picture = Image.open(BytesIO(item) if isinstance(item, bytes) else item, formats=FORMATS)
         with picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=name)
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise DataError(f"{name}: {width}x{height} is too long and thin to classify", path=name)
+            _check_size(*picture.size, name)
             picture.draft("RGB", (2 * short_side, 2 * short_side))
             return np.asarray(_upright_rgb(picture))
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file", path=name) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: no such file", path=name, hint="check the path") from error
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "not a picture of an accepted format" if "cannot identify" in str(error) else str(error)
         raise DataError(
             f"{name}: cannot be decoded: {reason}",
@@ -77,19 +78,57 @@ def _checked_array(item: "NDArray[Any]") -> "Pixels":
             f"an image array must be uint8 [height, width, 3], not {item.dtype} {list(item.shape)}",
             hint="convert it to 8-bit RGB",
         )
+    height, width = item.shape[:2]
+    _check_size(width, height, "an image array")
     return item
 
 
-def _upright_rgb(picture: "PilImage") -> "PilImage":
-    from PIL import Image, ImageOps
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=name, hint="make it smaller"
+        )
+    if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
+        what = "too long and thin to classify" if width and height else "empty"
+        raise DataError(f"{name}: {width}x{height} is {what}", path=name, hint="remove it, or cut it up")
 
-    picture = ImageOps.exif_transpose(picture)
+
+def _upright_rgb(picture: "PilImage") -> "PilImage":
+    from PIL import ExifTags, Image
+
+    turns = (
+        *(None, None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+        *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
+    )
+    picture.load()
+    with _quiet():
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    # ImageOps.exif_transpose would write the EXIF block anew, and fail on the many that break their own rules.
+    turn = turns[orientation] if isinstance(orientation, int) and 0 < orientation < len(turns) else None
+    if turn is not None:
+        picture = picture.transpose(turn)
     if picture.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         import numpy as np
 
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"the range of mode {picture.mode} is not known")
+    if picture.mode == "P" and "transparency" in picture.info:
+        # Pillow asks for this detour, by a warning; transparency itself is dropped either way.
+        picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings from the user: about large pictures, which we judge, and untidy EXIF blocks.
+
+    Warning filters belong to the process and not to the thread, so only short calls may be made inside.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class TextEncoder:

@@ -48,7 +48,8 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     centre = share + z2 / (2 * n)
     margin = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     low, high = ((centre + sign * margin) / (1 + z2 / n) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    # At 0 and 1 the interval ends there, and rounding must not say otherwise.
+    return (low if hits else 0.0), (high if hits < n else 1.0)
 
 
 def _ratio(part: "int | np.int64", whole: "int | np.int64") -> float:

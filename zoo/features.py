@@ -62,13 +62,23 @@ class FeatureCache:
         """Features in the order of `examples`; only items that no earlier run computed go through the backbone."""
         import numpy as np
 
+        try:
+            found = self._found(examples, progress)
+        except sqlite3.DatabaseError:
+            # Not a whole database any more. It is a cache: what it held can be computed again.
+            self.path.unlink()
+            found = self._found(examples, progress)
+        rows = bytearray().join(found[example.digest] for example in examples)
+        return np.frombuffer(rows, np.float32).reshape(len(examples), self.session.manifest.dim)
+
+    def _found(self, examples: Sequence[Example], progress: Progress) -> dict[str, bytes]:
+        digests = [example.digest for example in examples]
         with self._database() as database:
-            known = set(_present(database, [example.digest for example in examples]))
+            known = set(_present(database, digests))
             missing = list({e.digest: e for e in examples if e.digest not in known}.values())
             self.computed = len(missing)
             self._compute(database, missing, progress)
-            found = dict(_read(database, [example.digest for example in examples]))
-        return np.stack([np.frombuffer(found[example.digest], np.float32) for example in examples])
+            return dict(_read(database, digests))
 
     def _compute(self, database: sqlite3.Connection, examples: Sequence[Example], progress: Progress) -> None:
         if not examples:
@@ -76,42 +86,47 @@ class FeatureCache:
             return
         name = self.session.manifest.lineage.entry.name
         with progress.task(f"features by {name} on {self.session.device}", len(examples)) as bar:
-            pending = 0
+            # Kept here until they are written: an open transaction would lock other processes out meanwhile.
+            rows: list[tuple[bytes, bytes]] = []
             try:
                 for positions, arrays in self.session.stream([example.item for example in examples], ["features"]):
-                    rows = zip(positions, arrays["features"], strict=True)
-                    database.executemany(
-                        "INSERT OR REPLACE INTO features VALUES (?, ?)",
-                        [(bytes.fromhex(examples[position].digest), vector.tobytes()) for position, vector in rows],
-                    )
+                    vectors = zip(positions, arrays["features"], strict=True)
+                    rows += [(bytes.fromhex(examples[index].digest), vector.tobytes()) for index, vector in vectors]
                     bar.advance(len(positions))
-                    pending += len(positions)
-                    if pending >= CHUNK:
-                        database.commit()
-                        pending = 0
+                    if len(rows) >= CHUNK:
+                        _write(database, rows)
+                        rows = []
             finally:
                 # An item that cannot be read, or Ctrl-C, must not cost the items before it.
-                database.commit()
+                _write(database, rows)
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                database = _connect(self.path)
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError:
-                # Not a database any more. It is a cache: what it held can be computed again.
-                self.path.unlink()
-                database = _connect(self.path)
-            with closing(database):
+            with closing(self._open()) as database:
                 yield database
-        except (PermissionError, sqlite3.OperationalError) as error:
-            raise AccessError(
-                f"the feature cache {self.path} cannot be used: {error}",
-                hint="set ZOO_HOME to a folder you can write to",
-            ) from error
+        except sqlite3.OperationalError as error:
+            raise self._unusable(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            return _connect(self.path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            # Not a database any more. It is a cache: what it held can be computed again.
+            self.path.unlink()
+            return _connect(self.path)
+
+    def _unusable(self, error: Exception) -> AccessError:
+        return AccessError(
+            f"the feature cache {self.path} cannot be used: {error}",
+            hint="free some space, or set ZOO_HOME to a folder you can write to",
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -126,6 +141,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _write(database: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]]) -> None:
+    with database:
+        database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
 
 
 def _present(database: sqlite3.Connection, digests: Sequence[str]) -> Iterator[str]:

@@ -35,6 +35,8 @@ def load(path: Path) -> "onnx.ModelProto":
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise IntegrityError(f"{path} is not an ONNX model", hint="export it again") from error
+    if not model.ByteSize():
+        raise IntegrityError(f"{path} is empty", hint="export it again")
     newest = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
     if model.ir_version > IR_VERSION or newest > OPSET:
         raise IntegrityError(

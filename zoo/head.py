@@ -28,6 +28,8 @@ SCALINGS = ("global", "per-feature")
 INNER = 0.15
 #: A per-feature std below this part of the mean std is raised to it: near-dead features would drown the others.
 STD_FLOOR = 0.1
+#: A spread this small beside the mean carries no information in float32.
+NOISE = 1e-6
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
@@ -132,10 +134,13 @@ class _Run:
                 schedule.step()
                 total += loss.item() * len(rows)
             if not math.isfinite(total):
-                raise DivergedError(
-                    f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=f"--lr {options.lr / 10:g}"
-                )
+                raise self.diverged(epoch)
             yield total / count
+
+    def diverged(self, epoch: int) -> DivergedError:
+        """The error to raise when a loss of that epoch is no number any more."""
+        lower = f"--lr {self.options.lr / 10:g}"
+        return DivergedError(f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=lower)
 
     def evaluate(self, features: "Floats", targets: "Labels") -> tuple[float, float]:
         """(mean loss, accuracy) on other items."""
@@ -167,8 +172,11 @@ def _affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
 
     mean = features.mean(0, dtype=np.float64)
     std = features.std(0, dtype=np.float64)
-    typical = max(float(np.sqrt(np.mean(std**2))), 1e-12)
-    scale = np.full_like(std, typical) if scaling == "global" else np.maximum(std, STD_FLOOR * max(std.mean(), 1e-12))
+    # Below float32's resolution a spread is rounding noise: to divide by it would make noise of the head.
+    if np.sqrt(np.mean(std**2)) <= NOISE * np.sqrt(np.mean(mean**2)):
+        std = np.ones_like(std)
+    typical = np.sqrt(np.mean(std**2))
+    scale = np.full_like(std, typical) if scaling == "global" else np.maximum(std, STD_FLOOR * std.mean())
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
@@ -187,4 +195,6 @@ def _inner_split(targets: "Labels", seed: int) -> "tuple[NDArray[np.bool_], NDAr
 
 def _measure(run: _Run, epoch: int, loss: float, features: "Floats", targets: "Labels") -> Epoch:
     val_loss, accuracy = run.evaluate(features, targets)
+    if not math.isfinite(val_loss):
+        raise run.diverged(epoch)
     return Epoch(epoch=epoch, train_loss=loss, val_loss=val_loss, val_accuracy=accuracy)

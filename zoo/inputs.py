@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from zoo.data import DEFAULT_TEXT, TABLES, column, image_files
+from zoo.data import DEFAULT_TEXT, TABLES, column, image_files, read_text
 from zoo.errors import DataError
 from zoo.schema import ImagePreprocess, Preprocess
 
@@ -39,7 +39,7 @@ def _pictures(argument: str, _: str | None) -> Iterator[tuple[str, str]]:
     else:
         files = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not files:
-        raise DataError(f"{argument}: no pictures there", path=argument)
+        raise DataError(f"{argument}: no pictures there", path=argument, hint="check the folder or the pattern")
     for file in files:
         yield file, file
 
@@ -50,19 +50,39 @@ def _texts(argument: str, text: str | None) -> Iterator[tuple[str, str]]:
             yield line, line
         return
     path = Path(argument)
-    if len(argument) < 4096 and path.suffix in (".txt", *TABLES) and path.is_file():
-        if path.suffix in TABLES:
-            for line_number, cell in column(path, text or DEFAULT_TEXT):
-                yield cell, f"{path.name}:{line_number}"
-        else:
-            for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-                if line.strip():
-                    yield line, f"{path.name}:{number}"
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", *TABLES) or not _is_file(path):
+        # One word that ends like a file's name is a file's name that was mistyped, not a text to judge.
+        if suffix in (".txt", *TABLES) and len(argument.split()) == 1:
+            raise DataError(f"{argument}: no such file", path=argument, hint="check the path")
+        yield argument, argument
         return
-    yield argument, argument
+    lines = column(path, text or DEFAULT_TEXT) if suffix in TABLES else _text_lines(path)
+    number = None
+    for number, line in lines:
+        yield line, f"{path.name}:{number}"
+    if number is None:
+        raise DataError(f"{argument}: no texts there", path=argument, hint="fill it, or leave it out")
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # Too long for a file's name: it is a text.
+        return False
 
 
 def _stdin_lines() -> Iterator[str]:
-    for line in sys.stdin:
-        if line.strip():
-            yield line.rstrip("\n")
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"the input is not UTF-8: {error.reason}", hint="iconv -t UTF-8 | zoo run MODEL -") from error

@@ -94,7 +94,9 @@ def create_session(model: bytes, device: str, threads: int | None = None) -> Any
         raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
     if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(
-            f"{device} was asked for and ONNX Runtime fell back to the CPU", device=device, hint="zoo doctor"
+            f"{device} was asked for and ONNX Runtime fell back to the CPU",
+            device=device,
+            hint="pip install 'backbone-zoo[gpu]' brings the CUDA libraries; or --device cpu",
         )
     return session
 

@@ -1,0 +1,122 @@
+"""The head: learns, repeats to the bit, survives near-dead features, says when it diverges."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from zoo import DivergedError, FinetuneOptions, UsageError, graph, head, parse_head
+from zoo.evaluate import measure, wilson
+from zoo.runtime import create_session
+
+
+def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Features around one centre a class, and the classes."""
+    random = np.random.default_rng(0)
+    centres = random.normal(0, 2, (classes, dim))
+    targets = np.arange(count) % classes
+    return (centres[targets] + random.normal(0, noise, (count, dim))).astype(np.float32), targets
+
+
+def accuracy(trained: head.TrainedHead, features: np.ndarray, targets: np.ndarray) -> float:
+    return float((head.apply(trained.layers, features).argmax(1) == targets).mean())
+
+
+@pytest.mark.parametrize("hidden", [(), (16,), (32, 16)])
+def test_it_learns_and_the_onnx_head_is_the_same(hidden: tuple[int, ...]) -> None:
+    features, targets = blobs()
+    features = features * 40 + 1000
+    trained = head.train(features, targets, 4, FinetuneOptions(hidden=hidden, lr=0.01))
+    assert accuracy(trained, features, targets) > 0.97
+    session = create_session(graph.head(trained.layers, "softmax").SerializeToString(), "cpu")
+    for batch in (1, 2, 7):
+        scores = session.run(None, {"features": features[:batch]})[0]
+        np.testing.assert_allclose(scores, head.apply(trained.layers, features[:batch]), atol=1e-5)
+
+
+def test_a_seed_repeats_to_the_bit_and_leaves_torch_alone() -> None:
+    features, targets = blobs()
+    state = torch.get_rng_state()
+    runs = [head.train(features, targets, 4, FinetuneOptions(epochs=5, seed=seed, hidden=(8,))) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    for (weight, bias), (weight_again, bias_again) in zip(runs[0].layers, runs[1].layers, strict=True):
+        np.testing.assert_array_equal(weight, weight_again)
+        np.testing.assert_array_equal(bias, bias_again)
+    assert not np.array_equal(runs[0].layers[0][0], runs[2].layers[0][0])
+
+
+def test_near_dead_features_do_not_drown_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = blobs(80)
+    random = np.random.default_rng(1)
+    dead = random.normal(0, 1e-6, (80, 400)).astype(np.float32)
+    held = np.concatenate([blobs(80)[0], random.normal(0, 1e-3, (80, 400)).astype(np.float32)], 1)
+    for scaling in head.SCALINGS:
+        monkeypatch.setattr(head, "SCALINGS", (scaling,))
+        trained = head.train(np.concatenate([features, dead], 1), targets, 4, FinetuneOptions(lr=0.01))
+        assert accuracy(trained, held, targets) > 0.95
+
+
+def test_constant_features_and_one_item_a_class() -> None:
+    features, targets = np.ones((2, 5), np.float32), np.array([0, 1])
+    trained = head.train(features, targets, 2, FinetuneOptions(epochs=3))
+    assert np.isfinite(head.apply(trained.layers, features)).all()
+
+
+def test_random_labels_stay_at_chance_on_other_items() -> None:
+    random = np.random.default_rng(0)
+    features, held = (random.normal(size=(400, 32)).astype(np.float32) for _ in range(2))
+    targets, held_targets = (random.integers(0, 4, 400) for _ in range(2))
+    trained = head.train(features, targets, 4, FinetuneOptions(epochs=30))
+    low, high = wilson(round(accuracy(trained, held, held_targets) * 400), 400)
+    assert low < 0.25 < high
+
+
+def test_an_absurd_rate_is_said_to_diverge() -> None:
+    features, targets = blobs()
+    with pytest.raises(DivergedError, match="not finite") as caught:
+        head.train(features, targets, 4, FinetuneOptions(lr=1e30, hidden=(8,)))
+    assert caught.value.exit_code == 10
+    assert caught.value.hint.startswith("--lr ")
+
+
+@pytest.mark.parametrize(
+    "options", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"batch": 0}, {"val": 1.0}, {"weight_decay": -1.0}]
+)
+def test_options_that_make_no_sense(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        FinetuneOptions(**options)
+
+
+def test_head_shapes() -> None:
+    assert [parse_head(text) for text in ("linear", "mlp", "mlp:512,128")] == [(), (256,), (512, 128)]
+    for text in ("", "mlp:0", "mlp:a", "mlp:-3", "linear:4", "deep"):
+        with pytest.raises(UsageError):
+            parse_head(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(0, 100), min_size=4, max_size=4)), min_size=1, max_size=60
+    )
+)
+def test_metrics_are_scikit_learns(rows: list[tuple[int, list[int]]]) -> None:
+    targets = [target for target, _ in rows]
+    scores = np.array([scores for _, scores in rows], np.float32)
+    found = measure(scores, targets, ["a", "b", "c", "d"])
+    predicted, every = scores.argmax(1), [0, 1, 2, 3]
+    assert found.accuracy == pytest.approx(accuracy_score(targets, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(targets, predicted, average="macro"))
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(targets, predicted, labels=every))
+    wanted = precision_recall_fscore_support(targets, predicted, labels=every, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "n"), wanted, strict=True):
+        assert [found.per_class[label][name] for label in "abcd"] == pytest.approx(list(values))
+    low, high = found.accuracy_interval
+    assert 0 <= low <= found.accuracy <= high <= 1
+
+
+def test_the_interval_is_wilsons() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263 and 0 of 20.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)

@@ -1,0 +1,131 @@
+"""What a person names on a command line: files, folders, patterns, texts, tables, stdin."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_data import IMAGE, TEXT, write
+from zoo import DataError
+from zoo.inputs import expand
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures, one of them in a folder below and one with a pattern's letters in its name."""
+    (tmp_path / "below").mkdir()
+    for name in ("b.png", "a[1].jpg", "below/c.webp"):
+        write(tmp_path, name, b"x")
+    return tmp_path
+
+
+def test_pictures_by_name_folder_and_pattern(folder: Path) -> None:
+    def found(*arguments: str) -> list[str]:
+        items, names = expand([f"{folder}/{argument}" for argument in arguments], IMAGE)
+        assert items == names
+        return [str(Path(item).relative_to(folder)) for item in items]
+
+    assert found("b.png", "b.png") == ["b.png", "b.png"]
+    assert found("below", "b.png") == ["below/c.webp", "b.png"]
+    assert found("*.png") == ["b.png"]
+    assert found("**/*.*") == ["a[1].jpg", "b.png", "below/c.webp"]
+    assert found("a[1].jpg") == ["a[1].jpg"]
+    assert found("gone.png") == ["gone.png"]
+
+
+@pytest.mark.parametrize("argument", ["*.bmp", "gone/*", "empty"])
+def test_pictures_that_are_not_there(folder: Path, argument: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures there") as caught:
+        expand([str(folder / "b.png"), str(folder / argument)], IMAGE)
+    assert caught.value.hint
+
+
+def test_a_folder_with_something_else_in_it(folder: Path) -> None:
+    write(folder, "notes.txt", "x")
+    (folder / "below").rename(folder.parent / "moved")
+    with pytest.raises(DataError, match=r"notes\.txt is not a picture"):
+        expand([str(folder)], IMAGE)
+
+
+def test_texts_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [
+        "my card",
+        "see the file notes.txt",
+        "*",
+        "[",
+        "",
+        "a\0b",
+        "x" * 300,
+        "x " * 5000 + ".csv",
+        "word " * 90 + "a.txt",
+    ]
+    assert expand(texts, TEXT) == (texts, texts)
+
+
+def test_texts_of_files(tmp_path: Path) -> None:
+    lines = write(tmp_path, "Lines.TXT", "\ufefffirst\r\n\r\n  \nsecond\u2028still second\n")
+    table = write(tmp_path, "t.csv", 'text,words\na,"one, two"\nb,three\n')
+    rows = write(tmp_path, "t.jsonl", '{"text": "four"}\n\n{"text": "five"}\n')
+    items, names = expand([str(lines), str(rows), "six"], TEXT)
+    assert items == ["first", "second\u2028still second", "four", "five", "six"]
+    assert names == ["Lines.TXT:1", "Lines.TXT:4", "t.jsonl:1", "t.jsonl:3", "six"]
+    assert expand([str(table)], TEXT, text="words") == (["one, two", "three"], ["t.csv:2", "t.csv:3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "no such file"),
+        ("gone.csv", None, "no such file"),
+        ("Gone.JSONL", None, "no such file"),
+        ("t.txt", "", "no texts there"),
+        ("t.txt", "\n \n", "no texts there"),
+        ("t.csv", "text\n", "no texts there"),
+        ("t.csv", "words\na\n", "no column 'text'"),
+        ("t.csv", "text,n\na,1\n,2\n", r"t\.csv:3 has an empty 'text'"),
+        ("t.txt", b"caf\xe9", "not UTF-8"),
+        ("t.csv", b"text\ncaf\xe9", "not UTF-8"),
+    ],
+)
+def test_texts_that_are_not_there(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
+    path = tmp_path / name if content is None else write(tmp_path, name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        expand(["a text before it", str(path)], TEXT)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("preprocess", [TEXT, IMAGE])
+def test_stdin(monkeypatch: pytest.MonkeyPatch, preprocess: object) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  \n two words \nlast"))
+    items, names = expand(["-"], preprocess)  # type: ignore[arg-type]
+    assert items == names == ["one", " two words ", "last"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(DataError, match="there is no input"):
+        expand(["-"], preprocess)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="there is no input"):
+        expand([], preprocess)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [("é\r\nb\r\n".encode(), "['é', 'b']"), (b"caf\xe9\n", "DataError the input is not UTF-8")],
+)
+def test_a_real_stdin(data: bytes, answer: str) -> None:
+    code = (
+        "from tests.test_data import TEXT\nfrom zoo import DataError\nfrom zoo.inputs import expand\n"
+        "try:\n    print(expand(['-'], TEXT)[0])\nexcept DataError as error:\n    print('DataError', error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=data,
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.stdout.decode().startswith(answer)
