@@ -2,9 +2,12 @@
 
 import hashlib
 import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ def cache(shelf: Path, tmp_path: Path) -> FeatureCache:
 
 
 TEXTS = [f"card number {n}" for n in range(40)]
+MANY = [f"late parcel {n}" for n in range(1000)]
 
 
 def test_only_new_items_are_computed(cache: FeatureCache) -> None:
@@ -103,16 +107,93 @@ def test_an_unreadable_item_does_not_cost_those_before_it(cache: FeatureCache) -
     assert pictures.computed < len(rows)
 
 
-def test_a_damaged_cache_is_made_anew(cache: FeatureCache) -> None:
-    first = cache.features(examples(TEXTS))
-    cache.path.write_bytes(b"not a database, for sure" * 100)
-    np.testing.assert_allclose(cache.features(examples(TEXTS)), first, atol=1e-6)
-    assert cache.computed == 40
+@pytest.mark.parametrize("damage", ["replaced", "emptied", "cut", "middle", "log"])
+def test_a_damaged_cache_is_made_anew(cache: FeatureCache, damage: str) -> None:
+    first = cache.features(examples(MANY))
+    data = cache.path.read_bytes()
+    half = len(data) // 2
+    changed = {
+        "replaced": b"not a database, for sure" * 100,
+        "emptied": b"",
+        "cut": data[:half],
+        "middle": data[:4096] + bytes(range(256)) * (half // 256) + data[4096 + half :],
+        "log": data,
+    }
+    cache.path.write_bytes(changed[damage])
+    if damage == "log":
+        cache.path.with_name(cache.path.name + "-wal").write_bytes(b"left by nobody" * 1000)
+    for computed in (0 if damage == "log" else len(MANY), 0):
+        again = cache.features(examples(MANY))
+        np.testing.assert_allclose(again, first, atol=1e-6)
+        assert cache.computed == computed
+
+
+def test_more_items_than_a_transaction_or_a_question_holds(cache: FeatureCache) -> None:
+    first = cache.features(examples(MANY))
+    assert (cache.computed, first.shape) == (len(MANY), (len(MANY), 32))
+    again = cache.features(examples([*MANY[::-1], *TEXTS]))
+    np.testing.assert_array_equal(again[: len(MANY)], first[::-1])
+    assert cache.computed == len(TEXTS)
+    # The head hands the array to torch, which warns about memory that it must not write.
+    assert again.flags.writeable
+    assert cache.features([]).shape == (0, 32)
+
+
+class Meanwhile(Session):
+    """A session that lets something else happen after each batch."""
+
+    happens: Callable[[], object]
+
+    def stream(self, items: Sequence[Any], outputs: Sequence[str]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        for batch in super().stream(items, outputs):
+            yield batch
+            self.happens()
+
+
+def test_a_slow_computation_locks_nobody_out(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.05))
+    slow = Meanwhile(cache.session.bundle, "cpu")
+    slow.happens = lambda: cache.features(examples([f"parcel {len(slow.batches_run)}"]))
+    FeatureCache(cache.path.parent, slow).features(examples([f"{n} card" * 12 for n in range(100)]))
+    assert len(slow.batches_run) > 2
+    cache.features(examples([f"parcel {n + 1}" for n in range(len(slow.batches_run))]))
+    assert cache.computed == 0
+
+
+def test_processes_at_once(cache: FeatureCache) -> None:
+    code = (
+        "import sys; from pathlib import Path; from zoo import Zoo; from zoo.features import FeatureCache; "
+        "from tests.test_features import MANY, examples; "
+        f"cache = FeatureCache(Path({str(cache.path.parent)!r}), Zoo().session('tiny-bert', 'cpu')); "
+        "print('ready', flush=True); sys.stdin.readline(); cache.features(examples(MANY)); print(cache.computed)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], **pipes) for _ in range(4)
+    ]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0] * 4, answers
+    assert all(0 <= int(out) <= len(MANY) for out, _ in answers)
+    np.testing.assert_allclose(cache.features(examples(MANY)), cache.session.features(MANY), atol=1e-6)
+    assert cache.computed == 0
 
 
 def test_a_cache_that_cannot_be_written(shelf: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    cache = FeatureCache(tmp_path / "file" / "features", Zoo().session("tiny-bert", "cpu"))
-    with pytest.raises(AccessError, match="cannot be used") as caught:
-        cache.features(examples(TEXTS))
-    assert "ZOO_HOME" in caught.value.hint
+    session = Zoo().session("tiny-bert", "cpu")
+    taken = FeatureCache(tmp_path / "folder", session)
+    taken.path.mkdir(parents=True)
+    for cache in (
+        FeatureCache(tmp_path / "file" / "features", session),
+        FeatureCache(tmp_path / "file", session),
+        taken,
+    ):
+        with pytest.raises(AccessError, match="cannot be used") as caught:
+            cache.features(examples(TEXTS))
+        assert "ZOO_HOME" in caught.value.hint

@@ -64,6 +64,54 @@ def test_constant_features_and_one_item_a_class() -> None:
     assert np.isfinite(head.apply(trained.layers, features)).all()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, -1234.567, 1e-30, 3e7])
+def test_constant_features_make_no_noise_of_the_head(value: float) -> None:
+    """Divided by a spread of nothing, the last bit of a feature would decide the class."""
+    features = np.full((40, 8), value, np.float32)
+    trained = head.train(features, np.arange(40) % 2, 2, FinetuneOptions(epochs=3, hidden=(4,)))
+    nearly = np.nextafter(features, np.float32(np.inf))
+    for each in (features, nearly):
+        np.testing.assert_allclose(head.apply(trained.layers, each), 0.5, atol=0.45)
+    np.testing.assert_allclose(head.apply(trained.layers, nearly), head.apply(trained.layers, features), atol=1e-2)
+
+
+@pytest.mark.parametrize("scaling", head.SCALINGS)
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_the_folded_layers_are_the_net(scaling: str, offset: float) -> None:
+    features, targets = blobs(60)
+    features = (features * np.logspace(-2, 2, features.shape[1]) + offset).astype(np.float32)
+    run = head._Run(features, targets, 4, scaling, FinetuneOptions(epochs=4, hidden=(8,), lr=0.01))
+    list(run.epochs())
+    with torch.inference_mode():
+        folded = run.folded()
+        scaled = torch.from_numpy((features - run.mean) / run.scale)
+        wanted = torch.softmax(run.net.eval()(scaled), -1).numpy()
+    np.testing.assert_allclose(head.apply(folded, features), wanted, atol=2e-5)
+
+
+def test_classes_of_one_item_and_of_many() -> None:
+    features, _ = blobs(23, classes=4)
+    targets = np.array([0, 1, *[2] * 20, 3])
+    trained = head.train(features, targets, 4, FinetuneOptions(epochs=5))
+    assert trained.layers[-1][0].shape[0] == 4
+    assert 1 <= trained.best_epoch <= 5 == len(trained.curve)
+
+
+@pytest.mark.parametrize(("epochs", "batch"), [(1, 1000), (2, 7)])
+def test_a_rate_that_only_the_validation_notices(epochs: int, batch: int) -> None:
+    """The loss of the only step is measured before that step spoils the weights."""
+    features, targets = blobs()
+    with pytest.raises(DivergedError, match="not finite in epoch"):
+        head.train(features, targets, 4, FinetuneOptions(lr=1e30, epochs=epochs, batch=batch, hidden=(8,)))
+
+
+def test_features_that_are_no_numbers() -> None:
+    features, targets = blobs()
+    features[3, 3] = np.nan
+    with pytest.raises(DivergedError):
+        head.train(features, targets, 4, FinetuneOptions(epochs=2))
+
+
 def test_random_labels_stay_at_chance_on_other_items() -> None:
     random = np.random.default_rng(0)
     features, held = (random.normal(size=(400, 32)).astype(np.float32) for _ in range(2))

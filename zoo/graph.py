@@ -181,6 +181,7 @@ def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
     """An exporter's model as we ship it: our IR version, our graph name, no stack traces or local paths in it."""
     graph = model.graph
     graph.name = name
+    graph.doc_string = ""
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]

@@ -173,8 +173,9 @@ def _affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
     mean = features.mean(0, dtype=np.float64)
     std = features.std(0, dtype=np.float64)
     # Below float32's resolution a spread is rounding noise: to divide by it would make noise of the head.
-    if np.sqrt(np.mean(std**2)) <= NOISE * np.sqrt(np.mean(mean**2)):
-        std = np.ones_like(std)
+    size = np.sqrt(np.mean(mean**2))
+    if np.sqrt(np.mean(std**2)) <= NOISE * size:
+        std = np.full_like(std, max(size, 1.0))
     typical = np.sqrt(np.mean(std**2))
     scale = np.full_like(std, typical) if scaling == "global" else np.maximum(std, STD_FLOOR * std.mean())
     return mean.astype(np.float32), scale.astype(np.float32)

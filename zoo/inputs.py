@@ -83,6 +83,6 @@ def _stdin_lines() -> Iterator[str]:
     try:
         for line in sys.stdin:
             if line.strip():
-                yield line.rstrip("\n")
+                yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise DataError(f"the input is not UTF-8: {error.reason}", hint="iconv -t UTF-8 | zoo run MODEL -") from error

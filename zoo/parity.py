@@ -128,7 +128,7 @@ def _check_images(
         feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
         pixels = _run(prefix, feeds)
         if not pixels:
-            yield _judge("preprocessing (batches)", batch, float("inf"), 0)
+            yield _judge("preprocessing (batches)", batch, float("inf"), LEVELS_BOUND)
             continue
         yield from _compare(whole, reference, layers, feeds, pixels)
     yield _rows_alone(whole, feeds)
