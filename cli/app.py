@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 from zoo_cli import evaluate, export, finetune, list, plugins, pull, run, show, verify
-from zoo_cli.output import print_error, say, write
+from zoo_cli.output import print_error, print_json, say, write
 from zoo_cli.state import State
 
-from zoo import ZooError, version
+from zoo import AccessError, ZooError, version
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="zoo",
@@ -54,7 +56,10 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return app(standalone_mode=False) or 0
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            say("interrupted")
+        return code
     except ZooError as error:
         if os.environ.get("ZOO_DEBUG"):
             raise
@@ -62,15 +67,25 @@ def _run() -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        known = AccessError(
+            f"{error.filename or 'the output'}: {error.strerror}", hint="check the path, its rights and space"
+        )
+        print_error(known, as_json="--json" in sys.argv)
+        return known.exit_code
     except Exception as error:  # the last resort: a bug of ours still ends in one line
         show = getattr(error, "show", None)
         if show is not None:
             # A wrong option: typer's own errors know how to print themselves.
+            if "--json" in sys.argv:
+                print_json("error", {"code": "usage", "message": str(error), "hint": "zoo --help"})
             show()
             return 2
         if os.environ.get("ZOO_DEBUG"):

@@ -7,7 +7,7 @@ import typer
 from zoo_cli.output import next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import Evaluation, GateError, to_plain, write_predictions
+from zoo import Evaluation, GateError, UsageError, to_plain, write_predictions
 
 
 def command(
@@ -23,28 +23,31 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure accuracy, macro-F1 and the confusion of a bundle's ONNX file."""
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise UsageError(f"--fail-under {fail_under} is not between 0 and 1", hint="--fail-under 0.9")
     zoo = make_zoo(context)
     result = zoo.evaluate(model, data, held_out=held_out, text=text, label=label, device=device)
     if predictions is not None:
         write_predictions(result, predictions)
-    if json:
+    is_below = fail_under is not None and result.metrics.accuracy < fail_under
+    if json and not is_below:
         facts = {"model": model, "data": str(data), "device": result.device, "trained_on": result.trained_on}
         print_json("evaluation", {**facts, "metrics": to_plain(result.metrics)})
-    else:
+    elif not json:
         _print(result)
     if result.trained_on:
         say(
             f"warning: the head was fitted to {result.trained_on} of these {result.metrics.n} items: "
             "--held-out leaves them out"
         )
-    if fail_under is not None and result.metrics.accuracy < fail_under:
+    if is_below:
         raise GateError(
             f"accuracy {result.metrics.accuracy:.3f} on {result.metrics.n} items is below the floor {fail_under:g}",
             report=result.metrics,
             hint="more data, a larger backbone, or a lower --fail-under",
         )
     if not json:
-        next_command(f"zoo run {model} INPUT")
+        next_command("zoo", "run", model, "INPUT")
 
 
 def _print(result: Evaluation) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, say, write
+from zoo_cli.output import human_size, next_command, print_json, reference, say, write
 from zoo_cli.state import make_zoo
 
 from zoo import to_plain
@@ -26,9 +26,5 @@ def command(
         say(f"  ✓ {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")
     size = bundle.model.stat().st_size
     say(f"{manifest.precision}, {human_size(size)}, checked on {manifest.parity.samples}")
-    next_command(f"zoo run {_reference(out)} INPUT")
+    next_command("zoo", "run", reference(out), "INPUT")
     write(str(bundle.model))
-
-
-def _reference(out: Path) -> str:
-    return str(out) if "/" in str(out) else f"./{out}"

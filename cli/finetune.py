@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, print_json, print_table, say, write
+from zoo_cli.output import next_command, print_json, print_table, reference, say, write
 from zoo_cli.state import make_zoo
 
 from zoo import FinetuneOptions, Outcome, parse_head, to_plain
@@ -23,7 +23,9 @@ def command(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
     weight_decay: Annotated[float, typer.Option(min=0)] = DEFAULTS.weight_decay,
     batch: Annotated[int, typer.Option(min=1, help="Items in a training step.")] = DEFAULTS.batch,
-    seed: Annotated[int, typer.Option(help="Decides the split and the training.")] = DEFAULTS.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Decides the split and the training.")
+    ] = DEFAULTS.seed,
     text: Annotated[str | None, typer.Option(help="The text column.")] = None,
     label: Annotated[str | None, typer.Option(help="The label column.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = "auto",
@@ -40,7 +42,9 @@ def command(
         print_json("finetune", {"bundle": str(out), **facts, "metrics": to_plain(outcome.metrics)})
         return
     _print(outcome)
-    next_command(f"zoo evaluate {_reference(out)} {data if isinstance(options.val, float) else options.val} --held-out")
+    columns = [word for name, value in (("--text", text), ("--label", label)) if value for word in (name, value)]
+    judged = data if isinstance(options.val, float) else options.val
+    next_command("zoo", "evaluate", reference(out), judged, "--held-out", *columns)
     write(str(out))
 
 
@@ -74,7 +78,3 @@ def _positive(lr: float) -> float:
     if not lr > 0:
         raise typer.BadParameter(f"{lr} is not a positive number", param_hint="--lr")
     return lr
-
-
-def _reference(out: Path) -> str:
-    return str(out) if "/" in str(out) else f"./{out}"

@@ -54,4 +54,4 @@ def command(
             for row in rows
         ]
         print_table(HEADER, cells)
-        next_command("zoo show NAME, or zoo pull NAME")
+        next_command("zoo", "show", rows[0].entry.name if rows else "NAME")

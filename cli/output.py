@@ -1,10 +1,11 @@
 """How verbs speak: data on stdout, talk on stderr, `--json` as one object with `schema_version`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from zoo import ZooError, to_json
+from zoo import ZooError, to_json, to_plain
 
 SCHEMA_VERSION = 1
 
@@ -24,15 +25,22 @@ def say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def next_command(command: str) -> None:
-    """Every success ends with what to type next."""
-    say(f"next: {command}")
+def next_command(*words: object) -> None:
+    """Every success ends with what to type next; words in capitals stand for what only the reader knows."""
+    say(f"next: {shlex.join(map(str, words))}")
+
+
+def reference(folder: object) -> str:
+    """A bundle's folder as a model reference: a bare name would be one of the registry's."""
+    return str(folder) if "/" in str(folder) else f"./{folder}"
 
 
 def print_error(error: ZooError, *, as_json: bool) -> None:
     """The error in one line, and how to mend it in another; with --json also as an object on stdout."""
     if as_json:
-        print_json("error", {"code": error.code, "message": error.message, "hint": error.hint})
+        facts = {"code": error.code, "message": error.message, "hint": error.hint}
+        report = getattr(error, "report", None)
+        print_json("error", {**facts, "report": to_plain(report)} if report is not None else facts)
     say(f"error: {' '.join(error.message.split())}")
     if error.hint:
         say(f"hint: {error.hint}")

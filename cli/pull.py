@@ -31,10 +31,15 @@ def command(
         ]
         print_table(("MODEL", "FILE", "SIZE", "STATE", "SOURCES"), rows)
         return
+    for name in names:
+        zoo.entry(name)
     folders = {name: zoo.pull(name, source=source, trust_first=trust_first) for name in names}
     if json:
         print_json("pulled", {name: str(folder) for name, folder in folders.items()})
         return
-    next_command(f"zoo finetune {names[-1]} DATA -o DIR")
+    if zoo.entry(names[-1]).family in zoo.plugins.families():
+        next_command("zoo", "finetune", names[-1], "DATA", "-o", "DIR")
+    else:
+        next_command("zoo", "verify", names[-1])
     for folder in folders.values():
         write(str(folder))

@@ -31,9 +31,9 @@ def command(
         write(f"{answer.input}\t{_words(answer)}")
     say(f"{len(items)} inputs on {result.device}")
     if result.answers[0].labels:
-        next_command(f"zoo evaluate {model} DATA")
+        next_command("zoo", "evaluate", model, "DATA")
     else:
-        next_command(f"zoo finetune {model} DATA -o DIR")
+        next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
 
 
 def _facts(answer: Answer) -> dict[str, object]:

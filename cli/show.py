@@ -50,7 +50,7 @@ def _print_entry(entry: Entry) -> None:
             write(f"    {url}")
     if entry.notes:
         write(f"  notes: {entry.notes}")
-    next_command(f"zoo pull {entry.name}" + ("" if entry.is_pinned else " --trust-first"))
+    next_command("zoo", "pull", entry.name, *(() if entry.is_pinned else ("--trust-first",)))
 
 
 def _print_bundle(model: str, bundle: Bundle) -> None:
@@ -77,7 +77,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     _print_facts(facts)
     for file in manifest.files:
         write(f"  {file.path}  {human_size(file.size)}  sha256 {file.sha256}")
-    next_command(f"zoo run {model} INPUT")
+    next_command("zoo", "run", model, "INPUT")
 
 
 def _print_facts(facts: dict[str, str]) -> None:

@@ -18,12 +18,17 @@ def command(
     zoo = make_zoo(context)
     names = models or [row.entry.name for row in zoo.list(pulled=True)]
     checked = [(name, file, is_same) for name in names for file, is_same in zoo.verify(name)]
-    if json:
-        print_json("files", [{"model": name, "file": file.path, "ok": is_same} for name, file, is_same in checked])
-    else:
+    facts = [{"model": name, "file": file.path, "ok": is_same} for name, file, is_same in checked]
+    if json and all(is_same for *_, is_same in checked):
+        print_json("files", facts)
+    elif not json:
         rows = [(name, file.path, human_size(file.size), "ok" if is_same else "BAD") for name, file, is_same in checked]
         print_table(("MODEL", "FILE", "SIZE", "STATE"), rows)
     bad = [f"{name}/{file.path}" for name, file, is_same in checked if not is_same]
     if bad:
-        raise IntegrityError(f"{len(bad)} of {len(checked)} files are not what they should be: {', '.join(bad)}",
-                             hint="zoo pull fetches a registry model's files again; write a bundle again")  # fmt: skip
+        error = IntegrityError(
+            f"{len(bad)} of {len(checked)} files are not what they should be: {', '.join(bad)}",
+            hint="zoo pull fetches a registry model's files again; write a bundle again",
+        )
+        error.report = facts
+        raise error

@@ -42,6 +42,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """Answers in the order of the inputs, and the device that really ran."""
 
     model: str
+    entry: str
     device: str
     answers: tuple[Answer, ...]
 
@@ -146,12 +147,16 @@ class Zoo:
         # Whether the row can be built at all is known without its files: it is asked before a long download.
         family = self.plugins.backbone(self.entry(name).family)
         family(self.entry(name), self.store.models)
-        folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
-        if (target / "zoo.json").is_file():
+        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        if entry.is_pinned and (target / "zoo.json").is_file():
             return Bundle.open(target)
         require(f"exporting {name}", *RUNTIME, *TRAINING)
+        folder = self.pull(name)
+        entry = self.lock.effective(self.entry(name))
+        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        if (target / "zoo.json").is_file():
+            return Bundle.open(target)
         return build_in_child(entry, folder, target, self.progress)
 
     def open(self, model: str) -> Bundle:
@@ -198,7 +203,9 @@ class Zoo:
         else:
             features = session.features(items, self.progress)
             answers = [Answer(input=n, features=tuple(row.tolist())) for n, row in zip(names, features, strict=True)]
-        return RunResult(model=model, device=session.device, answers=tuple(answers))
+        return RunResult(
+            model=model, entry=session.manifest.lineage.entry.name, device=session.device, answers=tuple(answers)
+        )
 
     def finetune(self, model: str, data: Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
@@ -236,6 +243,9 @@ class Zoo:
         from zoo.finetune import read_split
 
         session = self.session(model, device)
+        if "scores" not in session.outputs:
+            # Said before the data is read, whose labels it could not know anyway.
+            session.scores([])
         dataset = load(data, session.manifest.preprocess, text=text, label=label)
         split = read_split(session.bundle)
         if held_out:
@@ -266,6 +276,7 @@ class Zoo:
         from zoo.download import pull
         from zoo.export import export
 
+        require("the parity gate", *RUNTIME, *TRAINING)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry

@@ -103,10 +103,19 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
 
 
 def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress) -> Bundle:
-    """`build` in a child process, whose family is found by its plugin there. Raises what the child raised."""
+    """`build` in a child process, whose family is found by its plugin there. Raises what the child raised.
+
+    The child is in a session of its own: Ctrl-C reaches this process alone, which ends the child and says so.
+    """
     request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target)})
     with progress.task(f"exporting {entry.name} to ONNX and checking it (once)", None):
-        child = subprocess.run([sys.executable, "-m", "zoo.build"], input=request, stdout=subprocess.PIPE, check=False)
+        child = subprocess.run(
+            [sys.executable, "-m", "zoo.build"],
+            input=request,
+            stdout=subprocess.PIPE,
+            check=False,
+            start_new_session=True,
+        )
     try:
         answer = json.loads(child.stdout)
     except ValueError:
@@ -207,9 +216,6 @@ def _serve_parent() -> None:
             build(request.entry, Path(request.weights), family, Path(request.target))
         except ZooError as error:
             answer = {"code": error.code, "message": error.message, "hint": error.hint}
-        except KeyboardInterrupt:
-            # Ctrl-C reaches the parent too, and the parent is the one that says so.
-            sys.exit(130)
     sys.stdout.write(json.dumps(answer))
 
 

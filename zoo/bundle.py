@@ -1,5 +1,6 @@
 """Bundles: a folder with `model.onnx` and `zoo.json`, enough to run a model without plugin, torch or registry."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +80,19 @@ class Bundle:
                 return file.sha256
         raise IntegrityError(f"{self.path / MANIFEST} does not list {name}", hint="write the bundle again")
 
+    def check(self, *names: str) -> None:
+        """Raise IntegrityError unless each of these files has the bytes that the manifest records."""
+        for name in names:
+            expected, path = self.digest(name), self.path / name
+            actual = sha256_file(path) if path.is_file() else "no file"
+            if actual != expected:
+                raise IntegrityError(
+                    f"{path} is not the file that {MANIFEST} describes",
+                    expected=expected,
+                    actual=actual,
+                    hint="restore it, or write the bundle again",
+                )
+
     def verify(self) -> list[tuple[FileDigest, bool]]:
         """Each file the manifest lists, and whether the bytes on disk are those."""
         return [(file, _is_same(self.path / file.path, file)) for file in self.manifest.files]
@@ -100,7 +114,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def check_target(path: Path, *, inside: Sequence[Path] = ()) -> None:
     """Refuse to write a bundle where something else lies: only an empty folder or another bundle is replaced.
 
-    Raises UsageError; `inside` are folders (the data, the source bundle) that must not lie in `path`.
+    Raises UsageError, or AccessError where nothing can be written; `inside` are folders (the data, the source bundle)
+    that must not lie in `path`.
     """
     resolved = path.resolve()
     for other in inside:
@@ -108,8 +123,21 @@ def check_target(path: Path, *, inside: Sequence[Path] = ()) -> None:
             raise UsageError(f"{path} would replace {other}, which is being read", hint="choose another folder for -o")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file", hint="choose a folder for -o")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    parent = next(folder for folder in resolved.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise AccessError(
+            f"{path} cannot be written: {parent} is not a folder you may write to", hint="choose another -o"
+        )
+    if not path.is_dir() or not (present := {file.name for file in path.iterdir()}):
+        return
+    if MANIFEST not in present:
         raise UsageError(f"{path} holds other files and is not a bundle", hint="choose an empty or a new folder for -o")
+    foreign = present - {MANIFEST, *(file.path for file in Bundle.open(path).manifest.files)}
+    if foreign:
+        raise UsageError(
+            f"{path} holds files that are not the bundle's: {', '.join(sorted(foreign)[:3])}",
+            hint="move them away, or choose another folder for -o",
+        )
 
 
 def _is_same(path: Path, file: FileDigest) -> bool:

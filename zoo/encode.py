@@ -170,6 +170,10 @@ def check_text(item: object) -> str:
     """The text itself. Raises DataError for anything but a str with at least one visible character."""
     if not isinstance(item, str):
         raise DataError(f"a text model reads str, not {type(item).__name__}")
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("a text is not UTF-8", hint="iconv -t UTF-8 | zoo run MODEL -") from error
     if not item.strip():
         raise DataError("an empty text has no answer", hint="remove the row, or fill it")
     return item

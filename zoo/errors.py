@@ -35,6 +35,8 @@ class ZooError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        #: Numbers behind the error, for `--json`: plain data or one of zoo's nouns.
+        self.report: object = None
 
     @staticmethod
     def restore(code: str, message: str, hint: str | None) -> "ZooError":

@@ -12,10 +12,12 @@ TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
 
 
 def require(purpose: str, *packages: str) -> None:
-    """Raise MissingExtraError for the first of `packages` (import names) that is not installed."""
-    for package in packages:
-        if find_spec(package) is not None:
-            continue
-        if package in TRAIN_EXTRA:
-            raise MissingExtraError(package, "train", purpose, alternative="use a bundle that was exported elsewhere")
-        raise MissingExtraError(package, "gpu", purpose, alternative="pip install 'backbone-zoo[cpu]' (never both)")
+    """Raise MissingExtraError when one of `packages` (import names) is not installed; its hint brings them all."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if not missing:
+        return
+    extras = [] if set(missing) <= TRAIN_EXTRA else ["gpu"]
+    if TRAIN_EXTRA.intersection(missing):
+        extras.append("train")
+    alternative = "cpu in place of gpu, never both" if "gpu" in extras else "use a bundle that was exported elsewhere"
+    raise MissingExtraError(missing[0], ",".join(extras), purpose, alternative=alternative)

@@ -81,10 +81,14 @@ def finetune(
 
 
 def read_split(bundle: Bundle) -> dict[str, Held]:
-    """Digest -> the side of the split an item was on. Empty for a bundle that was not fine-tuned."""
+    """Digest -> the side of the split an item was on. Empty for a bundle that was not fine-tuned.
+
+    Raises IntegrityError for a file that was changed.
+    """
     path = bundle.path / SPLIT
-    if not path.is_file():
+    if SPLIT not in {file.path for file in bundle.manifest.files}:
         return {}
+    bundle.check(SPLIT)
     lines = path.read_bytes().splitlines()
     return {line.digest: line for line in (msgspec.json.decode(row, type=Held) for row in lines)}
 

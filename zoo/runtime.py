@@ -1,6 +1,7 @@
 """Session: a bundle loaded in ONNX Runtime on a device that it names truthfully. The only importer of onnxruntime."""
 
 import ctypes
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from zoo import graph
 from zoo.bundle import Bundle
@@ -121,9 +124,11 @@ class Session:
         if isinstance(preprocess, ImagePreprocess):
             self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device)
         elif isinstance(preprocess, TextPreprocess):
+            bundle.check(preprocess.tokenizer)
             self._pipeline = _TextPipeline(preprocess, model, bundle.path, self.device)
         else:
             raise UsageError(f"{self.manifest.name} takes words, which this version of zoo cannot run")
+        _check_facts(bundle, self._pipeline.facts)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -179,6 +184,10 @@ class _ImagePipeline:
         self.batch = BATCH[device.partition(":")[0]]
         whole = onnx.load_from_string(model)
         self.cut = cut or graph.PIXELS
+        self.facts = {item.key: item.value for item in whole.metadata_props}
+        known = {name for node in whole.graph.node for name in node.output}
+        if self.cut not in known:
+            raise IntegrityError(f"the model has no tensor '{self.cut}' to cut at", hint="write the bundle again")
         outputs = [item.name for item in whole.graph.output]
         prefix = graph.extract(whole, [graph.IMAGE], [self.cut]).SerializeToString()
         self.prefix = create_session(prefix, "cpu", threads=1)
@@ -209,6 +218,7 @@ class _TextPipeline:
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
         self.body = create_session(model, device)
+        self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
         rows = self.encoder.tokens([check_text(item) for item in items])
@@ -222,6 +232,17 @@ class _TextPipeline:
             positions.append(index)
         if positions:
             yield positions, self.encoder.batch([rows[i] for i in positions])
+
+
+def _check_facts(bundle: Bundle, facts: "dict[str, str]") -> None:
+    """Labels and preprocessing stand in `zoo.json` and in the ONNX file: a manifest that was edited shows here."""
+    stored = json.loads(facts.get("zoo.labels", "[]")), json.loads(facts.get("zoo.preprocess", "null"))
+    told = list(bundle.manifest.labels), json.loads(msgspec.json.encode(bundle.manifest.preprocess))
+    for what, ours, theirs in zip(("labels", "preprocessing"), told, stored, strict=True):
+        if ours != theirs:
+            raise IntegrityError(
+                f"{bundle.path}: the {what} in zoo.json are not those in model.onnx", hint="write the bundle again"
+            )
 
 
 def _ahead(

@@ -15,4 +15,7 @@ def bundled(preprocess: Preprocess) -> tuple[list[Path] | list[str], str]:
         if not pictures:
             raise NotFoundError(f"the sample pictures are missing from {FOLDER}", hint="install backbone-zoo again")
         return pictures, "the bundled pictures"
-    return (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines(), "the bundled sentences"
+    texts = (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    # One that fills the longest model: every position is looked at, and so is the cut at the row's limit.
+    texts.insert(1, " ".join(texts * 5))
+    return texts, "the bundled sentences"

@@ -1,5 +1,6 @@
 """The nouns: what a registry row, a bundle's manifest and each verb's options are made of. Data only."""
 
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -251,8 +252,10 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
         for name, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{name} must be positive, not {value}", hint=f"--{name}")
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} must be a positive number, not {value}", hint=f"leave --{name} out")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"the seed must be in 0..2**63-1, not {self.seed}", hint="--seed 0")
         if not self.weight_decay >= 0:
             raise UsageError(f"weight decay must not be negative, not {self.weight_decay}", hint="--weight-decay")
         if isinstance(self.val, float) and not 0 < self.val < 1:
