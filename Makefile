@@ -34,7 +34,7 @@ docs: $(READY_DEV)
 	$(BIN)/python docs/make_cli.py
 
 $(READY):
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(RUNTIME),train,demo]'
 	@touch $@
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo import DataError, FinetuneOptions, GateError, UsageError, Zoo
+from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo
 from zoo.finetune import read_split
 from zoo.runtime import create_session
 
@@ -167,6 +167,30 @@ def test_the_target_never_replaces_what_it_does_not_know(shelf: Path, texts: Pat
         with pytest.raises(UsageError, match=r"would replace|not a bundle|is a file"):
             Zoo().finetune("tiny-bert", texts, out, FinetuneOptions(epochs=1))
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+
+
+def test_a_bundle_with_a_foreign_file_in_it_is_not_replaced(shelf: Path, texts: Path, tmp_path: Path) -> None:
+    zoo, out = Zoo(), tmp_path / "out"
+    zoo.finetune("tiny-bert", texts, out, FinetuneOptions(epochs=1))
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        zoo.finetune("tiny-bert", texts, out, FinetuneOptions(epochs=1))
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_files_of_a_bundle_that_were_changed_are_not_used(shelf: Path, texts: Path, tmp_path: Path) -> None:
+    zoo, out = Zoo(), tmp_path / "out"
+    zoo.finetune("tiny-bert", texts, out, FinetuneOptions(epochs=1))
+    manifest = (out / "zoo.json").read_text()
+    (out / "zoo.json").write_text(manifest.replace('"account"', '"swapped"'))
+    with pytest.raises(IntegrityError, match="labels"):
+        zoo.run(str(out), ["card"])
+    (out / "zoo.json").write_text(manifest)
+    assert zoo.run(str(out), ["card"]).answers
+    with (out / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
+        zoo.run(str(out), ["card"])
 
 
 def test_exporting_a_backbone(shelf: Path, tmp_path: Path) -> None:

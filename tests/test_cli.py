@@ -160,6 +160,10 @@ def test_a_floor_that_is_not_reached(shelf: Path, tuned: Path, tmp_path: Path) -
     done = zoo("evaluate", tuned / "out", tmp_path / "wrong.csv", "--fail-under", 0.9)
     assert done.returncode == 6
     assert "is below the floor 0.9" in done.stderr
+    asked = zoo("evaluate", tuned / "out", tmp_path / "wrong.csv", "--fail-under", 0.9, "--json")
+    error = json.loads(asked.stdout)["error"]
+    assert (error["code"], error["report"]["n"]) == ("gate", 120)
+    assert zoo("evaluate", tuned / "out", tmp_path / "wrong.csv", "--fail-under", "nan").returncode == 2
 
 
 def test_help_and_usage() -> None:

@@ -65,12 +65,7 @@ class Bundle:
         actual = hashlib.sha256(data).hexdigest()
         expected = self.digest(MODEL)
         if actual != expected:
-            raise IntegrityError(
-                f"{self.model} is not the file that {MANIFEST} describes",
-                expected=expected,
-                actual=actual,
-                hint="restore it, or write the bundle again",
-            )
+            raise _changed(self.model, expected, actual)
         return data
 
     def digest(self, name: str) -> str:
@@ -86,12 +81,7 @@ class Bundle:
             expected, path = self.digest(name), self.path / name
             actual = sha256_file(path) if path.is_file() else "no file"
             if actual != expected:
-                raise IntegrityError(
-                    f"{path} is not the file that {MANIFEST} describes",
-                    expected=expected,
-                    actual=actual,
-                    hint="restore it, or write the bundle again",
-                )
+                raise _changed(path, expected, actual)
 
     def verify(self) -> list[tuple[FileDigest, bool]]:
         """Each file the manifest lists, and whether the bytes on disk are those."""
@@ -138,6 +128,15 @@ def check_target(path: Path, *, inside: Sequence[Path] = ()) -> None:
             f"{path} holds files that are not the bundle's: {', '.join(sorted(foreign)[:3])}",
             hint="move them away, or choose another folder for -o",
         )
+
+
+def _changed(path: Path, expected: str, actual: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is not the file that {MANIFEST} describes",
+        expected=expected,
+        actual=actual,
+        hint="restore it, or write the bundle again",
+    )
 
 
 def _is_same(path: Path, file: FileDigest) -> bool:
