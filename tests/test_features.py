@@ -1,6 +1,7 @@
 """The feature cache: computes what is new, once, under a key of all that matters, and survives what disks do."""
 
 import hashlib
+import multiprocessing
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from zoo import AccessError, DataError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.data import Example
-from zoo.features import FeatureCache, cache_key
+from zoo.features import FeatureCache, _connect, cache_key
 from zoo.runtime import Session
 
 
@@ -182,6 +183,36 @@ def test_processes_at_once(cache: FeatureCache) -> None:
     assert all(0 <= int(out) <= len(MANY) for out, _ in answers)
     np.testing.assert_allclose(cache.features(examples(MANY)), cache.session.features(MANY), atol=1e-6)
     assert cache.computed == 0
+
+
+def open_all(folder: Path, count: int, together: Any) -> None:
+    """Open `count` new caches, each at the same moment as the other processes."""
+    for number in range(count):
+        together.wait(timeout=20)
+        _connect(folder / f"{number}.sqlite").close()
+
+
+def test_processes_that_make_the_same_cache_at_once(tmp_path: Path) -> None:
+    # Against one plain attempt to open, 100 files and 6 processes end in "database is locked" about every time.
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(6)
+    children = [context.Process(target=open_all, args=(tmp_path, 100, together)) for _ in range(6)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=120)
+    assert [child.exitcode for child in children] == [0] * 6
+
+
+def test_a_cache_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.features.PATIENCE", 0.2)
+    path = tmp_path / "locked.sqlite"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("CREATE TABLE other (one)")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        _connect(path)
+    holder.close()
 
 
 def test_a_cache_that_cannot_be_written(shelf: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ one row an item, keyed by the sha256 of the item's bytes. Labels never enter, so
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 CHUNK = 256
 #: SQLite's default limit of host parameters in one statement is 999 in old builds.
 LOOKUP = 900
+#: Seconds to wait for other processes that write to the same cache.
+PATIENCE = 60.0
 
 
 def cache_key(session: Session) -> str:
@@ -130,7 +133,24 @@ class FeatureCache:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=60)
+    """An open cache. Processes that make the same file at once are waited for.
+
+    SQLite's own waiting leaves out the switch to a write-ahead log (https://www.sqlite.org/wal.html, "sometimes
+    queries return SQLITE_BUSY in WAL mode"), so the whole of opening is tried again.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _try_connect(path)
+        except sqlite3.OperationalError as error:
+            # The low byte is the code, the rest says more about it.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _try_connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=PATIENCE)
     try:
         # A write-ahead log keeps readers and a writer apart, and transactions whole across a crash.
         database.execute("PRAGMA journal_mode=WAL")
