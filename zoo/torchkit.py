@@ -6,7 +6,7 @@ torch is imported inside the methods: a plugin that subclasses TorchBackbone sta
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,16 @@ class TorchBackbone(Backbone):
         require(f"the family {self.family}", *TRAINING)
         return self.build()
 
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        """The module as consecutive parts, earliest first: what training deeper than the head cuts between.
+
+        Each maps a dict of named tensors [batch, ...] to another. The first takes `entry.inputs`, the last gives
+        `features`, and one after another they compute what the module does; what a later part needs beside the
+        activations, such as a text's attention mask, travels along in the dict. They share the module's parameters.
+        A family that does not say is one stage.
+        """
+        return [as_stage(self.module, [spec.name for spec in self.entry.inputs], output="features")]
+
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         """Features of the module in torch, for numpy inputs named as `entry.inputs`."""
         import numpy as np
@@ -106,6 +116,27 @@ class TorchBackbone(Backbone):
             )
         assert program is not None
         program.save(str(path), external_data=False)
+
+
+def as_stage(
+    module: "torch.nn.Module", inputs: Sequence[str], *, output: str, keep: Sequence[str] = ()
+) -> "torch.nn.Module":
+    """`module` as a stage: called with the tensors `inputs`, it gives its answer as `output`, and `keep` as they are.
+
+    Whatever is not kept ends here, so that what is cached after a stage is what the next ones need and no more.
+    """
+    from torch import nn
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+            kept = {name: tensors[name] for name in keep}
+            return {**kept, output: self.inner(*(tensors[name] for name in inputs))}
+
+    return Stage()
 
 
 def _example(spec: TensorSpec) -> "torch.Tensor":
