@@ -123,16 +123,18 @@ BOMB = (
         (b"schema_version: 1\nmodel: {}\n", ":2: unknown key 'model' (did you mean 'models'?)"),
         (b"schema_version: 1\n", ":1: models must be a mapping from names to rows"),
         (b"schema_version: 1\nmodels:\n  tiny: 3\n", ":3: row 'tiny': a row is a mapping of fields"),
-        (b"[" * 10_000, ":1:22: nested deeper than 20 levels"),
-        (b"- " * 10_000, ":1:43: nested deeper than 20 levels"),
+        (b"[" * 500, ":1:22: nested deeper than 20 levels"),
+        (b"- " * 500, ":1:43: nested deeper than 20 levels"),
+        # libyaml 0.2.6 reads ahead and refuses a thousand levels by itself.
+        (b"[" * 10_000, ":1:"),
         (b"[" + b"1," * 60_000 + b"]", ":1:100000: more than 50000 values"),
         (b"#" * (document.MAX_BYTES + 1), ": larger than 1048576 bytes"),
     ],
 )
 def test_broken_files_are_one_line(tmp_path: Path, data: bytes, said: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert problem(tmp_path, data).startswith(said)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize("data", [BOMB, b"#" * (100 << 20), b"[" * 900_000], ids=["aliases", "huge", "deep"])
