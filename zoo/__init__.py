@@ -13,7 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.api import Answer, Evaluation, Row, RunResult, Zoo, is_path, to_json, version, write_predictions
+from zoo.api import Answer, Evaluation, Row, RunResult, Zoo, is_path, to_json, version
 from zoo.bundle import Bundle
 from zoo.errors import (
     AccessError,
@@ -34,6 +34,7 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
+from zoo.evaluate import write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
 from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, parse_head

@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zoo.bundle import Bundle, check_target
-from zoo.errors import DataError, NotFoundError, OfflineError, UnknownEntryError, UsageError
+from zoo.errors import (
+    DataError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+    PluginError,
+    UnknownEntryError,
+    UsageError,
+)
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry, load_registry
-from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome
-from zoo.store import Store, write_atomic, zoo_home
+from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome, WordsPreprocess
+from zoo.store import Store, zoo_home
 
 if TYPE_CHECKING:
+    from zoo.backbone import Backbone
     from zoo.download import PlannedFile
     from zoo.manager import Plugins
     from zoo.runtime import Session
+    from zoo.words import WordTable
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,11 +41,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model says about one input: labels with scores, best first; the features where there is no head."""
+    """What a model says about one input: labels with scores, best first; the features where there is no head.
+
+    `words` are a word's nearest ones with their similarities, where a word was asked for.
+    """
 
     input: str
     labels: tuple[tuple[str, float], ...] = ()
     features: tuple[float, ...] = ()
+    words: tuple[tuple[str, float], ...] = ()
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,10 +141,17 @@ class Zoo:
         """
         from zoo.download import pull
 
-        return pull(
-            self.entry(name), self.store, self.lock, self.plugins.source,
+        entry = self.entry(name)
+        family = self._preparing(entry)
+        if family and not self.store.is_pulled(entry, self.lock):
+            require(f"pulling {name}", *family(entry, self.store.models).packages)
+        folder = pull(
+            entry, self.store, self.lock, self.plugins.source,
             progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
         )  # fmt: skip
+        if family:
+            family(self.lock.effective(entry), folder).prepare(self.progress)
+        return folder
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
         """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so)."""
@@ -146,18 +167,54 @@ class Zoo:
 
         # Whether the row can be built at all is known without its files: it is asked before a long download.
         family = self.plugins.backbone(self.entry(name).family)
-        family(self.entry(name), self.store.models)
+        packages = family(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
         target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
         if entry.is_pinned and (target / "zoo.json").is_file():
             return Bundle.open(target)
-        require(f"exporting {name}", *RUNTIME, *TRAINING)
+        require(f"exporting {name}", *RUNTIME, *packages)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
         target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
         if (target / "zoo.json").is_file():
             return Bundle.open(target)
         return build_in_child(entry, folder, target, self.progress)
+
+    def words(self, model: str) -> "WordTable":
+        """The word table of a registry row of word vectors, pulled and prepared the first time it is needed.
+
+        Raises UsageError for any other model.
+        """
+        from zoo.words import WordTable
+
+        preprocess = None if is_path(model) else self.entry(model).preprocess
+        if not isinstance(preprocess, WordsPreprocess):
+            raise UsageError(f"{model} has no table of words", hint="zoo list --task word-vectors shows those that do")
+        require("nearest words", "numpy")
+        entry = self.entry(model)
+        try:
+            folder = self.store.find(entry, self.lock)
+            if folder is not None:
+                return WordTable.open(folder, lowercase=preprocess.lowercase)
+        except (NotFoundError, IntegrityError):
+            # Never prepared, or changed since: the pull says what, and makes it right.
+            pass
+        folder = self.pull(model)
+        self.plugins.backbone(entry.family)(self.lock.effective(entry), folder).prepare(self.progress)
+        return WordTable.open(folder, lowercase=preprocess.lowercase)
+
+    def has_words(self, model: str) -> bool:
+        """Whether `words` has a table for this model reference."""
+        return not is_path(model) and isinstance(self.entry(model).preprocess, WordsPreprocess)
+
+    def neighbours(self, model: str, words: Sequence[str], *, top: int = 10) -> tuple[Answer, ...]:
+        """For each word the `top` nearest other words, with cosine similarities. Raises NotFoundError with a hint."""
+        found = self.words(model).neighbours(words, top)
+        return tuple(Answer(input=word, words=tuple(row)) for word, row in zip(words, found, strict=True))
+
+    def analogy(self, model: str, a: str, b: str, c: str, *, top: int = 10) -> Answer:
+        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen"."""
+        return Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
 
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
@@ -182,7 +239,8 @@ class Zoo:
         """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
         from zoo.inputs import expand
 
-        return expand(arguments, self.open(model).manifest.preprocess, text=text)
+        preprocess = self.entry(model).preprocess if self.has_words(model) else self.open(model).manifest.preprocess
+        return expand(arguments, preprocess, text=text)
 
     def run(
         self,
@@ -276,7 +334,7 @@ class Zoo:
         from zoo.download import pull
         from zoo.export import export
 
-        require("the parity gate", *RUNTIME, *TRAINING)
+        require("the parity gate", *RUNTIME)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
@@ -290,6 +348,16 @@ class Zoo:
         )  # fmt: skip
         return export(source, out, self.plugins.backbone(entry.family)(entry, folder), self.progress)
 
+    def _preparing(self, entry: Entry) -> "type[Backbone] | None":
+        """The family's class if it prepares what was pulled. One that cannot be used does not stop a pull."""
+        from zoo.backbone import Backbone
+
+        try:
+            family = self.plugins.backbone(entry.family)
+        except PluginError:
+            return None
+        return None if family.prepare is Backbone.prepare else family
+
 
 def version() -> str:
     """The installed version of backbone-zoo."""
@@ -301,22 +369,6 @@ def version() -> str:
 def to_json(data: Any) -> str:
     """Compact JSON of any of zoo's nouns, or of plain data holding them."""
     return msgspec.json.encode(data).decode()
-
-
-def write_predictions(evaluation: Evaluation, path: Path) -> None:
-    """Write a CSV with a row an item: input, true label, predicted label, then every class's score."""
-    import csv
-    import io
-
-    labels = sorted(evaluation.metrics.per_class)
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["input", "label", "predicted", *labels])
-    for answer, truth in zip(evaluation.predictions, evaluation.truth, strict=True):
-        scores = dict(answer.labels)
-        table.writerow([answer.input, truth, answer.labels[0][0], *(f"{scores[label]:.7g}" for label in labels)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.getvalue().encode())
 
 
 def is_path(model: str) -> bool:

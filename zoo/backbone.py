@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from zoo.extras import TRAINING
+from zoo.progress import SILENT, Progress
 from zoo.schema import Entry, ExportOptions
 
 if TYPE_CHECKING:
@@ -27,9 +29,20 @@ class Backbone(ABC):
         self.entry = entry
         self.weights = weights
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What `prepare`, `export` and `reference` import beside the runtime, asked for before any work starts."""
+        return TRAINING
+
+    def prepare(self, progress: Progress = SILENT) -> None:  # noqa: B027 - most families have nothing to prepare
+        """Make of the row's files, once, what later use wants: called when they were pulled and verified.
+
+        It may be called again and must then return at once. Files are written beside the row's, whole or not at all.
+        """
+
     @abstractmethod
     def export(self, path: Path, options: ExportOptions) -> None:
-        """Write the features graph as one ONNX file at `path`.
+        """Write the features graph as one ONNX file at `path`; a table of gigabytes may lie beside it as external data.
 
         Inputs are named, typed and shaped as `entry.inputs`; the one output is `features` float32 [batch, dim].
         The batch axis (and a text's sequence axis) must be dynamic.

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import graph, parity, samples
+from zoo import external, graph, parity, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
-from zoo.encode import TextEncoder
+from zoo.encode import TextEncoder, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.progress import Progress
 from zoo.schema import (
@@ -33,14 +33,18 @@ from zoo.schema import (
     Task,
     TensorSpec,
     TextPreprocess,
+    WordsPreprocess,
 )
 from zoo.store import staged_dir
+from zoo.words import WordTable
 
 if TYPE_CHECKING:
     import onnx
 
 #: Raised whenever this module would make another graph of the same row: it is part of the kept graph's key.
 VERSION = 1
+#: Words of a table that the gate's samples are made of.
+GATE_WORDS = 60
 VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")
 
 
@@ -62,25 +66,26 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
     Raises GateError when the graph is not the model, PluginError when the family's graph breaks its contract.
     """
     backbone = family(entry, weights)
-    preprocess = entry.preprocess
     with staged_dir(target) as folder:
+        backbone.prepare()
         backbone.export(folder / MODEL, ExportOptions())
+        preprocess = _input_of_bundle(entry, weights, folder)
         body = graph.clean(graph.load(folder / MODEL), entry.family)
         _check_contract(body, entry, family)
         whole = with_prefix(body, preprocess)
         lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions())
         graph.describe(whole, metadata(lineage, preprocess, ()))
         model = graph.save(whole, folder / MODEL)
-        if isinstance(preprocess, TextPreprocess):
-            shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
-        items, origin = samples.bundled(preprocess)
+        reader = encoder(preprocess, folder)
+        items, origin = samples.bundled(preprocess, gate_words(entry, reader))
         report = parity.check(
             model,
             backbone.reference,
             items,
             origin,
-            preprocess=encoder(preprocess, folder),
+            preprocess=reader,
             expected=parity.torchvision_pixels,
+            tables=external.arrays(model, external.beside(folder)),
         )
         inputs, outputs = graph.tensor_specs(whole)
         manifest = Manifest(
@@ -147,7 +152,14 @@ def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncod
         return preprocess
     if isinstance(preprocess, TextPreprocess):
         return TextEncoder(preprocess, folder)
-    raise UsageError("word vectors cannot be exported by this version of zoo")
+    raise UsageError("a bundle's words are tokens: a row of words has no encoder of its own")
+
+
+def gate_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:
+    """Words for the gate's samples where the row is a list of words, so that every part of its table is looked at."""
+    if isinstance(entry.preprocess, WordsPreprocess) and isinstance(reader, TextEncoder):
+        return reader.sample(GATE_WORDS)
+    return ()
 
 
 def metadata(lineage: Lineage, preprocess: Preprocess, labels: Sequence[str]) -> dict[str, str]:
@@ -171,6 +183,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
+    """How the bundle in `folder` prepares raw input; the tokenizer that this needs is put there."""
+    preprocess = entry.preprocess
+    if isinstance(preprocess, WordsPreprocess):
+        return write_word_level(WordTable.open(weights), preprocess, folder)
+    if isinstance(preprocess, TextPreprocess):
+        shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
+    return preprocess
 
 
 def _check_contract(body: "onnx.ModelProto", entry: Entry, family: type[Backbone]) -> None:

@@ -3,12 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from zoo.errors import AccessError, IntegrityError, NotFoundError, UsageError
 from zoo.schema import FileDigest, Manifest
-from zoo.store import sha256_file, write_atomic
+from zoo.store import map_file, sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    import mmap
 
 MODEL, MANIFEST, HEAD = "model.onnx", "zoo.json", "head.safetensors"
 #: The split of the data the head was trained on: one JSON object an item, held-out ones with their scores.
@@ -66,6 +70,24 @@ class Bundle:
         expected = self.digest(MODEL)
         if actual != expected:
             raise _changed(self.model, expected, actual)
+        return data
+
+    def map(self, name: str) -> "mmap.mmap | bytes":
+        """A file's bytes, memory-mapped and checked against the manifest: what external data is read from.
+
+        Raises IntegrityError for a file that the manifest does not list, that is no plain file, or that was changed.
+        """
+        import hashlib
+
+        expected, path = self.digest(name), self.path / name
+        try:
+            data = map_file(path)
+        except OSError as error:
+            raise _changed(path, expected, error.strerror or "no file") from error
+        # The very mapping that is used is hashed.
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != expected:
+            raise _changed(path, expected, actual)
         return data
 
     def digest(self, name: str) -> str:

@@ -6,7 +6,7 @@ frame of an animation; a JPEG is shrunk while decoding only as long as its short
 
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.errors import DataError
-from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.errors import DataError, RegistryError
+from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Raised whenever what this module makes of the same bytes changes: it is part of the feature cache's key.
 VERSION = 1
+#: The tokenizer of a bundle whose row has none.
+TOKENIZER = "tokenizer.json"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 #: Pictures above this are refused before they are decoded: a few bytes can announce gigabytes.
@@ -152,6 +154,21 @@ class TextEncoder:
         """Token ids of each text, special tokens included, at most `max_length` of them."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
+    def check_known(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        """Raise DataError naming the first text of which the model knows no word, where the row wants that refused."""
+        if self.preprocess.unknown_token is None:
+            return
+        unknown = self._tokenizer.token_to_id(self.preprocess.unknown_token)
+        for text, row in zip(texts, rows, strict=True):
+            if all(token == unknown for token in row):
+                shown = text if len(text) <= 60 else f"{text[:57]}..."
+                raise DataError(f"the model knows no word of the text {shown!r}", hint="remove it, or reword it")
+
+    def sample(self, count: int) -> list[str]:
+        """About `count` of the tokenizer's words, spread evenly over its ids."""
+        size = self._tokenizer.get_vocab_size()
+        return [self._tokenizer.id_to_token(index) for index in range(0, size, max(1, size // count))]
+
     @staticmethod
     def batch(rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
         """`input_ids` and `attention_mask`, int64 [len(rows), longest]; padded with 0 where the mask is 0."""
@@ -164,6 +181,37 @@ class TextEncoder:
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: Path) -> TextPreprocess:
+    """Write a `tokenizer.json` whose ids are the places of `words`, and return how a bundle with it prepares texts.
+
+    A text falls into runs of letters, digits and underscores, and runs of other signs. Whatever is not among `words`
+    becomes one token more, which no word is called, or with `unknown: token` the row's own unknown token.
+    Raises RegistryError when that is not among the words.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(words)}
+    token = preprocess.unknown_token or "[UNK]"
+    if preprocess.unknown_token is not None and token not in vocabulary:
+        raise RegistryError(f"the unknown_token {token!r} is not among the words", hint="correct the row's preprocess")
+    while preprocess.unknown_token is None and token in vocabulary:
+        token = f"[{token}]"
+    vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=token))
+    if preprocess.lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / TOKENIZER), pretty=False)
+    refused = token if preprocess.unknown == "skip" else None
+    return TextPreprocess(
+        tokenizer=TOKENIZER,
+        max_length=preprocess.max_length,
+        pooling="mean",
+        normalize=False,
+        unknown_token=refused,
+    )
 
 
 def check_text(item: object) -> str:

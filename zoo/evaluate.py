@@ -1,14 +1,20 @@
 """Quality of predictions: accuracy with its interval, macro-F1, per-class precision and recall, confusion."""
 
+import csv
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.schema import Metrics
+from zoo.store import write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from zoo.api import Evaluation
 
 #: Two-sided 95 %.
 Z = 1.959964
@@ -40,6 +46,19 @@ def measure(scores: "NDArray[np.float32]", targets: Sequence[int], labels: Seque
         per_class=per_class,
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
+
+
+def write_predictions(evaluation: "Evaluation", path: Path) -> None:
+    """Write a CSV with a row an item: input, true label, predicted label, then every class's score."""
+    labels = sorted(evaluation.metrics.per_class)
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["input", "label", "predicted", *labels])
+    for answer, truth in zip(evaluation.predictions, evaluation.truth, strict=True):
+        scores = dict(answer.labels)
+        table.writerow([answer.input, truth, answer.labels[0][0], *(f"{scores[label]:.7g}" for label in labels)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.getvalue().encode())
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

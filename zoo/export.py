@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from zoo import parity, samples
+from zoo import external, parity, samples
 from zoo.backbone import Backbone
-from zoo.build import encoder
+from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
 from zoo.errors import IntegrityError
 from zoo.extras import RUNTIME, TRAINING, require
@@ -22,24 +22,27 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
     Raises IntegrityError for a file that is not the manifest's, GateError when the numbers differ; `out` is then
     untouched.
     """
-    require("the parity gate", *RUNTIME, *TRAINING)
+    head = source.path / HEAD
+    # The head's own arithmetic is torch's.
+    require("the parity gate", *RUNTIME, *backbone.packages, *(TRAINING if head.is_file() else ()))
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
     preprocess = source.manifest.preprocess
-    head = source.path / HEAD
-    items, origin = samples.bundled(preprocess)
     with progress.task("checking the ONNX file", None), staged_dir(out) as folder:
         for path in source.path.iterdir():
             if path.name != MANIFEST:
                 shutil.copyfile(path, folder / path.name)
+        reader, model = encoder(preprocess, folder), source.read_model()
+        items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
         report = parity.check(
-            source.read_model(),
+            model,
             backbone.reference,
             items,
             origin,
-            preprocess=encoder(preprocess, folder),
+            preprocess=reader,
             layers=load_head(head) if head.is_file() else None,
+            tables=external.arrays(model, external.beside(folder)),
         )
         manifest = msgspec.structs.replace(source.manifest, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)

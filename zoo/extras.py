@@ -9,6 +9,8 @@ RUNTIME = ("onnxruntime", "numpy", "onnx")
 #: What exporting, gating and training need on top.
 TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
+#: What the extra `words` brings: enough to pull word vectors and to look for nearest words.
+WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
 
 
 def require(purpose: str, *packages: str) -> None:
@@ -16,7 +18,11 @@ def require(purpose: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
+    if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:
+        raise MissingExtraError(missing[0], "words", purpose)
     extras = [] if set(missing) <= TRAIN_EXTRA else ["gpu"]
+    if "pyarrow" in missing:
+        extras.append("words")
     if TRAIN_EXTRA.intersection(missing):
         extras.append("train")
     alternative = "cpu in place of gpu, never both" if "gpu" in extras else "use a bundle that was exported elsewhere"

@@ -35,13 +35,13 @@ PATIENCE = 60.0
 def cache_key(session: Session) -> str:
     """sha256 over all that decides a feature's numbers beside the item itself.
 
-    The features graph (preprocessing prefix included), the tokenizer's bytes, the encoder's version and that of its
-    library, ONNX Runtime's version, the provider, and where the graph is cut.
+    The features graph (preprocessing prefix and external data included), the tokenizer's bytes, the encoder's version
+    and that of its library, ONNX Runtime's version, the provider, and where the graph is cut.
     """
     bundle = session.bundle
     preprocess = bundle.manifest.preprocess
     assert not isinstance(preprocess, WordsPreprocess)
-    parts = {
+    parts: dict[str, object] = {
         "graph": bundle.digest("model.onnx"),
         "tokenizer": bundle.digest(preprocess.tokenizer) if isinstance(preprocess, TextPreprocess) else None,
         "encoder": encoder_version(preprocess),
@@ -49,6 +49,8 @@ def cache_key(session: Session) -> str:
         "provider": session.device.partition(":")[0],
         "cut": "features",
     }
+    if session.table_files:
+        parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import data, graph, head, parity
+from zoo import data, external, graph, head, parity
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, describe_files, write_manifest
@@ -154,6 +154,7 @@ def _write(
         "the held-out items",
         preprocess=encoder(preprocess, folder),
         layers=trained.layers,
+        tables=external.arrays(model, external.beside(folder)),
     )
     save_head(trained.layers, folder / HEAD)
     _write_records(folder, train, held, scores, trained)
@@ -179,10 +180,12 @@ def _write(
 def merge_head(
     base: Bundle, layers: "list[Layer]", lineage: Lineage, labels: tuple[str, ...], path: Path
 ) -> "tuple[onnx.ModelProto, bytes]":
-    """Put the head behind the features graph of `base` and write the whole chain at `path`."""
+    """Put the head behind the features graph of `base` and write the whole chain at `path`, its tables beside it."""
     import onnx
 
-    body = onnx.load_from_string(base.read_model())
+    data = base.read_model()
+    external.copy(data, base.path, path.parent)
+    body = onnx.load_from_string(data)
     cut = [value for value in body.graph.value_info if value.name == base.manifest.cut]
     whole = graph.join(body, graph.head(layers, "softmax"), keep=[graph.FEATURES])
     whole.graph.value_info.extend(cut)

@@ -4,6 +4,7 @@ Every graph made here is IR 10, opset 20, standard operators only, and carries n
 Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13, Gemm 13, Softmax 13).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,10 +148,14 @@ def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[
     from onnx import compose
 
     shared = [item.name for item in second.graph.input]
-    merged = compose.merge_models(
-        first, second, io_map=[(name, name) for name in shared], outputs=[*keep, *(o.name for o in second.graph.output)]
+    # merge_models would look for external data in the working directory.
+    merged = compose.merge_graphs(
+        first.graph,
+        second.graph,
+        io_map=[(name, name) for name in shared],
+        outputs=[*keep, *(o.name for o in second.graph.output)],
     )
-    return _model(merged.graph)
+    return _model(merged)
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
@@ -208,12 +213,20 @@ def tensor_specs(model: "onnx.ModelProto") -> tuple[tuple[TensorSpec, ...], tupl
 
 
 def save(model: "onnx.ModelProto", path: Path) -> bytes:
-    """Check the model against the ONNX specification, write it as one file, and return the bytes written."""
+    """Write the model, check it against the ONNX specification, and return the bytes written.
+
+    Files of its external data lie beside `path` already.
+    """
     from onnx import checker
 
-    checker.check_model(model)
     data: bytes = model.SerializeToString(deterministic=True)
     path.write_bytes(data)
+    try:
+        # By its path: external data is looked for beside the file.
+        checker.check_model(os.fspath(path))
+    except checker.ValidationError:
+        path.unlink()
+        raise
     return data
 
 

@@ -5,7 +5,7 @@ code on the same pixels. Texts: the graph with the family's code on the same tok
 row of the largest batch with that row alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zoo import graph, head
@@ -42,16 +42,18 @@ def check(
     preprocess: ImagePreprocess | TextEncoder,
     layers: "Sequence[Layer] | None" = None,
     expected: "PixelsOf | None" = None,
+    tables: "Mapping[str, NDArray[Any]] | None" = None,
 ) -> Parity:
     """Compare `model` with `reference` (and with `layers` on its features) on `samples`, which come from `origin`.
 
-    `expected` says what the graph's preprocessing must make of a picture: `pillow_pixels` unless given.
+    `tables` are the model's tensors that lie outside of it. `expected` says what the graph's preprocessing must make of
+    a picture: `pillow_pixels` unless given.
     Raises GateError, with the report, when a check fails.
     """
     if isinstance(preprocess, ImagePreprocess):
-        checks = list(_check_images(model, reference, samples, preprocess, layers, expected or pillow_pixels))
+        checks = list(_check_images(model, reference, samples, preprocess, layers, expected or pillow_pixels, tables))
     else:
-        checks = list(_check_texts(model, reference, samples, preprocess, layers))
+        checks = list(_check_texts(model, reference, samples, preprocess, layers, tables))
     report = Parity(samples=f"{len(samples)} of {origin}", checks=tuple(checks))
     if not report.passed:
         failed = [check for check in checks if not check.passed]
@@ -108,6 +110,7 @@ def _check_images(
     preprocess: ImagePreprocess,
     layers: "Sequence[Layer] | None",
     expected: "PixelsOf",
+    tables: "Mapping[str, NDArray[Any]] | None",
 ) -> Iterator[ParityCheck]:
     import numpy as np
     import onnx
@@ -117,7 +120,8 @@ def _check_images(
     times = 1 + 8 * preprocess.resize // min(pictures[0].shape[:2])
     pictures.append(np.tile(pictures[0], (times, times, 1)))
     cut = graph.extract(onnx.load_from_string(model), [graph.IMAGE], [graph.PIXELS])
-    prefix, whole = create_session(cut.SerializeToString(), "cpu"), create_session(model, "cpu")
+    prefix = create_session(cut.SerializeToString(), "cpu", tables=tables)
+    whole = create_session(model, "cpu", tables=tables)
     grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
     levels = [
         _levels(_run(prefix, {graph.IMAGE: picture[None]}).get(graph.PIXELS), expected(picture, preprocess)[None], grey)
@@ -138,9 +142,14 @@ def _check_images(
 
 
 def _check_texts(
-    model: bytes, reference: "Reference", samples: Sequence[str], encoder: TextEncoder, layers: "Sequence[Layer] | None"
+    model: bytes,
+    reference: "Reference",
+    samples: Sequence[str],
+    encoder: TextEncoder,
+    layers: "Sequence[Layer] | None",
+    tables: "Mapping[str, NDArray[Any]] | None",
 ) -> Iterator[ParityCheck]:
-    whole = create_session(model, "cpu")
+    whole = create_session(model, "cpu", tables=tables)
     rows = encoder.tokens(samples)
     for batch in BATCHES:
         feeds = encoder.batch([rows[index % len(rows)] for index in range(batch)])
@@ -229,7 +238,11 @@ def _angle(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
     if got is None or got.shape != wanted.shape:
         return float("inf")
     norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
-    return _finite(float(np.max(1 - np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12))))
+    # A text without a known word is all zeros on both sides, and has no direction.
+    cosines = np.where(
+        (got == wanted).all(1), 1, np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
+    )
+    return _finite(float(np.max(1 - cosines)))
 
 
 def _judge(name: str, batch: int, value: float, bound: float) -> ParityCheck:

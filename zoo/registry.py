@@ -171,7 +171,8 @@ def _inconsistencies(entry: Entry) -> Iterator[tuple[Place, str]]:
     elif isinstance(preprocess, TextPreprocess):
         task, needs = "text-features", {"tokenizer": preprocess.tokenizer}
     else:
-        task, needs = "word-vectors", {"table": preprocess.table, "words": preprocess.words}
+        listed = {"words": preprocess.words} if preprocess.words else {}
+        task, needs = "word-vectors", {"table": preprocess.table, **listed}
     if entry.task != task:
         yield ("preprocess", "kind"), f"this kind prepares input for {task}, and the row's task is {entry.task}"
     paths = [file.path for file in entry.files]

@@ -4,7 +4,7 @@ import ctypes
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo import graph
+from zoo import external, graph
 from zoo.bundle import Bundle
 from zoo.encode import TextEncoder, check_text, decode_image
 from zoo.errors import DeviceError, IntegrityError, UsageError
@@ -76,15 +76,28 @@ def choose_device(device: str) -> str:
     return "cpu"
 
 
-def create_session(model: bytes, device: str, threads: int | None = None) -> Any:
+def create_session(
+    model: bytes, device: str, threads: int | None = None, tables: "Mapping[str, NDArray[Any]] | None" = None
+) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu` or `cuda:N`), or an error.
 
-    Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph.
+    `tables` are the tensors that lie outside of it (zoo.external.arrays); the runtime itself opens no file.
+    Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph or a tensor that
+    lies outside was not given.
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 4
+    outside = {tensor.name: tensor.file for tensor in external.references(model)}
+    if missing := sorted(outside.keys() - (tables or {}).keys()):
+        raise IntegrityError(
+            f"the model's tensor '{missing[0]}' lies in {outside[missing[0]]}, which was not given",
+            hint="write the bundle again",
+        )
+    arrays = [tables[name] for name in outside] if tables else []
+    if arrays:
+        options.add_external_initializers(list(outside), [ort.OrtValue.ortvalue_from_numpy(each) for each in arrays])
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         ort.preload_dlls()
@@ -101,6 +114,8 @@ def create_session(model: bytes, device: str, threads: int | None = None) -> Any
             device=device,
             hint="pip install 'backbone-zoo[gpu]' brings the CUDA libraries; or --device cpu",
         )
+    # It computes on this very memory, and does not keep it alive.
+    session.tables = arrays
     return session
 
 
@@ -120,14 +135,17 @@ class Session:
         self.labels = self.manifest.labels
         self.batches_run: list[int] = []
         model = bundle.read_model()
+        tables = external.arrays(model, bundle.map)
+        #: Files beside the model that its numbers lie in.
+        self.table_files = sorted({tensor.file for tensor in external.references(model)})
         self._pipeline: _ImagePipeline | _TextPipeline
         if isinstance(preprocess, ImagePreprocess):
-            self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device)
+            self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device, tables)
         elif isinstance(preprocess, TextPreprocess):
             bundle.check(preprocess.tokenizer)
-            self._pipeline = _TextPipeline(preprocess, model, bundle.path, self.device)
+            self._pipeline = _TextPipeline(preprocess, model, bundle.path, self.device, tables)
         else:
-            raise UsageError(f"{self.manifest.name} takes words, which this version of zoo cannot run")
+            raise IntegrityError(f"{bundle.path}: a bundle's words are tokens", hint="write the bundle again")
         _check_facts(bundle, self._pipeline.facts)
 
     @property
@@ -177,7 +195,14 @@ class Session:
 class _ImagePipeline:
     """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time."""
 
-    def __init__(self, preprocess: ImagePreprocess, model: bytes, cut: str | None, device: str) -> None:
+    def __init__(
+        self,
+        preprocess: ImagePreprocess,
+        model: bytes,
+        cut: str | None,
+        device: str,
+        tables: "Mapping[str, NDArray[Any]]",
+    ) -> None:
         import onnx
 
         self.short_side = preprocess.resize
@@ -190,8 +215,9 @@ class _ImagePipeline:
             raise IntegrityError(f"the model has no tensor '{self.cut}' to cut at", hint="write the bundle again")
         outputs = [item.name for item in whole.graph.output]
         prefix = graph.extract(whole, [graph.IMAGE], [self.cut]).SerializeToString()
-        self.prefix = create_session(prefix, "cpu", threads=1)
-        self.body = create_session(graph.extract(whole, [self.cut], outputs).SerializeToString(), device)
+        self.prefix = create_session(prefix, "cpu", threads=1, tables=tables)
+        body = graph.extract(whole, [self.cut], outputs).SerializeToString()
+        self.body = create_session(body, device, tables=tables)
 
     def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
         import numpy as np
@@ -214,14 +240,22 @@ class _ImagePipeline:
 class _TextPipeline:
     """Tokens first, then batches of similar length, each within a budget of tokens."""
 
-    def __init__(self, preprocess: TextPreprocess, model: bytes, folder: Path, device: str) -> None:
+    def __init__(
+        self,
+        preprocess: TextPreprocess,
+        model: bytes,
+        folder: Path,
+        device: str,
+        tables: "Mapping[str, NDArray[Any]]",
+    ) -> None:
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
-        self.body = create_session(model, device)
+        self.body = create_session(model, device, tables=tables)
         self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
         rows = self.encoder.tokens([check_text(item) for item in items])
+        self.encoder.check_known(items, rows)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         positions: list[int] = []
         for index in order:

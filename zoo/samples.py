@@ -1,5 +1,6 @@
 """Real inputs that ship with zoo, for gates that have no data of the user's to look at."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import NotFoundError
@@ -8,8 +9,11 @@ from zoo.schema import ImagePreprocess, Preprocess
 FOLDER = Path(__file__).resolve().parent / "assets"
 
 
-def bundled(preprocess: Preprocess) -> tuple[list[Path] | list[str], str]:
-    """(at least seven pictures, or sentences of very different lengths; what they are called in a report)."""
+def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Path] | list[str], str]:
+    """(at least seven pictures, or sentences of very different lengths; what they are called in a report).
+
+    `words` make three texts more: a model of another language knows no word of the sentences.
+    """
     if isinstance(preprocess, ImagePreprocess):
         pictures = sorted(FOLDER.glob("*.jpg"))
         if not pictures:
@@ -18,4 +22,6 @@ def bundled(preprocess: Preprocess) -> tuple[list[Path] | list[str], str]:
     texts = (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines()
     # One that fills the longest model: every position is looked at, and so is the cut at the row's limit.
     texts.insert(1, " ".join(texts * 5))
+    if words:
+        texts = [" ".join(words), " ".join(words[::2]), " ".join(words[:1]), *texts]
     return texts, "the bundled sentences"

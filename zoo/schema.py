@@ -54,22 +54,38 @@ class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("std must be positive")
 
 
-class TextPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="text", tag_field="kind"):
-    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`."""
+class TextPreprocess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
+):
+    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`.
+
+    With `unknown_token` a text that holds nothing but this token is refused: it says nothing the model knows.
+    """
 
     tokenizer: FilePath
     max_length: Positive
     pooling: Literal["mean", "cls"]
     normalize: bool
+    unknown_token: str | None = None
 
 
 class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):
-    """A table of word vectors and the list of its words; a text is the mean of its known words' vectors."""
+    """A table of word vectors; a text is the mean of the vectors of its first `max_length` words.
+
+    `words` is the list of its words, null where the table's file holds them itself. A word that is not in the table is
+    left out (`skip`), counts as zeros (`zero`), or as the word `unknown_token` (`token`).
+    """
 
     table: FilePath
-    words: FilePath
+    words: FilePath | None = None
     lowercase: bool
-    unknown: Literal["skip"] = "skip"
+    max_length: Positive = 512
+    unknown: Literal["skip", "zero", "token"] = "skip"
+    unknown_token: Annotated[str, Meta(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.unknown == "token") != (self.unknown_token is not None):
+            raise ValueError("unknown_token is what unknown: token needs, and nothing else")
 
 
 Preprocess: TypeAlias = ImagePreprocess | TextPreprocess | WordsPreprocess

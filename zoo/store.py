@@ -7,6 +7,7 @@ graphs/  features/  zoo.lock
 
 import errno
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -49,6 +50,19 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a plain file, memory-mapped and read-only. Raises OSError, also for a link."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        # An empty file cannot be mapped.
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -167,7 +181,7 @@ class Store:
         for file in recorded:
             if not (folder / file.path).exists():
                 return None
-        changed = [file for file in recorded if not _is_untouched(folder / file.path, file)]
+        changed = [file for file in recorded if not is_untouched(folder / file.path, file)]
         for file in changed:
             _check_bytes(folder / file.path, file, entry.name)
         if changed:
@@ -255,7 +269,8 @@ def _read_manifest(folder: Path, expected: Sequence[FileDigest] | None = None) -
     return manifest.files
 
 
-def _is_untouched(path: Path, file: StoredFile) -> bool:
+def is_untouched(path: Path, file: StoredFile) -> bool:
+    """Whether a plain file of the recorded size and time lies there; its bytes are not read."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 

@@ -1,0 +1,213 @@
+"""Word vectors: word2vec, GloVe and fastText files, or any table with its list of words.
+
+word2vec: Mikolov et al., https://arxiv.org/abs/1301.3781; GloVe: Pennington et al., https://aclanthology.org/D14-1162;
+fastText: Bojanowski et al., https://arxiv.org/abs/1607.04606. A text's features are the mean of its words' vectors.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import wordfiles
+from zoo.backbone import Backbone
+from zoo.errors import RegistryError
+from zoo.extras import require
+from zoo.hookspecs import hookimpl
+from zoo.progress import SILENT, Progress
+from zoo.schema import Entry, ExportOptions, WordsPreprocess
+from zoo.words import VECTORS, InPlace, WordTable, is_prepared, prepare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from zoo.backbone import TensorMap
+
+#: Rows copied at once.
+ROWS = 1 << 14
+
+
+class Word2Vec(Backbone):
+    """The family `word2vec`; `config.format` is one of zoo.wordfiles.LAYOUTS where the table's suffix does not say it.
+
+    `config.column` names the words' column of a Parquet list with several. Raises RegistryError for a row that
+    contradicts itself.
+    """
+
+    family = "word2vec"
+
+    def __init__(self, entry: Entry, weights: Path) -> None:
+        super().__init__(entry, weights)
+        preprocess, config = entry.preprocess, entry.config
+        if not isinstance(preprocess, WordsPreprocess):
+            raise RegistryError(f"{entry.name}: this family reads words", hint="preprocess: {kind: words, ...}")
+        self.preprocess = preprocess
+        if unknown := sorted(config.keys() - {"format", "column"}):
+            raise RegistryError(f"{entry.name}: unknown config.{unknown[0]}", hint="known: format, column")
+        self.layout: str = config.get("format") or wordfiles.SUFFIXES.get(Path(preprocess.table).suffix, "")
+        if self.layout not in wordfiles.LAYOUTS:
+            hint = f"config.format is one of {', '.join(wordfiles.LAYOUTS)}"
+            raise RegistryError(f"{entry.name}: the format of {preprocess.table} is not known", hint=hint)
+        if (self.layout in wordfiles.TABLES) != (preprocess.words is not None):
+            needs = "needs a list of words" if preprocess.words is None else "holds its words itself"
+            raise RegistryError(f"{entry.name}: a {self.layout} file {needs}", hint="see preprocess.words")
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """numpy, and what reads the list of words."""
+        return ("numpy", "pyarrow") if str(self.preprocess.words).endswith(".parquet") else ("numpy",)
+
+    def prepare(self, progress: Progress = SILENT) -> None:
+        """Convert the row's files into zoo.words' memory-mapped form. A float32 table is used where it lies.
+
+        Raises IntegrityError for files that are not what the row says.
+        """
+        if is_prepared(self.weights):
+            return
+        require(f"preparing {self.entry.name}", *self.packages)
+        with progress.task(f"preparing {self.entry.name}", None):
+            self._convert()
+
+    def _convert(self) -> None:
+        dim, table = self.entry.dim, self.weights / self.preprocess.table
+        if self.preprocess.words is None:
+            prepare(self.weights, wordfiles.read(table, self.layout, dim), dim)
+            return
+        listed = self.weights / self.preprocess.words
+        vectors, offset = wordfiles.read_table(table, self.layout, dim)
+        words = wordfiles.read_words(listed, self.entry.config.get("column"))
+        # A word that comes twice leaves a row out, and then the ids are no longer the rows of the file.
+        is_table = vectors.dtype.str == "<f4" and vectors.flags.c_contiguous and offset % 4 == 0
+        is_table = is_table and len(set(words)) == len(words)
+        in_place = InPlace(table.name, offset) if is_table else None
+        prepare(self.weights, wordfiles.pair(listed, words, vectors), dim, in_place)
+
+    def export(self, path: Path, options: ExportOptions) -> None:
+        """Look-up and masked mean; the table is external data in `vectors.bin` beside `path`."""
+        self.prepare()
+        import onnx
+
+        vectors = WordTable.open(self.weights).vectors
+        with path.with_name(VECTORS).open("wb") as file:
+            for start in range(0, len(vectors), ROWS):
+                file.write(vectors[start : start + ROWS].tobytes())
+        counts_unknown = self.preprocess.unknown == "zero"
+        model = mean_graph(len(vectors), self.entry.dim, options, counts_unknown=counts_unknown)
+        onnx.save(model, path)
+
+    def reference(self, feeds: "TensorMap") -> "TensorMap":
+        """The same mean in numpy, from the original files read row by row: nothing of the prepared form is used."""
+        import numpy as np
+
+        ids, mask = feeds["input_ids"], feeds["attention_mask"]
+        rows = self._plain({int(index) for index in np.unique(ids)})
+        features = np.zeros((len(ids), self.entry.dim), np.float32)
+        for item, (row, present) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
+            words = [index for index, is_word in zip(row, present, strict=True) if is_word]
+            known = [rows[index] for index in words if index in rows]
+            count = len(words) if self.preprocess.unknown == "zero" else len(known)
+            if known:
+                features[item] = np.sum(known, 0, np.float64) / count
+        return {"features": features}
+
+    def _plain(self, wanted: set[int]) -> "dict[int, NDArray[np.float32]]":
+        """The vectors of these ids. An id is the place of a word among the words that had not come before."""
+        found: dict[int, NDArray[np.float32]] = {}
+        seen: set[bytes] = set()
+        last = max(wanted, default=-1)
+        for word, vector in plain_rows(self):
+            if len(seen) > last:
+                break
+            if word not in seen:
+                if len(seen) in wanted:
+                    found[len(seen)] = parse(vector)
+                seen.add(word)
+        return found
+
+
+def mean_graph(count: int, dim: int, options: ExportOptions, *, counts_unknown: bool) -> "onnx.ModelProto":
+    """`features` [batch, dim] = the mean over the words of a table [count, dim] in `vectors.bin`.
+
+    A position counts where `attention_mask` is not 0; an id outside the table is no word, and with `counts_unknown` a
+    zero vector. A text without any gives zeros. The product with the mask is a MatMul, so no [batch, sequence, dim]
+    is multiplied element by element.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = TensorProto(name="vectors", data_type=TensorProto.FLOAT, dims=[count, dim])
+    table.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", VECTORS), ("offset", 0), ("length", 4 * count * dim)):
+        table.external_data.add(key=key, value=str(value))
+    numbers = (("zero", 0, "int64"), ("count", count, "int64"), ("last", [1], "int64"), ("one", 1, "float32"))
+    node = helper.make_node
+    nodes = [
+        node("Equal", ["attention_mask", "zero"], ["is_padding"]),
+        node("Not", ["is_padding"], ["is_word"]),
+        node("Less", ["input_ids", "count"], ["is_below"]),
+        node("GreaterOrEqual", ["input_ids", "zero"], ["is_above"]),
+        node("And", ["is_below", "is_above"], ["is_known"]),
+        node("And", ["is_word", "is_known"], ["is_used"]),
+        node("Where", ["is_used", "input_ids", "zero"], ["ids"]),
+        node("Gather", ["vectors", "ids"], ["gathered"]),
+        node("Cast", ["is_used"], ["weights"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["weights", "last"], ["weight_rows"]),
+        node("MatMul", ["weight_rows", "gathered"], ["sum_rows"]),
+        node("Squeeze", ["sum_rows", "last"], ["sum"]),
+        node("Cast", ["is_word" if counts_unknown else "is_used"], ["counted"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["counted", "last"], ["total"], keepdims=1),
+        node("Max", ["total", "one"], ["divisor"]),
+        node("Div", ["sum", "divisor"], ["features"]),
+    ]
+    shape = ["batch", "sequence"]
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", dim])],
+        [table, *(numpy_helper.from_array(np.array(value, dtype), name) for name, value, dtype in numbers)],
+    )
+    opset = [helper.make_opsetid("", options.opset)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=options.ir_version)
+
+
+def plain_rows(backbone: Word2Vec) -> Iterator[tuple[bytes, Any]]:
+    """(word, vector as the file has it) of every row, in the simplest way each format can be read."""
+    import numpy as np
+
+    path, layout = backbone.weights / backbone.preprocess.table, backbone.layout
+    if backbone.preprocess.words is not None:
+        words = wordfiles.read_words(backbone.weights / backbone.preprocess.words, backbone.entry.config.get("column"))
+        if layout == "npy":
+            yield from zip(words, np.load(path, mmap_mode="r"), strict=True)
+        else:
+            from safetensors.numpy import load_file
+
+            yield from zip(words, *load_file(path).values(), strict=True)
+        return
+    with path.open("rb") as file:
+        count = int(file.readline().split()[0]) if layout != "glove-text" else None
+        if layout == "word2vec-binary":
+            for _ in range(count or 0):
+                word = b"".join(iter(lambda: file.read(1), b" "))
+                yield word.lstrip(b"\n"), file.read(4 * backbone.entry.dim)
+        else:
+            for line in file:
+                word, _, numbers = line.partition(b" ")
+                yield word, numbers.decode()
+
+
+def parse(vector: "bytes | str | NDArray[Any]") -> "NDArray[np.float32]":
+    """A vector as `plain_rows` gives it, as float32."""
+    import numpy as np
+
+    if isinstance(vector, bytes):
+        return np.frombuffer(vector, "<f4")
+    return np.array(vector.split() if isinstance(vector, str) else vector, np.float32)
+
+
+@hookimpl
+def zoo_register_backbones() -> Iterable[type[Backbone]]:
+    """The one family of this module."""
+    return [Word2Vec]
