@@ -23,7 +23,10 @@ LAYERS: tuple[set[str], ...] = (
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
         "torchkit", "head",
     },
-    {"build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "api"},
+    {
+        "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",
+        "api",
+    },
     {"__init__"},
 )  # fmt: skip
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}

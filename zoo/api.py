@@ -139,6 +139,15 @@ class Zoo:
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
 
+    def new_plugin(self, name: str, out: Path | None = None) -> "tuple[Path, Sequence[str]]":
+        """Write a distribution that gives the family `name`, at `out` or ./zoo-NAME; returns the folder and its files.
+
+        Raises UsageError for a name that cannot be one or is taken, and for a folder that holds something.
+        """
+        from zoo.scaffold import write_plugin
+
+        return write_plugin(name, out, self.registry, self.plugins.families())
+
     def doctor(self) -> "Sequence[Finding]":
         """What is wrong with this environment, and how to mend it."""
         from zoo.doctor import examine
@@ -222,7 +231,6 @@ class Zoo:
     def session(self, model: str, device: str | None = None) -> "Session":
         """A model loaded on a device (`auto`, `cpu`, `cuda:N`; ZOO_DEVICE or auto by default)."""
         from zoo.runtime import Session
-    from zoo.testing import Report
 
         return Session(self.open(model), device or os.environ.get("ZOO_DEVICE") or "auto")
 

@@ -82,14 +82,12 @@ class Subject:
         preprocess = self.entry.preprocess
         items, _ = samples.bundled(preprocess)
         how = build.encoder(preprocess, self.weights)
+        together: Callable[[list[Any]], TensorMap]
         if isinstance(how, ImagePreprocess):
             prefix = create_session(graph.image_prefix(how).SerializeToString(), "cpu")
-            rows: list[Any] = [
-                prefix.run(None, {graph.IMAGE: decode_image(item, how.resize)[None]})[0] for item in items
-            ]
-
-            def together(chosen: list[Any]) -> "TensorMap":
-                return {graph.PIXELS: np.concatenate(chosen)}
+            pictures = [decode_image(item, how.resize)[None] for item in items]
+            rows: list[Any] = [prefix.run(None, {graph.IMAGE: picture})[0] for picture in pictures]
+            together = lambda chosen: {graph.PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
         else:
             rows, together = list(how.tokens([str(item) for item in items])), how.batch
         return [together([rows[index % len(rows)] for index in range(size)]) for size in parity.BATCHES]

@@ -49,7 +49,7 @@ def _runtime() -> Finding:
             name="onnxruntime",
             state="problem",
             detail=f"{' and '.join(found)} are both installed and overwrite each other",
-            fix="pip uninstall onnxruntime onnxruntime-gpu, then pip install 'backbone-zoo[gpu]' or 'backbone-zoo[cpu]'",
+            fix="pip uninstall onnxruntime onnxruntime-gpu; then pip install 'backbone-zoo[gpu]', or [cpu]",
             exit_code=7,
         )
     if not found:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from zoo.backbone import Backbone
 from zoo.errors import PluginError, UnknownPluginError, ZooError
-from zoo.points import PluginState, Point, allowed, brief, installed, state_of
+from zoo.points import PluginState, Point, State, allowed, brief, installed, state_of
 from zoo.source import Source
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Plugins:
             self._claimed(plugin.point.group, plugin.point.name)
         except PluginError as clash:
             error = clash
-        state = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
+        state: State = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
         return state_of(plugin.point, state, error.message if error else None, plugin.seconds)
 
 
