@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_count, human_size, next_command, print_json, print_table, write
+from zoo_cli.output import human_count, human_size, next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
 HEADER = ("NAME", "TASK", "DIM", "PARAMS", "SIZE", "LICENSE", "PULLED")
@@ -20,7 +20,11 @@ def command(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")] = False,
 ) -> None:
     """List the models of the registry."""
-    rows = make_zoo(context).list(pattern, family=family, task=task, license=license, pulled=pulled)
+    zoo = make_zoo(context)
+    rows = zoo.list(pattern, family=family, task=task, license=license, pulled=pulled)
+    for shelf in zoo.shelves:
+        if shelf.state == "quarantined":
+            say(f"warning: the shelf {shelf.title} is left out: zoo plugins says why")
     if json:
         facts = [
             {

@@ -1,22 +1,29 @@
-"""zoo plugins: who provides families and sources, and how they load."""
+"""zoo plugins: who provides families, sources and shelves, how they load, whether they conform; and a new one."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from zoo_cli.output import print_json, print_table
+from zoo_cli.output import human_size, next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import to_plain
+from zoo import GateError, PluginError, to_plain
+
+app = typer.Typer(help="Show, check and begin plugins.")
+
+MARKS = {"passed": "✓", "failed": "✗", "skipped": "-"}
 
 
-def command(
+@app.callback(invoke_without_command=True)
+def show(
     context: typer.Context,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a plugin may take to load.")] = 10.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Load every plugin, one by one, and show its state."""
-    plugins = make_zoo(context).plugins
-    plugins.check_all()
-    states = plugins.describe()
+    """Load every plugin, in a child process, and show its state."""
+    if context.invoked_subcommand is not None:
+        return
+    states = make_zoo(context).plugin_states(limit)
     if json:
         print_json("plugins", to_plain(states))
         return
@@ -25,3 +32,70 @@ def command(
         for s in states
     ]
     print_table(("GROUP", "NAME", "DISTRIBUTION", "MODULE", "STATE"), rows)
+    for state in states:
+        if state.is_slow:
+            say(f"warning: {state.title} takes {state.seconds:.1f} s to load: every verb that needs it waits for it")
+    next_command("zoo", "plugins", "check")
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A family; all of them, with what is pulled, if omitted.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="A row to check with; may be given again.")] = None,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that the check of one row may take.")] = 600.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check that a family keeps what every family promises, with real weights, in a child process.
+
+    Takes the family's pulled rows, or else pulls the smallest one. Exit code 6 where a check fails, 9 where the plugin
+    cannot be loaded.
+    """
+    reports = make_zoo(context).check_plugins(name, rows=row or (), limit=limit)
+    failed = [report for report in reports if report.state == "failed"]
+    broken = [report for report in reports if report.state == "broken"]
+    if not json:
+        for report in reports:
+            _print(report)
+    if failed:
+        problems = [f"{report.family}: {failure}" for report in failed for failure in report.failures]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        hint = "docs/plugins.md says what each check wants"
+        raise GateError(f"{problems[0]}{more}", report=list(reports), hint=hint)
+    if broken:
+        error = PluginError(broken[0].note or "", plugin=broken[0].family, hint="zoo plugins shows every plugin")
+        error.report = list(reports)
+        raise error
+    if json:
+        print_json("reports", to_plain(reports))
+    else:
+        next_command("zoo", "list", *(("--family", name) if name else ()))
+
+
+@app.command()
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The family: lower-case letters, digits and single - or _ between them.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write; zoo-NAME by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Write a complete small distribution that gives a new family: replace its network and its row by yours."""
+    folder, files = make_zoo(context).new_plugin(name, out)
+    if json:
+        print_json("plugin", {"name": name, "folder": str(folder), "files": files})
+        return
+    for file in files:
+        write(str(folder / file))
+    next_command("pip", "install", "-e", folder if folder.is_absolute() else f"./{folder}")
+
+
+def _print(report: Any) -> None:
+    """The report on one row, a line a check."""
+    if report.note is not None:
+        write(f"{report.family}: {report.state}: {report.note}")
+        return
+    write(f"{report.family} with {report.entry}")
+    for check in report.checks:
+        write(f"  {MARKS[check.state]} {check.name + ':':<24} {check.detail}  ({check.seconds:.1f} s)")
+    size = f"{human_size(report.size)}, " if report.size is not None else ""
+    write(f"  {report.state}: {size}{report.seconds:.1f} s")

@@ -15,12 +15,18 @@ MAX_LINES = 400
 #: A file of zoo/ imports its own layer, without circles, and lower ones. A new file takes its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "progress", "extras"},
-    {"document", "registry", "store", "lock", "download", "bundle", "backbone", "source", "hookspecs"},
+    {
+        "document", "registry", "points", "shelves", "store", "lock", "download", "bundle", "backbone", "source",
+        "hookspecs",
+    },
     {
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
         "torchkit", "head", "external", "words", "wordfiles",
     },
-    {"build", "finetune", "evaluate", "export", "api", "testing"},
+    {
+        "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",
+        "api",
+    },
     {"__init__"},
 )  # fmt: skip
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -2,67 +2,16 @@
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pytest
 
+from tests.installed import FAMILY, SOURCE, Site
 from zoo.backbone import Backbone
 from zoo.errors import PluginError, UnknownPluginError
-from zoo.manager import Plugins, PluginState
+from zoo.manager import Plugins
+from zoo.points import PluginState, Point, installed
 from zoo.source import Source
-
-FAMILY = """
-from zoo.backbone import Backbone
-from zoo.hookspecs import hookimpl
-
-class Toy(Backbone):
-    family = "{name}"
-    def export(self, path, options): ...
-    def reference(self, feeds): return feeds
-
-@hookimpl
-def zoo_register_backbones():
-    return [Toy]
-"""
-SOURCE = """
-from zoo.hookspecs import hookimpl
-from zoo.source import Source
-
-class ToySource(Source):
-    scheme = "{name}"
-    made = 0
-    def __init__(self):
-        ToySource.made += 1
-    def fetch(self, wants, progress): ...
-
-@hookimpl
-def zoo_register_sources():
-    yield ToySource
-"""
-
-
-class Site:
-    """A folder on sys.path to which distributions are installed as pip leaves them: a module and its dist-info."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def install(self, distribution: str, code: str, *lines: str, version: str = "1.0") -> str:
-        """A distribution with one module; `lines` are entry_points.txt, where {module} is that module's name."""
-        module = distribution.replace("-", "_")
-        (self.folder / f"{module}.py").write_text(code)
-        info = self.folder / f"{module}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text("\n".join(lines).format(module=module) + "\n")
-        return module
-
-    def family(self, distribution: str, name: str, code: str = FAMILY) -> str:
-        return self.install(distribution, code.replace("{name}", name), "[zoo.backbones]", f"{name} = {{module}}")
-
-    def source(self, distribution: str, name: str, code: str = SOURCE) -> str:
-        return self.install(distribution, code.replace("{name}", name), "[zoo.sources]", f"{name} = {{module}}")
 
 
 @pytest.fixture
@@ -301,18 +250,18 @@ def test_a_distribution_seen_twice_counts_once(site: Site, tmp_path: Path, monke
     stale.install("Toy_Family", "", "[zoo.backbones]", "toy = toy_gone", "gone = toy_gone", version="0.9")
     monkeypatch.syspath_prepend(str(stale.folder))
     monkeypatch.syspath_prepend(str(site.folder))
-    listed = [dist for dist in distributions() if dist.metadata["Name"].lower().replace("_", "-") == "toy-family"]
-    assert len(listed) >= 2
-    points = [point for dist in listed for point in dist.entry_points]
-    for plugins in (Plugins(points, {}), Plugins(environ={"ZOO_PLUGINS": "toy-family"})):
-        assert plugins.families() == ["toy"]
-        assert state(plugins, "toy").version == "1.0"
-        assert plugins.backbone("toy").family == "toy"
+    points, unreadable = installed()
+    assert unreadable == []
+    assert [point.name for point in points if point.distribution == "toy-family"] == ["toy"]
+    plugins = Plugins(environ={"ZOO_PLUGINS": "toy-family"})
+    assert plugins.families() == ["toy"]
+    assert state(plugins, "toy").version == "1.0"
+    assert plugins.backbone("toy").family == "toy"
 
 
 def test_an_entry_point_without_a_distribution(site: Site) -> None:
     site.family("toy-family", "toy")
-    points = [EntryPoint("toy", "toy_family", "zoo.backbones"), EntryPoint("x", "toy_family", "console_scripts")]
+    points = [Point("zoo.backbones", "toy", "toy_family"), Point("console_scripts", "x", "toy_family")]
     plugins = Plugins(points, {})
     assert plugins.backbone("toy").family == "toy"
     assert [(each.distribution, each.version) for each in plugins.describe()] == [("an unnamed distribution", "?")]

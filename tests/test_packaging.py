@@ -83,6 +83,7 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(built: tuple[Path, Path
     wanted = {"zoo/registry.yaml"}
     for package, folder in PROJECT["tool"]["setuptools"]["package-dir"].items():
         kept = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("assets/*"), ROOT / folder / "py.typed"]
+        kept += (ROOT / folder).glob("templates/*")
         wanted |= {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in kept}
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.startswith("zoo/assets/") for name in wanted)

@@ -17,19 +17,24 @@ from zoo.errors import (
     PluginError,
     UnknownEntryError,
     UsageError,
+    ZooError,
 )
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
-from zoo.registry import Registry, default_registry, load_registry
+from zoo.registry import Registry, default_registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome, WordsPreprocess
+from zoo.shelves import add_shelves
 from zoo.store import Store, zoo_home
 
 if TYPE_CHECKING:
     from zoo.backbone import Backbone
+    from zoo.doctor import Finding
     from zoo.download import PlannedFile
     from zoo.manager import Plugins
+    from zoo.points import PluginState
     from zoo.runtime import Session
+    from zoo.testing import Report
     from zoo.words import WordTable
 
 
@@ -76,8 +81,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 class Zoo:
     """The registry, the store and the plugins, and every verb on them.
 
-    `home` is ZOO_HOME, `registry` a file that replaces the shelf, `offline` forbids remote sources, `progress` draws
-    bars; each defaults to the environment's.
+    `home` is ZOO_HOME, `registry` a file that replaces the built-in shelf, `offline` forbids remote sources, `progress`
+    draws bars; each defaults to the environment's.
     """
 
     def __init__(
@@ -98,10 +103,17 @@ class Zoo:
 
     @cached_property
     def registry(self) -> Registry:
-        """The shelf: the built-in rows and those of ZOO_HOME/registry.yaml, or the file that replaces them."""
-        if self._registry_file is not None:
-            return load_registry([self._registry_file])
-        return default_registry(self.store.home, os.environ)
+        """The rows: the built-in shelf, or the file that replaces it; ZOO_HOME/registry.yaml and plugins add theirs."""
+        return self._shelves[0]
+
+    @property
+    def shelves(self) -> "Sequence[PluginState]":
+        """The shelves of plugins; one that is quarantined adds no row."""
+        return self._shelves[1]
+
+    @cached_property
+    def _shelves(self) -> "tuple[Registry, Sequence[PluginState]]":
+        return add_shelves(default_registry(self.store.home, os.environ, self._registry_file), os.environ)
 
     @cached_property
     def lock(self) -> Lock:
@@ -115,6 +127,48 @@ class Zoo:
 
         return Plugins()
 
+    def plugin_states(self, limit: float = 10.0) -> "Sequence[PluginState]":
+        """Every plugin after loading it in a child process, within `limit` seconds each, and every shelf."""
+        from zoo.probe import load_all
+
+        try:
+            shelves = self.shelves
+        except ZooError:
+            # A registry that cannot be read is no plugin's fault: their shelves are looked at without it.
+            shelves = add_shelves(Registry(), os.environ)[1]
+        return [*load_all(limit), *shelves]
+
+    def check_plugins(
+        self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
+    ) -> "Sequence[Report]":
+        """The conformance check (see zoo.testing) of a family, or of all, each row in a child process.
+
+        `rows` names registry rows; else the pulled ones are taken, or the smallest that can be pulled. Raises
+        PluginError when the family's plugin cannot be loaded, and what `pull` raises.
+        """
+        from zoo.survey import check_families
+
+        require("the conformance check", *RUNTIME, *TRAINING)
+        return check_families(
+            self.registry, lambda entry: self.store.is_pulled(entry, self.lock), self.pull,
+            family=family, rows=rows, limit=limit, progress=self.progress,
+        )  # fmt: skip
+
+    def new_plugin(self, name: str, out: Path | None = None) -> "tuple[Path, Sequence[str]]":
+        """Write a distribution that gives the family `name`, at `out` or ./zoo-NAME; returns the folder and its files.
+
+        Raises UsageError for a name that cannot be one or is taken, and for a folder that holds something.
+        """
+        from zoo.scaffold import write_plugin
+
+        return write_plugin(name, out, self.registry, self.plugins.families())
+
+    def doctor(self) -> "Sequence[Finding]":
+        """What is wrong with this environment, and how to mend it."""
+        from zoo.doctor import examine
+
+        return examine(self.store.home, lambda: len(self.registry), self.plugin_states)
+
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
         license: str | None = None, pulled: bool = False,
@@ -126,7 +180,12 @@ class Zoo:
 
     def entry(self, name: str) -> Entry:
         """The registry row of that name. Raises UnknownEntryError, with the nearest names."""
-        return self.registry.entry(name)
+        try:
+            return self.registry.entry(name)
+        except UnknownEntryError as error:
+            if broken := [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]:
+                error.hint = f"{error.hint}; its shelf may be quarantined ({', '.join(broken)}): zoo plugins"
+            raise
 
     def plan(self, name: str, *, source: str | None = None) -> "Sequence[PlannedFile]":
         """What `pull` would fetch, file by file."""

@@ -69,7 +69,7 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
     with staged_dir(target) as folder:
         backbone.prepare()
         backbone.export(folder / MODEL, ExportOptions())
-        preprocess = _input_of_bundle(entry, weights, folder)
+        preprocess = input_of_bundle(entry, weights, folder)
         body = graph.clean(graph.load(folder / MODEL), entry.family)
         _check_contract(body, entry, family)
         whole = with_prefix(body, preprocess)
@@ -155,6 +155,16 @@ def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncod
     raise UsageError("a bundle's words are tokens: a row of words has no encoder of its own")
 
 
+def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
+    """How the bundle in `folder` prepares raw input; the tokenizer that this needs is put there."""
+    preprocess = entry.preprocess
+    if isinstance(preprocess, WordsPreprocess):
+        return write_word_level(WordTable.open(weights), preprocess, folder)
+    if isinstance(preprocess, TextPreprocess):
+        shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
+    return preprocess
+
+
 def gate_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:
     """Words for the gate's samples where the row is a list of words, so that every part of its table is looked at."""
     if isinstance(entry.preprocess, WordsPreprocess) and isinstance(reader, TextEncoder):
@@ -183,16 +193,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
-    """How the bundle in `folder` prepares raw input; the tokenizer that this needs is put there."""
-    preprocess = entry.preprocess
-    if isinstance(preprocess, WordsPreprocess):
-        return write_word_level(WordTable.open(weights), preprocess, folder)
-    if isinstance(preprocess, TextPreprocess):
-        shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
-    return preprocess
 
 
 def _check_contract(body: "onnx.ModelProto", entry: Entry, family: type[Backbone]) -> None:

@@ -5,30 +5,22 @@ that very plugin fails.
 """
 
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from zoo.backbone import Backbone
 from zoo.errors import PluginError, UnknownPluginError, ZooError
+from zoo.points import PluginState, Point, State, allowed, brief, installed, state_of
 from zoo.source import Source
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution, EntryPoint
-
     import pluggy
 
 T = TypeVar("T")
-State: TypeAlias = Literal["not loaded", "ok", "quarantined"]
-
-#: A plugin that takes longer to load is worth a word: every verb that needs it waits for it.
-SLOW_SECONDS = 1.0
 
 
 class Kind(NamedTuple):
@@ -46,37 +38,23 @@ KINDS = {
 }
 
 
-class PluginState(Struct, frozen=True, kw_only=True):
-    """One line of `zoo plugins`; `error` says why it is quarantined, `seconds` how long it took to load."""
-
-    group: str
-    name: str
-    module: str
-    distribution: str
-    version: str
-    state: State
-    error: str | None = None
-    seconds: float | None = None
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether loading it took noticeably long."""
-        return self.seconds is not None and self.seconds > SLOW_SECONDS
-
-
 class _Plugin:
     """One entry point and what is known of it so far."""
 
-    def __init__(self, point: "EntryPoint") -> None:
+    def __init__(self, point: Point) -> None:
         self.point = point
-        self.distribution = _name_of(point.dist)
+        self.distribution = point.distribution
+        self.title = point.title
         self.classes: dict[str, type] | None = None
         self.error: PluginError | None = None
         self.seconds: float | None = None
 
-    @property
-    def title(self) -> str:
-        return f"'{self.point.name}' of {self.distribution}"
+    def load(self) -> object:
+        """The module that the entry point names."""
+        # Verbs that load no plugin, such as list, do not wait for this import.
+        from importlib.metadata import EntryPoint
+
+        return EntryPoint(self.point.name, self.point.value, self.point.group).load()
 
     def fail(self, reason: str, hint: str | None = None) -> PluginError:
         """The error that quarantines this plugin."""
@@ -90,16 +68,10 @@ class _Plugin:
 
 
 class Plugins:
-    """Every installed plugin that ZOO_PLUGINS allows.
+    """Every installed plugin that ZOO_PLUGINS in `environ` allows; `points` are those installed unless given."""
 
-    `entry_points` are those installed unless given; of a distribution that is seen twice the first one counts.
-    ZOO_PLUGINS in `environ` is a comma list of distributions or entry-point names: unset allows all, empty none.
-    """
-
-    def __init__(
-        self, entry_points: "Iterable[EntryPoint] | None" = None, environ: Mapping[str, str] | None = None
-    ) -> None:
-        self._entry_points = entry_points
+    def __init__(self, points: Iterable[Point] | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self._points = points
         self._environ = os.environ if environ is None else environ
         self._sources: dict[str, Source] = {}
         self._unreadable: list[PluginState] = []
@@ -115,6 +87,10 @@ class Plugins:
             self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
         return self._sources[scheme]
 
+    def claim(self, group: str, name: str) -> Point:
+        """The entry point that gives `name`, without loading it. Raises as `backbone` does."""
+        return self._claimed(group, name).point
+
     def families(self) -> list[str]:
         """Families that some plugin claims, whether or not it works."""
         return self._names("zoo.backbones")
@@ -128,40 +104,31 @@ class Plugins:
         states = [self._state(plugin) for plugin in self._plugins]
         return sorted([*states, *self._unreadable], key=lambda state: (state.group, state.name, state.distribution))
 
+    def load(self, group: str, name: str) -> PluginState:
+        """Load the plugin that gives `name`; what is wrong with it is in the state, and raised when it is needed."""
+        claims = _claims(group, name, self._plugins)
+        # What is raised is on record, and the state tells it.
+        with suppress(PluginError):
+            self._class(group, name)
+        return self._state(claims[0])
+
     def check_all(self) -> list[PluginState]:
-        """The same after loading every plugin."""
+        """`describe` after loading every plugin."""
         for plugin in self._plugins:
-            try:
-                self._class(plugin.point.group, plugin.point.name)
-            except PluginError:
-                # It is on record: this is what describe() tells.
-                continue
+            self.load(plugin.point.group, plugin.point.name)
         return self.describe()
 
     @cached_property
     def _installed(self) -> list[_Plugin]:
-        points = self._entry_points
+        points = self._points
         if points is None:
-            points = _installed_entry_points(self._unreadable)
-        seen: dict[str, Distribution | None] = {}
-        unique: dict[tuple[str, str, str, str], _Plugin] = {}
-        for point in points:
-            plugin = _Plugin(point)
-            key = _canonical(plugin.distribution)
-            # An editable checkout is listed once for each folder of the path that shows its metadata.
-            if point.group in KINDS and seen.setdefault(key, point.dist) is point.dist:
-                unique.setdefault((point.group, point.name, point.value, key), plugin)
-        return list(unique.values())
+            points, self._unreadable = installed()
+        return [_Plugin(point) for point in dict.fromkeys(points) if point.group in KINDS]
 
     @cached_property
     def _plugins(self) -> list[_Plugin]:
-        chosen = self._environ.get("ZOO_PLUGINS")
-        if chosen is None:
-            return self._installed
-        words = {_canonical(word.strip()) for word in chosen.split(",") if word.strip()}
-        return [
-            each for each in self._installed if words & {_canonical(each.distribution), _canonical(each.point.name)}
-        ]
+        chosen = set(allowed([plugin.point for plugin in self._installed], self._environ))
+        return [plugin for plugin in self._installed if plugin.point in chosen]
 
     @cached_property
     def _manager(self) -> "pluggy.PluginManager":
@@ -210,7 +177,7 @@ class Plugins:
     def _collect(self, plugin: _Plugin) -> dict[str, type]:
         """Load a plugin, register it and ask its hook; leave nothing of it registered when any of this fails."""
         manager, kind = self._manager, KINDS[plugin.point.group]
-        module = plugin.point.load()
+        module = plugin.load()
         try:
             # A module may stand behind several entry points.
             if not manager.is_registered(module):
@@ -231,16 +198,7 @@ class Plugins:
         except PluginError as clash:
             error = clash
         state: State = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
-        return PluginState(
-            group=plugin.point.group,
-            name=plugin.point.name,
-            module=plugin.point.value,
-            distribution=plugin.distribution,
-            version=_version_of(plugin.point.dist),
-            state=state,
-            error=error.message if error else None,
-            seconds=plugin.seconds,
-        )
+        return state_of(plugin.point, state, error.message if error else None, plugin.seconds)
 
 
 def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
@@ -253,7 +211,7 @@ def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
     for each in found:
         if not (isinstance(each, type) and issubclass(each, kind.base)):
             raise plugin.fail(
-                f"{kind.hook} returned {_brief(repr(each))}, which is not a subclass of {kind.base.__name__}"
+                f"{kind.hook} returned {brief(repr(each))}, which is not a subclass of {kind.base.__name__}"
             )
         name = getattr(each, kind.noun, None)
         if not isinstance(name, str) or not name:
@@ -281,52 +239,4 @@ def _guarded(plugin: _Plugin, call: Callable[[], T]) -> T:
             raise
         if isinstance(error, ZooError):
             raise plugin.fail(error.message, error.hint) from error
-        raise plugin.fail(f"{type(error).__name__}: {_brief(str(error))}") from error
-
-
-def _installed_entry_points(unreadable: list[PluginState]) -> "Iterator[EntryPoint]":
-    """Our groups' entry points of every distribution on the path; those that cannot be read go to `unreadable`."""
-    from importlib.metadata import distributions
-
-    for distribution in distributions():
-        try:
-            # Most distributions have none of ours: their metadata is not parsed.
-            if "[zoo." in (distribution.read_text("entry_points.txt") or ""):
-                yield from [point for point in distribution.entry_points if point.group in KINDS]
-        except Exception as error:
-            # Metadata is a file that any distribution wrote as it liked, and parsing it raises whatever it trips over.
-            state = PluginState(
-                group="",
-                name="",
-                module="",
-                distribution=_name_of(distribution),
-                version=_version_of(distribution),
-                state="quarantined",
-                error=f"its entry_points.txt cannot be read: {type(error).__name__}: {_brief(str(error))}",
-            )
-            unreadable.append(state)
-
-
-def _name_of(distribution: "Distribution | None") -> str:
-    return (_metadata(distribution, "Name") if distribution else None) or "an unnamed distribution"
-
-
-def _version_of(distribution: "Distribution | None") -> str:
-    return (_metadata(distribution, "Version") if distribution else None) or "?"
-
-
-def _metadata(distribution: "Distribution", field: str) -> str | None:
-    try:
-        return distribution.metadata[field]
-    except Exception:
-        # As above: what is missing or malformed differs between versions of importlib.metadata in what it raises.
-        return None
-
-
-def _brief(text: str) -> str:
-    line = (text.strip().splitlines() or [""])[0]
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+        raise plugin.fail(f"{type(error).__name__}: {brief(str(error))}") from error

@@ -137,8 +137,8 @@ def _check_images(
         if not pixels:
             yield _judge("preprocessing (batches)", batch, float("inf"), LEVELS_BOUND)
             continue
-        yield from _compare(whole, reference, layers, feeds, pixels)
-    yield _rows_alone(whole, feeds)
+        yield from compare(whole, reference, layers, feeds, pixels)
+    yield rows_alone(whole, feeds)
 
 
 def _check_texts(
@@ -153,17 +153,18 @@ def _check_texts(
     rows = encoder.tokens(samples)
     for batch in BATCHES:
         feeds = encoder.batch([rows[index % len(rows)] for index in range(batch)])
-        yield from _compare(whole, reference, layers, feeds, feeds)
-    yield _rows_alone(whole, feeds)
+        yield from compare(whole, reference, layers, feeds, feeds)
+    yield rows_alone(whole, feeds)
 
 
-def _compare(
+def compare(
     session: Any,
     reference: "Reference",
     layers: "Sequence[Layer] | None",
     feeds: "TensorMap",
     reference_feeds: "TensorMap",
 ) -> Iterator[ParityCheck]:
+    """The graph in `session` against the family's own arithmetic (and `layers` on it) on one batch."""
     import numpy as np
 
     batch = len(next(iter(feeds.values())))
@@ -178,7 +179,7 @@ def _compare(
         yield _judge("top-1 (rows that differ)", batch, _moved(scores, right), 0.5)
 
 
-def _rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:
+def rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:
     """Each row of a batch against that row alone: a frozen or leaking batch axis shows here."""
     import numpy as np
 

@@ -10,6 +10,7 @@ import msgspec
 
 from zoo.document import HINT, Document, Place, quote, spell
 from zoo.errors import RegistryError, UnknownEntryError
+from zoo.points import canonical
 from zoo.schema import Entry, ImagePreprocess, TextPreprocess
 
 SCHEMA_VERSION = 1
@@ -72,14 +73,14 @@ def builtin_registry_path() -> Path:
     return beside if beside.is_file() else package.parent / "registry.yaml"
 
 
-def default_registry(store_home: Path, environ: Mapping[str, str]) -> Registry:
+def default_registry(store_home: Path, environ: Mapping[str, str], replacement: Path | None = None) -> Registry:
     """The registry that the environment asks for.
 
-    ZOO_REGISTRY names a file that replaces our own shelf; `store_home`/registry.yaml, where it exists, adds one.
-    Raises what `load_registry` raises.
+    `replacement`, or else the file that ZOO_REGISTRY names, replaces our own shelf; `store_home`/registry.yaml, where
+    it exists, adds one. Raises what `load_registry` raises.
     """
-    replacement = environ.get("ZOO_REGISTRY")
-    paths = [Path(replacement).expanduser() if replacement else builtin_registry_path()]
+    named = replacement or environ.get("ZOO_REGISTRY")
+    paths = [Path(named).expanduser() if named else builtin_registry_path()]
     addition = store_home / "registry.yaml"
     # A dangling link counts as there: reading it says what is wrong.
     if os.path.lexists(addition):
@@ -99,7 +100,7 @@ def load_registry(paths: Sequence[Path]) -> Registry:
         shelf = _Shelf(path)
         for name, row in shelf.rows():
             # Names that a reader, or a file system, could take for each other are one name.
-            other, at = taken.setdefault(_canonical(name), (name, shelf.at(name)))
+            other, at = taken.setdefault(canonical(name), (name, shelf.at(name)))
             if (other, at) != (name, shelf.at(name)):
                 clash = "is already a row" if name == other else f"can be confused with the row {quote(other)}"
                 shelf.fail(f"the name {clash} at {at}", ("models", name), hint="rename one of them")
@@ -267,15 +268,11 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     """Up to three names that were perhaps meant: the same but for punctuation, beginning so, or spelt like it."""
     import difflib
 
-    names, wanted = sorted(known, key=_natural), _canonical(name)
-    same = [each for each in names if _canonical(each) == wanted]
-    longer = [each for each in names if wanted and _canonical(each).startswith(wanted)]
+    names, wanted = sorted(known, key=_natural), canonical(name)
+    same = [each for each in names if canonical(each) == wanted]
+    longer = [each for each in names if wanted and canonical(each).startswith(wanted)]
     alike = difflib.get_close_matches(name.lower(), names, n=3)
     return list(dict.fromkeys([*same, *longer, *alike]))[:3]
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.lower())
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,0 +1,42 @@
+"""`package://package.name/path`: a file in an installed package, which is found without being imported."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from zoo.errors import NetworkError
+from zoo.hookspecs import hookimpl
+from zoo.points import package_folder
+from zoo.progress import Progress
+from zoo.source import Source, Want
+
+
+class PackageSource(Source):
+    """Copies of files that a distribution ships, such as small weights beside the rows of its shelf."""
+
+    scheme = "package"
+    is_remote = False
+
+    def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
+        """Copy every file whole. Raises NetworkError where the package or a file in it is not there."""
+        for want in wants:
+            path = _path(want.url)
+            with progress.task(path.name, want.size, "B") as bar:
+                shutil.copyfile(path, want.partial)
+                bar.advance(path.stat().st_size)
+
+
+def _path(url: str) -> Path:
+    package, _, inside = url.removeprefix("package://").partition("/")
+    folder = package_folder(package) if all(map(str.isidentifier, package.split("."))) else None
+    if folder is None:
+        raise NetworkError(f"the package {package} is not installed", url=url, hint="pip install what has this row")
+    if ".." in PurePosixPath(inside).parts or not (path := folder / inside).is_file():
+        raise NetworkError(f"{package} has no file {inside}", url=url, hint="install the row's distribution again")
+    return path
+
+
+@hookimpl
+def zoo_register_sources() -> Iterable[type[Source]]:
+    """The one scheme of this module."""
+    return [PackageSource]
