@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,22 @@ def as_stage(
             return {**kept, output: self.inner(*(tensors[name] for name in inputs))}
 
     return Stage()
+
+
+def cut(network: "torch.nn.Module", starts: Sequence[str]) -> "list[torch.nn.Module]":
+    """A Sequential as consecutive parts: the first from its beginning, each other one from the child named so."""
+    from torch import nn
+
+    assert isinstance(network, nn.Sequential)
+    names = [name for name, _ in network.named_children()]
+    bounds = [0, *(names.index(start) for start in starts), len(names)]
+    return [network[first:end] for first, end in pairwise(bounds)]
+
+
+def chain(parts: "Sequence[torch.nn.Module]") -> "list[torch.nn.Module]":
+    """Consecutive parts of an image network as stages, from `pixels` by way of `activations` to `features`."""
+    names = ["pixels", *["activations"] * (len(parts) - 1), "features"]
+    return [as_stage(part, [takes], output=gives) for part, (takes, gives) in zip(parts, pairwise(names), strict=True)]
 
 
 def _example(spec: TensorSpec) -> "torch.Tensor":

@@ -5,7 +5,9 @@ https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 checkpoints of the package efficientnet-lite-pytorch. Features are the pooled output of the head convolution.
 """
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,10 +15,11 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry
-from zoo.torchkit import TorchBackbone, load_state
+from zoo.torchkit import TorchBackbone, chain, cut, load_state
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class BlockSpec(NamedTuple):
@@ -56,13 +59,25 @@ class EfficientNet(TorchBackbone):
             raise RegistryError(f"{entry.name}: config.variant is {variant!r}", hint=f"known: {', '.join(VARIANTS)}")
         self.blocks = VARIANTS[variant]
 
-    def build(self) -> "torch.nn.Module":
+    def build(self) -> "nn.Sequential":
         """The variant's network with the checkpoint loaded, without the classifier."""
+        network = _network(self.blocks)
         path = self.weights / self.entry.files[0].path
-        return load_state(path, _network(self.blocks), lambda name: None if name.startswith("_fc.") else name)
+        load_state(path, network, lambda name: None if name.startswith("_fc.") else name)
+        return network
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        """The stem, each run of blocks, and the head with the pooling."""
+        from torch import nn
+
+        stem, blocks, head = cut(self.module, ("_blocks", "_conv_head"))
+        [run] = blocks.children()
+        assert isinstance(run, nn.Sequential)
+        ends = list(accumulate(spec.repeats for spec in self.blocks))
+        return chain([stem, *(run[first:end] for first, end in pairwise([0, *ends])), head])
 
 
-def _network(blocks: Iterable[BlockSpec]) -> "torch.nn.Module":
+def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
     import torch
     from torch import nn
 
@@ -99,28 +114,27 @@ def _network(blocks: Iterable[BlockSpec]) -> "torch.nn.Module":
             y = self._bn2(self._project_conv(y))
             return x + y if self.is_residual else y
 
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self._conv_stem = convolution(3, STEM, 3, 2)
-            self._bn0 = nn.BatchNorm2d(STEM, eps=EPSILON)
-            self._blocks = nn.ModuleList()
-            width = STEM
-            for spec in blocks:
-                for repeat in range(spec.repeats):
-                    self._blocks.append(Block(width, spec if repeat == 0 else spec._replace(stride=1)))
-                    width = spec.out
-            self._conv_head = convolution(width, HEAD, 1)
-            self._bn1 = nn.BatchNorm2d(HEAD, eps=EPSILON)
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = nn.functional.relu6(self._bn0(self._conv_stem(pixels)))
-            for block in self._blocks:
-                x = block(x)
-            x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(2, 3))
 
-    return Network()
+    layers: list[nn.Module] = []
+    width = STEM
+    for spec in blocks:
+        for repeat in range(spec.repeats):
+            layers.append(Block(width, spec if repeat == 0 else spec._replace(stride=1)))
+            width = spec.out
+    parts = {
+        "_conv_stem": convolution(3, STEM, 3, 2),
+        "_bn0": nn.BatchNorm2d(STEM, eps=EPSILON),
+        "stem_relu": nn.ReLU6(),
+        "_blocks": nn.Sequential(*layers),
+        "_conv_head": convolution(width, HEAD, 1),
+        "_bn1": nn.BatchNorm2d(HEAD, eps=EPSILON),
+        "head_relu": nn.ReLU6(),
+        "pool": Pool(),
+    }
+    return nn.Sequential(OrderedDict(parts))
 
 
 @hookimpl
