@@ -1,15 +1,15 @@
-"""Real servers on loopback with answers scripted byte by byte, and a small Hub that huggingface_hub can talk to."""
+"""Real servers on loopback with answers scripted byte by byte."""
 
-import hashlib
-import json
+import mmap
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs
 
+#: What a server sends: bytes, or a file's mapped into memory.
+Data: TypeAlias = "bytes | mmap.mmap"
 #: Writes one whole answer, or breaks off where the script says.
 Answer: TypeAlias = "Callable[[Handler], None]"
 #: How long a scripted silence lasts at most: no test may hang on it.
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes | memoryview) -> None:
         if self.command != "HEAD":
             self.wfile.write(data)
 
@@ -104,7 +104,7 @@ class Loopback(ThreadingHTTPServer):
         pass
 
 
-def whole(data: bytes, *, etag: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+def whole(data: Data, *, etag: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
     """A well-behaved file: ranges, If-Range, 416 past the end."""
 
     def answer(handler: Handler) -> None:
@@ -118,7 +118,8 @@ def whole(data: bytes, *, etag: str | None = None, headers: Mapping[str, str] | 
         if start:
             common["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         handler.head(206 if start else 200, common)
-        handler.body(data[start:])
+        # A view, not a copy: checkpoints of hundreds of megabytes go through here.
+        handler.body(memoryview(data)[start:])
 
     return answer
 
@@ -220,94 +221,3 @@ def flipped(data: bytes) -> bytes:
     """The same length with one bit changed in the middle."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-
-
-@dataclass
-class HubRepo:
-    """One repository at one commit: paths to bytes; those in `lfs` are served from another host by redirect."""
-
-    files: dict[str, bytes]
-    lfs: frozenset[str] = frozenset()
-    is_gated: bool = False
-    #: What the Hub announces of a file, where that differs from the truth.
-    announced: dict[str, str] = field(default_factory=dict)
-
-
-class FakeHub(Loopback):
-    """What huggingface_hub asks of a Hub for one file at a commit: resolve (HEAD, GET), the LFS host, paths-info."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.repos: dict[tuple[str, str], HubRepo] = {}
-        self.cdn = Loopback()
-
-    def __enter__(self) -> "FakeHub":
-        super().__enter__()
-        self.cdn.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.cdn.__exit__(*details)
-        super().__exit__(*details)
-
-    def add(self, repo: str, commit: str, content: HubRepo) -> None:
-        self.repos[repo, commit] = content
-        for path in content.lfs:
-            digest = content.announced.get(path) or hashlib.sha256(content.files[path]).hexdigest()
-            self.cdn.script(f"/lfs/{digest}", whole(content.files[path], etag=f'"{digest}"'))
-
-    def answer(self, path: str) -> Answer:
-        resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        if resolve:
-            return self._resolve(*resolve.groups())
-        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", path)
-        return self._listing(*listing.groups()) if listing else status(404)
-
-    def _resolve(self, name: str, commit: str, path: str) -> Answer:
-        repo = self.repos.get((name, commit))
-        if repo is None:
-            return status(404, {"X-Error-Code": "RepoNotFound"})
-        if repo.is_gated:
-            return _unless_token(status(403, {"X-Error-Code": "GatedRepo"}), self._file(repo, commit, path))
-        return self._file(repo, commit, path)
-
-    def _file(self, repo: HubRepo, commit: str, path: str) -> Answer:
-        if path not in repo.files:
-            return status(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        data = repo.files[path]
-        if path not in repo.lfs:
-            blob = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            return whole(data, etag=f'"{blob}"', headers={"X-Repo-Commit": commit})
-        digest = repo.announced.get(path) or hashlib.sha256(data).hexdigest()
-        linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
-        return status(302, linked | {"Location": f"{self.cdn.origin}/lfs/{digest}"})
-
-    def _listing(self, name: str, commit: str) -> Answer:
-        def answer(handler: Handler) -> None:
-            repo = self.repos.get((name, commit))
-            form = parse_qs(handler.rfile.read(int(handler.headers["Content-Length"])).decode())
-            if repo is None:
-                status(404, {"X-Error-Code": "RepoNotFound"})(handler)
-                return
-            rows = [_row(repo, path) for path in form["paths"] if path in repo.files]
-            status(200, {"Content-Type": "application/json"}, json.dumps(rows).encode())(handler)
-
-        return answer
-
-
-def _row(repo: HubRepo, path: str) -> dict[str, object]:
-    data = repo.files[path]
-    blob = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    row: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": blob}
-    if path in repo.lfs:
-        digest = repo.announced.get(path) or hashlib.sha256(data).hexdigest()
-        row["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 130}
-    return row
-
-
-def _unless_token(refusal: Answer, otherwise: Answer) -> Answer:
-    def answer(handler: Handler) -> None:
-        has_token = handler.headers.get("Authorization") == "Bearer hf_of_the_test"
-        (otherwise if has_token else refusal)(handler)
-
-    return answer

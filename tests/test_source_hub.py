@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 from zoo_plugins.sources import hub
 
+from tests.hub import FakeHub, HubRepo
 from tests.pulls import DATA, SMALL, finish, lock_of, row, start_pull
-from tests.servers import (
-    FakeHub,
-    HubRepo,
-)
 from zoo.errors import RegistryError
 from zoo.store import Store
 
