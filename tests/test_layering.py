@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"document", "registry", "store", "lock", "download", "bundle", "backbone", "source", "hookspecs"},
     {
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
-        "torchkit", "head",
+        "torchkit", "head", "wordpiece",
     },
     {"build", "finetune", "evaluate", "export", "api", "testing"},
     {"__init__"},

@@ -7,7 +7,6 @@ runs a model should.
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from zoo.schema import (
     TextPreprocess,
 )
 from zoo.store import staged_dir
+from zoo.wordpiece import place_tokenizer
 
 if TYPE_CHECKING:
     import onnx
@@ -64,6 +64,8 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
     backbone = family(entry, weights)
     preprocess = entry.preprocess
     with staged_dir(target) as folder:
+        if isinstance(preprocess, TextPreprocess):
+            preprocess = place_tokenizer(preprocess, weights, folder)
         backbone.export(folder / MODEL, ExportOptions())
         body = graph.clean(graph.load(folder / MODEL), entry.family)
         _check_contract(body, entry, family)
@@ -71,8 +73,6 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
         lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions())
         graph.describe(whole, metadata(lineage, preprocess, ()))
         model = graph.save(whole, folder / MODEL)
-        if isinstance(preprocess, TextPreprocess):
-            shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
         items, origin = samples.bundled(preprocess)
         report = parity.check(
             model,

@@ -54,13 +54,31 @@ class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("std must be positive")
 
 
-class TextPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="text", tag_field="kind"):
-    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`."""
+class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How BERT's tokenizer reads a text before it looks for the pieces of a `vocab.txt`; null = as `lowercase`."""
+
+    lowercase: bool
+    strip_accents: bool | None = None
+    chinese_chars: bool = True
+
+
+class TextPreprocess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
+):
+    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`.
+
+    The tokenizer is a `tokenizer.json`, or a `vocab.txt`, and then `wordpiece` says how it is used.
+    """
 
     tokenizer: FilePath
     max_length: Positive
     pooling: Literal["mean", "cls"]
     normalize: bool
+    wordpiece: WordPiece | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.endswith(".txt") != (self.wordpiece is not None):
+            raise ValueError("wordpiece belongs to a tokenizer that is a vocab.txt, and only to one")
 
 
 class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):
