@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
-        "torchkit", "head", "external", "words", "wordfiles",
+        "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {
         "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",

@@ -75,8 +75,14 @@ def entry(request: pytest.FixtureRequest) -> Entry:
 def test_every_model_promised_is_there() -> None:
     resnets = [f"resnet{depth}.tv_in1k" for depth in (18, 34, 50, 101, 152)]
     recipes = [f"resnet{depth}.a1_in1k" for depth in (18, 34, 50, 101)]
-    texts = ["bert-base-uncased", "bert-large-uncased", "distilbert-base-uncased", "all-minilm-l6-v2"]
-    embeddings = ["bge-small-en-v1.5", "glove-6b-50d"]
+    texts = [
+        "bert-base-uncased",
+        "bert-large-uncased",
+        "distilbert-base-uncased",
+        "all-minilm-l6-v2",
+        "bert-base-cased",
+    ]
+    embeddings = ["bge-small-en-v1.5", "all-mpnet-base-v2", "glove-6b-50d"]
     images = [
         "resnet50.tv2_in1k",
         "resnet101.tv2_in1k",
@@ -145,7 +151,11 @@ def test_image_rows(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", SHELF.search(task="text-features"), ids=names)
 def test_text_rows(entry: Entry) -> None:
     assert isinstance(entry.preprocess, TextPreprocess)
-    assert [file.path for file in entry.files] == ["config.json", "tokenizer.json", "model.safetensors"]
+    assert [file.path for file in entry.files] == ["config.json", entry.preprocess.tokenizer, "model.safetensors"]
+    assert (entry.preprocess.wordpiece is not None) == (entry.preprocess.tokenizer == "vocab.txt")
+    if entry.preprocess.wordpiece:
+        # Named so by its publisher; the other way round every capital letter would be an unknown piece.
+        assert entry.preprocess.wordpiece.lowercase is ("-cased" not in entry.name)
     commits = {url.partition("@")[2][:40] for file in entry.files for url in file.sources if url.startswith("hf://")}
     assert len(commits) == 1
 

@@ -7,7 +7,6 @@ runs a model should.
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from zoo.schema import (
     WordsPreprocess,
 )
 from zoo.store import staged_dir
+from zoo.wordpiece import place_tokenizer
 from zoo.words import WordTable
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
     backbone = family(entry, weights)
     with staged_dir(target) as folder:
         backbone.prepare()
-        backbone.export(folder / MODEL, ExportOptions())
         preprocess = input_of_bundle(entry, weights, folder)
+        backbone.export(folder / MODEL, ExportOptions())
         body = graph.clean(graph.load(folder / MODEL), entry.family)
         _check_contract(body, entry, family)
         whole = with_prefix(body, preprocess)
@@ -160,9 +160,7 @@ def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
     preprocess = entry.preprocess
     if isinstance(preprocess, WordsPreprocess):
         return write_word_level(WordTable.open(weights), preprocess, folder)
-    if isinstance(preprocess, TextPreprocess):
-        shutil.copyfile(weights / preprocess.tokenizer, folder / preprocess.tokenizer)
-    return preprocess
+    return place_tokenizer(preprocess, weights, folder) if isinstance(preprocess, TextPreprocess) else preprocess
 
 
 def gate_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:

@@ -54,11 +54,20 @@ class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("std must be positive")
 
 
+class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How BERT's tokenizer reads a text before it looks for the pieces of a `vocab.txt`; null = as `lowercase`."""
+
+    lowercase: bool
+    strip_accents: bool | None = None
+    chinese_chars: bool = True
+
+
 class TextPreprocess(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
 ):
     """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`.
 
+    The tokenizer is a `tokenizer.json`, or a `vocab.txt`, and then `wordpiece` says how it is used.
     With `unknown_token` a text that holds nothing but this token is refused: it says nothing the model knows.
     """
 
@@ -67,6 +76,11 @@ class TextPreprocess(
     pooling: Literal["mean", "cls"]
     normalize: bool
     unknown_token: str | None = None
+    wordpiece: WordPiece | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.endswith(".txt") != (self.wordpiece is not None):
+            raise ValueError("wordpiece belongs to a tokenizer that is a vocab.txt, and only to one")
 
 
 class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):

@@ -1,11 +1,15 @@
 """BERT encoders in plain torch: token ids in, one pooled vector a text out.
 
-Architecture: Devlin et al., https://arxiv.org/abs/1810.04805; DistilBERT (Sanh et al.,
-https://arxiv.org/abs/1910.01108) is the same without token types. Weights are read from the published safetensors by
-renaming; `config.json` is parsed with an allow-list of keys, and nothing in it can name code.
+Architecture: Devlin et al., https://arxiv.org/abs/1810.04805. Its relatives differ in few places: DistilBERT (Sanh et
+al., https://arxiv.org/abs/1910.01108) has no token types; RoBERTa and XLM-R (Liu et al.,
+https://arxiv.org/abs/1907.11692) count positions from the padding id; MPNet (Song et al.,
+https://arxiv.org/abs/2004.09297) does so too, and adds a bias for the distance of two tokens to attention. Weights are
+read from the published safetensors by renaming; `config.json` is parsed with an allow-list of keys, and nothing in it
+can name code.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +20,7 @@ from zoo.backbone import Backbone
 from zoo.errors import IntegrityError, RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess
-from zoo.torchkit import TorchBackbone, load_state
+from zoo.torchkit import TorchBackbone, as_stage, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +38,9 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
+    position_embedding_type: str = "absolute"
+    pad_token_id: int | None = None
+    relative_attention_num_buckets: int = 32
 
 
 class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +71,7 @@ class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Bert(TorchBackbone):
     """The family `bert`: pooling (mean over tokens, or the first one) and L2 as the row's preprocessing says.
 
-    `config.arch` is `bert` (the default) or `distilbert`. Raises RegistryError for another one.
+    `config.arch` is `bert` (the default), `distilbert`, `roberta` or `mpnet`. Raises RegistryError for another one.
     """
 
     family = "bert"
@@ -80,11 +87,22 @@ class Bert(TorchBackbone):
         preprocess = self.entry.preprocess
         assert isinstance(preprocess, TextPreprocess)
         config = read_config(self.weights / "config.json", self.arch)
-        longest = config.max_position_embeddings
+        longest = config.max_position_embeddings - first_position(config, self.arch)
         if preprocess.max_length > longest:
             raise RegistryError(f"{self.entry.name}: max_length {preprocess.max_length} exceeds the model's {longest}")
-        encoder = _encoder(config, preprocess)
+        encoder = _encoder(config, self.arch, preprocess)
         return load_state(self.weights / "model.safetensors", encoder, partial(rename, arch=self.arch))
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        """The embeddings, then each layer; the last one pools too, for pooling alone has nothing to train."""
+        parts: Sequence[torch.nn.Module] = self.module.parts()  # type: ignore[operator]  # an Encoder
+        first, *layers, last = parts
+        mask = "attention_mask"
+        return [
+            as_stage(first, ["input_ids"], output="hidden", keep=[mask]),
+            *(as_stage(layer, ["hidden", mask], output="hidden", keep=[mask]) for layer in layers),
+            as_stage(last, ["hidden", mask], output="features"),
+        ]
 
 
 def read_config(path: Path, arch: str = "bert") -> BertConfig:
@@ -96,34 +114,46 @@ def read_config(path: Path, arch: str = "bert") -> BertConfig:
             config = msgspec.json.decode(path.read_bytes(), type=BertConfig)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{path.name} does not describe a {arch} encoder: {error}", hint=WRONG_FILE) from error
-    if config.hidden_act != "gelu":
-        asked = f"{path.name} asks for the activation {config.hidden_act!r}"
-        raise IntegrityError(f"{asked}, this family knows gelu", hint=WRONG_FILE)
-    return config
+    for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        asked = getattr(config, key)
+        if asked != known:
+            raise IntegrityError(f"{path.name}: {key} is {asked!r}, this family knows {known}", hint=WRONG_FILE)
+    return msgspec.structs.replace(config, type_vocab_size=0) if arch == "mpnet" else config
+
+
+def first_position(config: BertConfig, arch: str) -> int:
+    """The row of the position table that the first token takes."""
+    # fairseq numbers positions from the padding id + 1; MPNet's id is 1 whatever its config.json says.
+    padding = 1 if config.pad_token_id is None else config.pad_token_id
+    return {"roberta": padding + 1, "mpnet": 2}.get(arch, 0)
 
 
 WRONG_FILE = "the file is not the one this row describes"
 #: Parts of published checkpoints that the features do not need: the pooler and the pre-training heads.
-UNUSED = ("pooler.", "cls.", "vocab_", "embeddings.position_ids")
+UNUSED = ("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids")
 #: TensorFlow's names of a LayerNorm's parameters, kept by the oldest checkpoints.
 LEGACY = {"gamma": "weight", "beta": "bias"}
 EMBEDDINGS = (
-    ("embeddings.word_embeddings.", "words."),
-    ("embeddings.position_embeddings.", "positions."),
-    ("embeddings.token_type_embeddings.", "segments."),
-    ("embeddings.LayerNorm.", "norm."),
+    ("embeddings.word_embeddings.", "embed.words."),
+    ("embeddings.position_embeddings.", "embed.positions."),
+    ("embeddings.token_type_embeddings.", "embed.segments."),
+    ("embeddings.LayerNorm.", "embed.norm."),
+)
+FEED_FORWARD = (
+    ("intermediate.dense.", "widen."),
+    ("output.dense.", "narrow."),
+    ("output.LayerNorm.", "output_norm."),
+)
+BERT = (
+    *EMBEDDINGS,
+    ("encoder.layer.", "layers."),
+    ("attention.self.", ""),
+    ("attention.output.dense.", "attended."),
+    ("attention.output.LayerNorm.", "attended_norm."),
+    *FEED_FORWARD,
 )
 RENAMED = {
-    "bert": (
-        *EMBEDDINGS,
-        ("encoder.layer.", "layers."),
-        ("attention.self.", ""),
-        ("attention.output.dense.", "attended."),
-        ("attention.output.LayerNorm.", "attended_norm."),
-        ("intermediate.dense.", "widen."),
-        ("output.dense.", "narrow."),
-        ("output.LayerNorm.", "output_norm."),
-    ),
+    "bert": BERT,
     "distilbert": (
         *EMBEDDINGS,
         ("transformer.layer.", "layers."),
@@ -135,6 +165,18 @@ RENAMED = {
         ("ffn.lin1.", "widen."),
         ("ffn.lin2.", "narrow."),
         ("output_layer_norm.", "output_norm."),
+    ),
+    "roberta": BERT,
+    "mpnet": (
+        *EMBEDDINGS,
+        ("encoder.relative_attention_bias.", "scores.distances."),
+        ("encoder.layer.", "layers."),
+        ("attention.attn.q.", "query."),
+        ("attention.attn.k.", "key."),
+        ("attention.attn.v.", "value."),
+        ("attention.attn.o.", "attended."),
+        ("attention.LayerNorm.", "attended_norm."),
+        *FEED_FORWARD,
     ),
 }
 
@@ -151,10 +193,133 @@ def rename(name: str, arch: str = "bert") -> str | None:
     return name
 
 
-def _encoder(config: BertConfig, preprocess: TextPreprocess) -> "torch.nn.Module":
+def _encoder(config: BertConfig, arch: str, preprocess: TextPreprocess) -> "torch.nn.Module":
     import torch
     from torch import nn
     from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
+
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            pooled = x[:, 0] if preprocess.pooling == "cls" else _mean(x, attention_mask)
+            return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
+
+    class Part(nn.Module):
+        """One layer on its own, and what comes after the last one."""
+
+        def __init__(self, scores: nn.Module, layer: nn.Module, pool: nn.Module | None) -> None:
+            super().__init__()
+            self.scores, self.layer, self.pool = scores, layer, pool
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layer(x, self.scores(attention_mask))
+            return y if self.pool is None else self.pool(y, attention_mask)
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.scores, self.pool = _embeddings(config, arch), _scores(config, arch), Pool()
+            self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_hidden_layers))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            x, scores = self.embed(input_ids), self.scores(attention_mask)
+            for layer in self.layers:
+                x = layer(x, scores)
+            y: torch.Tensor = self.pool(x, attention_mask)
+            return y
+
+        def parts(self) -> list[nn.Module]:
+            last = len(self.layers) - 1
+            pools = [self.pool if number == last else None for number in range(last + 1)]
+            layers = (Part(self.scores, layer, pool) for layer, pool in zip(self.layers, pools, strict=True))
+            return [self.embed, *layers]
+
+    return Encoder()
+
+
+def _embeddings(config: BertConfig, arch: str) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+
+    width, first = config.hidden_size, first_position(config, arch)
+
+    class Embeddings(nn.Module):
+        """`input_ids` [batch, sequence] -> [batch, sequence, width]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(config.vocab_size, width)
+            self.positions = nn.Embedding(config.max_position_embeddings, width)
+            if config.type_vocab_size:
+                self.segments = nn.Embedding(config.type_vocab_size, width)
+            self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            if first:
+                # Padding stays at the padding id itself, also where a text spells the padding token out.
+                is_token = (input_ids != first - 1).long()
+                positions = self.positions(is_token.cumsum(1) * is_token + first - 1)
+            else:
+                positions = self.positions.weight[: input_ids.shape[1]]
+            embedded = self.words(input_ids) + positions
+            if config.type_vocab_size:
+                # One text is all of the first type.
+                embedded = embedded + self.segments.weight[0]
+            x: torch.Tensor = self.norm(embedded)
+            return x
+
+    return Embeddings()
+
+
+def _scores(config: BertConfig, arch: str) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+
+    longest = config.max_position_embeddings
+
+    class Padding(nn.Module):
+        """What is added to attention scores: 0 where there is a token, the lowest float where there is padding."""
+
+        def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
+            return (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+
+    class Distances(Padding):
+        """The same, and for each head a number for how far apart two tokens are, learnt by buckets of distances."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.distances = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+            # Looked up rather than computed in the graph, where a logarithm that rounds otherwise changes the bucket.
+            self.register_buffer("buckets", _buckets(longest, config.relative_attention_num_buckets), persistent=False)
+
+        def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
+            place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            bucket = self.buckets[place[None, :] - place[:, None] + longest - 1]  # type: ignore[index]  # a tensor
+            learnt: torch.Tensor = self.distances(bucket).permute(2, 0, 1)[None]
+            return learnt + super().forward(attention_mask)
+
+    return Distances() if arch == "mpnet" else Padding()
+
+
+def _buckets(longest: int, buckets: int, furthest: int = 128) -> "torch.Tensor":
+    """The bucket of each distance key - query from 1 - longest to longest - 1 (T5's, https://arxiv.org/abs/1910.10683).
+
+    One half of them for keys that come later. Near distances have a bucket each, far ones share theirs in logarithmic
+    steps up to `furthest`.
+    """
+    import torch
+
+    half, exact = buckets // 2, buckets // 4
+    distance = torch.arange(1 - longest, longest)
+    size = distance.abs()
+    steps = torch.log(size.clamp(min=1).float() / exact) / math.log(furthest / exact) * (half - exact)
+    far = (exact + steps.long()).clamp(max=half - 1)
+    return torch.where(size < exact, size, far) + half * (distance > 0)
+
+
+def _layer(config: BertConfig) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+    from torch.nn import functional as F  # noqa: N812 - as above
 
     width, heads = config.hidden_size, config.num_attention_heads
 
@@ -169,40 +334,16 @@ def _encoder(config: BertConfig, preprocess: TextPreprocess) -> "torch.nn.Module
             self.widen = nn.Linear(width, config.intermediate_size)
             self.narrow, self.output_norm = nn.Linear(config.intermediate_size, width), norm()
 
-        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             query, key, value = (
                 part(x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
             )
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=scores).transpose(1, 2).flatten(2)
             x = self.attended_norm(x + self.attended(context))
             y: torch.Tensor = self.output_norm(x + self.narrow(F.gelu(self.widen(x))))
             return y
 
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words = nn.Embedding(config.vocab_size, width)
-            self.positions = nn.Embedding(config.max_position_embeddings, width)
-            if config.type_vocab_size:
-                self.segments = nn.Embedding(config.type_vocab_size, width)
-            self.norm = norm()
-            self.layers = nn.ModuleList(Layer() for _ in range(config.num_hidden_layers))
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            length = input_ids.shape[1]
-            embedded = self.words(input_ids) + self.positions.weight[:length]
-            if config.type_vocab_size:
-                # One text is all of the first type.
-                embedded = embedded + self.segments.weight[0]
-            x = self.norm(embedded)
-            # Added to the attention scores: 0 where there is a token, the lowest float where there is padding.
-            padding = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
-            for layer in self.layers:
-                x = layer(x, padding)
-            pooled = x[:, 0] if preprocess.pooling == "cls" else _mean(x, attention_mask)
-            return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
-
-    return Encoder()
+    return Layer()
 
 
 def _mean(x: "torch.Tensor", attention_mask: "torch.Tensor") -> "torch.Tensor":
