@@ -2,9 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.upstream import Upstream
 
 #: Set by a developer's shell, never by a test: they would change what the code under test does.
 FOREIGN = (
@@ -72,6 +77,17 @@ def shelf(shelf_file: Path, built_home: Path, zoo_home: Path, monkeypatch: pytes
     shutil.copytree(built_home, zoo_home)
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
     return shelf_file
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
+    """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
+    from tests.upstream import Upstream
+
+    folder = tmp_path_factory.mktemp("upstream")
+    with Upstream(folder) as running:
+        yield running
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

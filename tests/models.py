@@ -73,7 +73,7 @@ def write_bert(folder: Path, *, prefix: str = "", legacy: bool = False, config: 
     (folder / "config.json").write_text(
         json.dumps({**config, "model_type": "bert", "auto_map": {"AutoModel": "evil.py"}})
     )
-    _write_tokenizer(folder / "tokenizer.json")
+    write_tokenizer(folder / "tokenizer.json")
     return [folder / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
 
 
@@ -95,7 +95,7 @@ def write_lite(folder: Path) -> list[Path]:
     return [folder / "lite0.pth"]
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"

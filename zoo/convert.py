@@ -5,6 +5,7 @@ Run as `python -m zoo.convert SOURCE TARGET`: the child reads SOURCE with `weigh
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def as_safetensors(path: Path) -> Path:
             check=False,
         )
         if child.returncode != 0:
-            reason = (child.stderr.strip().splitlines() or ["the child process died"])[-1]
+            said = child.stderr.strip().splitlines()
+            reason = said[-1] if said and child.returncode == 1 else f"the child died (exit code {child.returncode})"
             raise IntegrityError(
                 f"{path.name} does not hold plain tensors: {reason}",
                 hint="use the safetensors file of this model if there is one",
@@ -52,15 +54,30 @@ def as_safetensors(path: Path) -> Path:
     return twin
 
 
-def _convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path) -> None:
+    """The child's work; what is wrong with the file it says in one line, and exits with code 1 (SystemExit)."""
     import torch
     from safetensors.torch import save_file
 
-    state = torch.load(source, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or cut file raises whatever its bytes lead to
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        sys.exit(f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})")
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        sys.exit(f"it is a {type(state).__name__}, not names and their tensors")
+    for name, value in state.items():
+        if not isinstance(name, str):
+            sys.exit(f"its name {name!r} is no text")
+        if not isinstance(value, torch.Tensor):
+            sys.exit(f"{name} is not a tensor but {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_quantized:
+            sys.exit(f"{name} is not a dense tensor but {value.dtype if value.is_quantized else value.layout}")
     # Shared or strided storage is legal in a checkpoint and refused by safetensors: write each tensor on its own.
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target)
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, target)
 
 
 if __name__ == "__main__":
-    _convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -33,8 +33,9 @@ def load_state(
 ) -> "torch.nn.Module":
     """Fill `module` with the checkpoint at `path`, every tensor accounted for, and return it in eval mode.
 
-    `rename` maps a name in the file to the module's, or to None for a tensor that the features do not need.
-    Raises IntegrityError naming missing, unexpected, wrongly shaped or non-finite tensors.
+    `rename` maps a name in the file to the module's, or to None for a tensor that the features do not need. Half
+    precision becomes float32; no other type does. Raises IntegrityError naming missing, unexpected, wrongly typed or
+    shaped, or non-finite tensors.
     """
     import torch
     from safetensors import SafetensorError
@@ -46,21 +47,43 @@ def load_state(
         raise IntegrityError(
             f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
         ) from error
-    renamed = ((rename(name), tensor) for name, tensor in stored.items())
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in renamed if name}
-    wanted = module.state_dict()
-    # Batch counters of BatchNorm came with torch 0.4.1: older checkpoints lack them and inference ignores them.
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    extra = [name for name in given if name not in wanted]
-    shapes = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
-    infinite = [name for name, tensor in given.items() if not torch.isfinite(tensor).all()]
-    for problem, names in (("lacks", missing), ("has unexpected", extra), ("has wrong shapes for", shapes),
-                           ("has non-finite numbers in", infinite)):  # fmt: skip
+    given: dict[str, torch.Tensor] = {}
+    twice = []
+    for name, tensor in stored.items():
+        if new := rename(name):
+            twice += [new] if new in given else []
+            given[new] = tensor
+    for problem, names in _problems(given, module.state_dict(), twice):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise IntegrityError(f"{path.name} {problem} {shown}", hint="the file is not the one this row describes")
     module.load_state_dict(given, strict=False)
     return module.eval().requires_grad_(False)
+
+
+def _problems(
+    given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """What may be wrong with the tensors `given`, and the names of which it is true; later checks build on earlier."""
+    import torch
+
+    def fits(name: str) -> bool:
+        if wanted[name].is_floating_point():
+            return given[name].dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return given[name].dtype == wanted[name].dtype or _is_counter(name)
+
+    yield "lacks", [name for name in wanted if name not in given and not _is_counter(name)]
+    yield "has unexpected", [name for name in given if name not in wanted]
+    yield "has twice", twice
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in given.items()}
+    yield "has wrong types for", [f"{name} ({kinds[name]})" for name in given if not fits(name)]
+    yield "has wrong shapes for", [name for name in given if given[name].shape != wanted[name].shape]
+    yield "has non-finite numbers in", [name for name in given if not torch.isfinite(given[name]).all()]
+
+
+def _is_counter(name: str) -> bool:
+    """BatchNorm's batch counters came with torch 0.4.1: older checkpoints lack them, and inference ignores them."""
+    return name.endswith("num_batches_tracked")
 
 
 class TorchBackbone(Backbone):
