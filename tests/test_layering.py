@@ -15,10 +15,10 @@ MAX_LINES = 400
 #: A file of zoo/ imports its own layer, without circles, and lower ones. A new file takes its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "progress", "extras"},
-    {"document", "registry", "store", "lock", "download", "bundle", "backbone", "source", "hookspecs"},
+    {"document", "registry", "store", "lock", "download", "bundle", "backbone", "source", "bridge", "hub", "hookspecs"},
     {
         "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
-        "torchkit", "head", "wordpiece",
+        "torchkit", "head", "wordpiece", "bridged",
     },
     {"build", "finetune", "evaluate", "export", "api", "testing"},
     {"__init__"},

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zoo.bundle import Bundle, check_target
-from zoo.errors import DataError, NotFoundError, OfflineError, UnknownEntryError, UsageError
+from zoo.errors import DataError, NotFoundError, OfflineError, UnpinnedError, UsageError
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry, load_registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome
-from zoo.store import Store, write_atomic, zoo_home
+from zoo.store import Store, storage_errors, write_atomic, zoo_home
 
 if TYPE_CHECKING:
+    from zoo.bridged import Bridged
     from zoo.download import PlannedFile
     from zoo.manager import Plugins
     from zoo.runtime import Session
@@ -101,18 +102,40 @@ class Zoo:
 
         return Plugins()
 
+    @cached_property
+    def bridged(self) -> "Bridged":
+        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): the kept ones, and the bridges that make new ones."""
+        from zoo.bridged import Bridged
+
+        return Bridged(
+            self.store.bridged,
+            prefixes=lambda: self.plugins.prefixes(),
+            bridge_for=lambda prefix: self.plugins.bridge(prefix),
+            offline=self.offline,
+        )
+
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
         license: str | None = None, pulled: bool = False,
     ) -> tuple[Row, ...]:  # fmt: skip
-        """Rows of the registry whose name matches `pattern` (a glob or a part of it) and the filters."""
-        found = self.registry.search(pattern, family=family, task=task, license=license)
+        """Rows of the registry, and kept models, whose name matches `pattern` (a glob or a part) and the filters."""
+        found = Registry([*self.registry.values(), *self.bridged.entries()]).search(
+            pattern, family=family, task=task, license=license
+        )
         rows = [Row(entry=entry, is_pulled=self.store.is_pulled(entry, self.lock)) for entry in found]
         return tuple(row for row in rows if row.is_pulled or not pulled)
 
     def entry(self, name: str) -> Entry:
-        """The registry row of that name. Raises UnknownEntryError, with the nearest names."""
-        return self.registry.entry(name)
+        """The registry row of that name, or the entry of a bridged model: the kept one, or one made now.
+
+        Raises UnknownEntryError, with the nearest names, and for a bridged model what its bridge raises.
+        """
+        reference = self.bridged.reference(name)
+        return self.registry.entry(name) if reference is None else self.bridged.entry(reference)
+
+    def is_path(self, model: str) -> bool:
+        """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
+        return is_path(model) and self.bridged.reference(model) is None
 
     def plan(self, name: str, *, source: str | None = None) -> "Sequence[PlannedFile]":
         """What `pull` would fetch, file by file."""
@@ -123,20 +146,31 @@ class Zoo:
     def pull(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
         """Fetch and verify every file of a row; returns their folder. Nothing is fetched that is already there.
 
-        Raises UnpinnedError, NetworkError, OfflineError, IntegrityError, AccessError.
+        A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
+        AccessError.
         """
         from zoo.download import pull
 
-        return pull(
-            self.entry(name), self.store, self.lock, self.plugins.source,
-            progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
-        )  # fmt: skip
+        entry, reference = self.entry(name), self.bridged.reference(name)
+        try:
+            folder = pull(
+                entry, self.store, self.lock, self.plugins.source,
+                progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
+            )  # fmt: skip
+        except UnpinnedError as error:
+            # As it was typed: a revision belongs to what is trusted.
+            error.hint = f"zoo pull {reference or name} --trust-first"
+            raise
+        if reference is not None:
+            with storage_errors(self.store.home):
+                self.bridged.keep(reference)
+        return folder
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
         """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so)."""
         from zoo.download import verify
 
-        if is_path(model):
+        if self.is_path(model):
             return Bundle.open(Path(model)).verify()
         return [(expected, is_same) for expected, is_same, _ in verify(self.entry(model), self.store, self.lock)]
 
@@ -148,24 +182,24 @@ class Zoo:
         family = self.plugins.backbone(self.entry(name).family)
         family(self.entry(name), self.store.models)
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if entry.is_pinned and (target / "zoo.json").is_file():
             return Bundle.open(target)
         require(f"exporting {name}", *RUNTIME, *TRAINING)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if (target / "zoo.json").is_file():
             return Bundle.open(target)
         return build_in_child(entry, folder, target, self.progress)
 
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
-        if is_path(model):
+        if self.is_path(model):
             return Bundle.open(Path(model))
         try:
             return self.graph(model)
-        except UnknownEntryError as error:
+        except NotFoundError as error:
             if (Path(model) / "zoo.json").is_file():
                 error.hint = f"did you mean the bundle ./{model}?"
             raise
@@ -216,7 +250,7 @@ class Zoo:
 
         check_target(out, inside=[data])
         options = options or FinetuneOptions()
-        if is_path(model):
+        if self.is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING)
@@ -320,7 +354,7 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
 
 
 def is_path(model: str) -> bool:
-    """Whether a model reference is a path to a bundle rather than a registry name."""
+    """Whether a model reference has the form of a path; `Zoo.is_path` knows prefixes of bridged models, too."""
     return model.startswith(".") or "/" in model or os.sep in model
 
 

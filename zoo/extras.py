@@ -9,6 +9,8 @@ RUNTIME = ("onnxruntime", "numpy", "onnx")
 #: What exporting, gating and training need on top.
 TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
+#: Libraries behind bridges: each has an extra of its own name, which brings those of training too.
+BRIDGES = ("timm", "transformers")
 
 
 def require(purpose: str, *packages: str) -> None:
@@ -16,6 +18,9 @@ def require(purpose: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
+    bridges = [package for package in missing if package in BRIDGES]
+    if bridges:
+        raise MissingExtraError(bridges[0], bridges[0], purpose, alternative="use a bundle that was exported elsewhere")
     extras = [] if set(missing) <= TRAIN_EXTRA else ["gpu"]
     if TRAIN_EXTRA.intersection(missing):
         extras.append("train")

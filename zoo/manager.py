@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, 
 from msgspec import Struct
 
 from zoo.backbone import Backbone
+from zoo.bridge import Bridge
 from zoo.errors import PluginError, UnknownPluginError, ZooError
 from zoo.source import Source
 
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
 KINDS = {
     "zoo.backbones": Kind("family", "families", "zoo_register_backbones", Backbone),
     "zoo.sources": Kind("scheme", "schemes", "zoo_register_sources", Source),
+    "zoo.bridges": Kind("prefix", "prefixes", "zoo_register_bridges", Bridge),
 }
 
 
@@ -115,6 +117,11 @@ class Plugins:
             self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
         return self._sources[scheme]
 
+    def bridge(self, prefix: str) -> Bridge:
+        """A bridge of a prefix, made anew. Raises as `backbone` does."""
+        bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
+        return _guarded(self._claimed("zoo.bridges", prefix), bridge)
+
     def families(self) -> list[str]:
         """Families that some plugin claims, whether or not it works."""
         return self._names("zoo.backbones")
@@ -122,6 +129,10 @@ class Plugins:
     def schemes(self) -> list[str]:
         """URL schemes that some plugin claims, whether or not it works."""
         return self._names("zoo.sources")
+
+    def prefixes(self) -> list[str]:
+        """Prefixes of bridged models that some plugin claims, whether or not it works."""
+        return self._names("zoo.bridges")
 
     def describe(self) -> list[PluginState]:
         """What is known of every plugin so far; nothing is loaded for it."""
