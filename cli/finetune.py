@@ -14,7 +14,7 @@ DEFAULTS = FinetuneOptions()
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A registry name.")],
+    model: Annotated[str, typer.Argument(help="A name as for zoo pull.")],
     data: Annotated[Path, typer.Argument(help="A folder DATA/<class>/*.jpg, or a CSV or JSON lines file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
     epochs: Annotated[int, typer.Option(min=1)] = DEFAULTS.epochs,

@@ -9,7 +9,12 @@ from zoo_cli.state import make_zoo
 
 def command(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(help="Names of the registry.", metavar="NAME...")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of the registry, or of a bridge: timm/NAME, hf/ORG/NAME[@REVISION].", metavar="NAME..."
+        ),
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use local sources only.")] = False,
     source: Annotated[str | None, typer.Option(help="Only sources of this scheme: hf, https, pypi, file.")] = None,
@@ -37,9 +42,10 @@ def command(
     if json:
         print_json("pulled", {name: str(folder) for name, folder in folders.items()})
         return
-    if zoo.entry(names[-1]).family in zoo.plugins.families():
-        next_command("zoo", "finetune", names[-1], "DATA", "-o", "DIR")
+    last = zoo.entry(names[-1])
+    if last.family in zoo.plugins.families():
+        next_command("zoo", "finetune", last.name, "DATA", "-o", "DIR")
     else:
-        next_command("zoo", "verify", names[-1])
+        next_command("zoo", "verify", last.name)
     for folder in folders.values():
         write(str(folder))

@@ -12,7 +12,7 @@ from zoo import Answer, UsageError
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A bundle (./pets) or a registry name.")],
+    model: Annotated[str, typer.Argument(help="A bundle (./pets), or a name as for zoo pull.")],
     inputs: Annotated[
         list[str], typer.Argument(help="Pictures, folders, globs, texts, words; - reads stdin.", metavar="INPUT...")
     ],

@@ -6,17 +6,19 @@ import typer
 from zoo_cli.output import human_count, human_size, next_command, print_json, write
 from zoo_cli.state import make_zoo
 
-from zoo import Bundle, Entry, is_path, to_plain
+from zoo import Bundle, Entry, to_plain
 
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A name of the registry, or the path of a bundle.")],
+    model: Annotated[
+        str, typer.Argument(help="A name of the registry or of a bridge (timm/NAME), or the path of a bundle.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show a model: inputs, preprocessing, sources, digests, license; a bundle's metrics and lineage too."""
     zoo = make_zoo(context)
-    if is_path(model):
+    if zoo.is_path(model):
         bundle = zoo.open(model)
         if json:
             print_json("bundle", to_plain(bundle.manifest))

@@ -17,11 +17,11 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "progress", "extras"},
     {
         "document", "registry", "points", "shelves", "store", "lock", "download", "bundle", "backbone", "source",
-        "hookspecs",
+        "bridge", "hub", "hookspecs",
     },
     {
-        "manager", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features", "convert",
-        "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
+        "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {
         "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",

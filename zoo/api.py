@@ -16,6 +16,7 @@ from zoo.errors import (
     OfflineError,
     PluginError,
     UnknownEntryError,
+    UnpinnedError,
     UsageError,
     ZooError,
 )
@@ -25,10 +26,11 @@ from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome, WordsPreprocess
 from zoo.shelves import add_shelves
-from zoo.store import Store, zoo_home
+from zoo.store import Store, storage_errors, zoo_home
 
 if TYPE_CHECKING:
     from zoo.backbone import Backbone
+    from zoo.bridged import Bridged
     from zoo.doctor import Finding
     from zoo.download import PlannedFile
     from zoo.manager import Plugins
@@ -169,23 +171,47 @@ class Zoo:
 
         return examine(self.store.home, lambda: len(self.registry), self.plugin_states)
 
+    @cached_property
+    def bridged(self) -> "Bridged":
+        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): the kept ones, and the bridges that make new ones."""
+        from zoo.bridged import Bridged
+
+        return Bridged(
+            self.store.bridged,
+            prefixes=lambda: self.plugins.prefixes(),
+            bridge_for=lambda prefix: self.plugins.bridge(prefix),
+            offline=self.offline,
+        )
+
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
         license: str | None = None, pulled: bool = False,
     ) -> tuple[Row, ...]:  # fmt: skip
-        """Rows of the registry whose name matches `pattern` (a glob or a part of it) and the filters."""
-        found = self.registry.search(pattern, family=family, task=task, license=license)
+        """Rows of the registry, and kept models, whose name matches `pattern` (a glob or a part) and the filters."""
+        found = Registry([*self.registry.values(), *self.bridged.entries()]).search(
+            pattern, family=family, task=task, license=license
+        )
         rows = [Row(entry=entry, is_pulled=self.store.is_pulled(entry, self.lock)) for entry in found]
         return tuple(row for row in rows if row.is_pulled or not pulled)
 
     def entry(self, name: str) -> Entry:
-        """The registry row of that name. Raises UnknownEntryError, with the nearest names."""
+        """The registry row of that name, or the entry of a bridged model: the kept one, or one made now.
+
+        Raises UnknownEntryError, with the nearest names, and for a bridged model what its bridge raises.
+        """
+        reference = self.bridged.reference(name)
+        if reference is not None:
+            return self.bridged.entry(reference)
         try:
             return self.registry.entry(name)
         except UnknownEntryError as error:
             if broken := [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]:
                 error.hint = f"{error.hint}; its shelf may be quarantined ({', '.join(broken)}): zoo plugins"
             raise
+
+    def is_path(self, model: str) -> bool:
+        """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
+        return is_path(model) and self.bridged.reference(model) is None
 
     def plan(self, name: str, *, source: str | None = None) -> "Sequence[PlannedFile]":
         """What `pull` would fetch, file by file."""
@@ -196,18 +222,27 @@ class Zoo:
     def pull(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
         """Fetch and verify every file of a row; returns their folder. Nothing is fetched that is already there.
 
-        Raises UnpinnedError, NetworkError, OfflineError, IntegrityError, AccessError.
+        A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
+        AccessError.
         """
         from zoo.download import pull
 
-        entry = self.entry(name)
+        entry, reference = self.entry(name), self.bridged.reference(name)
         family = self._preparing(entry)
         if family and not self.store.is_pulled(entry, self.lock):
             require(f"pulling {name}", *family(entry, self.store.models).packages)
-        folder = pull(
-            entry, self.store, self.lock, self.plugins.source,
-            progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
-        )  # fmt: skip
+        try:
+            folder = pull(
+                entry, self.store, self.lock, self.plugins.source,
+                progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
+            )  # fmt: skip
+        except UnpinnedError as error:
+            # As it was typed: a revision belongs to what is trusted.
+            error.hint = f"zoo pull {reference or name} --trust-first"
+            raise
+        if reference is not None:
+            with storage_errors(self.store.home):
+                self.bridged.keep(reference)
         if family:
             family(self.lock.effective(entry), folder).prepare(self.progress)
         return folder
@@ -216,7 +251,7 @@ class Zoo:
         """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so)."""
         from zoo.download import verify
 
-        if is_path(model):
+        if self.is_path(model):
             return Bundle.open(Path(model)).verify()
         return [(expected, is_same) for expected, is_same, _ in verify(self.entry(model), self.store, self.lock)]
 
@@ -228,13 +263,13 @@ class Zoo:
         family = self.plugins.backbone(self.entry(name).family)
         packages = family(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if entry.is_pinned and (target / "zoo.json").is_file():
             return Bundle.open(target)
         require(f"exporting {name}", *RUNTIME, *packages)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{name}-{graph_key(entry)[:16]}"
+        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if (target / "zoo.json").is_file():
             return Bundle.open(target)
         return build_in_child(entry, folder, target, self.progress)
@@ -246,7 +281,7 @@ class Zoo:
         """
         from zoo.words import WordTable
 
-        preprocess = None if is_path(model) else self.entry(model).preprocess
+        preprocess = None if self.is_path(model) else self.entry(model).preprocess
         if not isinstance(preprocess, WordsPreprocess):
             raise UsageError(f"{model} has no table of words", hint="zoo list --task word-vectors shows those that do")
         require("nearest words", "numpy")
@@ -264,7 +299,7 @@ class Zoo:
 
     def has_words(self, model: str) -> bool:
         """Whether `words` has a table for this model reference."""
-        return not is_path(model) and isinstance(self.entry(model).preprocess, WordsPreprocess)
+        return not self.is_path(model) and isinstance(self.entry(model).preprocess, WordsPreprocess)
 
     def neighbours(self, model: str, words: Sequence[str], *, top: int = 10) -> tuple[Answer, ...]:
         """For each word the `top` nearest other words, with cosine similarities. Raises NotFoundError with a hint."""
@@ -277,11 +312,11 @@ class Zoo:
 
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
-        if is_path(model):
+        if self.is_path(model):
             return Bundle.open(Path(model))
         try:
             return self.graph(model)
-        except UnknownEntryError as error:
+        except NotFoundError as error:
             if (Path(model) / "zoo.json").is_file():
                 error.hint = f"did you mean the bundle ./{model}?"
             raise
@@ -333,7 +368,7 @@ class Zoo:
 
         check_target(out, inside=[data])
         options = options or FinetuneOptions()
-        if is_path(model):
+        if self.is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING)
@@ -431,7 +466,7 @@ def to_json(data: Any) -> str:
 
 
 def is_path(model: str) -> bool:
-    """Whether a model reference is a path to a bundle rather than a registry name."""
+    """Whether a model reference has the form of a path; `Zoo.is_path` knows prefixes of bridged models, too."""
     return model.startswith(".") or "/" in model or os.sep in model
 
 

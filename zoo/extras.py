@@ -11,6 +11,8 @@ TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
 #: What the extra `words` brings: enough to pull word vectors and to look for nearest words.
 WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
+#: Libraries behind bridges: each has an extra of its own name, which brings those of training too.
+BRIDGES = ("timm", "transformers")
 
 
 def require(purpose: str, *packages: str) -> None:
@@ -20,6 +22,9 @@ def require(purpose: str, *packages: str) -> None:
         return
     if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:
         raise MissingExtraError(missing[0], "words", purpose)
+    bridges = [package for package in missing if package in BRIDGES]
+    if bridges:
+        raise MissingExtraError(bridges[0], bridges[0], purpose, alternative="use a bundle that was exported elsewhere")
     extras = [] if set(missing) <= TRAIN_EXTRA else ["gpu"]
     if "pyarrow" in missing:
         extras.append("words")

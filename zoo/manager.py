@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from zoo.backbone import Backbone
+from zoo.bridge import Bridge
 from zoo.errors import PluginError, UnknownPluginError, ZooError
 from zoo.points import PluginState, Point, State, allowed, brief, installed, state_of
 from zoo.source import Source
@@ -35,6 +36,7 @@ class Kind(NamedTuple):
 KINDS = {
     "zoo.backbones": Kind("family", "families", "zoo_register_backbones", Backbone),
     "zoo.sources": Kind("scheme", "schemes", "zoo_register_sources", Source),
+    "zoo.bridges": Kind("prefix", "prefixes", "zoo_register_bridges", Bridge),
 }
 
 
@@ -91,6 +93,11 @@ class Plugins:
         """The entry point that gives `name`, without loading it. Raises as `backbone` does."""
         return self._claimed(group, name).point
 
+    def bridge(self, prefix: str) -> Bridge:
+        """A bridge of a prefix, made anew. Raises as `backbone` does."""
+        bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
+        return _guarded(self._claimed("zoo.bridges", prefix), bridge)
+
     def families(self) -> list[str]:
         """Families that some plugin claims, whether or not it works."""
         return self._names("zoo.backbones")
@@ -98,6 +105,10 @@ class Plugins:
     def schemes(self) -> list[str]:
         """URL schemes that some plugin claims, whether or not it works."""
         return self._names("zoo.sources")
+
+    def prefixes(self) -> list[str]:
+        """Prefixes of bridged models that some plugin claims, whether or not it works."""
+        return self._names("zoo.bridges")
 
     def describe(self) -> list[PluginState]:
         """What is known of every plugin so far; nothing is loaded for it."""

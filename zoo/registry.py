@@ -152,6 +152,8 @@ class _Shelf:
         place: Place = ("models", name)
         if not isinstance(row, dict):
             self.fail("a row is a mapping of fields", place)
+        if "/" in name:
+            self.fail(FORMS["name"], place)
         if "name" in row:
             self.fail("a row's name is its key under models", (*place, "name"))
         try:

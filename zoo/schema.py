@@ -10,6 +10,10 @@ from zoo.errors import UsageError
 
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
+#: A registry row's name, or that of a bridged model: up to two more parts behind its bridge's prefix.
+EntryName: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9_]([a-z0-9._-]{0,94}[a-z0-9_-])?){0,2}\Z")
+]
 FilePath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=128)]
 SourceUrl: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+-]*://\S+\Z", max_length=2048)]
 Positive: TypeAlias = Annotated[int, Meta(gt=0)]
@@ -117,7 +121,7 @@ def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the registry: a pretrained backbone, where its bytes are and how its input is prepared."""
 
-    name: Name
+    name: EntryName
     family: Name
     task: Literal["image-features", "text-features", "word-vectors"]
     description: str

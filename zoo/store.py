@@ -2,7 +2,7 @@
 
 models/<entry>/<16 hex of the files' digests>/   a pulled row: real files, and manifest.json that was written last
 partials/<key>/                                  what an interrupted pull left of one file
-graphs/  features/  zoo.lock
+graphs/  features/  bridged/  zoo.lock
 """
 
 import errno
@@ -150,6 +150,11 @@ class Store:
     def features(self) -> Path:
         """Cached features."""
         return self.home / "features"
+
+    @property
+    def bridged(self) -> Path:
+        """Entries that bridges made of other libraries' models."""
+        return self.home / "bridged"
 
     @property
     def partials(self) -> Path:

@@ -83,7 +83,7 @@ class Bert(TorchBackbone):
             raise RegistryError(f"{entry.name}: config.arch is {self.arch!r}", hint=f"known: {', '.join(RENAMED)}")
 
     def build(self) -> "torch.nn.Module":
-        """The encoder and its pooling, with `model.safetensors` loaded."""
+        """The encoder and its pooling, with the row's checkpoint loaded."""
         preprocess = self.entry.preprocess
         assert isinstance(preprocess, TextPreprocess)
         config = read_config(self.weights / "config.json", self.arch)
@@ -91,7 +91,8 @@ class Bert(TorchBackbone):
         if preprocess.max_length > longest:
             raise RegistryError(f"{self.entry.name}: max_length {preprocess.max_length} exceeds the model's {longest}")
         encoder = _encoder(config, self.arch, preprocess)
-        return load_state(self.weights / "model.safetensors", encoder, partial(rename, arch=self.arch))
+        checkpoint = next(file.path for file in self.entry.files if file.path.endswith(CHECKPOINTS))
+        return load_state(self.weights / checkpoint, encoder, partial(rename, arch=self.arch))
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The embeddings, then each layer; the last one pools too, for pooling alone has nothing to train."""
@@ -128,9 +129,13 @@ def first_position(config: BertConfig, arch: str) -> int:
     return {"roberta": padding + 1, "mpnet": 2}.get(arch, 0)
 
 
+CHECKPOINTS = (".safetensors", ".bin")
 WRONG_FILE = "the file is not the one this row describes"
-#: Parts of published checkpoints that the features do not need: the pooler and the pre-training heads.
-UNUSED = ("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids")
+#: Parts of published checkpoints that the features do not need: the pooler and the heads of tasks.
+UNUSED = (
+    *("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids"),
+    *("classifier.", "pre_classifier.", "qa_outputs."),
+)
 #: TensorFlow's names of a LayerNorm's parameters, kept by the oldest checkpoints.
 LEGACY = {"gamma": "weight", "beta": "bias"}
 EMBEDDINGS = (

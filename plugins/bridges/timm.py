@@ -1,0 +1,221 @@
+"""timm/NAME: any image encoder of timm, with the preprocessing that its repository states.
+
+The library (https://github.com/huggingface/pytorch-image-models) gives architectures and configurations; weights come
+from the Hub as every other file does. Nothing is built but architectures that the installed timm knows by name.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zoo.backbone import Backbone
+from zoo.bridge import Bridge
+from zoo.errors import IntegrityError, NotFoundError, UsageError
+from zoo.extras import require
+from zoo.hookspecs import hookimpl
+from zoo.schema import Entry, ImagePreprocess
+from zoo.torchkit import TorchBackbone, load_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.hub import Repository
+
+#: Safe tensors first; a pickle is only opened in a child process, and converted.
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+#: Buffers that older timm saved and that the architecture computes by itself.
+COMPUTED = ("relative_position_index", "attn_mask")
+
+
+class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`config.json` as timm writes it; before 2023 everything in `pretrained_cfg` lay beside `architecture`."""
+
+    architecture: str
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: dict[str, Any]
+
+
+class TimmBridge(Bridge):
+    """`timm/NAME` is the Hub's repository of that name; a bare architecture means timm's default weights of it."""
+
+    prefix = "timm"
+
+    def entry(self, name: str, revision: str | None) -> Entry:
+        """Raises MissingExtraError, UsageError for preprocessing that zoo cannot express, and what the Hub raises."""
+        _require()
+        from zoo.hub import open_repository
+
+        repository = open_repository(_hub_name(name), revision)
+        config = parse_config(repository.read("config.json"))
+        _check_architecture(config.architecture)
+        checkpoint = next((path for path in CHECKPOINTS if path in repository.sizes), None)
+        if checkpoint is None:
+            raise UsageError(
+                f"{repository.origin} has none of {', '.join(CHECKPOINTS)}", hint="choose a repository with one file"
+            )
+        dim, counted = _measure(config)
+        license = config.pretrained_cfg.get("license") or "unknown"
+        return Entry(
+            name=f"{self.prefix}/{name}".lower(),
+            family="timm",
+            task="image-features",
+            description=f"{config.architecture}, by timm",
+            license=repository.license if repository.license != "unknown" else license,
+            params=repository.parameters or counted,
+            dim=dim,
+            preprocess=preprocess_of(config, repository),
+            files=(repository.file("config.json"), repository.file(checkpoint)),
+            config={"arch": config.architecture},
+            origin=repository.origin,
+        )
+
+
+class Timm(TorchBackbone):
+    """The family `timm`: the architecture that the row's `config.json` describes, without its classifier."""
+
+    family = "timm"
+
+    def build(self) -> "torch.nn.Module":
+        """The network with its weights loaded. Raises MissingExtraError, IntegrityError for a wrong configuration."""
+        _require()
+        config = parse_config((self.weights / "config.json").read_bytes())
+        if config.architecture != self.entry.config.get("arch"):
+            raise IntegrityError(f"config.json describes {config.architecture}", hint="pull the model again")
+        network = create(config)
+        # The name of one classifier, or of several.
+        named = config.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+
+        def rename(name: str) -> str | None:
+            return None if name.startswith(heads) or name.endswith(COMPUTED) else name
+
+        checkpoint = next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
+        return load_state(self.weights / checkpoint, network, rename)
+
+
+def parse_config(data: bytes) -> TimmConfig:
+    """Raises IntegrityError for what is not a configuration of timm's."""
+    try:
+        content = msgspec.json.decode(data, type=dict[str, Any])
+        if "pretrained_cfg" not in content:
+            content = {"architecture": content.get("architecture"), "pretrained_cfg": content}
+        return msgspec.convert(content, TimmConfig)
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(
+            f"config.json is not one of timm's: {error}", hint="hf/ORG/NAME is for models of transformers"
+        ) from error
+
+
+def create(config: TimmConfig) -> "torch.nn.Module":
+    """The architecture with random weights and no classifier. Nothing in `config` can name a file or an address."""
+    import inspect
+    from dataclasses import fields
+
+    import timm
+    from timm.models import PretrainedCfg
+
+    _check_architecture(config.architecture)
+    for name, value in config.model_args.items():
+        # What create_model takes itself decides where weights come from; the network's own arguments are numbers.
+        is_plain = isinstance(value, bool | int | float | str) or (
+            isinstance(value, list) and all(isinstance(each, bool | int | float | str) for each in value)
+        )
+        if name in inspect.signature(timm.create_model).parameters or not is_plain:
+            raise IntegrityError(
+                f"config.json sets {name}, which is not an argument of a network", hint="do not use it"
+            )
+    known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict", "source", "custom_load"}
+    known -= {"hf_hub_id", "hf_hub_filename", "architecture"}
+    shape = {key: value for key, value in config.pretrained_cfg.items() if key in known}
+    network: torch.nn.Module = timm.create_model(
+        config.architecture, pretrained=False, pretrained_cfg=shape, **{**config.model_args, "num_classes": 0}
+    )
+    return network.eval()
+
+
+def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreprocess:
+    """Timm's evaluation transform as zoo says it. Raises UsageError for what it cannot say."""
+    from timm.data import resolve_data_config
+
+    data = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+    channels, height, width = data["input_size"]
+    problem = (
+        f"{channels} channels" if channels != 3
+        else f"{height}x{width} pixels, which is not square" if height != width
+        else f"crop mode {data['crop_mode']}" if data["crop_mode"] != "center"
+        else f"{data['interpolation']} interpolation" if data["interpolation"] not in ("bilinear", "bicubic")
+        else f"crop_pct {data['crop_pct']}" if not 0 < data["crop_pct"] <= 1
+        else None
+    )  # fmt: skip
+    if problem:
+        raise UsageError(
+            f"{repository.origin} asks for {problem}: zoo cannot prepare pictures so",
+            hint="choose a variant with a centre crop of a square, bilinear or bicubic",
+        )
+    return ImagePreprocess(
+        resize=math.floor(height / data["crop_pct"]),
+        crop=height,
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def _measure(config: TimmConfig) -> tuple[int, int]:
+    """Length of the feature vector and number of parameters, by a run that computes shapes only."""
+    import torch
+
+    with torch.device("meta"), torch.inference_mode():
+        network = create(config)
+        size = config.pretrained_cfg.get("input_size") or (3, 224, 224)
+        shape = network(torch.empty(2, *size)).shape
+    if len(shape) != 2:
+        raise UsageError(f"{config.architecture} gives {list(shape)}, not one vector a picture", hint="choose another")
+    return shape[1], sum(parameter.numel() for parameter in network.parameters())
+
+
+def _require() -> None:
+    require("the bridge timm/", "timm", "torch", "torchvision")
+
+
+def _hub_name(name: str) -> str:
+    """The repository of a model. Raises NotFoundError, with the nearest names, for an architecture timm has not."""
+    from timm.models import get_pretrained_cfg, is_model
+
+    if "/" in name:
+        return name
+    architecture, _, tag = name.partition(".")
+    _check_architecture(architecture.lower())
+    if not tag and is_model(architecture.lower()):
+        default = get_pretrained_cfg(architecture.lower())
+        if default is None or not default.hf_hub_id:
+            raise NotFoundError(f"timm has no weights of {architecture} on the Hub", hint="choose another model")
+        return str(default.hf_hub_id)
+    return f"timm/{name}"
+
+
+def _check_architecture(name: str) -> None:
+    """Raise NotFoundError unless timm has it: names with a colon would make timm load from elsewhere."""
+    import difflib
+
+    import timm
+
+    if timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())'"
+    raise NotFoundError(f"timm {timm.__version__} has no architecture '{name}'", hint=hint)
+
+
+@hookimpl
+def zoo_register_bridges() -> Iterable[type[Bridge]]:
+    """The one prefix of this module."""
+    return [TimmBridge]
+
+
+@hookimpl
+def zoo_register_backbones() -> Iterable[type[Backbone]]:
+    """The one family of this module."""
+    return [Timm]

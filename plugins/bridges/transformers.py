@@ -1,0 +1,301 @@
+"""hf/ORG/NAME: any text encoder of the Hub that transformers knows, pooled as its repository says.
+
+Architectures that zoo's own family `bert` knows become its rows and need no other package. Everything else is built by
+the library (https://github.com/huggingface/transformers) from `config.json`. Code of a repository is never run: no
+configuration that names code reaches the library, and `trust_remote_code` is never set. How a model's vectors are
+pooled is read from the files that sentence-transformers puts beside it (https://www.sbert.net).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from zoo.backbone import Backbone
+from zoo.bridge import Bridge
+from zoo.errors import IntegrityError, NotFoundError, UsageError
+from zoo.extras import require
+from zoo.hookspecs import hookimpl
+from zoo.schema import Entry, TextPreprocess, WordPiece
+from zoo.torchkit import TorchBackbone, load_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.hub import Repository
+
+#: model_type -> the architecture of zoo's own family `bert`.
+OURS = {"bert": "bert", "distilbert": "distilbert", "mpnet": "mpnet", "roberta": "roberta", "xlm-roberta": "roberta"}
+#: Their tokenizer can be made of a vocab.txt.
+WORDPIECE = frozenset({"bert", "distilbert", "electra"})
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+#: Keys of config.json that name code, or files to load it from.
+CODE = ("auto_map", "custom_pipelines", "_name_or_path", "name_or_path")
+LEGACY = {"gamma": "weight", "beta": "bias"}
+Config: TypeAlias = Mapping[str, Any]
+
+
+class Pooling(NamedTuple):
+    """What sentence-transformers does after the encoder, and where it keeps the encoder's files."""
+
+    folder: str
+    pooling: Literal["mean", "cls"]
+    normalize: bool
+
+
+class TransformersBridge(Bridge):
+    """`hf/ORG/NAME` is the Hub's repository of that name."""
+
+    prefix = "hf"
+
+    def entry(self, name: str, revision: str | None) -> Entry:
+        """Raises UsageError for a model that zoo cannot express, MissingExtraError, and what the Hub raises."""
+        from zoo.hub import open_repository
+
+        if name.count("/") != 1:
+            raise NotFoundError(f"hf/{name} is not a repository of the Hub", hint="hf/ORG/NAME")
+        repository = open_repository(name, revision)
+        pooling = _pooling(repository)
+        config = _json(repository, f"{pooling.folder}config.json")
+        model_type = str(config.get("model_type"))
+        arch = OURS.get(model_type) if _is_plain(config) else None
+        if arch is None:
+            _check_model_type(model_type, config, repository)
+        preprocess, tokenizer = _preprocess(repository, config, model_type, pooling)
+        checkpoint = _checkpoint(repository, pooling.folder)
+        width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
+        if not isinstance(width, int):
+            raise UsageError(f"{repository.origin}: config.json does not say hidden_size", hint="choose another model")
+        per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
+        return Entry(
+            name=f"{self.prefix}/{name}".lower(),
+            family="bert" if arch else "transformers",
+            task="text-features",
+            description=f"{model_type} encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}",
+            license=repository.license,
+            # A file's header is small beside its numbers.
+            params=repository.parameters or max(1, (repository.sizes[checkpoint] or 0) // per_number),
+            dim=width,
+            preprocess=preprocess,
+            files=tuple(repository.file(path) for path in (f"{pooling.folder}config.json", tokenizer, checkpoint)),
+            config={"arch": arch or model_type},
+            origin=repository.origin,
+            notes=_prompt(repository),
+        )
+
+
+class Transformers(TorchBackbone):
+    """The family `transformers`: the encoder that the row's `config.json` describes, and the row's pooling."""
+
+    family = "transformers"
+
+    def build(self) -> "torch.nn.Module":
+        """The encoder with its weights loaded. Raises MissingExtraError, IntegrityError for a wrong configuration."""
+        _require()
+        preprocess = self.entry.preprocess
+        assert isinstance(preprocess, TextPreprocess)
+        config = _parse((self.weights / "config.json").read_bytes(), "config.json")
+        if config.get("model_type") != self.entry.config.get("arch"):
+            raise IntegrityError(f"config.json describes {config.get('model_type')}", hint="pull the model again")
+        encoder = create(config)
+        checkpoint = next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
+        prefix = f"{getattr(encoder, 'base_model_prefix', '')}."
+        wanted = set(encoder.state_dict())
+
+        def rename(name: str) -> str | None:
+            stem, _, last = name.rpartition(".")
+            name = f"{stem}.{LEGACY.get(last, last)}"
+            # Heads of the task that the checkpoint was saved for have no place in the encoder.
+            return next((f"model.{each}" for each in (name, name.removeprefix(prefix)) if each in wanted), None)
+
+        return load_state(self.weights / checkpoint, _pooled(encoder, preprocess), rename)
+
+
+def create(config: Config) -> "torch.nn.Module":
+    """The library's own encoder of that shape with random weights; nothing in `config` can name code."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    plain = {key: value for key, value in config.items() if key not in CODE}
+    shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+    # Written out, attention exports exactly; the fused one differs by 1e-3 where it attends in windows.
+    model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]  # not a part of the features, and often not in the file
+    return model.float().eval()
+
+
+def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+    from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = encoder
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            weight = attention_mask[:, :, None].to(hidden.dtype)
+            mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+            pooled = hidden[:, 0] if preprocess.pooling == "cls" else mean
+            return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
+
+    return Pooled()
+
+
+def _pooling(repository: "Repository") -> Pooling:
+    """From `modules.json` and the pooling module's own file; a plain model is averaged over its tokens."""
+    if "modules.json" not in repository.sizes:
+        return Pooling("", "mean", normalize=False)
+    modules = _parse_list(repository.read("modules.json"), "modules.json")
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UsageError(
+            f"{repository.origin} is made of {', '.join(kinds)}: zoo knows Transformer, Pooling and Normalize",
+            hint="choose another model",
+        )
+    folders = [f"{path}/" if (path := str(module.get("path", "")).strip("/")) else "" for module in modules]
+    settings = _json(repository, f"{folders[1]}config.json")
+    modes = {key.removeprefix("pooling_mode_") for key, value in settings.items() if value is True and "_mode_" in key}
+    if isinstance(named := settings.get("pooling_mode"), str):
+        modes = {named}
+    known: dict[str, Literal["mean", "cls"]] = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
+    if len(modes) != 1 or not modes <= set(known):
+        raise UsageError(
+            f"{repository.origin} pools by {' and '.join(sorted(modes)) or 'nothing'}: zoo knows mean and cls",
+            hint="choose another model",
+        )
+    return Pooling(folders[0], known[modes.pop()], normalize="Normalize" in kinds)
+
+
+def _prompt(repository: "Repository") -> str | None:
+    """What a reader must know of a model that expects words of its own before each text: zoo adds none."""
+    path = "config_sentence_transformers.json"
+    settings = _json(repository, path) if path in repository.sizes else {}
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    return f"sentence-transformers puts {prompt!r} before each text; zoo does not" if prompt else None
+
+
+def _preprocess(
+    repository: "Repository", config: Config, model_type: str, pooling: Pooling
+) -> tuple[TextPreprocess, str]:
+    """How texts become tokens, and the path of the tokenizer in the repository."""
+    folder, sizes = pooling.folder, repository.sizes
+    optional = {
+        name: _json(repository, folder + name) if folder + name in sizes else {}
+        for name in ("tokenizer_config.json", "sentence_bert_config.json")
+    }
+    settings, sentence = optional.values()
+    lowercase = settings.get("do_lower_case", True) is not False
+    if sentence.get("do_lower_case") is True and not lowercase:
+        raise UsageError(
+            f"{repository.origin} lower-cases texts before a tokenizer that keeps case", hint="choose another model"
+        )
+    tokenizer, wordpiece = f"{folder}tokenizer.json", None
+    if tokenizer not in sizes:
+        tokenizer = f"{folder}vocab.txt"
+        if tokenizer not in sizes or model_type not in WORDPIECE:
+            raise UsageError(
+                f"{repository.origin} has no tokenizer.json", hint="ask its publisher for one, or choose another model"
+            )
+        wordpiece = WordPiece(
+            lowercase=lowercase,
+            strip_accents=settings.get("strip_accents"),
+            chinese_chars=settings.get("tokenize_chinese_chars", True),
+        )
+    preprocess = TextPreprocess(
+        tokenizer=tokenizer.removeprefix(folder),
+        max_length=_max_length(config, model_type, sentence.get("max_seq_length"), settings.get("model_max_length")),
+        pooling=pooling.pooling,
+        normalize=pooling.normalize,
+        wordpiece=wordpiece,
+    )
+    return preprocess, tokenizer
+
+
+def _max_length(config: Config, model_type: str, *stated: object) -> int:
+    """The first limit that is stated, and never more than the model has positions."""
+    positions = config.get("max_position_embeddings")
+    positions = positions if isinstance(positions, int) and positions > 0 else 512
+    if OURS.get(model_type) in ("mpnet", "roberta") or model_type == "camembert":
+        # The first rows of the table stand for padding.
+        padding = config.get("pad_token_id")
+        positions -= 1 + (padding if isinstance(padding, int) else 1)
+    limits = [limit for limit in stated if isinstance(limit, int) and limit > 0]
+    return min(limits[0], positions) if limits else positions
+
+
+def _checkpoint(repository: "Repository", folder: str) -> str:
+    for name in CHECKPOINTS:
+        if folder + name in repository.sizes:
+            return folder + name
+    is_sharded = any(path.endswith(".safetensors.index.json") for path in repository.sizes)
+    problem = "keeps its weights in several files" if is_sharded else f"has none of {', '.join(CHECKPOINTS)}"
+    raise UsageError(
+        f"{repository.origin} {problem}", hint=f"zoo reads one {CHECKPOINTS[0]}: choose a repository that has it"
+    )
+
+
+def _is_plain(config: Config) -> bool:
+    """Whether zoo's own family computes what a BERT-like configuration asks for."""
+    activation = config.get("hidden_act", config.get("activation", "gelu"))
+    position = config.get("position_embedding_type") or "absolute"
+    return activation == "gelu" and position == "absolute" and not config.get("is_decoder")
+
+
+def _check_model_type(model_type: str, config: Config, repository: "Repository") -> None:
+    """Raise UsageError for what is no text encoder, NotFoundError for an architecture that transformers has not."""
+    import difflib
+
+    if config.get("is_encoder_decoder"):
+        raise UsageError(f"{repository.origin} is an encoder with a decoder", hint="choose an encoder")
+    if "image_size" in config or "preprocessor_config.json" in repository.sizes:
+        raise UsageError(
+            f"{repository.origin} does not read texts", hint="image encoders come from timm: zoo pull timm/NAME"
+        )
+    _require()
+    import transformers
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    known = sorted(name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_MAPPING)
+    if model_type in known:
+        return
+    near = difflib.get_close_matches(model_type, known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "code of a repository is never run: choose another model"
+    raise NotFoundError(f"transformers {transformers.__version__} has no architecture '{model_type}'", hint=hint)
+
+
+def _require() -> None:
+    require("the family transformers", "transformers", "torch")
+
+
+def _json(repository: "Repository", path: str) -> dict[str, Any]:
+    return _parse(repository.read(path), path)
+
+
+def _parse(data: bytes, path: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{path} is not a JSON object: {error}", hint="choose another model") from error
+
+
+def _parse_list(data: bytes, path: str) -> list[dict[str, Any]]:
+    try:
+        return msgspec.json.decode(data, type=list[dict[str, Any]])
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{path} is not a list of modules: {error}", hint="choose another model") from error
+
+
+@hookimpl
+def zoo_register_bridges() -> Iterable[type[Bridge]]:
+    """The one prefix of this module."""
+    return [TransformersBridge]
+
+
+@hookimpl
+def zoo_register_backbones() -> Iterable[type[Backbone]]:
+    """The one family of this module."""
+    return [Transformers]

@@ -1,0 +1,135 @@
+"""Entries that bridges made, kept under ZOO_HOME/bridged when they are pulled: from there on nothing is asked again.
+
+bridged/<prefix>/.../<name>.json holds the entry at one commit. It stays until a pull names another revision.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from zoo.bridge import Bridge, Reference, parse_reference
+from zoo.errors import IntegrityError, NotFoundError, OfflineError, PluginError, ZooError
+from zoo.schema import Entry
+from zoo.store import write_atomic
+
+SCHEMA_VERSION = 1
+BridgeFor: TypeAlias = Callable[[str], Bridge]
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """One kept entry; `revision` is what was asked for when it was made, null for the default one."""
+
+    schema_version: int
+    revision: str | None
+    entry: Entry
+
+    def is_at(self, revision: str) -> bool:
+        """Whether a revision means this entry: the one asked for, or (the beginning of) the commit of its files."""
+        urls = [url for file in self.entry.files for url in file.sources]
+        commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
+        is_commit = re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
+        return revision == self.revision or (is_commit and any(commit.startswith(revision) for commit in commits))
+
+
+class Bridged:
+    """The kept entries of one ZOO_HOME, and the bridges that make new ones.
+
+    `prefixes` gives the prefixes of installed bridges, `bridge_for` the bridge of one.
+    """
+
+    def __init__(
+        self, folder: Path, prefixes: Callable[[], list[str]], bridge_for: BridgeFor, *, offline: bool
+    ) -> None:
+        self.folder = folder
+        self._prefixes = prefixes
+        self._bridge_for = bridge_for
+        self._offline = offline
+        self._made: dict[Reference, Entry] = {}
+
+    def reference(self, model: str) -> Reference | None:
+        """The model that a bridge gives, None for a registry name or a path."""
+        found = parse_reference(model)
+        if found is None or not (found.prefix in self._known or self._path(found.key).is_file()):
+            return None
+        return found
+
+    def entry(self, reference: Reference) -> Entry:
+        """The kept entry, or a new one where none is kept or another revision is asked for.
+
+        Raises OfflineError, PluginError for a bridge that breaks its contract, and what the bridge raises.
+        """
+        kept = self._read(self._path(reference.key))
+        if kept is not None and (reference.revision is None or kept.is_at(reference.revision)):
+            return kept.entry
+        if reference not in self._made:
+            self._made[reference] = self._make(reference)
+        return self._made[reference]
+
+    def keep(self, reference: Reference) -> None:
+        """Write the entry that `entry` made of this reference; nothing for one that is kept already."""
+        if reference in self._made:
+            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=self._made.pop(reference))
+            data = msgspec.json.format(msgspec.json.encode(content), indent=2)
+            write_atomic(self._path(reference.key), data + b"\n")
+
+    def entries(self) -> Iterator[Entry]:
+        """Every kept entry. Raises IntegrityError for a damaged one."""
+        for path in sorted(self.folder.rglob("*.json")):
+            kept = self._read(path)
+            if kept is not None and not path.name.startswith("."):
+                yield kept.entry
+
+    @cached_property
+    def _known(self) -> list[str]:
+        return self._prefixes()
+
+    def _path(self, key: str) -> Path:
+        return self.folder.joinpath(*key.split("/")[:-1], key.rpartition("/")[2] + ".json")
+
+    def _read(self, path: Path) -> Kept | None:
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except msgspec.MsgspecError as error:
+            raise IntegrityError(f"{path} is damaged: {error}", hint="delete it, and pull that model again") from error
+        if kept.schema_version != SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{path} has schema {kept.schema_version}, this zoo knows {SCHEMA_VERSION}",
+                hint="upgrade backbone-zoo",
+            )
+        return kept
+
+    def _make(self, reference: Reference) -> Entry:
+        bridge = self._bridge_for(reference.prefix)
+        if self._offline:
+            raise OfflineError(
+                f"{reference} was never pulled here and zoo is offline",
+                hint=f"zoo pull {reference} --trust-first while online, or copy ZOO_HOME from a machine that has it",
+            )
+        try:
+            with redirect_stdout(sys.stderr):
+                entry = bridge.entry(reference.name, reference.revision)
+            # What a bridge makes is held to the rules of a registry row.
+            checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
+        except ZooError:
+            raise
+        except msgspec.ValidationError as error:
+            raise NotFoundError(f"{reference} cannot be a model of zoo: {error}", hint="choose another one") from error
+        except Exception as error:
+            # Anybody's code: its bug costs this model, in one line.
+            name = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            raise PluginError(
+                f"the bridge {reference.prefix}/ failed on {reference}: {name}", plugin=reference.prefix
+            ) from error
+        if checked.name != reference.key:
+            raise PluginError(
+                f"the bridge {reference.prefix}/ calls {reference} '{checked.name}'", plugin=reference.prefix
+            )
+        return checked

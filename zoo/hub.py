@@ -1,0 +1,195 @@
+"""What plugins that speak with the Hugging Face Hub share: a repository at a commit, and the Hub's failures as ours.
+
+Everything goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. It sends no telemetry.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import ModelInfo
+from msgspec import Struct
+
+from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError, OfflineError, ZooError
+from zoo.schema import WeightFile
+
+# Its telemetry off, in this process (where the library may have been imported before) and in those it starts.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+constants.HF_HUB_DISABLE_TELEMETRY = True
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MISSING = {RepositoryNotFoundError: "repository", RevisionNotFoundError: "commit", EntryNotFoundError: "file"}
+#: The Hub's words for licenses, where they are not the SPDX id in lower case and nothing else.
+SPDX = {
+    word.lower(): word
+    for word in (
+        *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0"),
+        *("CC-BY-NC-2.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0", "MPL-2.0"),
+        *("ISC", "Unlicense", "Zlib", "BSL-1.0", "AFL-3.0", "ECL-2.0", "Artistic-2.0", "WTFPL"),
+    )
+}
+#: Configuration files are read into memory: nothing sensible is larger.
+MAX_CONFIG = 4_000_000
+
+
+class Repository(Struct, frozen=True, kw_only=True):
+    """A model repository at a commit: what it holds, by the Hub's own listing.
+
+    `sizes` in bytes by path, `license` an SPDX id where the Hub's word is one (`unknown` where it says nothing),
+    `parameters` as the Hub counted them in safetensors files.
+    """
+
+    name: str
+    commit: str
+    sizes: Mapping[str, int | None]
+    license: str
+    parameters: int | None
+
+    @property
+    def origin(self) -> str:
+        """The page that people read."""
+        return f"https://huggingface.co/{self.name}"
+
+    def file(self, path: str) -> WeightFile:
+        """A file of it as a registry row lists files: not pinned yet, and known to be of this commit."""
+        url = f"hf://{self.name}@{self.commit}/{path}"
+        return WeightFile(path=path.rpartition("/")[2], sha256=None, size=self.sizes[path] or None, sources=(url,))
+
+    def read(self, path: str) -> bytes:
+        """A small file. Raises NotFoundError, IntegrityError for one that is too large, and what `translated` does."""
+        if path not in self.sizes:
+            raise NotFoundError(f"{self.origin} has no file {path}", hint="choose another repository")
+        if (size := self.sizes[path] or 0) > MAX_CONFIG:
+            raise IntegrityError(f"{self.origin}: {path} has {size} bytes", hint=f"at most {MAX_CONFIG} are read")
+        with TemporaryDirectory(prefix="zoo-") as folder, translated(f"hf://{self.name}@{self.commit}/{path}"):
+            found = hf_hub_download(self.name, path, revision=self.commit, local_dir=folder, tqdm_class=Meter)
+            return Path(found).read_bytes()
+
+
+def open_repository(name: str, revision: str | None = None) -> Repository:
+    """The model repository `org/name` at a branch, tag or commit (the default branch unless given).
+
+    Raises NotFoundError, and what `translated` does.
+    """
+    title = f"hf://{name}" + (f"@{revision}" if revision else "")
+    try:
+        with translated(title):
+            info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except HFValidationError as error:
+        raise NotFoundError(f"{title}: not a repository name: {_first_line(error)}", hint="hf/ORG/NAME") from error
+    except NetworkError as error:
+        missing = next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
+        if missing is None:
+            raise
+        hint = f"look for it on https://huggingface.co/models?search={name.rpartition('/')[2]}"
+        raise NotFoundError(f"{title}: no such {missing} on the Hub", hint=hint) from error
+    if not COMMIT.fullmatch(info.sha or ""):
+        raise NetworkError(f"{title}: the Hub does not say its commit", url=title)
+    return Repository(
+        name=info.id,
+        commit=info.sha or "",
+        sizes={each.rfilename: each.size for each in info.siblings or ()},
+        license=_license(info),
+        parameters=info.safetensors.total if info.safetensors else None,
+    )
+
+
+def _license(info: ModelInfo) -> str:
+    card = info.card_data
+    words = card.get("license") if card is not None else None
+    if isinstance(words, str) and words.lower() == "other" and card is not None:
+        # The Hub's field for licenses of one's own making.
+        words = card.get("license_name") or words
+    names = [words] if isinstance(words, str) else [word for word in words or () if isinstance(word, str)]
+    return " OR ".join(SPDX.get(name.lower(), name) for name in names) or "unknown"
+
+
+class Meter:
+    """A class in the shape of tqdm that draws nothing."""
+
+    def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
+        self.total = total
+        self.n = initial
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, amount: int) -> None:
+        """Count bytes."""
+        self.n += amount
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Nothing is drawn."""
+
+    # With these two the Xet downloader counts its network bytes here and opens no second bar for them.
+    def update_transfer(self, amount: int) -> None:
+        """Nothing is drawn."""
+
+    def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Nothing is drawn."""
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises about `url` into zoo's errors; a full or read-only disk stays an OSError.
+
+    Raises OfflineError, AccessError, or NetworkError, whose cause says whether something is simply not there.
+    """
+    try:
+        yield
+    except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
+        raise _translation(url, error) from error
+    except OSError as error:
+        # The library's own complaints (a short file, missing metadata) carry no errno; the file system's do.
+        if error.errno is not None:
+            raise
+        raise NetworkError(f"{url}: {_first_line(error)}", url=url) from error
+
+
+def _translation(url: str, error: BaseException) -> ZooError:
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        # Raised for whatever kept the library from asking the Hub.
+        return _translation(url, error.__cause__)
+    if isinstance(error, OfflineModeIsEnabled):
+        return OfflineError(f"{url}: the Hub client is offline", url="hf://", hint="unset HF_HUB_OFFLINE")
+    if not isinstance(error, HfHubHTTPError):
+        return NetworkError(
+            f"{url}: the Hub cannot be reached: {_first_line(error)}",
+            url="hf://",
+            hint="check the connection, the proxy and HF_ENDPOINT",
+        )
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError) or status in (401, 403):
+        return AccessError(
+            f"{url}: the Hub denies access (status {status}): the repository is gated, private or not there",
+            hint="accept its license on the Hub, then set HF_TOKEN to a token that may read it",
+        )
+    missing = next((what for kind, what in MISSING.items() if isinstance(error, kind)), None)
+    reason = f"no such {missing}" if missing else _first_line(error)
+    return NetworkError(f"{url}: {reason} (status {status})", url=url, hint="try --source, or report the row")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
