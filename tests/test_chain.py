@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo
-from zoo.finetune import read_split
+from zoo.bundle import read_split
 from zoo.runtime import create_session
 
 TOPICS = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from zoo import FinetuneOptions, Zoo
-from zoo.finetune import read_split
+from zoo.bundle import read_split
 
 ROOT = Path(__file__).resolve().parents[1]
 TICKETS = ROOT / "demo/tickets.csv"

@@ -13,7 +13,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.api import Answer, Evaluation, Row, RunResult, Zoo, is_path, to_json, version
+from zoo.answers import Answer, Evaluation, Row, RunResult, to_json
+from zoo.api import Zoo, version
 from zoo.bundle import Bundle
 from zoo.errors import (
     AccessError,
@@ -70,7 +71,6 @@ __all__ = [
     "UsageError",
     "Zoo",
     "ZooError",
-    "is_path",
     "parse_head",
     "to_json",
     "to_plain",

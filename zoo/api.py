@@ -6,11 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from zoo.answers import Answer, Evaluation, Row, RunResult, labelled
 from zoo.bundle import Bundle, check_target
 from zoo.errors import (
-    DataError,
     IntegrityError,
     NotFoundError,
     OfflineError,
@@ -24,7 +22,7 @@ from zoo.extras import RUNTIME, TRAINING, require
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry
-from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome, WordsPreprocess
+from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreprocess
 from zoo.shelves import add_shelves
 from zoo.store import Store, storage_errors, zoo_home
 
@@ -38,46 +36,6 @@ if TYPE_CHECKING:
     from zoo.runtime import Session
     from zoo.testing import Report
     from zoo.words import WordTable
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `zoo list`."""
-
-    entry: Entry
-    is_pulled: bool
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model says about one input: labels with scores, best first; the features where there is no head.
-
-    `words` are a word's nearest ones with their similarities, where a word was asked for.
-    """
-
-    input: str
-    labels: tuple[tuple[str, float], ...] = ()
-    features: tuple[float, ...] = ()
-    words: tuple[tuple[str, float], ...] = ()
-
-
-class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers in the order of the inputs, and the device that really ran."""
-
-    model: str
-    entry: str
-    device: str
-    answers: tuple[Answer, ...]
-
-
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to."""
-
-    model: str
-    data: str
-    device: str
-    metrics: Metrics
-    trained_on: int
-    predictions: tuple[Answer, ...]
-    truth: tuple[str, ...]
 
 
 class Zoo:
@@ -351,7 +309,7 @@ class Zoo:
         names = names or [str(item) if isinstance(item, str | Path) else f"#{i}" for i, item in enumerate(items)]
         if "scores" in session.outputs:
             scores = session.scores(items, self.progress)
-            answers = [_labelled(name, row, session.labels, top) for name, row in zip(names, scores, strict=True)]
+            answers = [labelled(name, row, session.labels, top) for name, row in zip(names, scores, strict=True)]
         else:
             features = session.features(items, self.progress)
             answers = [Answer(input=n, features=tuple(row.tolist())) for n, row in zip(names, features, strict=True)]
@@ -372,7 +330,8 @@ class Zoo:
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING)
-        _check_exists(data)
+        if not data.exists():
+            raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         base = self.graph(model)
         family = self.plugins.backbone(entry.family)
         folder = self.pull(model)
@@ -390,35 +349,10 @@ class Zoo:
 
         Raises DataError for labels the model does not know, UsageError for a model without a head.
         """
-        from zoo.data import Dataset, load
-        from zoo.evaluate import measure
-        from zoo.finetune import read_split
+        from zoo.evaluate import evaluate
 
         session = self.session(model, device)
-        if "scores" not in session.outputs:
-            # Said before the data is read, whose labels it could not know anyway.
-            session.scores([])
-        dataset = load(data, session.manifest.preprocess, text=text, label=label)
-        split = read_split(session.bundle)
-        if held_out:
-            kept = tuple(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
-            if not kept:
-                raise DataError(f"{data} has none of the items that {model} held out", path=data)
-            dataset = Dataset(dataset.source, kept)
-        targets = dataset.targets(session.labels)
-        scores = session.scores(dataset.items, self.progress)
-        rows = zip(dataset.examples, scores, strict=True)
-        return Evaluation(
-            model=model,
-            data=str(data),
-            device=session.device,
-            metrics=measure(scores, targets, session.labels),
-            trained_on=sum(1 for e in dataset.examples if e.digest in split and not split[e.digest].held_out),
-            predictions=tuple(
-                _labelled(example.name, row, session.labels, len(session.labels)) for example, row in rows
-            ),
-            truth=tuple(example.label for example in dataset.examples),
-        )
+        return evaluate(session, model, data, held_out=held_out, text=text, label=label, progress=self.progress)
 
     def export(self, model: str, out: Path) -> Bundle:
         """Write a registry row's features bundle, or a fine-tuned bundle, at `out` after checking it again.
@@ -460,21 +394,6 @@ def version() -> str:
     return importlib.metadata.version("backbone-zoo")
 
 
-def to_json(data: Any) -> str:
-    """Compact JSON of any of zoo's nouns, or of plain data holding them."""
-    return msgspec.json.encode(data).decode()
-
-
 def is_path(model: str) -> bool:
     """Whether a model reference has the form of a path; `Zoo.is_path` knows prefixes of bridged models, too."""
     return model.startswith(".") or "/" in model or os.sep in model
-
-
-def _labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
-    best = scores.argsort()[::-1][:top]
-    return Answer(input=name, labels=tuple((labels[index], float(scores[index])) for index in best))
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise NotFoundError(f"{path}: no such file or folder", hint="check the path of the data")

@@ -20,6 +20,15 @@ SPLIT = "split.jsonl"
 SCHEMA_VERSION = 1
 
 
+class Held(msgspec.Struct, frozen=True):
+    """One line of `split.jsonl`: which item, on which side of the split, and fine-tuning's scores if held out."""
+
+    digest: str
+    label: str
+    held_out: bool
+    scores: tuple[float, ...] = ()
+
+
 class Bundle:
     """An opened bundle: `path` is the folder, `manifest` its checked `zoo.json`."""
 
@@ -108,6 +117,19 @@ class Bundle:
     def verify(self) -> list[tuple[FileDigest, bool]]:
         """Each file the manifest lists, and whether the bytes on disk are those."""
         return [(file, _is_same(self.path / file.path, file)) for file in self.manifest.files]
+
+
+def read_split(bundle: Bundle) -> dict[str, Held]:
+    """Digest -> the side of the split an item was on. Empty for a bundle that was not fine-tuned.
+
+    Raises IntegrityError for a file that was changed.
+    """
+    path = bundle.path / SPLIT
+    if SPLIT not in {file.path for file in bundle.manifest.files}:
+        return {}
+    bundle.check(SPLIT)
+    lines = path.read_bytes().splitlines()
+    return {line.digest: line for line in (msgspec.json.decode(row, type=Held) for row in lines)}
 
 
 def describe_files(folder: Path) -> tuple[FileDigest, ...]:

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.answers import Evaluation, labelled
+from zoo.bundle import read_split
+from zoo.data import Dataset, load
+from zoo.errors import DataError
+from zoo.progress import SILENT, Progress
+from zoo.runtime import Session
 from zoo.schema import Metrics
 from zoo.store import write_atomic
 
@@ -14,10 +20,46 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from zoo.api import Evaluation
-
 #: Two-sided 95 %.
 Z = 1.959964
+
+
+def evaluate(
+    session: Session,
+    model: str,
+    data: Path,
+    *,
+    held_out: bool = False,
+    text: str | None = None,
+    label: str | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Run the bundle in `session`, called `model`, on labelled data; `held_out` keeps what fine-tuning held out.
+
+    Raises DataError for labels the model does not know, UsageError for a model without a head.
+    """
+    if "scores" not in session.outputs:
+        # Said before the data is read, whose labels it could not know anyway.
+        session.scores([])
+    dataset = load(data, session.manifest.preprocess, text=text, label=label)
+    split = read_split(session.bundle)
+    if held_out:
+        kept = tuple(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
+        if not kept:
+            raise DataError(f"{data} has none of the items that {model} held out", path=data)
+        dataset = Dataset(dataset.source, kept)
+    targets = dataset.targets(session.labels)
+    scores = session.scores(dataset.items, progress)
+    rows = zip(dataset.examples, scores, strict=True)
+    return Evaluation(
+        model=model,
+        data=str(data),
+        device=session.device,
+        metrics=measure(scores, targets, session.labels),
+        trained_on=sum(1 for e in dataset.examples if e.digest in split and not split[e.digest].held_out),
+        predictions=tuple(labelled(example.name, row, session.labels, len(session.labels)) for example, row in rows),
+        truth=tuple(example.label for example in dataset.examples),
+    )
 
 
 def measure(scores: "NDArray[np.float32]", targets: Sequence[int], labels: Sequence[str]) -> Metrics:

@@ -12,7 +12,7 @@ import msgspec
 from zoo import data, external, graph, head, parity
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
-from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, describe_files, write_manifest
+from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data import Dataset
 from zoo.errors import DataError
 from zoo.evaluate import measure
@@ -32,15 +32,6 @@ if TYPE_CHECKING:
 TRAINING = "training.json"
 #: Held-out items that the parity gate looks at.
 GATE_SAMPLES = 8
-
-
-class Held(msgspec.Struct, frozen=True):
-    """One line of `split.jsonl`: which item, on which side of the split, and fine-tuning's scores if held out."""
-
-    digest: str
-    label: str
-    held_out: bool
-    scores: tuple[float, ...] = ()
 
 
 def finetune(
@@ -78,19 +69,6 @@ def finetune(
         computed=features.computed,
         items=len(vectors),
     )
-
-
-def read_split(bundle: Bundle) -> dict[str, Held]:
-    """Digest -> the side of the split an item was on. Empty for a bundle that was not fine-tuned.
-
-    Raises IntegrityError for a file that was changed.
-    """
-    path = bundle.path / SPLIT
-    if SPLIT not in {file.path for file in bundle.manifest.files}:
-        return {}
-    bundle.check(SPLIT)
-    lines = path.read_bytes().splitlines()
-    return {line.digest: line for line in (msgspec.json.decode(row, type=Held) for row in lines)}
 
 
 def save_head(layers: "list[Layer]", path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What the verbs answer with, for a notebook to use and the command line to print."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from zoo.schema import Entry, Metrics
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `zoo list`."""
+
+    entry: Entry
+    is_pulled: bool
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model says about one input: labels with scores, best first; the features where there is no head.
+
+    `words` are a word's nearest ones with their similarities, where a word was asked for.
+    """
+
+    input: str
+    labels: tuple[tuple[str, float], ...] = ()
+    features: tuple[float, ...] = ()
+    words: tuple[tuple[str, float], ...] = ()
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers in the order of the inputs, and the device that really ran."""
+
+    model: str
+    entry: str
+    device: str
+    answers: tuple[Answer, ...]
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to."""
+
+    model: str
+    data: str
+    device: str
+    metrics: Metrics
+    trained_on: int
+    predictions: tuple[Answer, ...]
+    truth: tuple[str, ...]
+
+
+def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
+    """The `top` best of the scores [labels] of one input."""
+    best = scores.argsort()[::-1][:top]
+    return Answer(input=name, labels=tuple((labels[index], float(scores[index])) for index in best))
+
+
+def to_json(data: Any) -> str:
+    """Compact JSON of any of zoo's nouns, or of plain data holding them."""
+    return msgspec.json.encode(data).decode()
