@@ -31,6 +31,7 @@ def test_the_report_sees_what_is_there() -> None:
         "import zoo.registry",
         "import zoo.manager",
         "from zoo.registry import builtin_registry_path, load_registry; load_registry([builtin_registry_path()])",
+        "import zoo_plugins.backbones.resnet, zoo_plugins.backbones.inception, zoo_plugins.backbones.efficientnet",
         "from zoo.manager import Plugins; Plugins().describe()",
         "from zoo.manager import Plugins; plugins = Plugins(); [plugins.backbone(name) for name in plugins.families()]",
     ],

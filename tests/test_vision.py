@@ -144,13 +144,14 @@ def test_timms_inception_takes_other_pixels(upstream: Upstream, tmp_path: Path) 
     state = torch.load(upstream.provide(name) / row["files"][0]["path"], weights_only=True)
     save_file(state, tmp_path / "model.safetensors")
     half = {**row["preprocess"], "mean": [0.5] * 3, "std": [0.5] * 3}
-    feed = pixels({**row, "preprocess": half})
-    entry = with_config(load_registry([upstream.registry]).entry(name), "model.safetensors", transform_input=False)
-    got = Inception(entry, tmp_path).reference({"pixels": feed.numpy()})["features"]
+    feed, other = pixels({**row, "preprocess": half}, 2), pixels(row, 2)
+    inside = ours(upstream, name)
+    outside = Inception(with_config(inside.entry, "model.safetensors", transform_input=False), tmp_path)
+    got = outside.reference({"pixels": feed.numpy()})["features"]
     check_same(got, timm_features(row, tmp_path / "model.safetensors", feed, aux_logits=True))
-    renormalised = ours(upstream, name).reference({"pixels": pixels(row).numpy()})["features"]
+    renormalised = inside.reference({"pixels": other.numpy()})["features"]
     np.testing.assert_allclose(got, renormalised, atol=BOUND)
-    mixed_up = Inception(entry, tmp_path).reference({"pixels": pixels(row).numpy()})["features"]
+    mixed_up = outside.reference({"pixels": other.numpy()})["features"]
     assert np.abs(mixed_up - renormalised).max() > 0.1
 
 

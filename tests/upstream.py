@@ -39,6 +39,7 @@ class Upstream:
         self.files, self.home, self.registry = folder / "files", folder / "home", folder / "registry.yaml"
         self.hub, self.web = FakeHub(), Loopback()
         self.rows: dict[str, dict[str, Any]] = {}
+        self.pulled: dict[str, Path] = {}
 
     def __enter__(self) -> "Upstream":
         self.hub.__enter__()
@@ -92,11 +93,13 @@ class Upstream:
         )
 
     def pull(self, name: str) -> Path:
-        """`zoo pull NAME` by the real command; returns the folder of the pulled files."""
+        """`zoo pull NAME` by the real command, once; returns the folder of the pulled files."""
         self.provide(name)
-        done = self.run("pull", name)
-        assert done.returncode == 0, done.stderr
-        return Path(done.stdout.strip())
+        if name not in self.pulled:
+            done = self.run("pull", name)
+            assert done.returncode == 0, done.stderr
+            self.pulled[name] = Path(done.stdout.strip())
+        return self.pulled[name]
 
 
 def _mapped(path: Path) -> Data:
@@ -165,7 +168,7 @@ def settle(model: "torch.nn.Module", examples: "torch.Tensor") -> None:
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.4, 1.0)
             torch.nn.init.normal_(module.bias, std=0.2)
     with torch.no_grad():
         model.train()(examples)
