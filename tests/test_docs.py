@@ -1,6 +1,7 @@
 """What the documents say is so: signatures, numbers, links, commands, and every snippet is run."""
 
 import ast
+import hashlib
 import inspect
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import zoo
 from tests.test_chain import write_pictures, write_texts
 from tests.test_layering import LAYERS
+from tests.test_thirdparty import pip_install
 from zoo import FinetuneOptions, Zoo, ZooError
 
 if TYPE_CHECKING:
@@ -220,10 +222,10 @@ def command_line(*arguments: object, **environment: str) -> subprocess.Completed
 def random_mobilenet(path: Path) -> "torch.nn.Module":
     """torchvision's network with random weights, its checkpoint at `path`; returned without its classifier."""
     import torch
-    from torchvision.models import mobilenet_v3_small
+    from torchvision.models import mobilenet_v2
 
     torch.manual_seed(0)
-    network = mobilenet_v3_small()
+    network = mobilenet_v2()
     # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random pictures.
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -236,24 +238,30 @@ def random_mobilenet(path: Path) -> "torch.nn.Module":
 
 
 def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code, entry point and row are installed; pull, finetune and run work; features are torchvision's."""
+    """Step by step as it is told, the row on a file of random weights: check, finetune, run; torchvision's features."""
+    import tomllib
+
     import torch
 
-    site = tmp_path / "site"
-    site.mkdir()
-    source = snippet(PLUGINS, "family")
-    assert len(source.splitlines()) <= 40
-    install(site, "zoo_mobilenet", source, snippet(PLUGINS, "entry point"))
+    site, source, project = tmp_path / "site", snippet(PLUGINS, "family"), tmp_path / "zoo-mobilenet"
+    assert len(source.splitlines()) <= 35
+    assert command_line("plugins", "new", "mobilenet", "-o", project).returncode == 0
+    told = tomllib.loads(snippet(PLUGINS, "entry point"))["project"]["entry-points"]
+    assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["entry-points"] == told
     network = random_mobilenet(tmp_path / "weights.pth")
-    row, published = snippet(PLUGINS, "row"), "https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth"
+    row, published = snippet(PLUGINS, "row"), "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     assert published in row
-    shelf = tmp_path / "shelf.yaml"
-    shelf.write_text(row.replace(published, (tmp_path / "weights.pth").as_uri()))
-    environment = {"PYTHONPATH": str(site), "ZOO_REGISTRY": str(shelf), "ZOO_DEVICE": "cpu"}
-    name, data, out = "mobilenet_v3_small.tv_in1k", write_pictures(tmp_path / "data", 5), tmp_path / "model"
-    assert command_line("pull", name, **environment).returncode == 5
+    row = re.sub(
+        r"sha256: [0-9a-f]{64}", f"sha256: {digest}", row.replace(published, (tmp_path / "weights.pth").as_uri())
+    )
+    (project / "zoo_mobilenet/__init__.py").write_text(source)
+    (project / "zoo_mobilenet/registry.yaml").write_text(row)
+    pip_install(project, site)
+    environment = {"PYTHONPATH": str(site), "ZOO_DEVICE": "cpu"}
+    name, data, out = "mobilenet_v2.tv_in1k", write_pictures(tmp_path / "data", 5), tmp_path / "model"
     for arguments in (
-        ("pull", name, "--trust-first"),
+        ("plugins", "check", "mobilenet"),
         ("finetune", name, data, "-o", out, "--epochs", 5),
         ("run", out, data / "blue"),
     ):
@@ -261,13 +269,21 @@ def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
     monkeypatch.syspath_prepend(str(site))
-    house = Zoo(registry=shelf)
+    house = Zoo()
     pixels = torch.randn(2, 3, 224, 224)
     family = house.plugins.backbone("mobilenet")(house.entry(name), house.pull(name))
     features = family.reference({"pixels": pixels.numpy()})["features"]
     assert features.shape == (2, house.entry(name).dim)
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(features), network(pixels))
+
+
+def test_every_check_stands_in_its_table() -> None:
+    from zoo.conformance import STEPS
+
+    table = PLUGINS.read_text().partition("## The check")[2].partition("## Shelves")[0]
+    rows = re.findall(r"^\| ([\w -]+?)( \*)? \|", table, re.MULTILINE)
+    assert [(name, bool(star)) for name, star in rows[1:]] == [(step.name, step.torch_only) for step in STEPS]
 
 
 def test_the_source_of_the_tutorial(tmp_path: Path, shelf_file: Path) -> None:

@@ -7,8 +7,9 @@ the row in one staged folder, synced, renamed. Whatever interrupts it leaves par
 import errno
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -287,10 +288,12 @@ def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: 
     """Ask one source for several files; an error that another source might not have is returned, not raised."""
     try:
         source = source_for(scheme)
-        for job in group:
-            if not job.file.is_pinned:
-                job.announced = source.announced(job.url)
-        source.fetch([Want(url=job.url, partial=job.partial, size=job.size) for job in group], progress)
+        # Standard output is the verb's: --json is one object, whatever a source prints.
+        with redirect_stdout(sys.stderr):
+            for job in group:
+                if not job.file.is_pinned:
+                    job.announced = source.announced(job.url)
+            source.fetch([Want(url=job.url, partial=job.partial, size=job.size) for job in group], progress)
     except (NetworkError, AccessError, IntegrityError, PluginError) as error:
         return error
     except ZooError:
@@ -299,7 +302,7 @@ def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: 
         if error.errno in STORAGE_FAULTS:
             raise
         return NetworkError(f"{group[0].url}: {error}", url=f"{scheme}://")
-    except Exception as error:  # A source may be anybody's code: its bug costs that source, not the pull.
+    except (Exception, SystemExit) as error:  # A source may be anybody's code: its bug costs that source, not the pull.
         return PluginError(f"the source {scheme}:// failed: {type(error).__name__}: {error}", plugin=scheme)
     return None
 

@@ -98,7 +98,8 @@ class _Answers:
     def __init__(self, child: "subprocess.Popen[bytes]") -> None:
         self.child = child
         self.lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def next(self, seconds: float) -> Any:
         """The next answer. Raises _EndedError when there is none within `seconds`."""
@@ -109,6 +110,13 @@ class _Answers:
         if line is None:
             raise _EndedError(_last_words(self.child.wait()))
         return json.loads(line)
+
+    def close(self) -> None:
+        """Let go of the pipe, once the child has ended."""
+        # What the child forked may hold the other end open for as long as it likes.
+        self.reader.join(1.0)
+        if self.child.stdout is not None and not self.reader.is_alive():
+            self.child.stdout.close()
 
     def _read(self) -> None:
         assert self.child.stdout is not None
@@ -128,14 +136,16 @@ def _child(request: object) -> Iterator[_Answers]:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environ
         )
+        answers = _Answers(child)
         try:
             assert child.stdin is not None
             # If it is gone already, the first answer that does not come says how.
             with suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(json.dumps(request).encode())
-            yield _Answers(child)
+            yield answers
         finally:
             _end(child)
+            answers.close()
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

@@ -31,7 +31,8 @@ def _path(url: str) -> Path:
     folder = package_folder(package) if all(map(str.isidentifier, package.split("."))) else None
     if folder is None:
         raise NetworkError(f"the package {package} is not installed", url=url, hint="pip install what has this row")
-    if ".." in PurePosixPath(inside).parts or not (path := folder / inside).is_file():
+    parts = PurePosixPath(inside)
+    if parts.is_absolute() or ".." in parts.parts or not (path := folder / inside).is_file():
         raise NetworkError(f"{package} has no file {inside}", url=url, hint="install the row's distribution again")
     return path
 
