@@ -91,7 +91,7 @@ def check_bundle(zoo: Zoo, path: Path, data: Path, *, held: int) -> None:
     exported = zoo.export(model, path.parent / "exported")
     assert exported.model.read_bytes() == bundle.model.read_bytes()
     model = exported.read_model()
-    session = create_session(model, "cpu", tables=external.arrays(model, exported.map))
+    session = create_session(model, "cpu", tables=external.files(model, exported.map))
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["zoo.labels"]) == list(bundle.manifest.labels)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from zoo_plugins.backbones.word2vec import mean_graph
 
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import IntegrityError, Zoo, external
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.features import cache_key
 from zoo.runtime import Session, create_session
+from zoo.schema import ExportOptions
 
 DIM = 8
 
@@ -166,6 +169,26 @@ def test_the_table_is_a_part_of_the_feature_caches_key(bundle: Path) -> None:
     (2 * data).tofile(bundle / "vectors.bin")
     forge(bundle, lambda model: None)
     assert cache_key(Session(Bundle.open(bundle), "cpu")) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_table_is_not_copied(tmp_path: Path) -> None:
+    def private() -> float:
+        """Megabytes of this process that belong to no file."""
+        facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(facts["RssAnon"].split()[0]) / 1024
+
+    count, width = 1_000_000, 32
+    table = np.memmap(tmp_path / "vectors.bin", mode="w+", dtype=np.float32, shape=(count, width))
+    table[-1] = 3
+    table.flush()
+    model = mean_graph(count, width, ExportOptions(), counts_unknown=False).SerializeToString()
+    before = private()
+    session = create_session(model, "cpu", tables=external.files(model, external.beside(tmp_path)))
+    feeds = {"input_ids": np.array([[count - 1, count]]), "attention_mask": np.ones((1, 2), np.int64)}
+    np.testing.assert_array_equal(session.run(None, feeds)[0], np.full((1, width), 3))
+    # The table is 128 MB.
+    assert private() - before < 40
 
 
 def test_the_runtime_computes_on_the_mapped_table(bundle: Path) -> None:

@@ -68,6 +68,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     fails(2, "--analogy takes three words, not 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no table of words", "run", "./model", "--analogy", "king", "card", "money")
     fails(3, "no model named", "run", "tiny-wordz", "king")
+    fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")
 
 
 def test_a_text_has_features(tiny: np.ndarray) -> None:

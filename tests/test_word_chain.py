@@ -17,6 +17,7 @@ from tests.test_docs import README, run_python, snippet
 from tests.word_tables import WORDS, binary, entry, row, text, vectors, write_list, write_shelf, write_table
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, MissingExtraError, RegistryError, Zoo
 from zoo.bundle import Bundle
+from zoo.schema import TextPreprocess
 
 DIM = 16
 TABLE = vectors(len(WORDS), DIM)
@@ -254,6 +255,13 @@ def test_reference_is_numpy_on_the_original_files(tmp_path: Path) -> None:
     feeds = {"input_ids": np.array([[0, 3, len(WORDS), 5]]), "attention_mask": np.array([[1, 1, 1, 0]])}
     np.testing.assert_allclose(family.reference(feeds)["features"][0], (TABLE[0] + TABLE[3]) / 2, atol=1e-6)
     assert not (tmp_path / "prepared").exists()
+
+
+def test_bundles_of_before_stay_as_they_were() -> None:
+    """A field that says nothing is not written: the preprocessing in old model files is compared as text."""
+    plain = TextPreprocess(tokenizer="tokenizer.json", max_length=9, pooling="mean", normalize=True)
+    assert "unknown_token" not in msgspec.json.encode(plain).decode()
+    assert "unknown_token" in msgspec.json.encode(msgspec.structs.replace(plain, unknown_token="?")).decode()
 
 
 def test_topics_are_known() -> None:
