@@ -7,7 +7,7 @@ import typer
 from zoo_cli.output import next_command, print_json, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import Answer, UsageError
+from zoo import Answer, DeviceError, UsageError
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
     """Run a model on inputs. A registry name of word vectors answers a word with its nearest words."""
     zoo = make_zoo(context)
     if analogy:
+        _check_device(device)
         if len(inputs) != 3:
             raise UsageError(f"--analogy takes three words, not {len(inputs)}", hint="--analogy king man woman")
         a, b, c = inputs
@@ -34,6 +35,7 @@ def command(
         return
     items, names = zoo.inputs(model, inputs, text=text)
     if zoo.has_words(model) and all(len(item.split()) == 1 for item in items):
+        _check_device(device)
         _print_words(model, zoo.neighbours(model, items, top=top), json)
         return
     result = zoo.run(model, items, names=names, device=device, top=top)
@@ -47,6 +49,11 @@ def command(
         next_command("zoo", "evaluate", model, "DATA")
     else:
         next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
+
+
+def _check_device(device: str | None) -> None:
+    if device not in (None, "auto", "cpu"):
+        raise DeviceError("nearest words are searched on the CPU", device=device, hint="--device cpu, or --device auto")
 
 
 def _print_words(model: str, answers: Sequence[Answer], json: bool) -> None:

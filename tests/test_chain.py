@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo
+from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo, external
 from zoo.bundle import read_split
 from zoo.runtime import create_session
 
@@ -90,7 +90,9 @@ def check_bundle(zoo: Zoo, path: Path, data: Path, *, held: int) -> None:
     assert all(is_same for _, is_same in zoo.verify(model))
     exported = zoo.export(model, path.parent / "exported")
     assert exported.model.read_bytes() == bundle.model.read_bytes()
-    metadata = create_session(exported.read_model(), "cpu").get_modelmeta().custom_metadata_map
+    model = exported.read_model()
+    session = create_session(model, "cpu", tables=external.files(model, exported.map))
+    metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["zoo.labels"]) == list(bundle.manifest.labels)
 
 

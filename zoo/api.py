@@ -257,7 +257,10 @@ class Zoo:
 
     def has_words(self, model: str) -> bool:
         """Whether `words` has a table for this model reference."""
-        return not self.is_path(model) and isinstance(self.entry(model).preprocess, WordsPreprocess)
+        if self.is_path(model):
+            return False
+        entry = self.entry(model) if self.bridged.reference(model) else self.registry.get(model)
+        return entry is not None and isinstance(entry.preprocess, WordsPreprocess)
 
     def neighbours(self, model: str, words: Sequence[str], *, top: int = 10) -> tuple[Answer, ...]:
         """For each word the `top` nearest other words, with cosine similarities. Raises NotFoundError with a hint."""
@@ -366,6 +369,10 @@ class Zoo:
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
+        family = self.plugins.backbone(entry.family)
+        # The head's own arithmetic is torch's, whatever the family.
+        needed = {*family(entry, self.store.models).packages, *(TRAINING if source.manifest.head else ())}
+        require("the parity gate", *RUNTIME, *sorted(needed))
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
                 f"the gate needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
@@ -374,7 +381,7 @@ class Zoo:
             entry, self.store, self.lock, self.plugins.source,
             progress=self.progress, trust_first=False, only=None, offline=self.offline,
         )  # fmt: skip
-        return export(source, out, self.plugins.backbone(entry.family)(entry, folder), self.progress)
+        return export(source, out, family(entry, folder), self.progress)
 
     def _preparing(self, entry: Entry) -> "type[Backbone] | None":
         """The family's class if it prepares what was pulled. One that cannot be used does not stop a pull."""

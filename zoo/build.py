@@ -85,7 +85,7 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
             origin,
             preprocess=reader,
             expected=parity.torchvision_pixels,
-            tables=external.arrays(model, external.beside(folder)),
+            tables=external.files(model, external.beside(folder)),
         )
         inputs, outputs = graph.tensor_specs(whole)
         manifest = Manifest(

@@ -75,7 +75,7 @@ class Subject:
     def session(self) -> Any:
         """The exported graph in ONNX Runtime."""
         model, folder = self.exported.read_bytes(), self.exported.parent
-        return create_session(model, "cpu", tables=external.arrays(model, external.beside(folder)))
+        return create_session(model, "cpu", tables=external.files(model, external.beside(folder)))
 
     @cached_property
     def batches(self) -> "list[TensorMap]":

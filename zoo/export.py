@@ -10,7 +10,6 @@ from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
 from zoo.errors import IntegrityError
-from zoo.extras import RUNTIME, TRAINING, require
 from zoo.finetune import load_head
 from zoo.progress import Progress
 from zoo.store import staged_dir
@@ -23,8 +22,6 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
     untouched.
     """
     head = source.path / HEAD
-    # The head's own arithmetic is torch's.
-    require("the parity gate", *RUNTIME, *backbone.packages, *(TRAINING if head.is_file() else ()))
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
@@ -42,7 +39,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
             origin,
             preprocess=reader,
             layers=load_head(head) if head.is_file() else None,
-            tables=external.arrays(model, external.beside(folder)),
+            tables=external.files(model, external.beside(folder)),
         )
         manifest = msgspec.structs.replace(source.manifest, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from zoo.errors import IntegrityError
 from zoo.store import map_file
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import onnx
     from google.protobuf.message import Message
-    from numpy.typing import NDArray
 
     Bytes: TypeAlias = mmap.mmap | bytes
 
@@ -29,13 +28,12 @@ HINT = "do not use this model unless you know who made it; write the bundle agai
 
 
 class ExternalTensor(NamedTuple):
-    """An initializer whose numbers lie in `file`, from `offset` on; `dtype` is numpy's name."""
+    """An initializer whose numbers are the `size` bytes of `file` from `offset` on."""
 
     name: str
     file: str
     offset: int
-    dtype: str
-    shape: tuple[int, ...]
+    size: int
 
 
 def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
@@ -61,28 +59,22 @@ def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
     return found
 
 
-def arrays(model: "bytes | onnx.ModelProto", read: "Callable[[str], Bytes]") -> "dict[str, NDArray[Any]]":
-    """The tensors that lie outside of the model, by name, as views of what `read` gives for a file's name.
+def files(model: "bytes | onnx.ModelProto", read: "Callable[[str], Bytes]") -> "dict[str, Bytes]":
+    """What `read` gives for each file that holds a part of the model, by the file's name.
 
-    Raises IntegrityError for a place beyond the end of the file.
+    Raises IntegrityError for a tensor that would end beyond its file.
     """
-    import numpy as np
-
-    found: dict[str, NDArray[Any]] = {}
-    files: dict[str, Bytes] = {}
+    found: dict[str, Bytes] = {}
     for tensor in references(model):
-        if tensor.file not in files:
-            files[tensor.file] = read(tensor.file)
-        count = math.prod(tensor.shape)
-        end = tensor.offset + count * np.dtype(tensor.dtype).itemsize
-        if end > len(files[tensor.file]):
+        if tensor.file not in found:
+            found[tensor.file] = read(tensor.file)
+        if tensor.offset + tensor.size > len(found[tensor.file]):
             raise IntegrityError(f"{tensor.file} ends before the numbers of '{tensor.name}'", hint=HINT)
-        found[tensor.name] = np.frombuffer(files[tensor.file], tensor.dtype, count, tensor.offset).reshape(tensor.shape)
     return found
 
 
 def beside(folder: Path) -> "Callable[[str], Bytes]":
-    """What `arrays` reads the files of a folder with that is being written, and has no manifest yet."""
+    """What `files` reads with in a folder that is being written, and has no manifest yet."""
 
     def read(name: str) -> "Bytes":
         try:
@@ -119,7 +111,7 @@ def _external(tensor: "onnx.TensorProto") -> ExternalTensor:
     size = math.prod(shape) * dtype.itemsize
     if not offset.isdecimal() or min(shape, default=0) < 0 or facts.get("length", str(size)) != str(size):
         raise IntegrityError(f"the tensor '{tensor.name}' does not say where its {size:,} bytes lie", hint=HINT)
-    return ExternalTensor(tensor.name, file, int(offset), dtype.newbyteorder("<").str, shape)
+    return ExternalTensor(tensor.name, file, int(offset), size)
 
 
 def _tensors(message: "Message") -> "Iterator[onnx.TensorProto]":

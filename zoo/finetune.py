@@ -132,7 +132,7 @@ def _write(
         "the held-out items",
         preprocess=encoder(preprocess, folder),
         layers=trained.layers,
-        tables=external.arrays(model, external.beside(folder)),
+        tables=external.files(model, external.beside(folder)),
     )
     save_head(trained.layers, folder / HEAD)
     _write_records(folder, train, held, scores, trained)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.backbone import TensorMap
+    from zoo.external import Bytes
     from zoo.head import Layer
 
     Reference: TypeAlias = Callable[[TensorMap], TensorMap]
@@ -42,12 +43,12 @@ def check(
     preprocess: ImagePreprocess | TextEncoder,
     layers: "Sequence[Layer] | None" = None,
     expected: "PixelsOf | None" = None,
-    tables: "Mapping[str, NDArray[Any]] | None" = None,
+    tables: "Mapping[str, Bytes] | None" = None,
 ) -> Parity:
     """Compare `model` with `reference` (and with `layers` on its features) on `samples`, which come from `origin`.
 
-    `tables` are the model's tensors that lie outside of it. `expected` says what the graph's preprocessing must make of
-    a picture: `pillow_pixels` unless given.
+    `tables` are the files of its external data. `expected` says what the graph's preprocessing must make of a picture:
+    `pillow_pixels` unless given.
     Raises GateError, with the report, when a check fails.
     """
     if isinstance(preprocess, ImagePreprocess):
@@ -110,7 +111,7 @@ def _check_images(
     preprocess: ImagePreprocess,
     layers: "Sequence[Layer] | None",
     expected: "PixelsOf",
-    tables: "Mapping[str, NDArray[Any]] | None",
+    tables: "Mapping[str, Bytes] | None",
 ) -> Iterator[ParityCheck]:
     import numpy as np
     import onnx
@@ -147,7 +148,7 @@ def _check_texts(
     samples: Sequence[str],
     encoder: TextEncoder,
     layers: "Sequence[Layer] | None",
-    tables: "Mapping[str, NDArray[Any]] | None",
+    tables: "Mapping[str, Bytes] | None",
 ) -> Iterator[ParityCheck]:
     whole = create_session(model, "cpu", tables=tables)
     rows = encoder.tokens(samples)

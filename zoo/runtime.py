@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from zoo.external import Bytes
+
     Floats = NDArray[np.float32]
     Feeds = dict[str, NDArray[Any]]
 
@@ -77,27 +79,28 @@ def choose_device(device: str) -> str:
 
 
 def create_session(
-    model: bytes, device: str, threads: int | None = None, tables: "Mapping[str, NDArray[Any]] | None" = None
+    model: bytes, device: str, threads: int | None = None, tables: "Mapping[str, Bytes] | None" = None
 ) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu` or `cuda:N`), or an error.
 
-    `tables` are the tensors that lie outside of it (zoo.external.arrays); the runtime itself opens no file.
-    Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph or a tensor that
-    lies outside was not given.
+    `tables` are the files of its external data by name (zoo.external.files); the runtime itself opens none.
+    Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph or a file of its
+    external data was not given.
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 4
-    outside = {tensor.name: tensor.file for tensor in external.references(model)}
-    if missing := sorted(outside.keys() - (tables or {}).keys()):
+    outside = sorted({tensor.file for tensor in external.references(model)})
+    if missing := [name for name in outside if name not in (tables or {})]:
         raise IntegrityError(
-            f"the model's tensor '{missing[0]}' lies in {outside[missing[0]]}, which was not given",
-            hint="write the bundle again",
+            f"a part of the model lies in {missing[0]}, which was not given", hint="write the bundle again"
         )
-    arrays = [tables[name] for name in outside] if tables else []
-    if arrays:
-        options.add_external_initializers(list(outside), [ort.OrtValue.ortvalue_from_numpy(each) for each in arrays])
+    files = [tables[name] for name in outside] if tables else []
+    if files:
+        # Without this entry every table would be copied; with it they must outlive the session.
+        options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+        options.add_external_initializers_from_files_in_memory(outside, files, [len(file) for file in files])
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         ort.preload_dlls()
@@ -114,8 +117,7 @@ def create_session(
             device=device,
             hint="pip install 'backbone-zoo[gpu]' brings the CUDA libraries; or --device cpu",
         )
-    # It computes on this very memory, and does not keep it alive.
-    session.tables = arrays
+    session.tables = files
     return session
 
 
@@ -135,9 +137,9 @@ class Session:
         self.labels = self.manifest.labels
         self.batches_run: list[int] = []
         model = bundle.read_model()
-        tables = external.arrays(model, bundle.map)
+        tables = external.files(model, bundle.map)
         #: Files beside the model that its numbers lie in.
-        self.table_files = sorted({tensor.file for tensor in external.references(model)})
+        self.table_files = sorted(tables)
         self._pipeline: _ImagePipeline | _TextPipeline
         if isinstance(preprocess, ImagePreprocess):
             self._pipeline = _ImagePipeline(preprocess, model, self.manifest.cut, self.device, tables)
@@ -201,7 +203,7 @@ class _ImagePipeline:
         model: bytes,
         cut: str | None,
         device: str,
-        tables: "Mapping[str, NDArray[Any]]",
+        tables: "Mapping[str, Bytes]",
     ) -> None:
         import onnx
 
@@ -246,7 +248,7 @@ class _TextPipeline:
         model: bytes,
         folder: Path,
         device: str,
-        tables: "Mapping[str, NDArray[Any]]",
+        tables: "Mapping[str, Bytes]",
     ) -> None:
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]

@@ -54,7 +54,9 @@ def sha256_file(path: Path) -> str:
 
 def map_file(path: Path) -> mmap.mmap | bytes:
     """The bytes of a plain file, memory-mapped and read-only. Raises OSError, also for a link."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    # A pipe would keep the opening waiting for a writer.
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
