@@ -2,27 +2,20 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from zoo.bundle import Bundle, check_target
-from zoo.errors import DataError, NotFoundError, OfflineError, UnknownEntryError, UsageError, ZooError
+from zoo.environment import Environment
+from zoo.errors import DataError, NotFoundError, OfflineError, UnknownEntryError, UsageError
 from zoo.extras import RUNTIME, TRAINING, require
-from zoo.lock import Lock
-from zoo.progress import SILENT, Progress
-from zoo.registry import Registry, default_registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Metrics, Outcome
-from zoo.shelves import add_shelves
-from zoo.store import Store, write_atomic, zoo_home
+from zoo.store import write_atomic
 
 if TYPE_CHECKING:
-    from zoo.doctor import Finding
     from zoo.download import PlannedFile
-    from zoo.manager import Plugins
-    from zoo.points import PluginState
     from zoo.runtime import Session
     from zoo.testing import Report
 
@@ -63,65 +56,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     truth: tuple[str, ...]
 
 
-class Zoo:
+class Zoo(Environment):
     """The registry, the store and the plugins, and every verb on them.
 
     `home` is ZOO_HOME, `registry` a file that replaces the built-in shelf, `offline` forbids remote sources, `progress`
     draws bars; each defaults to the environment's.
     """
-
-    def __init__(
-        self,
-        *,
-        home: Path | None = None,
-        registry: Path | None = None,
-        offline: bool | None = None,
-        progress: Progress = SILENT,
-    ) -> None:
-        self.store = Store(home or zoo_home())
-        self.offline = os.environ.get("ZOO_OFFLINE", "") not in ("", "0") if offline is None else offline
-        self.progress = progress
-        self._registry_file = registry
-
-    def __repr__(self) -> str:
-        return f"Zoo({str(self.store.home)!r}, {len(self.registry)} models)"
-
-    @cached_property
-    def registry(self) -> Registry:
-        """The rows: the built-in shelf, or the file that replaces it; ZOO_HOME/registry.yaml and plugins add theirs."""
-        return self._shelves[0]
-
-    @property
-    def shelves(self) -> "Sequence[PluginState]":
-        """The shelves of plugins; one that is quarantined adds no row."""
-        return self._shelves[1]
-
-    @cached_property
-    def _shelves(self) -> "tuple[Registry, Sequence[PluginState]]":
-        return add_shelves(default_registry(self.store.home, os.environ, self._registry_file), os.environ)
-
-    @cached_property
-    def lock(self) -> Lock:
-        """Digests recorded when unpinned rows were first pulled."""
-        return Lock.read(self.store.lock_path)
-
-    @cached_property
-    def plugins(self) -> "Plugins":
-        """Installed families and sources, each loaded when it is first needed."""
-        from zoo.manager import Plugins
-
-        return Plugins()
-
-    def plugin_states(self, limit: float = 10.0) -> "Sequence[PluginState]":
-        """Every plugin after loading it in a child process, within `limit` seconds each, and every shelf."""
-        from zoo.probe import load_all
-
-        try:
-            shelves = self.shelves
-        except ZooError:
-            # A registry that cannot be read is no plugin's fault: their shelves are looked at without it.
-            shelves = add_shelves(Registry(), os.environ)[1]
-        return [*load_all(limit), *shelves]
 
     def check_plugins(
         self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
@@ -138,21 +78,6 @@ class Zoo:
             self.registry, lambda entry: self.store.is_pulled(entry, self.lock), self.pull,
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
-
-    def new_plugin(self, name: str, out: Path | None = None) -> "tuple[Path, Sequence[str]]":
-        """Write a distribution that gives the family `name`, at `out` or ./zoo-NAME; returns the folder and its files.
-
-        Raises UsageError for a name that cannot be one or is taken, and for a folder that holds something.
-        """
-        from zoo.scaffold import write_plugin
-
-        return write_plugin(name, out, self.registry, self.plugins.families())
-
-    def doctor(self) -> "Sequence[Finding]":
-        """What is wrong with this environment, and how to mend it."""
-        from zoo.doctor import examine
-
-        return examine(self.store.home, lambda: len(self.registry), self.plugin_states)
 
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,

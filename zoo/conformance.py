@@ -72,7 +72,7 @@ class Subject:
     @cached_property
     def session(self) -> Any:
         """The exported graph in ONNX Runtime."""
-        return create_session(self.exported, "cpu")
+        return create_session(self.exported.read_bytes(), "cpu")
 
     @cached_property
     def batches(self) -> "list[TensorMap]":

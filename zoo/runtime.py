@@ -76,10 +76,8 @@ def choose_device(device: str) -> str:
     return "cpu"
 
 
-def create_session(model: bytes | Path, device: str, threads: int | None = None) -> Any:
+def create_session(model: bytes, device: str, threads: int | None = None) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu` or `cuda:N`), or an error.
-
-    A path is needed where tensors lie in files beside the model.
 
     Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph.
     """
@@ -93,8 +91,7 @@ def create_session(model: bytes | Path, device: str, threads: int | None = None)
         settings = {"device_id": device.partition(":")[2], "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
         providers.insert(0, ("CUDAExecutionProvider", settings))
     try:
-        graph_or_path = str(model) if isinstance(model, Path) else model
-        session = ort.InferenceSession(graph_or_path, options, providers=providers)
+        session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common root of their own
         reason = str(error).splitlines()[0]
         raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
