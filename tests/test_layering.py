@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",
-        "api",
+        "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

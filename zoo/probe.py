@@ -42,8 +42,8 @@ def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
     waiting = list(states)
     while waiting:
         with _child({"load": waiting}) as answers:
+            answers.ready()
             try:
-                answers.next(START_LIMIT)
                 while waiting:
                     states[waiting[0]] = msgspec.convert(answers.next(limit), PluginState)
                     waiting.pop(0)
@@ -65,8 +65,8 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
     running = None
     request = {"check": msgspec.to_builtins(entry), "weights": str(weights)}
     with progress.task(f"checking {entry.family} with {entry.name}", None), _child(request) as answers:
+        answers.ready()
         try:
-            answers.next(START_LIMIT)
             while (answer := answers.next(max(0.0, deadline - time.monotonic()))) is not None:
                 if isinstance(answer, str):
                     running = answer
@@ -100,6 +100,15 @@ class _Answers:
         self.lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+
+    def ready(self) -> None:
+        """Wait until the child has started and nothing of a plugin has run yet. Raises ZooError where it does not."""
+        try:
+            self.next(START_LIMIT)
+        except _EndedError as ended:
+            raise ZooError(
+                f"a child process of zoo's own {ended}", hint="zoo doctor; is zoo installed whole?"
+            ) from ended
 
     def next(self, seconds: float) -> Any:
         """The next answer. Raises _EndedError when there is none within `seconds`."""
