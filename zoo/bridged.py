@@ -50,7 +50,7 @@ class Bridged:
         self._prefixes = prefixes
         self._bridge_for = bridge_for
         self._offline = offline
-        self._made: dict[Reference, Entry] = {}
+        self._made: dict[tuple[str, str | None], Entry] = {}
 
     def reference(self, model: str) -> Reference | None:
         """The model that a bridge gives, None for a registry name or a path."""
@@ -67,14 +67,16 @@ class Bridged:
         kept = self._read(self._path(reference.key))
         if kept is not None and (reference.revision is None or kept.is_at(reference.revision)):
             return kept.entry
-        if reference not in self._made:
-            self._made[reference] = self._make(reference)
-        return self._made[reference]
+        name = reference.key, reference.revision
+        if name not in self._made:
+            self._made[name] = self._make(reference)
+        return self._made[name]
 
     def keep(self, reference: Reference) -> None:
         """Write the entry that `entry` made of this reference; nothing for one that is kept already."""
-        if reference in self._made:
-            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=self._made.pop(reference))
+        entry = self._made.pop((reference.key, reference.revision), None)
+        if entry is not None:
+            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
             data = msgspec.json.format(msgspec.json.encode(content), indent=2)
             write_atomic(self._path(reference.key), data + b"\n")
 
