@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zoo import Zoo
 from zoo.backbone import Backbone
 from zoo.schema import Entry
 from zoo.testing import Report, check_backbone
@@ -224,18 +223,3 @@ def test_a_row_without_license_or_digest(
     report = check_backbone(toy(PLAIN), row(**change), tmp_path)
     assert failed(report) == ["license and digests"]
     assert said in report.failures[0]
-
-
-#: Families, each with a small row of tests/models.py.
-FAMILIES = {"bert": "tiny-bert", "efficientnet": "tiny-lite"}
-
-
-@pytest.mark.parametrize(("family", "name"), FAMILIES.items())
-def test_a_built_in_family_conforms(shelf: Path, family: str, name: str) -> None:
-    zoo = Zoo()
-    (report,) = zoo.check_plugins(family, rows=[name])
-    assert report.failures == []
-    assert report.passed
-    assert (report.family, report.entry) == (family, name)
-    if family == "bert":
-        assert "sequence" in next(check.detail for check in report.checks if check.name == "dynamic batch")

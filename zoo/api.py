@@ -41,14 +41,15 @@ class Zoo(Environment):
     ) -> "Sequence[Report]":
         """The conformance check (see zoo.testing) of a family, or of all, each row in a child process.
 
-        `rows` names registry rows; else the pulled ones are taken, or the smallest that can be pulled. Raises
-        PluginError when the family's plugin cannot be loaded, and what `pull` raises.
+        `rows` names rows, or kept models of bridges; else the pulled ones are taken, or the smallest that can be
+        pulled. Raises PluginError when the family's plugin cannot be loaded, and what `pull` raises.
         """
         from zoo.survey import check_families
 
         require("the conformance check", *RUNTIME, *TRAINING)
         return check_families(
-            self.registry, lambda entry: self.store.is_pulled(entry, self.lock), self.pull,
+            Registry(self.lock.effective(entry) for entry in self.shelf.values()),
+            lambda entry: self.store.is_pulled(entry, self.lock), self.pull,
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
 
@@ -57,9 +58,7 @@ class Zoo(Environment):
         license: str | None = None, pulled: bool = False,
     ) -> tuple[Row, ...]:  # fmt: skip
         """Rows of the registry, and kept models, whose name matches `pattern` (a glob or a part) and the filters."""
-        found = Registry([*self.registry.values(), *self.bridged.entries()]).search(
-            pattern, family=family, task=task, license=license
-        )
+        found = self.shelf.search(pattern, family=family, task=task, license=license)
         rows = [Row(entry=entry, is_pulled=self.store.is_pulled(entry, self.lock)) for entry in found]
         return tuple(row for row in rows if row.is_pulled or not pulled)
 

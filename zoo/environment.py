@@ -93,6 +93,11 @@ class Environment:
                 error.hint = f"{error.hint}; its shelf may be quarantined ({', '.join(broken)}): zoo plugins"
             raise
 
+    @property
+    def shelf(self) -> Registry:
+        """The registry's rows, and the kept models of bridges."""
+        return Registry([*self.registry.values(), *self.bridged.entries()])
+
     def is_path(self, model: str) -> bool:
         """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
         return _looks_like_path(model) and self.bridged.reference(model) is None
