@@ -151,7 +151,8 @@ class Zoo:
         """
         from zoo.download import pull
 
-        entry, reference = self.entry(name), self.bridged.reference(name)
+        reference = self.bridged.reference(name)
+        entry = self.registry.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
         try:
             folder = pull(
                 entry, self.store, self.lock, self.plugins.source,
