@@ -25,6 +25,7 @@ from zoo.samples import FOLDER
 from zoo.schema import Entry, ImagePreprocess
 
 LATER = "89abcdef0123456789abcdef0123456789abcdef"
+THIRD = "fedcba98fedcba98fedcba98fedcba98fedcba98"
 #: Nobody listens there.
 NOWHERE = "http://127.0.0.1:9"
 
@@ -140,6 +141,12 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     assert entry["preprocess"]["pooling"] == "mean"
     assert all(f"@{LATER}/" in file["sources"][0] for file in entry["files"])
     assert zoo("pull", f"{name}@nowhere").returncode == 3
+    # A branch that is named again is looked up again; the other verbs keep to what was pulled of it.
+    server.add("acme/net", THIRD, hub_repo(tmp_path / "first"))
+    assert zoo("verify", f"{name}@main").returncode == 0
+    fails(5, "nobody has pinned", "pull", f"{name}@main")
+    assert zoo("pull", f"{name}@main", "--trust-first").returncode == 0
+    assert f"@{THIRD}/" in kept.read_text()
 
 
 def test_wrong_bytes_are_refused_and_nothing_is_kept(server: FakeHub, tmp_path: Path, zoo_home: Path) -> None:

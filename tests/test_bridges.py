@@ -150,6 +150,9 @@ def test_an_unknown_architecture_of_timm_is_guessed(hub: FakeHub) -> None:
         Zoo().entry("timm/convnext_tinny.fb_in1k")
     assert "convnext_tiny" in (caught.value.hint or "")
     assert hub.requests == []
+    with pytest.raises(NotFoundError, match="no such repository") as caught:
+        Zoo().entry("timm/convnext_tiny.fb_in1kk")
+    assert "timm/convnext_tiny.fb_in1k " in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "huggingface_hub", "pydantic", "PIL", "tokenizers")
+HEAVY = (
+    "torch",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+    "transformers",
+    "huggingface_hub",
+    "pydantic",
+    "PIL",
+    "tokenizers",
+    "timm",
+)
 
 REPORT = f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
 
@@ -34,6 +45,7 @@ def test_the_report_sees_what_is_there() -> None:
         "import zoo_plugins.backbones.resnet, zoo_plugins.backbones.inception, zoo_plugins.backbones.efficientnet",
         "from zoo.manager import Plugins; Plugins().describe()",
         "from zoo.manager import Plugins; plugins = Plugins(); [plugins.backbone(name) for name in plugins.families()]",
+        "from zoo.manager import Plugins; plugins = Plugins(); [plugins.bridge(name) for name in plugins.prefixes()]",
     ],
 )
 def test_the_library_imports_nothing_heavy(code: str) -> None:

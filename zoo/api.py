@@ -76,7 +76,8 @@ class Zoo(Environment):
         """
         from zoo.download import pull
 
-        entry, reference = self.entry(name), self.bridged.reference(name)
+        reference = self.bridged.reference(name)
+        entry = self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
         family = self._preparing(entry)
         if family and not self.store.is_pulled(entry, self.lock):
             require(f"pulling {name}", *family(entry, self.store.models).packages)

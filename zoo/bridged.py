@@ -33,8 +33,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a revision means this entry: the one asked for, or (the beginning of) the commit of its files."""
         urls = [url for file in self.entry.files for url in file.sources]
         commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
-        is_commit = re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
-        return revision == self.revision or (is_commit and any(commit.startswith(revision) for commit in commits))
+        return revision == self.revision or (
+            is_commit(revision) and any(commit.startswith(revision) for commit in commits)
+        )
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision looks like a commit, or the beginning of one, and so never moves."""
+    return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 class Bridged:
@@ -59,13 +65,15 @@ class Bridged:
             return None
         return found
 
-    def entry(self, reference: Reference) -> Entry:
+    def entry(self, reference: Reference, *, ask: bool = False) -> Entry:
         """The kept entry, or a new one where none is kept or another revision is asked for.
 
+        With `ask`, a branch or tag that was named is looked up again, as far as zoo is online: it may have moved.
         Raises OfflineError, PluginError for a bridge that breaks its contract, and what the bridge raises.
         """
         kept = self._read(self._path(reference.key))
-        if kept is not None and (reference.revision is None or kept.is_at(reference.revision)):
+        moves = ask and not self._offline and reference.revision is not None and not is_commit(reference.revision)
+        if kept is not None and not moves and (reference.revision is None or kept.is_at(reference.revision)):
             return kept.entry
         name = reference.key, reference.revision
         if name not in self._made:

@@ -47,7 +47,11 @@ class TimmBridge(Bridge):
         _require()
         from zoo.hub import open_repository
 
-        repository = open_repository(_hub_name(name), revision)
+        try:
+            repository = open_repository(_hub_name(name), revision)
+        except NotFoundError as error:
+            error.hint = _nearest(name) or error.hint
+            raise
         config = parse_config(repository.read("config.json"))
         _check_architecture(config.architecture)
         checkpoint = next((path for path in CHECKPOINTS if path in repository.sizes), None)
@@ -194,6 +198,16 @@ def _hub_name(name: str) -> str:
             raise NotFoundError(f"timm has no weights of {architecture} on the Hub", hint="choose another model")
         return str(default.hf_hub_id)
     return f"timm/{name}"
+
+
+def _nearest(name: str) -> str | None:
+    """A hint at the weights that timm lists under such a name."""
+    import difflib
+
+    import timm
+
+    near = difflib.get_close_matches(name.lower(), timm.list_pretrained(), n=3)
+    return f"did you mean {' or '.join(f'timm/{each}' for each in near)}?" if near else None
 
 
 def _check_architecture(name: str) -> None:
