@@ -57,7 +57,7 @@ def fetch(url: str, partial: Path, size: int | None = len(DATA), source: HttpsSo
 def test_every_entry_point_names_a_module_that_gives_its_scheme() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     points = project["project"]["entry-points"]["zoo.sources"]
-    assert set(points) == {"hf", "https", "http", "pypi", "file"}
+    assert set(points) == {"hf", "https", "http", "pypi", "file", "package"}
     for scheme, module in points.items():
         assert scheme in [source.scheme for source in import_module(module).zoo_register_sources()]
 
