@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from zoo.errors import IntegrityError
@@ -60,7 +61,9 @@ def convert(source: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        # What torch remarks on a pickle's age or its sparse tensors is nothing to the reader of the one line.
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or cut file raises whatever its bytes lead to
         code = re.search(r"GLOBAL (\S+)", str(error))
         sys.exit(f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})")
