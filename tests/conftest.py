@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.upstream import Upstream
@@ -16,6 +17,10 @@ FOREIGN = (
     "ZOO_REGISTRY", "ZOO_OFFLINE", "ZOO_DEVICE", "ZOO_PLUGINS", "ZOO_DEBUG",
     "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME",
 )  # fmt: skip
+
+# A busy machine makes any single example slow: examples are judged by what they do.
+settings.register_profile("zoo", deadline=None)
+settings.load_profile("zoo")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from zoo.words import WordTable
 DIM = 12
 TABLE = vectors(len(WORDS), DIM)
 #: hypothesis draws many files into one folder: each is written anew.
-MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
 
 def opened(folder: Path, name: str, data: bytes, dim: int = DIM, **config: str) -> WordTable:
