@@ -58,17 +58,14 @@ def main() -> None:
 def _run() -> int:
     try:
         code = app(standalone_mode=False) or 0
-        if code == INTERRUPTED:
-            say("interrupted")
-        return code
+        return _interrupted() if code == INTERRUPTED else code
     except ZooError as error:
         if os.environ.get("ZOO_DEBUG"):
             raise
         print_error(error, as_json="--json" in sys.argv)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        say("interrupted")
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,9 +88,19 @@ def _run() -> int:
             return 2
         if os.environ.get("ZOO_DEBUG"):
             raise
-        say(f"error: unexpected {type(error).__name__}: {error}")
-        say("hint: zoo --debug shows where; please report it")
+        problem, hint = f"unexpected {type(error).__name__}: {error}", "zoo --debug shows where; please report it"
+        if "--json" in sys.argv:
+            print_json("error", {"code": "error", "message": problem, "hint": hint})
+        say(f"error: {problem}")
+        say(f"hint: {hint}")
         return 1
+
+
+def _interrupted() -> int:
+    if "--json" in sys.argv:
+        print_json("error", {"code": "interrupted", "message": "interrupted", "hint": None})
+    say("interrupted")
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreproc
 from zoo.store import storage_errors
 
 if TYPE_CHECKING:
-    from zoo.backbone import Backbone
     from zoo.download import PlannedFile
     from zoo.runtime import Session
     from zoo.testing import Report
@@ -49,7 +48,7 @@ class Zoo(Environment):
         require("the conformance check", *RUNTIME, *TRAINING)
         return check_families(
             Registry(self.lock.effective(entry) for entry in self.shelf.values()),
-            lambda entry: self.store.is_pulled(entry, self.lock), self.pull,
+            lambda entry: self.store.is_pulled(entry, self.lock), self._fetch,
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
 
@@ -74,13 +73,22 @@ class Zoo(Environment):
         A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
         AccessError.
         """
+        reference = self.bridged.reference(name)
+        entry = self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
+        prepares = self._prepares(entry)
+        if prepares and not self.store.is_pulled(entry, self.lock):
+            require(f"pulling {name}", *self.plugins.make(entry, self.store.models).packages)
+        folder = self._fetch(name, source=source, trust_first=trust_first)
+        if prepares:
+            self.plugins.make(self.lock.effective(entry), folder).prepare(self.progress)
+        return folder
+
+    def _fetch(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
+        """`pull` without the family's part: only the bytes."""
         from zoo.download import pull
 
         reference = self.bridged.reference(name)
         entry = self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
-        family = self._preparing(entry)
-        if family and not self.store.is_pulled(entry, self.lock):
-            require(f"pulling {name}", *family(entry, self.store.models).packages)
         try:
             folder = pull(
                 entry, self.store, self.lock, self.plugins.source,
@@ -93,8 +101,6 @@ class Zoo(Environment):
         if reference is not None:
             with storage_errors(self.store.home):
                 self.bridged.keep(reference)
-        if family:
-            family(self.lock.effective(entry), folder).prepare(self.progress)
         return folder
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
@@ -110,8 +116,7 @@ class Zoo(Environment):
         from zoo.build import build_in_child, graph_key
 
         # Whether the row can be built at all is known without its files: it is asked before a long download.
-        family = self.plugins.backbone(self.entry(name).family)
-        packages = family(self.entry(name), self.store.models).packages
+        packages = self.plugins.make(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
         target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
         if entry.is_pinned and (target / "zoo.json").is_file():
@@ -144,7 +149,7 @@ class Zoo(Environment):
             # Never prepared, or changed since: the pull says what, and makes it right.
             pass
         folder = self.pull(model)
-        self.plugins.backbone(entry.family)(self.lock.effective(entry), folder).prepare(self.progress)
+        self.plugins.make(self.lock.effective(entry), folder).prepare(self.progress)
         return WordTable.open(folder, lowercase=preprocess.lowercase)
 
     def has_words(self, model: str) -> bool:
@@ -228,11 +233,10 @@ class Zoo(Environment):
         if not data.exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         base = self.graph(model)
-        family = self.plugins.backbone(entry.family)
         folder = self.pull(model)
         return finetune(
             base, data, out, options,
-            backbone=lambda: family(self.lock.effective(entry), folder),
+            backbone=lambda: self.plugins.make(self.lock.effective(entry), folder),
             cache=self.store.features, progress=self.progress,
         )  # fmt: skip
 
@@ -261,9 +265,9 @@ class Zoo(Environment):
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
-        family = self.plugins.backbone(entry.family)
         # The head's own arithmetic is torch's, whatever the family.
-        needed = {*family(entry, self.store.models).packages, *(TRAINING if source.manifest.head else ())}
+        packages = self.plugins.make(entry, self.store.models).packages
+        needed = {*packages, *(TRAINING if source.manifest.head else ())}
         require("the parity gate", *RUNTIME, *sorted(needed))
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
@@ -273,17 +277,16 @@ class Zoo(Environment):
             entry, self.store, self.lock, self.plugins.source,
             progress=self.progress, trust_first=False, only=None, offline=self.offline,
         )  # fmt: skip
-        return export(source, out, family(entry, folder), self.progress)
+        return export(source, out, self.plugins.make(entry, folder), self.progress)
 
-    def _preparing(self, entry: Entry) -> "type[Backbone] | None":
-        """The family's class if it prepares what was pulled. One that cannot be used does not stop a pull."""
+    def _prepares(self, entry: Entry) -> bool:
+        """Whether the family prepares what was pulled. One that cannot be used does not stop a pull."""
         from zoo.backbone import Backbone
 
         try:
-            family = self.plugins.backbone(entry.family)
+            return self.plugins.backbone(entry.family).prepare is not Backbone.prepare
         except PluginError:
-            return None
-        return None if family.prepare is Backbone.prepare else family
+            return False
 
 
 def version() -> str:

@@ -128,12 +128,12 @@ class Bridged:
                 entry = bridge.entry(reference.name, reference.revision)
             # What a bridge makes is held to the rules of a registry row.
             checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
-        except ZooError:
+        except (KeyboardInterrupt, ZooError):
             raise
         except msgspec.ValidationError as error:
             raise NotFoundError(f"{reference} cannot be a model of zoo: {error}", hint="choose another one") from error
-        except Exception as error:
-            # Anybody's code: its bug costs this model, in one line.
+        except BaseException as error:
+            # Anybody's code: its bug, or its exit, costs this model, in one line.
             name = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise PluginError(
                 f"the bridge {reference.prefix}/ failed on {reference}: {name}", plugin=reference.prefix

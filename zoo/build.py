@@ -7,9 +7,10 @@ runs a model should.
 import hashlib
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def graph_key(entry: Entry) -> str:
     return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()
 
 
-def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> Bundle:
+def build(entry: Entry, weights: Path, family: Callable[[Entry, Path], Backbone], target: Path) -> Bundle:
     """Export, join, gate and write the features bundle of `entry` at `target`; torch is imported in this process.
 
     Raises GateError when the graph is not the model, PluginError when the family's graph breaks its contract.
@@ -71,7 +72,7 @@ def build(entry: Entry, weights: Path, family: type[Backbone], target: Path) -> 
         preprocess = input_of_bundle(entry, weights, folder)
         backbone.export(folder / MODEL, ExportOptions())
         body = graph.clean(graph.load(folder / MODEL), entry.family)
-        _check_contract(body, entry, family)
+        _check_contract(body, entry)
         whole = with_prefix(body, preprocess)
         lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions())
         graph.describe(whole, metadata(lineage, preprocess, ()))
@@ -124,11 +125,11 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
     try:
         answer = json.loads(child.stdout)
     except ValueError:
-        answer = {
-            "code": "error",
-            "message": f"exporting {entry.name} crashed (exit code {child.returncode})",
-            "hint": None,
-        }
+        raise PluginError(
+            f"the family '{entry.family}' ended the process that exported {entry.name} (exit code {child.returncode})",
+            plugin=entry.family,
+            hint=f"zoo plugins check {entry.family} shows where; or there was not enough memory",
+        ) from None
     if answer:
         raise ZooError.restore(answer["code"], answer["message"], answer["hint"])
     return Bundle.open(target)
@@ -193,7 +194,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check_contract(body: "onnx.ModelProto", entry: Entry, family: type[Backbone]) -> None:
+def _check_contract(body: "onnx.ModelProto", entry: Entry) -> None:
     inputs, outputs = graph.tensor_specs(body)
     wanted = (TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim)),)
     for what, declared, found in (("inputs", entry.inputs, inputs), ("outputs", wanted, outputs)):
@@ -203,7 +204,7 @@ def _check_contract(body: "onnx.ModelProto", entry: Entry, family: type[Backbone
             shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found)
             raise PluginError(
                 f"the family {entry.family} exported the {what} {shown}, the row {entry.name} declares others",
-                plugin=f"{family.__module__}.{family.__qualname__}",
+                plugin=entry.family,
             )
 
 
@@ -219,8 +220,6 @@ def _digests(entry: Entry) -> tuple[FileDigest, ...]:
 
 def _serve_parent() -> None:
     """Build what the request on stdin asks for; the answer on stdout is {} or the error as JSON."""
-    from contextlib import redirect_stdout
-
     from zoo.manager import Plugins
 
     class Request(msgspec.Struct):
@@ -229,14 +228,16 @@ def _serve_parent() -> None:
         target: str
 
     answer: dict[str, str | None] = {}
-    with redirect_stdout(sys.stderr):
-        try:
-            request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-            family = Plugins().backbone(request.entry.family)
-            build(request.entry, Path(request.weights), family, Path(request.target))
-        except ZooError as error:
-            answer = {"code": error.code, "message": error.message, "hint": error.hint}
-    sys.stdout.write(json.dumps(answer))
+    # What was stdout is for the answer alone, whoever else writes to it, from whatever language.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+        build(request.entry, Path(request.weights), Plugins().make, Path(request.target))
+    except ZooError as error:
+        answer = {"code": error.code, "message": error.message, "hint": error.hint}
+    with answers:
+        answers.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,25 @@ that very plugin fails.
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
 from zoo.errors import PluginError, UnknownPluginError, ZooError
 from zoo.points import PluginState, Point, State, allowed, brief, installed, state_of
+from zoo.progress import SILENT, Progress
+from zoo.schema import Entry, ExportOptions
 from zoo.source import Source
 
 if TYPE_CHECKING:
     import pluggy
+
+    from zoo.backbone import TensorMap
 
 T = TypeVar("T")
 
@@ -82,6 +88,14 @@ class Plugins:
         """The class of a family. Raises UnknownPluginError, or PluginError when its plugin is broken or not alone."""
         return cast("type[Backbone]", self._class("zoo.backbones", family))
 
+    def make(self, entry: Entry, weights: Path) -> Backbone:
+        """The backbone of a row. What its family prints goes to stderr; whatever it raises is a ZooError.
+
+        Raises as `backbone` does, and PluginError, here and in every method, for anything that is no error of zoo's.
+        """
+        cls = self.backbone(entry.family)
+        return _GuardedBackbone(self._claimed("zoo.backbones", entry.family), cls, entry, weights)
+
     def source(self, scheme: str) -> Source:
         """The source of a URL scheme, one instance each. Raises as `backbone` does."""
         if scheme not in self._sources:
@@ -94,9 +108,10 @@ class Plugins:
         return self._claimed(group, name).point
 
     def bridge(self, prefix: str) -> Bridge:
-        """A bridge of a prefix, made anew. Raises as `backbone` does."""
+        """A bridge of a prefix, made anew, and guarded as `make` guards a backbone. Raises as `backbone` does."""
         bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
-        return _guarded(self._claimed("zoo.bridges", prefix), bridge)
+        plugin = self._claimed("zoo.bridges", prefix)
+        return _GuardedBridge(plugin, _guarded(plugin, bridge))
 
     def families(self) -> list[str]:
         """Families that some plugin claims, whether or not it works."""
@@ -210,6 +225,56 @@ class Plugins:
             error = clash
         state: State = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
         return state_of(plugin.point, state, error.message if error else None, plugin.seconds)
+
+
+class _GuardedBackbone(Backbone):
+    """Somebody's backbone at arm's length."""
+
+    def __init__(self, plugin: _Plugin, cls: type[Backbone], entry: Entry, weights: Path) -> None:
+        super().__init__(entry, weights)
+        self._plugin = plugin
+        self._inner = _run(plugin, lambda: cls(entry, weights))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return _run(self._plugin, lambda: self._inner.packages)
+
+    def prepare(self, progress: Progress = SILENT) -> None:
+        _run(self._plugin, lambda: self._inner.prepare(progress))
+
+    def export(self, path: Path, options: ExportOptions) -> None:
+        _run(self._plugin, lambda: self._inner.export(path, options))
+
+    def reference(self, feeds: "TensorMap") -> "TensorMap":
+        return _run(self._plugin, lambda: self._inner.reference(feeds))
+
+
+class _GuardedBridge(Bridge):
+    """Somebody's bridge at arm's length."""
+
+    def __init__(self, plugin: _Plugin, inner: Bridge) -> None:
+        self._plugin = plugin
+        self._inner = inner
+
+    def entry(self, name: str, revision: str | None) -> Entry:
+        return _run(self._plugin, lambda: self._inner.entry(name, revision))
+
+
+def _run(plugin: _Plugin, call: Callable[[], T]) -> T:
+    """Run the code of a plugin that was loaded: what it prints goes to stderr, its own errors become PluginError."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return call()
+    except (KeyboardInterrupt, ZooError):
+        raise
+    except BaseException as error:
+        if os.environ.get("ZOO_DEBUG"):
+            traceback.print_exc()
+        raise PluginError(
+            f"the plugin {plugin.title} failed: {type(error).__name__}: {brief(str(error))}",
+            plugin=f"{plugin.point.name} ({plugin.distribution})",
+            hint="zoo --debug shows where; report it to its author",
+        ) from error
 
 
 def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
