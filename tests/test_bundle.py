@@ -131,6 +131,15 @@ def test_a_file_swapped_for_one_of_the_same_size(bundle: Bundle) -> None:
     assert {file.path for file, is_same in bundle.verify() if not is_same} == {"tokenizer.json"}
 
 
+def test_a_link_is_not_the_file(bundle: Bundle) -> None:
+    """Whatever it leads to: a bundle is whole by itself."""
+    assert all(is_same for _, is_same in bundle.verify())
+    elsewhere = bundle.path.parent / "elsewhere.onnx"
+    bundle.model.rename(elsewhere)
+    bundle.model.symlink_to(elsewhere)
+    assert [file.path for file, is_same in bundle.verify() if not is_same] == ["model.onnx"]
+
+
 def test_where_a_bundle_may_be_written(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")

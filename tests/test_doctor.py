@@ -72,3 +72,17 @@ def test_a_quarantined_plugin(site: Site) -> None:
     assert "pip uninstall toy-broken" in found["fix"]
     chosen = findings(site, 0, ZOO_PLUGINS="backbone-zoo")["plugins"]
     assert chosen["detail"].endswith("(those of ZOO_PLUGINS=backbone-zoo)")
+
+
+def test_zoo_itself_is_never_to_be_uninstalled(site: Site) -> None:
+    site.family("toy-thief", "bert")
+    done = site.zoo("doctor", "--json")
+    assert done.returncode == 9
+    fixes = {each["fix"] for each in json.loads(done.stdout)["findings"] if each["state"] == "problem"}
+    assert fixes == {
+        "pip uninstall toy-thief, or set ZOO_PLUGINS=backbone-zoo",
+        "pip uninstall toy-thief, or leave it out with ZOO_PLUGINS",
+    }
+    assert findings(site, 0, ZOO_PLUGINS="backbone-zoo")
+    hint = site.zoo("plugins", "check", "bert").stderr.splitlines()[-1]
+    assert hint == "hint: keep one of them: pip uninstall toy-thief; or choose with ZOO_PLUGINS"

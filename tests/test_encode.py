@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from zoo import DataError, Zoo
+from zoo import DataError, IntegrityError, Zoo
 from zoo.encode import TextEncoder, check_text, decode_image
+from zoo.schema import TextPreprocess
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -231,3 +232,12 @@ def test_the_files_own_limits_would_be_shorter(shelf: Path) -> None:
         assert ids[mask == 1].tolist() == row
         assert not ids[mask == 0].any()
     assert feeds["input_ids"].dtype == feeds["attention_mask"].dtype == np.int64
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"version": "1.0"}', None])
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / "tokenizer.json").write_bytes(data)
+    preprocess = TextPreprocess(tokenizer="tokenizer.json", max_length=8, pooling="mean", normalize=True)
+    with pytest.raises(IntegrityError, match=r"^tokenizer.json is no tokenizer that can be read: [^\n]+$"):
+        TextEncoder(preprocess, tmp_path).tokens(["a text"])

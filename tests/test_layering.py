@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 #: A file of zoo/ imports its own layer, without circles, and lower ones. A new file takes its place here.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "schema", "answers", "progress", "extras"},
+    {"errors", "schema", "answers", "progress", "extras", "child"},
     {
         "document", "registry", "points", "shelves", "store", "lock", "download", "bundle", "backbone", "source",
         "bridge", "hub", "hookspecs",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -110,3 +111,32 @@ def test_the_folder_is_named_after_the_family(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     assert Zoo().new_plugin("my_net")[0] == Path("zoo-my-net")
     assert (tmp_path / "zoo-my-net" / "zoo_my_net" / "__init__.py").is_file()
+
+
+def test_names_that_clash_give_a_module_that_registers(tmp_path: Path) -> None:
+    """Words of Python, of YAML, and what the written module imports itself."""
+    site = Site(tmp_path / "site")
+    site.folder.mkdir()
+    names = ["none", "true", "null", "class", "iterable", "backbone", "torch", "torch-backbone", "type-checking"]
+    for name in names:
+        folder, _ = Zoo().new_plugin(name, tmp_path / name)
+        package = f"zoo_{name.replace('-', '_')}"
+        shutil.copytree(folder / package, site.folder / package)
+        info = site.folder / f"{package}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{name}\nVersion: 0.1.0\n")
+        groups = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+        lines = [
+            f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in groups[group].items()) for group in groups
+        ]
+        (info / "entry_points.txt").write_text("".join(lines))
+    done = site.zoo("plugins", "--json")
+    assert done.returncode == 0, done.stderr
+    states = [each for each in json.loads(done.stdout)["plugins"] if each["name"] in names]
+    assert len(states) == 2 * len(names)
+    assert [each["error"] for each in states if each["state"] != "ok"] == []
+    rows = json.loads(site.zoo("list", "*-tiny", "--json").stdout)["models"]
+    assert {row["family"] for row in rows} == set(names)
+    # As the module is written: the class that was imported stays what it was.
+    checked = site.zoo("plugins", "check", "torch", "--json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -276,3 +276,8 @@ def test_arbitrary_bytes_are_read_or_refused(tmp_path: Path, data: bytes, kind: 
             for words, numbers in wordfiles.read(path, wordfiles.SUFFIXES[f".{kind}"], dim):
                 assert numbers.shape == (len(words), dim)
                 assert np.isfinite(numbers).all()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes("\ufeffone\r\ntwo\n".encode())
+    assert wordfiles.read_words(tmp_path / "words.txt") == [b"one", b"two"]

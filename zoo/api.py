@@ -172,12 +172,7 @@ class Zoo(Environment):
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
         if self.is_path(model):
             return Bundle.open(Path(model))
-        try:
-            return self.graph(model)
-        except NotFoundError as error:
-            if (Path(model) / "zoo.json").is_file():
-                error.hint = f"did you mean the bundle ./{model}?"
-            raise
+        return self.graph(model)
 
     def session(self, model: str, device: str | None = None) -> "Session":
         """A model loaded on a device (`auto`, `cpu`, `cuda:N`; ZOO_DEVICE or auto by default)."""

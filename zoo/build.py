@@ -19,6 +19,7 @@ import msgspec
 from zoo import external, graph, parity, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
+from zoo.child import python
 from zoo.encode import TextEncoder, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.progress import Progress
@@ -116,7 +117,7 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
     request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target)})
     with progress.task(f"exporting {entry.name} to ONNX and checking it (once)", None):
         child = subprocess.run(
-            [sys.executable, "-m", "zoo.build"],
+            python("-m", "zoo.build"),
             input=request,
             stdout=subprocess.PIPE,
             check=False,

@@ -1,6 +1,7 @@
 """Bundles: a folder with `model.onnx` and `zoo.json`, enough to run a model without plugin, torch or registry."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,4 +185,9 @@ def _changed(path: Path, expected: str, actual: str) -> IntegrityError:
 
 
 def _is_same(path: Path, file: FileDigest) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    # A link leads out of the bundle, and is not followed when a model is run.
+    return stat.S_ISREG(found.st_mode) and found.st_size == file.size and sha256_file(path) == file.sha256

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo import build, external, graph, parity, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL
+from zoo.child import python
 from zoo.encode import decode_image
 from zoo.points import brief
 from zoo.runtime import create_session
@@ -125,7 +126,7 @@ def _row(subject: Subject) -> str:
 
 def _light_import(subject: Subject) -> str:
     """The entry point's module, imported and asked in a process of its own, imports nothing heavy."""
-    command = [sys.executable, "-c", IMPORT, json.dumps(sys.path), subject.module]
+    command = python("-c", IMPORT, json.dumps(sys.path), subject.module)
     try:
         child = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=IMPORT_LIMIT

@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from zoo.child import python
 from zoo.errors import IntegrityError
 from zoo.store import sha256_file, write_atomic
 
@@ -34,7 +35,7 @@ def as_safetensors(path: Path) -> Path:
     partial = twin.with_suffix(f".{os.getpid()}.partial")
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "zoo.convert", str(path), str(partial)],
+            python("-m", "zoo.convert", str(path), str(partial)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

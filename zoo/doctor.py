@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 from zoo.errors import ZooError
-from zoo.points import PluginState
+from zoo.points import OURS, PluginState, canonical
 
 #: Bytes below which a pull of a large model would fill the disk.
 FEW_BYTES = 2_000_000_000
@@ -121,11 +121,21 @@ def _plugins(states: Sequence[PluginState]) -> Iterator[Finding]:
                 name="plugin",
                 state="problem",
                 detail=f"{state.group} {state.title}: {state.error}".strip(),
-                fix=f"pip uninstall {state.distribution}, or leave it out with ZOO_PLUGINS",
+                fix=_without(state, states),
                 exit_code=9,
             )
         elif state.is_slow:
             yield Finding(name="plugin", state="note", detail=f"{state.title} takes {state.seconds:.1f} s to load")
+
+
+def _without(state: PluginState, states: Sequence[PluginState]) -> str:
+    """How to do without a quarantined plugin, or without those who claim what is zoo's own."""
+    if canonical(state.distribution) != OURS:
+        return f"pip uninstall {state.distribution}, or leave it out with ZOO_PLUGINS"
+    others = {each.distribution for each in states if (each.group, each.name) == (state.group, state.name)}
+    if foreign := sorted(other for other in others if canonical(other) != OURS):
+        return f"pip uninstall {' '.join(foreign)}, or set ZOO_PLUGINS={OURS}"
+    return f"pip install --force-reinstall {OURS}"
 
 
 def _version(distribution: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.errors import DataError, RegistryError
+from zoo.errors import DataError, IntegrityError, RegistryError
 from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
 
 if TYPE_CHECKING:
@@ -144,7 +144,15 @@ class TextEncoder:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.path))
+        try:
+            tokenizer = Tokenizer.from_file(str(self.path))
+        except Exception as error:
+            # The library raises plain Exception for whatever it cannot read.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise IntegrityError(
+                f"{self.path.name} is no tokenizer that can be read: {reason}",
+                hint="choose another model, or pull again",
+            ) from error
         # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
         tokenizer.enable_truncation(self.preprocess.max_length)
         tokenizer.no_padding()

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import UnknownEntryError, ZooError
+from zoo.errors import NotFoundError, OfflineError, UnknownEntryError, ZooError
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
 from zoo.registry import Registry, default_registry
@@ -84,13 +84,14 @@ class Environment:
         Raises UnknownEntryError, with the nearest names, and for a bridged model what its bridge raises.
         """
         reference = self.bridged.reference(name)
-        if reference is not None:
-            return self.bridged.entry(reference)
         try:
-            return self.registry.entry(name)
-        except UnknownEntryError as error:
-            if broken := [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]:
+            return self.registry.entry(name) if reference is None else self.bridged.entry(reference)
+        except (NotFoundError, OfflineError) as error:
+            broken = [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]
+            if broken and isinstance(error, UnknownEntryError):
                 error.hint = f"{error.hint}; its shelf may be quarantined ({', '.join(broken)}): zoo plugins"
+            if (Path(name) / "zoo.json").is_file():
+                error.hint = f"did you mean the bundle ./{name}? Or else: {error.hint}"
             raise
 
     @property

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
 from zoo.errors import PluginError, UnknownPluginError, ZooError
-from zoo.points import PluginState, Point, State, allowed, brief, installed, state_of
+from zoo.points import OURS, PluginState, Point, State, allowed, brief, canonical, installed, state_of
 from zoo.progress import SILENT, Progress
 from zoo.schema import Entry, ExportOptions
 from zoo.source import Source
@@ -180,7 +180,8 @@ class Plugins:
             raise UnknownPluginError(f"no plugin gives the {kind.noun} '{name}'", plugin=name, hint=hint)
         if len(claims) > 1:
             claimants = " and ".join(sorted(f"{each.distribution} ({each.point.value})" for each in claims))
-            others = " or ".join(sorted({f"pip uninstall {each.distribution}" for each in claims}))
+            foreign = sorted({each.distribution for each in claims if canonical(each.distribution) != OURS})
+            others = " or ".join(f"pip uninstall {each}" for each in foreign)
             raise PluginError(
                 f"the {kind.noun} '{name}' is claimed by {claimants}",
                 plugin=f"{name} ({claimants})",

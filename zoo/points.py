@@ -18,6 +18,8 @@ Read: TypeAlias = Callable[[str], str | None]
 
 #: A plugin that takes longer to load is worth a word: every verb that needs it waits for it.
 SLOW_SECONDS = 1.0
+#: The distribution that zoo itself is installed by.
+OURS = "backbone-zoo"
 NAMELESS = "an unnamed distribution"
 SUFFIXES = (".dist-info", ".egg-info")
 

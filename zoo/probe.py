@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from zoo.child import python
 from zoo.errors import PluginError, ZooError
 from zoo.manager import Plugins
 from zoo.points import PluginState
@@ -67,7 +68,7 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
     with progress.task(f"checking {entry.family} with {entry.name}", None), _child(request) as answers:
         answers.ready()
         try:
-            while (answer := answers.next(max(0.0, deadline - time.monotonic()))) is not None:
+            while (answer := answers.next(max(0.0, deadline - time.monotonic()), limit)) is not None:
                 if isinstance(answer, str):
                     running = answer
                 elif isinstance(answer, int):
@@ -110,12 +111,12 @@ class _Answers:
                 f"a child process of zoo's own {ended}", hint="zoo doctor; is zoo installed whole?"
             ) from ended
 
-    def next(self, seconds: float) -> Any:
-        """The next answer. Raises _EndedError when there is none within `seconds`."""
+    def next(self, seconds: float, limit: float | None = None) -> Any:
+        """The next answer. Raises _EndedError when there is none within `seconds`, what is left of `limit`."""
         try:
             line = self.lines.get(timeout=seconds)
         except queue.Empty:
-            raise _EndedError(f"took more than {seconds:.0f} s") from None
+            raise _EndedError(f"took more than {limit or seconds:g} s") from None
         if line is None:
             raise _EndedError(_last_words(self.child.wait()))
         return json.loads(line)
@@ -137,8 +138,7 @@ class _Answers:
 @contextmanager
 def _child(request: object) -> Iterator[_Answers]:
     """A child that works on `request`, ended with all its own children when the block is left."""
-    # -P: nothing that lies in the current folder is imported in place of a package.
-    command = [sys.executable, "-P", "-m", "zoo.probe"]
+    command = python("-m", "zoo.probe")
     # A child that is killed does not tidy up: its temporary files lie in a folder of ours.
     with tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True) as folder:
         environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import keyword
 import math
 import random
 import re
@@ -46,7 +47,7 @@ def write_plugin(name: str, out: Path | None, rows: Container[str], families: It
     weights = _random_weights()
     words = {
         "family": name, "distribution": f"zoo-{canonical(name)}", "package": package, "row": row,
-        "cls": "".join(part.capitalize() for part in re.split("[-_]", name)),
+        "cls": _class_name(name),
         "weights": f"{row}.safetensors", "sha256": hashlib.sha256(weights).hexdigest(), "size": str(len(weights)),
         "params": str(sum(map(math.prod, SHAPES.values()))), "dim": str(DIM), "width": str(WIDTH),
     }  # fmt: skip
@@ -66,6 +67,13 @@ def write_plugin(name: str, out: Path | None, rows: Container[str], families: It
     except OSError as error:
         raise AccessError(f"{folder} cannot be written: {error.strerror or error}", hint="choose another -o") from error
     return folder, list(files)
+
+
+def _class_name(name: str) -> str:
+    """`SqueezeNet` for squeeze-net; suffixed where that is a word of Python's or one that the module uses already."""
+    cls = "".join(part.capitalize() for part in re.split("[-_]", name))
+    template = (TEMPLATES / "module.py.in").read_text(encoding="utf-8")
+    return f"{cls}Family" if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", template) else cls
 
 
 def _filled(name: str, words: dict[str, str]) -> bytes:

@@ -10,6 +10,7 @@ counts. Whatever else is wrong with a file is an IntegrityError that names the f
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -96,7 +97,8 @@ def read_words(path: Path, column: str | None = None) -> list[bytes]:
     other: text, a word a line.
     """
     if path.suffix not in (".parquet", ".json"):
-        return [word.removesuffix(b"\r") for word in bytes(_map(path)).removesuffix(b"\n").split(b"\n")]
+        text = bytes(_map(path)).removeprefix(BOM_UTF8).removesuffix(b"\n")
+        return [word.removesuffix(b"\r") for word in text.split(b"\n")]
     words = _parquet(path, column) if path.suffix == ".parquet" else _json(path)
     try:
         return [word.encode() for word in words]
