@@ -1,7 +1,8 @@
 """class Zoo: one method a verb. The command line calls these, and so can a notebook."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,12 +168,8 @@ class Zoo(Environment):
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
         if self.is_path(model):
             return Bundle.open(Path(model))
-        try:
+        with _or_bundle(model):
             return self.graph(model)
-        except NotFoundError as error:
-            if (Path(model) / "zoo.json").is_file():
-                error.hint = f"did you mean the bundle ./{model}?"
-            raise
 
     def session(self, model: str, device: str | None = None) -> "Session":
         """A model loaded on a device (`auto`, `cpu`, `cuda:N`; ZOO_DEVICE or auto by default)."""
@@ -186,7 +183,11 @@ class Zoo(Environment):
         """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
         from zoo.inputs import expand
 
-        preprocess = self.entry(model).preprocess if self.has_words(model) else self.open(model).manifest.preprocess
+        if self.is_path(model):
+            return expand(arguments, Bundle.open(Path(model)).manifest.preprocess, text=text)
+        with _or_bundle(model):
+            # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
+            preprocess = self.entry(model).preprocess
         return expand(arguments, preprocess, text=text)
 
     def run(
@@ -217,7 +218,7 @@ class Zoo(Environment):
 
         Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
         """
-        from zoo.finetune import finetune
+        from zoo.finetune import finetune, load
 
         check_target(out, inside=[data])
         options = options or FinetuneOptions()
@@ -227,11 +228,12 @@ class Zoo(Environment):
         require("fine-tuning", *RUNTIME, *TRAINING)
         if not data.exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
+        parts = load(entry.preprocess, data, options)
         base = self.graph(model)
         family = self.plugins.backbone(entry.family)
         folder = self.pull(model)
         return finetune(
-            base, data, out, options,
+            base, parts, out, options,
             backbone=lambda: family(self.lock.effective(entry), folder),
             cache=self.store.features, progress=self.progress,
         )  # fmt: skip
@@ -284,6 +286,17 @@ class Zoo(Environment):
         except PluginError:
             return None
         return None if family.prepare is Backbone.prepare else family
+
+
+@contextmanager
+def _or_bundle(model: str) -> Iterator[None]:
+    """A name that is none, and is that of a bundle's folder, gets a hint that says so."""
+    try:
+        yield
+    except NotFoundError as error:
+        if (Path(model) / "zoo.json").is_file():
+            error.hint = f"did you mean the bundle ./{model}?"
+        raise
 
 
 def version() -> str:
