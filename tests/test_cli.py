@@ -252,6 +252,27 @@ def test_bad_data(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_data_is_judged_before_anything_is_pulled_or_built(
+    shelf_file: Path, zoo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
+    pictures, table = write_pictures(tmp_path / "pictures", 3), write_texts(tmp_path / "t.csv")
+    assert "this model reads pictures" in fails(2, "hello world: no such picture", "run", "tiny-lite", "hello world")
+    fails(2, "is a picture; this model reads text", "run", "tiny-bert", pictures / "red/00.png")
+    for empty in ("", " "):
+        fails(2, "an empty text", "run", "tiny-bert", empty)
+    out = ("-o", tmp_path / "out")
+    fails(2, "this model reads pictures", "finetune", "tiny-lite", table, *out)
+    fails(2, "this model reads text", "finetune", "tiny-bert", pictures, *out)
+    fails(2, "this model reads text", "finetune", "tiny-bert", table, "--val", pictures, *out)
+    fails(2, "no column 'words'", "finetune", "tiny-bert", table, "--text", "words", *out)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/zoo.json").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "./bundle" in fails(3, "no model named 'bundle'", "run", "bundle", "a text")
+    assert not [path for path in zoo_home.rglob("*") if path.is_file()]
+
+
 def test_offline(shelf: Path, zoo_home: Path) -> None:
     shutil.rmtree(zoo_home)
     assert zoo("list", ZOO_OFFLINE="1").returncode == 0

@@ -33,15 +33,32 @@ def test_pictures_by_name_folder_and_pattern(folder: Path) -> None:
     assert found("*.png") == ["b.png"]
     assert found("**/*.*") == ["a[1].jpg", "b.png", "below/c.webp"]
     assert found("a[1].jpg") == ["a[1].jpg"]
-    assert found("gone.png") == ["gone.png"]
 
 
-@pytest.mark.parametrize("argument", ["*.bmp", "gone/*", "empty"])
-def test_pictures_that_are_not_there(folder: Path, argument: str) -> None:
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("*.bmp", "no pictures there"),
+        ("gone/*", "no pictures there"),
+        ("empty", "no pictures there"),
+        ("gone.png", r"gone\.png: no such picture"),
+        ("hello world", "hello world: no such picture"),
+        ("", "the empty name: no such picture"),
+        ("a\0b", "no such picture"),
+        ("word " * 1000, r"word w\.\.\.: no such picture"),
+        ("t.csv", r"t\.csv is not a picture"),
+    ],
+)
+def test_pictures_that_are_not_there(
+    folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures there") as caught:
-        expand([str(folder / "b.png"), str(folder / argument)], IMAGE)
-    assert caught.value.hint
+    write(folder, "t.csv", "text\na\n")
+    with pytest.raises(DataError, match=message) as caught:
+        expand([str(folder / "b.png"), argument], IMAGE)
+    assert caught.value.hint == "this model reads pictures: give files, folders or patterns"
+    assert len(caught.value.message) < 100
 
 
 def test_a_folder_with_something_else_in_it(folder: Path) -> None:
@@ -58,13 +75,24 @@ def test_texts_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "see the file notes.txt",
         "*",
         "[",
-        "",
         "a\0b",
         "x" * 300,
         "x " * 5000 + ".csv",
         "word " * 90 + "a.txt",
     ]
     assert expand(texts, TEXT) == (texts, texts)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("", "empty text"), (" \t", "empty text"), ("b.png", r"b\.png is a picture; this model reads text")],
+)
+def test_texts_that_are_none(folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match=message) as caught:
+        expand(["a text", argument], TEXT)
+    assert caught.value.hint
+    assert expand(["gone.png"], TEXT) == (["gone.png"], ["gone.png"])
 
 
 def test_texts_of_files(tmp_path: Path) -> None:
@@ -100,7 +128,10 @@ def test_texts_that_are_not_there(tmp_path: Path, name: str, content: str | byte
 
 
 @pytest.mark.parametrize("preprocess", [TEXT, IMAGE])
-def test_stdin(monkeypatch: pytest.MonkeyPatch, preprocess: object) -> None:
+def test_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", " two words ", "last"):
+        write(tmp_path, name, b"x")
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  \n two words \nlast"))
     items, names = expand(["-"], preprocess)  # type: ignore[arg-type]
     assert items == names == ["one", " two words ", "last"]

@@ -186,8 +186,10 @@ class Zoo(Environment):
         """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
         from zoo.inputs import expand
 
-        preprocess = self.entry(model).preprocess if self.has_words(model) else self.open(model).manifest.preprocess
-        return expand(arguments, preprocess, text=text)
+        if self.is_path(model):
+            return expand(arguments, Bundle.open(Path(model)).manifest.preprocess, text=text)
+        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
+        return expand(arguments, self.entry(model).preprocess, text=text)
 
     def run(
         self,
@@ -217,7 +219,7 @@ class Zoo(Environment):
 
         Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
         """
-        from zoo.finetune import finetune
+        from zoo.finetune import finetune, load
 
         check_target(out, inside=[data])
         options = options or FinetuneOptions()
@@ -227,10 +229,11 @@ class Zoo(Environment):
         require("fine-tuning", *RUNTIME, *TRAINING)
         if not data.exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
+        parts = load(entry.preprocess, data, options)
         base = self.graph(model)
         folder = self.pull(model)
         return finetune(
-            base, data, out, options,
+            base, parts, out, options,
             backbone=lambda: self.plugins.make(self.lock.effective(entry), folder),
             cache=self.store.features, progress=self.progress,
         )  # fmt: skip

@@ -71,6 +71,17 @@ def load(path: Path, preprocess: Preprocess, *, text: str | None = None, label: 
     Raises DataError for anything that cannot be used: no such path, the wrong kind, a missing column, an empty cell,
     an empty class.
     """
+    check_kind(path, preprocess, text=text, label=label)
+    if isinstance(preprocess, ImagePreprocess):
+        return Dataset(str(path), tuple(_read_folder(path)))
+    examples = tuple(_read_table(path, text, label))
+    if not examples:
+        raise DataError(f"{path} has no rows", path=path, hint="give a table with a header and at least one row")
+    return Dataset(str(path), examples)
+
+
+def check_kind(path: Path, preprocess: Preprocess, *, text: str | None = None, label: str | None = None) -> None:
+    """Raise DataError for a path that is not there or not of the kind that the model reads; its content is not read."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", path=path, hint="check the path of the data")
     if isinstance(preprocess, ImagePreprocess):
@@ -82,13 +93,8 @@ def load(path: Path, preprocess: Preprocess, *, text: str | None = None, label: 
             raise UsageError(
                 "--text and --label name columns of a table, and pictures have none", hint="leave them out"
             )
-        return Dataset(str(path), tuple(_read_folder(path)))
-    if path.suffix.lower() not in TABLES or not path.is_file():
+    elif path.suffix.lower() not in TABLES or not path.is_file():
         raise DataError(f"{path} is not a table; this model reads text", path=path, hint=f"give {' or '.join(TABLES)}")
-    examples = tuple(_read_table(path, text, label))
-    if not examples:
-        raise DataError(f"{path} has no rows", path=path, hint="give a table with a header and at least one row")
-    return Dataset(str(path), examples)
 
 
 def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

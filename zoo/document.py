@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
-from zoo.errors import AccessError, NotFoundError, RegistryError
+from zoo.errors import AccessError, NotFoundError, RegistryError, quote, short
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -154,14 +154,3 @@ def spell(place: Place) -> str:
     """`files[0].sha256` for ("files", 0, "sha256")."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{short(step)}" for step in place)
     return text.removeprefix(".")
-
-
-def quote(value: object) -> str:
-    """A stranger's word in quotes, fit to be printed inside one line."""
-    return f"'{short(str(value))}'"
-
-
-def short(text: str) -> str:
-    """A stranger's words, fit to be printed inside one line."""
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 64 else text[:61] + "..."

@@ -208,3 +208,14 @@ class DivergedError(ZooError):
     def __init__(self, message: str, *, epoch: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.epoch = epoch
+
+
+def quote(value: object) -> str:
+    """A stranger's word in quotes, fit to be printed inside one line."""
+    return f"'{short(str(value))}'"
+
+
+def short(text: str) -> str:
+    """A stranger's words, fit to be printed inside one line."""
+    text = text if text.isprintable() else repr(text[:64])
+    return text if len(text) <= 64 else text[:61] + "..."

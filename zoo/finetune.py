@@ -19,7 +19,7 @@ from zoo.evaluate import measure
 from zoo.features import FeatureCache
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, Outcome, Task, TextPreprocess
+from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, Outcome, Preprocess, Task, TextPreprocess
 from zoo.store import staged_dir
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ GATE_SAMPLES = 8
 
 def finetune(
     base: Bundle,
-    source: Path,
+    parts: tuple[Dataset, Dataset],
     out: Path,
     options: FinetuneOptions,
     *,
@@ -44,12 +44,12 @@ def finetune(
     cache: Path,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Train a head for the data at `source` on the features of `base` and write a gated bundle at `out`.
+    """Train a head for `parts` (training, held out) on the features of `base` and write a gated bundle at `out`.
 
     `backbone` gives the family's own arithmetic for the gate. Raises DataError, DivergedError, GateError; on any error
     nothing is written.
     """
-    train, held = _load(base, source, options)
+    train, held = parts
     session = Session(base, options.device)
     features = FeatureCache(cache, session)
     vectors = features.features([*train.examples, *held.examples], progress)
@@ -89,8 +89,13 @@ def load_head(path: Path) -> "list[Layer]":
     return [(tensors[f"{index}.weight"], tensors[f"{index}.bias"]) for index in range(len(tensors) // 2)]
 
 
-def _load(base: Bundle, source: Path, options: FinetuneOptions) -> tuple[Dataset, Dataset]:
-    preprocess = base.manifest.preprocess
+def load(preprocess: Preprocess, source: Path, options: FinetuneOptions) -> tuple[Dataset, Dataset]:
+    """(training, held out) of the data at `source`, by fraction or from the data set that `options.val` names.
+
+    Raises DataError as `zoo.data.load` does, for one class only, and for items that are in both.
+    """
+    if not isinstance(options.val, float):
+        data.check_kind(Path(options.val), preprocess)
     dataset = data.load(source, preprocess, text=options.text, label=options.label)
     data.require_classes(dataset)
     if isinstance(options.val, float):

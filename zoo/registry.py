@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from zoo.document import HINT, Document, Place, quote, spell
-from zoo.errors import RegistryError, UnknownEntryError
+from zoo.document import HINT, Document, Place, spell
+from zoo.errors import RegistryError, UnknownEntryError, quote
 from zoo.points import canonical
 from zoo.schema import Entry, ImagePreprocess, TextPreprocess
 
