@@ -46,11 +46,6 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     name = "timm/test_convnext.r160_in1k"
     model = write_timm(tmp_path / "repo", "test_convnext")
     server.add(name, COMMIT, hub_repo(tmp_path / "repo"))
-    shown = parsed(zoo("show", name, "--json"))["model"]
-    assert (shown["pinned"], shown["dim"]) == (False, 64)
-    assert not (zoo_home / "bridged").exists()
-    hint = fails(5, "nobody has pinned the digest of config.json, model.safetensors yet", "pull", name)
-    assert hint == f"hint: zoo pull {name} --trust-first"
     done = zoo("pull", name, "--trust-first")
     assert done.returncode == 0, done.stderr
     assert f"next: zoo finetune {name} DATA -o DIR" in done.stderr
@@ -97,16 +92,23 @@ def test_a_text_model_goes_the_whole_way(
 ) -> None:
     model = write_encoder(tmp_path / "repo", kind, **({"embedding_size": 32} if kind == "Electra" else {}))
     server.add("Acme/Net-v1.5", COMMIT, hub_repo(tmp_path / "repo"))
+    shown = parsed(zoo("show", "hf/Acme/Net-v1.5", "--json"))["model"]
+    assert (shown["name"], shown["pinned"], shown["dim"]) == ("hf/acme/net-v1.5", False, 32)
+    said = "nobody has pinned the digest of config.json, tokenizer.json, model.safetensors yet"
+    hint = fails(5, said, "pull", "hf/Acme/Net-v1.5")
+    assert hint == "hint: zoo pull hf/Acme/Net-v1.5 --trust-first"
+    assert not (zoo_home / "bridged").exists()
     done = zoo("pull", "hf/Acme/Net-v1.5", "--trust-first")
     assert done.returncode == 0, done.stderr
     gone = {"HF_ENDPOINT": NOWHERE, "ZOO_OFFLINE": "1"}
     listed = parsed(zoo("list", "net-v1.5", "--json", **gone))["models"]
     assert [(row["name"], row["family"], row["pulled"]) for row in listed] == [("hf/acme/net-v1.5", family, True)]
-    data = write_texts(tmp_path / "tickets.csv")
-    tuned = zoo("finetune", "hf/acme/net-v1.5", data, "-o", tmp_path / "out", "--val", "0.3", "--lr", "0.01", **gone)
-    assert tuned.returncode == 0, tuned.stderr
-    answer = parsed(zoo("run", tmp_path / "out", "my parcel is late", "--device", "cpu", "--json", **gone))["run"]
-    assert answer["results"][0]["labels"][0]["name"] == "delivery"
+    if family == "bert":
+        data, out = write_texts(tmp_path / "tickets.csv"), tmp_path / "out"
+        tuned = zoo("finetune", "hf/acme/net-v1.5", data, "-o", out, "--val", "0.3", "--lr", "0.01", **gone)
+        assert tuned.returncode == 0, tuned.stderr
+        answer = parsed(zoo("run", out, "my parcel is late", "--device", "cpu", "--json", **gone))["run"]
+        assert answer["results"][0]["labels"][0]["name"] == "delivery"
     # However it is spelt, it is the same model, and the built graph is used as it is.
     again = parsed(zoo("run", "hf/Acme/Net-v1.5", "my parcel is late", "--device", "cpu", "--json", **gone))["run"]
     assert len(again["results"][0]["features"]) == 32
