@@ -13,6 +13,7 @@ import pytest
 from zoo_plugins.backbones.word2vec import Word2Vec
 
 from tests.test_chain import TOPICS, check_bundle, write_texts
+from tests.test_cli import zoo as command
 from tests.test_docs import README, run_python, snippet
 from tests.word_tables import WORDS, binary, entry, row, text, vectors, write_list, write_shelf, write_table
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, MissingExtraError, RegistryError, Zoo
@@ -96,7 +97,7 @@ def test_what_an_unknown_word_counts(words: Zoo) -> None:
 
 def test_a_text_without_a_known_word_is_named(words: Zoo) -> None:
     session = words.session("bin", "cpu")
-    with pytest.raises(DataError, match="knows no word of the text 'qqq zzz'") as caught:
+    with pytest.raises(DataError, match=f"^no word of 'qqq zzz' is among the {len(WORDS)} words") as caught:
         session.features(["the card", "qqq zzz", "money"])
     assert caught.value.exit_code == 2
     assert not words.session("zero", "cpu").features(["qqq zzz"]).any()
@@ -123,6 +124,41 @@ def bare(bundle: Bundle) -> object:
     return onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
 
 
+def test_a_text_without_a_known_word_is_named_by_its_row(words: Zoo, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "tickets.csv")
+    words.finetune("npy", data, tmp_path / "out", FinetuneOptions(epochs=1))
+    rows = data.read_text().splitlines()
+    (tmp_path / "odd.csv").write_text("\n".join([*rows[:16], f"qqq zzz,{rows[1].rpartition(',')[2]}", *rows[16:]]))
+    wanted = f"^odd.csv:17: no word of 'qqq zzz' is among the {len(WORDS)} words"
+    items, names = words.inputs("npy", [str(tmp_path / "odd.csv")])
+    for verb in (
+        lambda: words.finetune("npy", tmp_path / "odd.csv", tmp_path / "new"),
+        lambda: words.evaluate(str(tmp_path / "out"), tmp_path / "odd.csv"),
+        lambda: words.run("npy", items, names=names),
+    ):
+        with pytest.raises(DataError, match=wanted) as caught:
+            verb()
+        assert caught.value.path == "odd.csv:17"
+    with pytest.raises(DataError, match=r"^#1: a text model reads str, not int"):
+        words.run("npy", ["the card", 3])
+
+
+def test_verify_hashes_the_prepared_form(words: Zoo) -> None:
+    prepared = words.pull("npy") / "prepared"
+    assert {f"prepared/{path.name}" for path in prepared.iterdir()} < {file.path for file, _ in words.verify("npy")}
+    assert all(is_same for _, is_same in words.verify("npy"))
+    for path in sorted(prepared.iterdir()):
+        data, status = path.read_bytes(), path.stat()
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert [file.path for file, is_same in words.verify("npy") if not is_same] == [f"prepared/{path.name}"]
+        path.write_bytes(data)
+    path.write_bytes(data[::-1])
+    done = command("verify", "npy")
+    assert done.returncode == 5, done.stderr
+    assert f"npy/prepared/{path.name}" in done.stderr
+
+
 def test_the_chain(words: Zoo, tmp_path: Path) -> None:
     data = write_texts(tmp_path / "tickets.csv")
     outcome = words.finetune("npy", data, tmp_path / "out", FinetuneOptions(val=0.3, lr=1e-2))
@@ -146,7 +182,9 @@ def test_readmes_snippet_runs_on_word_vectors_unchanged(words: Zoo, tmp_path: Pa
 
 
 def test_no_torch_but_to_train(words: Zoo, tmp_path: Path) -> None:
-    """Graph, gate, export and run of word vectors work where torch is not installed."""
+    """Graph, gate, export and run of word vectors work where torch is not installed, of a fine-tuned bundle, too."""
+    tuned, data = str(tmp_path / "tuned"), write_texts(tmp_path / "tickets.csv")
+    words.finetune("bin", data, Path(tuned), FinetuneOptions(epochs=1))
     shutil.rmtree(words.store.graphs)
     site = tmp_path / "site"
     site.mkdir()
@@ -155,9 +193,11 @@ def test_no_torch_but_to_train(words: Zoo, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from zoo import Zoo; from zoo.bundle import Bundle\n"
         f"zoo = Zoo(); zoo.export('bin', Path({str(tmp_path / 'out')!r}))\n"
-        f"print(len(zoo.run({str(tmp_path / 'out')!r}, ['the card']).answers[0].features))"
+        f"print(len(zoo.run({str(tmp_path / 'out')!r}, ['the card']).answers[0].features))\n"
+        f"zoo.export({tuned!r}, Path({tuned + '2'!r}))\n"
+        f"print(len(zoo.run({tuned + '2'!r}, ['the card']).answers[0].labels))"
     )
-    assert run_python(code, tmp_path, PYTHONPATH=str(site), ZOO_DEVICE="cpu").strip() == str(DIM)
+    assert run_python(code, tmp_path, PYTHONPATH=str(site), ZOO_DEVICE="cpu").split() == [str(DIM), str(len(TOPICS))]
 
 
 def test_the_reference_does_not_see_the_prepared_form(words: Zoo, tmp_path: Path) -> None:

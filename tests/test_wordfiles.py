@@ -10,7 +10,7 @@ import pytest
 from gensim.models import KeyedVectors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from zoo_plugins.backbones.word2vec import Word2Vec
+from zoo_plugins.backbones.word2vec import Word2Vec, plain_rows
 
 from tests.word_tables import WORDS, binary, entry, text, vectors, write_list, write_table
 from zoo import IntegrityError, RegistryError, ZooError, wordfiles
@@ -59,6 +59,21 @@ def test_the_text_forms_are_gensims_to_the_bit(tmp_path: Path, name: str, header
     # gensim leaves a file without a header open: it gets the same lines with one.
     (tmp_path / "headed").write_bytes(text(WORDS, TABLE, end=end, form=form))
     check_same(table, KeyedVectors.load_word2vec_format(str(tmp_path / "headed")))
+
+
+def test_a_word_of_glove_may_hold_spaces(tmp_path: Path) -> None:
+    words = [". . .", *WORDS, "at name@domain.com", ". . . . .", "to nan inf"]
+    rows = vectors(len(words), DIM)
+    table = opened(tmp_path / "a", "v.txt", text(words, rows, header=False))
+    assert list(table) == words
+    assert table.vectors.tobytes() == rows.tobytes()
+    plain = plain_rows(Word2Vec(entry(tmp_path / "a/v.txt", None, DIM), tmp_path / "a"))
+    assert [word.decode() for word, _ in plain] == words
+    with pytest.raises(IntegrityError, match=r"row 1 \('\.'\) has 14 numbers, not 12"):
+        opened(tmp_path / "b", "v.vec", text(words, rows))
+    for line in ("the 0.5 end", "the end 1e-3", "the -7"):
+        with pytest.raises(IntegrityError, match=r"row 2 \('the'\) has 1[34] numbers, not 12"):
+            opened(tmp_path / "c", "v.txt", text(["a", line], rows[:2], header=False))
 
 
 def test_what_gensim_writes_is_read(tmp_path: Path) -> None:

@@ -130,6 +130,37 @@ def test_a_damaged_form_is_made_again(folder: Path, name: str, harm: str) -> Non
     assert not path.is_symlink()
 
 
+@pytest.mark.parametrize("change", [
+    {"count": 3}, {"count": 0}, {"count": -1}, {"count": 1 << 62}, {"dim": DIM + 1}, {"dim": 0}, {"files": []},
+    {"table": {"file": "v.bin", "offset": 3}}, {"table": {"file": "../v.bin", "offset": -1}},
+    {"table": {"file": "\0", "offset": 0}}, {"count": 1.5}, {"schema_version": 2},
+])  # fmt: skip
+def test_a_manifest_that_does_not_fit_the_files_is_not_prepared(folder: Path, change: dict) -> None:
+    path = folder / "prepared/prepared.json"
+    whole, table = json.loads(path.read_bytes()), WordTable.open(folder).vectors.tobytes()
+    path.write_text(json.dumps({**whole, **change}))
+    with pytest.raises(NotFoundError, match="no prepared word vectors"):
+        WordTable.open(folder)
+    assert all(is_same for _, is_same in words.verify(folder)) == ("schema_version" in change)
+    backbone(folder).prepare()
+    assert WordTable.open(folder).vectors.tobytes() == table
+
+
+def test_a_manifest_that_is_no_text_is_not_prepared(folder: Path) -> None:
+    for data in (b"\xff\xfe", b"[" * 100_000, b""):
+        (folder / "prepared/prepared.json").write_bytes(data)
+        assert not words.is_prepared(folder)
+        assert [is_same for _, is_same in words.verify(folder)] == [False]
+
+
+@pytest.mark.parametrize("word", ["x" * 100_000, "a\nb\x1b[2J", "\u202eabc", "\udcff"])
+def test_a_strange_word_is_said_in_one_short_line(folder: Path, word: str) -> None:
+    with pytest.raises(NotFoundError, match="is not among the") as caught:
+        WordTable.open(folder).id(word)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 120
+
+
 def test_a_table_in_place_that_changed_is_noticed(tmp_path: Path) -> None:
     rows = vectors(len(WORDS), DIM)
     table, listed = write_table(tmp_path / "t.npy", rows), write_list(tmp_path / "w.txt", WORDS)

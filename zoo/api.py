@@ -15,6 +15,7 @@ from zoo.errors import (
     PluginError,
     UnpinnedError,
     UsageError,
+    naming,
 )
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.registry import Registry
@@ -104,12 +105,21 @@ class Zoo(Environment):
         return folder
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
-        """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so)."""
+        """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so).
+
+        Of word vectors also those of the prepared form, where there is one.
+        """
         from zoo.download import verify
 
         if self.is_path(model):
             return Bundle.open(Path(model)).verify()
-        return [(expected, is_same) for expected, is_same, _ in verify(self.entry(model), self.store, self.lock)]
+        entry = self.entry(model)
+        results = [(expected, is_same) for expected, is_same, _ in verify(entry, self.store, self.lock)]
+        if isinstance(entry.preprocess, WordsPreprocess):
+            from zoo import words
+
+            results += words.verify(self.store.model_dir(entry, [expected for expected, _ in results]))
+        return results
 
     def graph(self, name: str) -> Bundle:
         """The features bundle of a registry row, pulled, exported and gated the first time it is needed."""
@@ -148,9 +158,9 @@ class Zoo(Environment):
         except (NotFoundError, IntegrityError):
             # Never prepared, or changed since: the pull says what, and makes it right.
             pass
-        folder = self.pull(model)
-        self.plugins.make(self.lock.effective(entry), folder).prepare(self.progress)
-        return WordTable.open(folder, lowercase=preprocess.lowercase)
+        # The pull prepares; without the family there is nothing that could, and it says why.
+        self.plugins.backbone(entry.family)
+        return WordTable.open(self.pull(model), lowercase=preprocess.lowercase)
 
     def has_words(self, model: str) -> bool:
         """Whether `words` has a table for this model reference."""
@@ -204,12 +214,13 @@ class Zoo(Environment):
         session = self.session(model, device)
         items = list(inputs)
         names = names or [str(item) if isinstance(item, str | Path) else f"#{i}" for i, item in enumerate(items)]
-        if "scores" in session.outputs:
-            scores = session.scores(items, self.progress)
-            answers = [labelled(name, row, session.labels, top) for name, row in zip(names, scores, strict=True)]
+        has_scores = "scores" in session.outputs
+        with naming(names, items):
+            found = (session.scores if has_scores else session.features)(items, self.progress)
+        if has_scores:
+            answers = [labelled(name, row, session.labels, top) for name, row in zip(names, found, strict=True)]
         else:
-            features = session.features(items, self.progress)
-            answers = [Answer(input=n, features=tuple(row.tolist())) for n, row in zip(names, features, strict=True)]
+            answers = [Answer(input=n, features=tuple(row.tolist())) for n, row in zip(names, found, strict=True)]
         return RunResult(
             model=model, entry=session.manifest.lineage.entry.name, device=session.device, answers=tuple(answers)
         )
@@ -263,10 +274,8 @@ class Zoo(Environment):
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
-        # The head's own arithmetic is torch's, whatever the family.
-        packages = self.plugins.make(entry, self.store.models).packages
-        needed = {*packages, *(TRAINING if source.manifest.head else ())}
-        require("the parity gate", *RUNTIME, *sorted(needed))
+        heads = ("safetensors",) if source.manifest.head else ()
+        require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
                 f"the gate needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.errors import DataError, IntegrityError, RegistryError
+from zoo.errors import DataError, IntegrityError, RegistryError, quote
 from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
 
 if TYPE_CHECKING:
@@ -167,10 +167,12 @@ class TextEncoder:
         if self.preprocess.unknown_token is None:
             return
         unknown = self._tokenizer.token_to_id(self.preprocess.unknown_token)
-        for text, row in zip(texts, rows, strict=True):
+        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
             if all(token == unknown for token in row):
-                shown = text if len(text) <= 60 else f"{text[:57]}..."
-                raise DataError(f"the model knows no word of the text {shown!r}", hint="remove it, or reword it")
+                # The token for unknown words is none of the words.
+                count = self._tokenizer.get_vocab_size() - 1
+                problem = f"no word of {quote(text)} is among the {count:,} words"
+                raise DataError(problem, index=index, hint="remove it, or reword it")
 
     def sample(self, count: int) -> list[str]:
         """About `count` of the tokenizer's words, spread evenly over its ids."""
@@ -203,7 +205,9 @@ def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: 
     vocabulary = {word: index for index, word in enumerate(words)}
     token = preprocess.unknown_token or "[UNK]"
     if preprocess.unknown_token is not None and token not in vocabulary:
-        raise RegistryError(f"the unknown_token {token!r} is not among the words", hint="correct the row's preprocess")
+        raise RegistryError(
+            f"the unknown_token {quote(token)} is not among the words", hint="correct the row's preprocess"
+        )
     while preprocess.unknown_token is None and token in vocabulary:
         token = f"[{token}]"
     vocabulary.setdefault(token, len(vocabulary))
@@ -222,16 +226,16 @@ def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: 
     )
 
 
-def check_text(item: object) -> str:
-    """The text itself. Raises DataError for anything but a str with at least one visible character."""
+def check_text(item: object, index: int | None = None) -> str:
+    """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
     if not isinstance(item, str):
-        raise DataError(f"a text model reads str, not {type(item).__name__}")
+        raise DataError(f"a text model reads str, not {type(item).__name__}", index=index)
     try:
         item.encode()
     except UnicodeEncodeError as error:
-        raise DataError("a text is not UTF-8", hint="iconv -t UTF-8 | zoo run MODEL -") from error
+        raise DataError("a text is not UTF-8", index=index, hint="iconv -t UTF-8 | zoo run MODEL -") from error
     if not item.strip():
-        raise DataError("an empty text has no answer", hint="remove the row, or fill it")
+        raise DataError("an empty text has no answer", index=index, hint="remove the row, or fill it")
     return item
 
 

@@ -21,7 +21,8 @@
 `exit_code` is the process exit code of the command line and `code` the stable name that `--json` prints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -58,13 +59,17 @@ class UsageError(ZooError):
 
 
 class DataError(UsageError):
-    """Raised when the data given cannot be used; `path` is the file or folder at fault."""
+    """Raised when the data given cannot be used; `path` is the file or folder at fault.
+
+    `index` is the place of the item at fault where only that is known of it: see `naming`.
+    """
 
     code = "data"
 
-    def __init__(self, message: str, *, path: object = None, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, path: object = None, index: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.path = path
+        self.index = index
 
 
 class RegistryError(UsageError):
@@ -208,6 +213,19 @@ class DivergedError(ZooError):
     def __init__(self, message: str, *, epoch: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.epoch = epoch
+
+
+@contextmanager
+def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
+    """Name the item at fault (`tickets.csv:17`) in a DataError that knows only its place among `items`."""
+    try:
+        yield
+    except DataError as error:
+        # A text that is its own name is in the message already.
+        if error.index is None or names[error.index] == items[error.index]:
+            raise
+        name = names[error.index]
+        raise DataError(f"{name}: {error.message}", path=name, hint=error.hint) from error
 
 
 def quote(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.answers import Evaluation, labelled
 from zoo.bundle import read_split
 from zoo.data import Dataset, load
-from zoo.errors import DataError
+from zoo.errors import DataError, naming
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import Metrics
@@ -49,7 +49,8 @@ def evaluate(
             raise DataError(f"{data} has none of the items that {model} held out", path=data)
         dataset = Dataset(dataset.source, kept)
     targets = dataset.targets(session.labels)
-    scores = session.scores(dataset.items, progress)
+    with naming([example.name for example in dataset.examples], dataset.items):
+        scores = session.scores(dataset.items, progress)
     rows = zip(dataset.examples, scores, strict=True)
     return Evaluation(
         model=model,

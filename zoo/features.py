@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from zoo.data import Example
 from zoo.encode import encoder_version
-from zoo.errors import AccessError
+from zoo.errors import AccessError, naming
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session, onnxruntime
 from zoo.schema import TextPreprocess, WordsPreprocess
@@ -90,11 +90,13 @@ class FeatureCache:
             progress.note(f"features: all from the cache {self.path}")
             return
         name = self.session.manifest.lineage.entry.name
-        with progress.task(f"features by {name} on {self.session.device}", len(examples)) as bar:
+        names, items = [example.name for example in examples], [example.item for example in examples]
+        device = self.session.device
+        with naming(names, items), progress.task(f"features by {name} on {device}", len(examples)) as bar:
             # Kept here until they are written: an open transaction would lock other processes out meanwhile.
             rows: list[tuple[bytes, bytes]] = []
             try:
-                for positions, arrays in self.session.stream([example.item for example in examples], ["features"]):
+                for positions, arrays in self.session.stream(items, ["features"]):
                     vectors = zip(positions, arrays["features"], strict=True)
                     rows += [(bytes.fromhex(examples[index].digest), vector.tobytes()) for index, vector in vectors]
                     bar.advance(len(positions))

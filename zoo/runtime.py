@@ -256,7 +256,7 @@ class _TextPipeline:
         self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
-        rows = self.encoder.tokens([check_text(item) for item in items])
+        rows = self.encoder.tokens([check_text(item, index) for index, item in enumerate(items)])
         self.encoder.check_known(items, rows)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         positions: list[int] = []

@@ -2,7 +2,7 @@
 
 word2vec-binary    "N dim" and a newline; then, N times, a word, a space, dim float32 and often a newline (word2vec.c)
 word2vec-text      "N dim" and a newline; then a line a word: it and dim numbers, one space between; fastText's .vec
-glove-text         the same lines without the first one
+glove-text         the same lines without the first one, and a word may hold spaces
 npy, safetensors   the table alone; its words are a list of their own: Parquet, text (a word a line) or JSON
 
 Words are read as gensim's load_word2vec_format reads them: strictly UTF-8, and of a word that comes twice the first row
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from zoo.errors import IntegrityError
+from zoo.errors import IntegrityError, quote
 from zoo.extras import require
 from zoo.store import map_file
 
@@ -50,6 +50,7 @@ ROWS = 2048
 LONGEST = 1 << 16
 #: Bytes of one number in a text at most.
 NUMBER = 64
+DECIMAL = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 #: numpy's dtypes of the kinds of number that are read, by safetensors' names of them.
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 NPY = re.compile(
@@ -169,6 +170,8 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
         for number, line in enumerate(part, row + 1):
             # fastText ends its lines with a space.
             word, _, rest = line.rstrip().partition(b" ")
+            if not with_header and rest.count(b" ") >= dim:
+                word, rest = _spaced(word, rest, dim)
             if rest.count(b" ") != dim - 1 or not rest:
                 found = rest.count(b" ") + 1 if rest else 0
                 _fail(path, f"row {number} ({_show(word)}) has {found} numbers, not {dim}")
@@ -180,6 +183,15 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
         yield words, _parse(path, words, numbers, dim, row - len(part))
     if count is not None and row < count:
         _fail(path, f"it ends after {row:,} of the {count:,} words that its header promises")
+
+
+def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
+    """(word, numbers) of a line with too many fields: some of GloVe's words hold spaces, as `. . .` in glove.840B.
+
+    A field that is a number is no part of a word: such a line has too many numbers, and stays as it was.
+    """
+    *more, numbers = rest.split(b" ", rest.count(b" ") + 1 - dim)
+    return (word, rest) if any(map(DECIMAL.fullmatch, more)) else (b" ".join([word, *more]), numbers)
 
 
 def _parse(path: Path, words: list[bytes], rows: list[bytes], dim: int, before: int) -> "NDArray[np.float32]":
@@ -311,8 +323,7 @@ def _is_text(word: bytes) -> bool:
 
 
 def _show(word: bytes) -> str:
-    text = ascii(word.decode(errors="replace"))
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return quote(word.decode(errors="replace"))
 
 
 HINT = "the file is not what its row says: check the row's dim, config.format and files"

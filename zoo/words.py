@@ -10,6 +10,7 @@ Everything is little-endian and in C order. Nothing is read before it is asked f
 search the whole table once.
 """
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo.errors import NotFoundError
+from zoo.errors import NotFoundError, quote, short
 from zoo.extras import require
+from zoo.schema import FileDigest
 from zoo.store import StoredFile, is_untouched, map_file, sha256_file, staged_dir, storage_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 FOLDER, MANIFEST, SCHEMA_VERSION = "prepared", "prepared.json", 1
 VECTORS, WORDS, OFFSETS, ORDER, NORMS = "vectors.bin", "words.bin", "offsets.bin", "order.bin", "norms.bin"
+PARTS = (VECTORS, WORDS, OFFSETS, ORDER, NORMS)
 #: Bytes of similarities held at once: more queries than fit go through the table in several passes.
 BUDGET = 1 << 28
 #: Spelling is only looked into for words of ordinary length: the candidates grow with it.
@@ -54,6 +57,20 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
     table: InPlace | None
     files: tuple[StoredFile, ...]
 
+    def fits(self, weights: Path) -> bool:
+        """Whether the recorded files are those that a table of this shape has, in the sizes that it gives them."""
+        sizes = {file.path: file.size for file in self.files}
+        numbers = 4 * self.count * self.dim
+        wanted = {NORMS: 4 * self.count, ORDER: 4 * self.count, OFFSETS: 8 * (self.count + 1)}
+        if self.table is None:
+            wanted[VECTORS] = numbers
+        elif self.table.offset >= 0 and (weights / self.table.file).parent == weights:
+            wanted[self.table.file] = self.table.offset + numbers
+        else:
+            return False
+        is_whole = all(sizes.get(name) == size for name, size in wanted.items())
+        return min(self.count, self.dim) > 0 and is_whole and sizes.keys() == {*wanted, WORDS}
+
 
 def prepare(
     weights: Path, batches: "Iterable[tuple[list[bytes], Floats]]", dim: int, table: InPlace | None = None
@@ -75,6 +92,31 @@ def prepare(
 def is_prepared(weights: Path) -> bool:
     """Whether `WordTable.open` will find a prepared form there whose bytes are those that were written."""
     return _read_manifest(weights) is not None
+
+
+def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
+    """Hash every file of the prepared form in `weights` again: (expected, whether it is still so).
+
+    None where nothing is prepared, or by another version; a form whose manifest is damaged is that one file.
+    """
+    manifest = weights / FOLDER / MANIFEST
+    if not (weights / FOLDER).exists():
+        return []
+    try:
+        data = manifest.read_bytes()
+        found = msgspec.json.decode(data, type=_Prepared)
+        if found.schema_version != SCHEMA_VERSION:
+            return []
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return [(FileDigest(path=f"{FOLDER}/{MANIFEST}", size=0, sha256=""), False)]
+    digest = hashlib.sha256(data).hexdigest()
+    results = [(FileDigest(path=f"{FOLDER}/{MANIFEST}", size=len(data), sha256=digest), found.fits(weights))]
+    for file in found.files:
+        if file.path in PARTS:
+            path = weights / FOLDER / file.path
+            is_same = path.is_file() and not path.is_symlink() and sha256_file(path) == file.sha256
+            results.append((FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256), is_same))
+    return results
 
 
 class WordTable:
@@ -148,8 +190,8 @@ class WordTable:
         found = self.find(word)
         if found is None:
             near = self.near(word)
-            hint = f"did you mean {' or '.join(near)}?" if near else "try another spelling"
-            raise NotFoundError(f"'{word}' is not among the {len(self):,} words", hint=hint)
+            hint = f"did you mean {' or '.join(map(short, near))}?" if near else "try another spelling"
+            raise NotFoundError(f"{quote(word)} is not among the {len(self):,} words", hint=hint)
         return found
 
     def near(self, word: str, count: int = 3) -> list[str]:
@@ -250,7 +292,7 @@ def _read_manifest(weights: Path) -> _Prepared | None:
     folder = weights / FOLDER
     try:
         found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Prepared)
-        if found.schema_version != SCHEMA_VERSION:
+        if found.schema_version != SCHEMA_VERSION or not found.fits(weights):
             return None
         moved = False
         for file in found.files:
@@ -259,7 +301,7 @@ def _read_manifest(weights: Path) -> _Prepared | None:
                 moved = True
                 if path.is_symlink() or sha256_file(path) != file.sha256:
                     return None
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
         return None
     if moved:
         # A copied home has other times. Only a saving for the next look: a read-only one does without it.

@@ -194,8 +194,9 @@ def plain_rows(backbone: Word2Vec) -> Iterator[tuple[bytes, Any]]:
                 yield word.lstrip(b"\n"), file.read(4 * backbone.entry.dim)
         else:
             for line in file:
-                word, _, numbers = line.partition(b" ")
-                yield word, numbers.decode()
+                # Only a word of GloVe's may hold spaces, and then the numbers are what stands last.
+                fields = line.split(b" ") if count is not None else line.rsplit(b" ", backbone.entry.dim)
+                yield fields[0], b" ".join(fields[1:]).decode()
 
 
 def parse(vector: "bytes | str | NDArray[Any]") -> "NDArray[np.float32]":
