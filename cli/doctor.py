@@ -15,9 +15,10 @@ def command(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Look at the runtime, the device, ZOO_HOME, the registry and every plugin.
+    """Look at the runtime, the device, ZOO_HOME, the registry, kept models and every plugin.
 
-    Exit code 0 where there is no problem, else that of the first one: 7 runtime, 8 ZOO_HOME, 2 registry, 9 plugin.
+    Exit code 0 where there is no problem, else that of the first one: 7 runtime, 8 ZOO_HOME, 2 registry, 5 kept model,
+    9 plugin.
     """
     findings = make_zoo(context).doctor()
     problems = [finding for finding in findings if finding.state == "problem"]

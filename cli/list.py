@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_count, human_size, next_command, print_json, print_table, say, write
+from zoo_cli.output import human_count, human_size, next_command, print_json, print_table, say, warn_damaged, write
 from zoo_cli.state import make_zoo
 
 HEADER = ("NAME", "TASK", "DIM", "PARAMS", "SIZE", "LICENSE", "PULLED")
@@ -25,6 +25,7 @@ def command(
     for shelf in zoo.shelves:
         if shelf.state == "quarantined":
             say(f"warning: the shelf {shelf.title} is left out: zoo plugins says why")
+    warn_damaged(zoo)
     if json:
         facts = [
             {

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from zoo import ZooError, to_json, to_plain
+from zoo import Zoo, ZooError, to_json, to_plain
 
 SCHEMA_VERSION = 1
 
@@ -23,6 +23,12 @@ def write(line: str = "") -> None:
 def say(line: str) -> None:
     """A line for people on stderr."""
     sys.stderr.write(line + "\n")
+
+
+def warn_damaged(zoo: Zoo) -> None:
+    """A line for each kept model of a bridge that is left out because its entry is damaged."""
+    for error in zoo.damaged:
+        say(f"warning: a kept model is left out: {' '.join(error.message.split())}: {error.hint}")
 
 
 def next_command(*words: object) -> None:

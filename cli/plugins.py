@@ -1,10 +1,11 @@
 """zoo plugins: who provides families, sources and shelves, how they load, whether they conform; and a new one."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, print_table, say, write
+from zoo_cli.output import human_size, next_command, print_json, print_table, say, warn_damaged, write
 from zoo_cli.state import make_zoo
 
 from zoo import GateError, PluginError, to_plain
@@ -35,7 +36,12 @@ def show(
     for state in states:
         if state.is_slow:
             say(f"warning: {state.title} takes {state.seconds:.1f} s to load: every verb that needs it waits for it")
-    next_command("zoo", "plugins", "check")
+    if any(state.group == "zoo.backbones" and state.state == "ok" for state in states):
+        next_command("zoo", "plugins", "check")
+    elif "ZOO_PLUGINS" in os.environ:
+        next_command("unset", "ZOO_PLUGINS")
+    else:
+        next_command("zoo", "doctor")
 
 
 @app.command()
@@ -51,7 +57,9 @@ def check(
     Takes the family's pulled rows, or else pulls the smallest one. Exit code 6 where a check fails, 9 where the plugin
     cannot be loaded.
     """
-    reports = make_zoo(context).check_plugins(name, rows=row or (), limit=limit)
+    zoo = make_zoo(context)
+    warn_damaged(zoo)
+    reports = zoo.check_plugins(name, rows=row or (), limit=limit)
     failed = [report for report in reports if report.state == "failed"]
     broken = [report for report in reports if report.state == "broken"]
     if not json:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, print_json, print_table
+from zoo_cli.output import human_size, print_json, print_table, warn_damaged
 from zoo_cli.state import make_zoo
 
 from zoo import IntegrityError
@@ -16,6 +16,8 @@ def command(
 ) -> None:
     """Check every file of pulled models and bundles against its digest."""
     zoo = make_zoo(context)
+    if not models:
+        warn_damaged(zoo)
     names = models or [row.entry.name for row in zoo.list(pulled=True)]
     checked = [(name, file, is_same) for name in names for file, is_same in zoo.verify(name)]
     facts = [{"model": name, "file": file.path, "ok": is_same} for name, file, is_same in checked]

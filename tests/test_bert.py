@@ -1,14 +1,15 @@
 """BERT's relatives against transformers, their stages, their limits, and the tokenizer made of a vocab.txt."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from zoo_plugins.backbones.bert import Bert
+from zoo_plugins.backbones.bert import Bert, read_config
 
-from tests.models import write_bert
+from tests.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
 from zoo.encode import TextEncoder
 from zoo.runtime import create_session
@@ -252,3 +253,31 @@ def test_a_row_with_a_vocabulary_becomes_a_bundle_with_a_tokenizer(shelf: Path, 
     (tmp_path / "registry.yaml").write_text(json.dumps({"schema_version": 1, "models": {"cased": row}}))
     with pytest.raises(RegistryError, match="wordpiece belongs to"):
         Zoo(registry=tmp_path / "registry.yaml").list()
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "said"),
+    [
+        ("bert", {"hidden_size": 0}, "hidden_size"),
+        ("bert", {"vocab_size": -3}, "vocab_size"),
+        ("bert", {"intermediate_size": 1 << 40}, "intermediate_size"),
+        ("bert", {"num_hidden_layers": 0}, "num_hidden_layers"),
+        ("bert", {"num_attention_heads": 0}, "num_attention_heads"),
+        ("bert", {"num_attention_heads": 5}, "a width of 32 is not shared by 5 heads"),
+        ("bert", {"layer_norm_eps": 0}, "layer_norm_eps"),
+        ("bert", {"type_vocab_size": -1}, "type_vocab_size"),
+        ("roberta", {"pad_token_id": -9}, "pad_token_id"),
+        ("mpnet", {"relative_attention_num_buckets": 0}, "relative_attention_num_buckets"),
+        ("distilbert", {"n_heads": 0}, "n_heads"),
+        ("distilbert", {"n_layers": -1}, "n_layers"),
+    ],
+)
+def test_a_shape_that_cannot_be(tmp_path: Path, arch: str, changes: dict[str, float], said: str) -> None:
+    own = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if arch == "distilbert" else {}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**TINY, **own}))
+    read_config(path, arch)
+    path.write_text(json.dumps({**TINY, **own, **changes}))
+    with pytest.raises(IntegrityError, match=said) as caught:
+        read_config(path, arch)
+    assert "\n" not in caught.value.message

@@ -14,7 +14,7 @@ from tests.libraries import hub_repo, pooled, write_encoder, write_timm
 from tests.test_bridges import COMMIT
 from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
-from zoo import Bundle, IntegrityError, PluginError, Zoo, graph
+from zoo import Bundle, PluginError, Zoo, graph
 from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.bridged import Bridged
 from zoo.encode import TextEncoder, decode_image
@@ -195,6 +195,7 @@ def test_a_folder_of_that_name_is_written_with_a_dot(shelf: Path, tmp_path: Path
     [
         ("timm/resnet18.a1_in1k", ("timm", "resnet18.a1_in1k", None)),
         ("hf/BAAI/bge@v1", ("hf", "BAAI/bge", "v1")),
+        ("timm/resnet18@", ("timm", "resnet18", "")),
         ("hf/a/b@refs/pr/1", ("hf", "a/b", "refs/pr/1")),
         *((text, None) for text in ("resnet18", "./timm/x", "../x", "/timm/x", "timm/", "hf//x", "hf/a/b/c", "")),
     ],
@@ -244,6 +245,51 @@ def test_a_bridge_that_breaks_its_contract_is_named(
     alone = Bridged(tmp_path / "kept", list, lambda prefix: pytest.fail("asked"), offline=True)
     assert [alone.reference("odd/X"), alone.reference("odd/y")] == [("odd", "X", None), None]
     assert list(alone.entries()) == [alone.entry(model)] == [entry]
-    (tmp_path / "kept" / "odd" / "x.json").write_text("{")
-    with pytest.raises(IntegrityError, match="is damaged"):
-        list(alone.entries())
+
+
+def test_a_damaged_kept_entry_costs_that_model_alone(
+    shelf_file: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
+    row, folder = Zoo().entry("tiny-bert"), zoo_home / "bridged"
+    for name in ("x", "y"):
+        good = bridged(folder, msgspec.structs.replace(row, name=f"odd/{name}"))
+        model = Reference("odd", name, None)
+        good.entry(model)
+        good.keep(model)
+    path = folder / "odd" / "x.json"
+    (folder / "odd" / ".x.json").write_text("{")
+    for damage, said in (
+        (b"{", "is damaged"),
+        (b'"\xff"', "is damaged"),
+        ((folder / "odd/y.json").read_bytes(), "of odd/y"),
+    ):
+        path.write_bytes(damage)
+        listed = zoo("list", "-q")
+        assert listed.returncode == 0, listed.stderr
+        assert "odd/y" in listed.stdout
+        assert "odd/x" not in listed.stdout
+        warnings = [line for line in listed.stderr.splitlines() if line.startswith("warning: ")]
+        assert len(warnings) == 1
+        assert str(path) in warnings[0]
+        hint = fails(5, said, "show", "odd/x")
+        assert hint == "hint: delete it, and pull that model again"
+    fails(5, "of odd/y", "pull", "odd/x")
+    verified = zoo("verify")
+    assert (verified.returncode, verified.stderr.count("warning: ")) == (0, 1), verified.stderr
+    found = zoo("doctor", "--json")
+    assert found.returncode == 5
+    problems = [each for each in json.loads(found.stdout)["findings"] if each["state"] == "problem"]
+    assert [(each["name"], each["fix"]) for each in problems] == [("model", "delete it, and pull that model again")]
+
+
+def test_a_revision_that_is_empty_or_not_there(server: FakeHub, tmp_path: Path) -> None:
+    hint = fails(2, "timm/test_vit@ names no revision", "show", "timm/test_vit@")
+    assert "timm/test_vit, or" in hint
+    write_encoder(tmp_path / "repo")
+    server.add("acme/net", COMMIT, hub_repo(tmp_path / "repo"))
+    hint = fails(3, "no such commit", "show", "hf/acme/net@nosuch")
+    assert "leave @nosuch out" in hint
+    assert "search=" not in hint

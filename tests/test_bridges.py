@@ -132,16 +132,22 @@ def test_preprocessing_that_cannot_be_said_is_an_error(
         {"model_args": {"checkpoint_path": "CANARY"}},
         {"model_args": {"pretrained": True}},
         {"model_args": {"norm_layer": {"code": "x"}}},
+        {"model_args": {"features_only": True}},
+        {"model_args": {"in_chans": 1}},
+        {"model_args": {"no_such_argument": 1}},
+        {"model_args": {"depths": "many"}},
+        {"pretrained_cfg": {"input_size": [3, "x", 224]}},
     ],
     ids=str,
 )
-def test_a_timm_configuration_cannot_load_from_elsewhere(hub: FakeHub, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_timm_configuration_that_is_refused(hub: FakeHub, tmp_path: Path, changes: dict[str, Any]) -> None:
     write_timm(tmp_path / "repo", "test_convnext")
     canary = tmp_path / "canary.pth"
     text = json.dumps(changes).replace("CANARY", str(canary))
     change_json(tmp_path / "repo" / "config.json", **json.loads(text))
     hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path / "repo"))
-    with pytest.raises((IntegrityError, NotFoundError), match=r"not an argument of a network|has no architecture"):
+    said = "not an argument of a network|has no architecture|feature maps|a network that timm can build: [^\\n]+$"
+    with pytest.raises((IntegrityError, NotFoundError), match=said):
         Zoo().entry("timm/test_convnext.test")
 
 
@@ -316,6 +322,18 @@ def test_what_cannot_be_said_is_an_error_with_a_hint(
         Zoo().entry("hf/acme/net")
     assert caught.value.hint  # type: ignore[attr-defined]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 0}, {"hidden_act": "none"}, {"hidden_size": -1}], ids=str)
+def test_a_configuration_that_transformers_cannot_build(tmp_path: Path, changes: dict[str, Any]) -> None:
+    from zoo_plugins.bridges.transformers import create
+
+    write_encoder(tmp_path, "Electra", embedding_size=32)
+    change_json(tmp_path / "config.json", **changes)
+    config = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(IntegrityError, match=r"a network that transformers can build: \w+: [^\n]+$") as caught:
+        create(config)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["Bert", "Electra"])

@@ -18,6 +18,7 @@ from zoo.schema import Entry
 
 NAME = "googlenet.tv_in1k"
 WEIGHT = "inception3a.branch1.conv.weight"
+VARIANCE = "inception3a.branch1.bn.running_var"
 State = dict[str, Any]
 
 
@@ -56,6 +57,7 @@ FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
     "nan": (lambda s: {**s, WEIGHT: with_nan(s[WEIGHT])}, f"has non-finite numbers in {WEIGHT}"),
     "infinite": (lambda s: {**s, WEIGHT: s[WEIGHT] / 0}, f"has non-finite numbers in {WEIGHT}"),
     "infinite half": (lambda s: {**s, WEIGHT: (s[WEIGHT] * 1e9).half()}, f"has non-finite numbers in {WEIGHT}"),
+    "negative variance": (lambda s: {**s, VARIANCE: s[VARIANCE] - 1e6}, f"has negative variances in {VARIANCE}"),
     **{
         str(dtype): (
             lambda s, dtype=dtype: {**s, WEIGHT: s[WEIGHT].to(dtype)},

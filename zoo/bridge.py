@@ -44,9 +44,9 @@ class Reference(NamedTuple):
 
 def parse_reference(text: str) -> Reference | None:
     """The parts of `prefix/name[@revision]`; None for what has not that form, such as ./folder or a plain name."""
-    name, _, revision = text.partition("@")
+    name, at, revision = text.partition("@")
     prefix, slash, rest = name.partition("/")
     parts = rest.split("/")
     if not slash or prefix.startswith(".") or not prefix or not 1 <= len(parts) <= 2 or not all(parts):
         return None
-    return Reference(prefix, rest, revision or None)
+    return Reference(prefix, rest, revision if at else None)

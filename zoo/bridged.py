@@ -14,11 +14,20 @@ from typing import TypeAlias
 import msgspec
 
 from zoo.bridge import Bridge, Reference, parse_reference
-from zoo.errors import IntegrityError, NotFoundError, OfflineError, PluginError, ZooError
+from zoo.errors import (
+    AccessError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+    PluginError,
+    UsageError,
+    ZooError,
+)
 from zoo.schema import Entry
 from zoo.store import write_atomic
 
 SCHEMA_VERSION = 1
+DAMAGED = "delete it, and pull that model again"
 BridgeFor: TypeAlias = Callable[[str], Bridge]
 
 
@@ -59,10 +68,12 @@ class Bridged:
         self._made: dict[tuple[str, str | None], Entry] = {}
 
     def reference(self, model: str) -> Reference | None:
-        """The model that a bridge gives, None for a registry name or a path."""
+        """The model that a bridge gives, None for a registry name or a path. Raises UsageError for `NAME@`."""
         found = parse_reference(model)
         if found is None or not (found.prefix in self._known or self._path(found.key).is_file()):
             return None
+        if found.revision == "":
+            raise UsageError(f"{model} names no revision", hint=f"{found}, or a branch, tag or commit after the @")
         return found
 
     def entry(self, reference: Reference, *, ask: bool = False) -> Entry:
@@ -89,11 +100,25 @@ class Bridged:
             write_atomic(self._path(reference.key), data + b"\n")
 
     def entries(self) -> Iterator[Entry]:
-        """Every kept entry. Raises IntegrityError for a damaged one."""
+        """Every kept entry but the damaged ones."""
+        return (found for found in self._scan() if isinstance(found, Entry))
+
+    def damaged(self) -> Iterator[ZooError]:
+        """What is wrong with each kept entry that cannot be used, as `entry` would raise it."""
+        return (found for found in self._scan() if isinstance(found, ZooError))
+
+    def _scan(self) -> Iterator[Entry | ZooError]:
         for path in sorted(self.folder.rglob("*.json")):
-            kept = self._read(path)
-            if kept is not None and not path.name.startswith("."):
-                yield kept.entry
+            # A name with a dot is that of a file which is being written, or was never finished.
+            if path.name.startswith("."):
+                continue
+            try:
+                kept = self._read(path)
+            except (IntegrityError, AccessError) as error:
+                yield error
+            else:
+                if kept is not None:
+                    yield kept.entry
 
     @cached_property
     def _known(self) -> list[str]:
@@ -107,13 +132,18 @@ class Bridged:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except msgspec.MsgspecError as error:
-            raise IntegrityError(f"{path} is damaged: {error}", hint="delete it, and pull that model again") from error
+        except OSError as error:
+            raise AccessError(f"{path} cannot be read: {error.strerror}", hint=f"chmod u+r {path}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise IntegrityError(f"{path} is damaged: {error}", hint=DAMAGED) from error
         if kept.schema_version != SCHEMA_VERSION:
             raise IntegrityError(
                 f"{path} has schema {kept.schema_version}, this zoo knows {SCHEMA_VERSION}",
                 hint="upgrade backbone-zoo",
             )
+        key = path.relative_to(self.folder).as_posix().removesuffix(".json")
+        if kept.entry.name != key:
+            raise IntegrityError(f"{path} is damaged: it is the entry of {kept.entry.name}", hint=DAMAGED)
         return kept
 
     def _make(self, reference: Reference) -> Entry:

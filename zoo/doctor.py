@@ -29,9 +29,18 @@ class Finding(Struct, frozen=True, kw_only=True):
     exit_code: int = 0
 
 
-def examine(home: Path, registry: Callable[[], int], plugins: Callable[[], Sequence[PluginState]]) -> list[Finding]:
-    """Every finding; `registry` counts the rows or raises ZooError, `plugins` loads them all and tells their states."""
-    return [*_versions(), _runtime(), _cuda(), _torch(), *_home(home), _registry(registry), *_plugins(plugins())]
+def examine(
+    home: Path,
+    registry: Callable[[], int],
+    damaged: Sequence[ZooError],
+    plugins: Callable[[], Sequence[PluginState]],
+) -> list[Finding]:
+    """Every finding; `registry` counts the rows or raises ZooError, `damaged` are the faults of kept models of bridges.
+
+    `plugins` loads them all and tells their states.
+    """
+    machine = [*_versions(), _runtime(), _cuda(), _torch(), *_home(home)]
+    return [*machine, _registry(registry), *map(_kept, damaged), *_plugins(plugins())]
 
 
 def _versions() -> Iterator[Finding]:
@@ -108,6 +117,10 @@ def _registry(count: Callable[[], int]) -> Finding:
         return Finding(
             name="registry", state="problem", detail=error.message, fix=error.hint, exit_code=error.exit_code
         )
+
+
+def _kept(error: ZooError) -> Finding:
+    return Finding(name="model", state="problem", detail=error.message, fix=error.hint, exit_code=error.exit_code)
 
 
 def _plugins(states: Sequence[PluginState]) -> Iterator[Finding]:

@@ -99,6 +99,11 @@ class Environment:
         """The registry's rows, and the kept models of bridges."""
         return Registry([*self.registry.values(), *self.bridged.entries()])
 
+    @property
+    def damaged(self) -> Sequence[ZooError]:
+        """What is wrong with kept models of bridges: these are not on the shelf."""
+        return list(self.bridged.damaged())
+
     def is_path(self, model: str) -> bool:
         """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
         return _looks_like_path(model) and self.bridged.reference(model) is None
@@ -127,7 +132,7 @@ class Environment:
         """What is wrong with this environment, and how to mend it."""
         from zoo.doctor import examine
 
-        return examine(self.store.home, lambda: len(self.registry), self.plugin_states)
+        return examine(self.store.home, lambda: len(self.registry), self.damaged, self.plugin_states)
 
 
 def _looks_like_path(model: str) -> bool:

@@ -97,7 +97,11 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
         missing = next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
         if missing is None:
             raise
-        hint = f"look for it on https://huggingface.co/models?search={name.rpartition('/')[2]}"
+        hint = (
+            f"https://huggingface.co/{name}/tree/main lists its revisions; leave @{revision} out for the default"
+            if missing == MISSING[RevisionNotFoundError]
+            else f"look for it on https://huggingface.co/models?search={name.rpartition('/')[2]}"
+        )
         raise NotFoundError(f"{title}: no such {missing} on the Hub", hint=hint) from error
     if not COMMIT.fullmatch(info.sha or ""):
         raise NetworkError(f"{title}: the Hub does not say its commit", url=title)

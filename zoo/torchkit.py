@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
 from zoo.convert import as_safetensors
-from zoo.errors import IntegrityError
+from zoo.errors import IntegrityError, ZooError
 from zoo.extras import TRAINING, require
+from zoo.points import brief
 from zoo.schema import ExportOptions, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def load_state(
 
     `rename` maps a name in the file to the module's, or to None for a tensor that the features do not need. Half
     precision becomes float32; no other type does. Raises IntegrityError naming missing, unexpected, wrongly typed or
-    shaped, or non-finite tensors.
+    shaped, or non-finite tensors, and negative variances.
     """
     import torch
     from safetensors import SafetensorError
@@ -79,6 +80,12 @@ def _problems(
     yield "has wrong types for", [f"{name} ({kinds[name]})" for name in given if not fits(name)]
     yield "has wrong shapes for", [name for name in given if given[name].shape != wanted[name].shape]
     yield "has non-finite numbers in", [name for name in given if not torch.isfinite(given[name]).all()]
+    # BatchNorm takes its root: features would be no numbers, or wrong ones where the epsilon outweighs it.
+    yield "has negative variances in", [name for name in given if _is_variance(name) and (given[name] < 0).any()]
+
+
+def _is_variance(name: str) -> bool:
+    return name.rpartition(".")[2] == "running_var"
 
 
 def _is_counter(name: str) -> bool:
@@ -140,6 +147,21 @@ class TorchBackbone(Backbone):
             )
         assert program is not None
         program.save(str(path), external_data=False)
+
+
+@contextmanager
+def described_by_config(library: str) -> Iterator[None]:
+    """Around what another library builds from a published config.json: whatever it raises is an IntegrityError."""
+    try:
+        yield
+    except (ZooError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Each library, and each architecture of it, stumbles over a wrong number in its own way.
+        reason = f"{type(error).__name__}: {brief(str(error))}"
+        raise IntegrityError(
+            f"config.json does not describe a network that {library} can build: {reason}", hint="choose another model"
+        ) from error
 
 
 def as_stage(

@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from zoo.backbone import Backbone
 from zoo.errors import IntegrityError, RegistryError
@@ -26,32 +27,39 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Far above what is published: a larger number is a damaged one.
+LARGEST = 1 << 24
+Size: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
+
+
 class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of config.json that shape the encoder; every other key is ignored."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    intermediate_size: Size
+    max_position_embeddings: Size
+    type_vocab_size: Annotated[int, Meta(ge=0, le=LARGEST)] = 2
+    layer_norm_eps: Annotated[float, Meta(gt=0)] = 1e-12
     hidden_act: str = "gelu"
     position_embedding_type: str = "absolute"
-    pad_token_id: int | None = None
-    relative_attention_num_buckets: int = 32
+    pad_token_id: Annotated[int, Meta(ge=0, le=LARGEST)] | None = None
+    # Half of them for either direction, and half of those for single distances below 128.
+    relative_attention_num_buckets: Annotated[int, Meta(ge=4, lt=512)] = 32
 
 
 class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same shape under DistilBERT's own names."""
 
-    vocab_size: int
-    dim: int
-    n_layers: int
-    n_heads: int
-    hidden_dim: int
-    max_position_embeddings: int
+    vocab_size: Size
+    dim: Size
+    n_layers: Count
+    n_heads: Count
+    hidden_dim: Size
+    max_position_embeddings: Size
     activation: str = "gelu"
 
     def as_bert(self) -> BertConfig:
@@ -107,7 +115,7 @@ class Bert(TorchBackbone):
 
 
 def read_config(path: Path, arch: str = "bert") -> BertConfig:
-    """The shape of the encoder. Raises IntegrityError when a key is missing or means another architecture."""
+    """The shape of the encoder. Raises IntegrityError when a key is missing, out of bounds or another family's."""
     try:
         if arch == "distilbert":
             config = msgspec.json.decode(path.read_bytes(), type=DistilBertConfig).as_bert()
@@ -119,6 +127,9 @@ def read_config(path: Path, arch: str = "bert") -> BertConfig:
         asked = getattr(config, key)
         if asked != known:
             raise IntegrityError(f"{path.name}: {key} is {asked!r}, this family knows {known}", hint=WRONG_FILE)
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise IntegrityError(f"{path.name}: a width of {width} is not shared by {heads} heads", hint=WRONG_FILE)
     return msgspec.structs.replace(config, type_vocab_size=0) if arch == "mpnet" else config
 
 

@@ -16,7 +16,7 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, ImagePreprocess
-from zoo.torchkit import TorchBackbone, load_state
+from zoo.torchkit import TorchBackbone, described_by_config, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -130,12 +130,18 @@ def create(config: TimmConfig) -> "torch.nn.Module":
             raise IntegrityError(
                 f"config.json sets {name}, which is not an argument of a network", hint="do not use it"
             )
+    if config.model_args.get("features_only") or config.model_args.get("in_chans", 3) != 3:
+        raise IntegrityError(
+            "config.json asks for feature maps, or for pictures without three channels: zoo has one vector a picture",
+            hint="choose another model",
+        )
     known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict", "source", "custom_load"}
     known -= {"hf_hub_id", "hf_hub_filename", "architecture"}
     shape = {key: value for key, value in config.pretrained_cfg.items() if key in known}
-    network: torch.nn.Module = timm.create_model(
-        config.architecture, pretrained=False, pretrained_cfg=shape, **{**config.model_args, "num_classes": 0}
-    )
+    with described_by_config("timm"):
+        network: torch.nn.Module = timm.create_model(
+            config.architecture, pretrained=False, pretrained_cfg=shape, **{**config.model_args, "num_classes": 0}
+        )
     return network.eval()
 
 
@@ -143,8 +149,10 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
     """Timm's evaluation transform as zoo says it. Raises UsageError for what it cannot say."""
     from timm.data import resolve_data_config
 
-    data = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
-    channels, height, width = data["input_size"]
+    with described_by_config("timm"):
+        data = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+        channels, height, width = map(int, data["input_size"])
+        data["crop_pct"] = float(data["crop_pct"])
     problem = (
         f"{channels} channels" if channels != 3
         else f"{height}x{width} pixels, which is not square" if height != width
@@ -171,7 +179,8 @@ def _measure(config: TimmConfig) -> tuple[int, int]:
     """Length of the feature vector and number of parameters, by a run that computes shapes only."""
     import torch
 
-    with torch.device("meta"), torch.inference_mode():
+    # Where its shapes do not fit together, only a run says so.
+    with described_by_config("timm"), torch.device("meta"), torch.inference_mode():
         network = create(config)
         size = config.pretrained_cfg.get("input_size") or (3, 224, 224)
         shape = network(torch.empty(2, *size)).shape
@@ -206,7 +215,8 @@ def _nearest(name: str) -> str | None:
 
     import timm
 
-    near = difflib.get_close_matches(name.lower(), timm.list_pretrained(), n=3)
+    known = timm.list_pretrained()
+    near = [] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
     return f"did you mean {' or '.join(f'timm/{each}' for each in near)}?" if near else None
 
 

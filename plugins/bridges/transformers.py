@@ -17,7 +17,7 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess, WordPiece
-from zoo.torchkit import TorchBackbone, load_state
+from zoo.torchkit import TorchBackbone, described_by_config, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +116,10 @@ def create(config: Config) -> "torch.nn.Module":
     from transformers import CONFIG_MAPPING, AutoModel
 
     plain = {key: value for key, value in config.items() if key not in CODE}
-    shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-    # Written out, attention exports exactly; the fused one differs by 1e-3 where it attends in windows.
-    model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    with described_by_config("transformers"):
+        shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+        # Written out, attention exports exactly; the fused one differs by 1e-3 where it attends in windows.
+        model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # not a part of the features, and often not in the file
     return model.float().eval()
