@@ -163,10 +163,10 @@ def test_the_shelf_is_found_in_the_wheel(environment: Path, tmp_path: Path) -> N
 def test_without_extras_each_verb_says_which_one_it_lacks(shelf: Path, environment: Path, tmp_path: Path) -> None:
     table = write_texts(tmp_path / "tickets.csv")
     home = Path(os.environ["ZOO_HOME"])
-    for verb, name in (("run", "tiny-bert"), ("run", "tiny-lite")):
+    for name, item in (("tiny-bert", "x"), ("tiny-lite", str(ROOT / "zoo/assets/rocket.jpg"))):
         (bundle,) = (home / "graphs").glob(f"{name}-????????????????")
         shutil.copytree(bundle, tmp_path / name)
-        says_what_is_missing(zoo(environment, verb, f"./{name}", "x", cwd=tmp_path), "running a model")
+        says_what_is_missing(zoo(environment, "run", f"./{name}", item, cwd=tmp_path), "running a model")
     finetune = zoo(environment, "finetune", "tiny-bert", table, "-o", "out", cwd=tmp_path)
     says_what_is_missing(finetune, "fine-tuning")
     assert not (tmp_path / "out").exists()
