@@ -1,13 +1,12 @@
-"""zoo run: labels and scores for files, folders, globs, texts, stdin; the nearest words for words."""
+"""zoo run: labels and scores for files, folders, globs, texts, stdin; the nearest words from word vectors."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, print_json, say, write
+from zoo_cli.output import next_command, print_error, print_json, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import Answer, DeviceError, UsageError
+from zoo import Answer, RunResult, UsageError, to_plain
 
 
 def command(
@@ -16,7 +15,8 @@ def command(
     inputs: Annotated[
         list[str], typer.Argument(help="Pictures, folders, globs, texts, words; - reads stdin.", metavar="INPUT...")
     ],
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = None,
+    # Without envvar: ZOO_DEVICE is a wish for models that can have it, and the API reads it.
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N]; ZOO_DEVICE where it is left out.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels, or words, to show.")] = 5,
     analogy: Annotated[
         bool, typer.Option("--analogy", help="INPUT is three words A B C: what is to C as A is to B? (A - B + C)")
@@ -24,59 +24,58 @@ def command(
     text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Run a model on inputs. A registry name of word vectors answers a word with its nearest words."""
+    """Run a model on inputs. A registry name of word vectors answers a text with its nearest words.
+
+    An input that cannot be read does not stop the others; the exit code is then that of the first such error.
+    """
     zoo = make_zoo(context)
     if analogy:
-        _check_device(device)
         if len(inputs) != 3:
             raise UsageError(f"--analogy takes three words, not {len(inputs)}", hint="--analogy king man woman")
         a, b, c = inputs
-        _print_words(model, [zoo.analogy(model, a, b, c, top=top)], json)
-        return
-    items, names = zoo.inputs(model, inputs, text=text)
-    if zoo.has_words(model) and all(len(item.split()) == 1 for item in items):
-        _check_device(device)
-        _print_words(model, zoo.neighbours(model, items, top=top), json)
-        return
-    result = zoo.run(model, items, names=names, device=device, top=top)
+        result = zoo.analogy(model, a, b, c, device=device, top=top)
+    else:
+        items, names = zoo.inputs(model, inputs, text=text)
+        result = zoo.run(model, items, names=names, device=device, top=top, keep_going=True)
+    failures = [answer.error.as_error() for answer in result.answers if answer.error is not None]
+    if len(failures) == len(result.answers):
+        for failure in failures[1:]:
+            print_error(failure, as_json=False)
+        raise failures[0]
     if json:
         print_json("run", {"model": model, "device": result.device, "results": [_facts(a) for a in result.answers]})
-        return
-    for answer in result.answers:
+    else:
+        _print(model, result)
+    for failure in failures:
+        print_error(failure, as_json=False)
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
+
+
+def _print(model: str, result: RunResult) -> None:
+    answered = [answer for answer in result.answers if answer.error is None]
+    for answer in answered:
         write(f"{answer.input}\t{_words(answer)}")
-    say(f"{len(items)} inputs on {result.device}")
-    if result.answers[0].labels:
+    say(f"{len(answered)} inputs on {result.device}")
+    if answered[0].labels:
         next_command("zoo", "evaluate", model, "DATA")
     else:
         next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
 
 
-def _check_device(device: str | None) -> None:
-    if device not in (None, "auto", "cpu"):
-        raise DeviceError("nearest words are searched on the CPU", device=device, hint="--device cpu, or --device auto")
-
-
-def _print_words(model: str, answers: Sequence[Answer], json: bool) -> None:
-    if json:
-        rows = [
-            {"input": answer.input, "words": [{"word": word, "similarity": value} for word, value in answer.words]}
-            for answer in answers
-        ]
-        print_json("run", {"model": model, "device": "cpu", "results": rows})
-        return
-    for answer in answers:
-        write(f"{answer.input}\t" + "  ".join(f"{word} {value:.3f}" for word, value in answer.words))
-    next_command("zoo", "finetune", model, "DATA", "-o", "DIR")
-
-
 def _facts(answer: Answer) -> dict[str, object]:
+    if answer.error is not None:
+        return {"input": answer.input, "error": to_plain(answer.error)}
     if answer.labels:
         return {"input": answer.input, "labels": [{"name": name, "score": score} for name, score in answer.labels]}
+    if answer.words:
+        words = [{"word": word, "similarity": value} for word, value in answer.words]
+        return {"input": answer.input, "words": words}
     return {"input": answer.input, "features": answer.features}
 
 
 def _words(answer: Answer) -> str:
-    if answer.labels:
-        return "  ".join(f"{name} {score:.3f}" for name, score in answer.labels)
+    if best := answer.labels or answer.words:
+        return "  ".join(f"{name} {value:.3f}" for name, value in best)
     shown = " ".join(f"{value:.4f}" for value in answer.features[:4])
     return f"{len(answer.features)} features: {shown} ..."

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,18 @@ def test_a_damaged_model_is_repaired_by_fetching_the_damaged_file_alone(server: 
     assert [seen.path for seen in server.requests] == ["/c.json"]
     assert "has changed" in notes.notes[0]
     assert all(seen.ok for seen in verify(entry, store, lock_of(store)))
+
+
+def test_what_verify_found_damaged_is_mended_by_a_pull(server: Loopback, store: Store) -> None:
+    """Size and time of the damaged file are those of the good one, so that only its bytes tell."""
+    entry = row({"w.bin": (DATA, [server.script("/w.bin", whole(DATA))])})
+    path = pull(entry, store, lock_of(store), Sources()) / "w.bin"
+    status = path.stat()
+    path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [seen.ok for seen in verify(entry, store, lock_of(store))] == [False]
+    pull(entry, store, lock_of(store), Sources())
+    assert path.read_bytes() == DATA
 
 
 def test_verify_reports_what_it_finds_offline(store: Store, tmp_path: Path) -> None:

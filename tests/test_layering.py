@@ -24,8 +24,8 @@ LAYERS: tuple[set[str], ...] = (
         "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {
-        "build", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor",
-        "environment", "api",
+        "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
+        "doctor", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

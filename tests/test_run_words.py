@@ -45,7 +45,7 @@ def test_words_have_neighbours(tiny: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("card\nmoney\n")
     found = json.loads(zoo("run", "tiny-words", tmp_path / "list.txt", "--json").stdout)
     assert found["schema_version"] == 1
-    assert [each["input"] for each in found["run"]["results"]] == ["card", "money"]
+    assert [each["input"] for each in found["run"]["results"]] == ["list.txt:1", "list.txt:2"]
     first = found["run"]["results"][0]["words"]
     assert [each["word"] for each in first] == nearest(tiny, tiny[WORDS.index("card")], "card")
     assert set(first[0]) == {"word", "similarity"}
@@ -68,13 +68,34 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     fails(2, "--analogy takes three words, not 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no table of words", "run", "./model", "--analogy", "king", "card", "money")
     fails(3, "no model named", "run", "tiny-wordz", "king")
+    fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz")
     fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")
+    fails(7, "searched on the CPU", "run", "tiny-words", "--analogy", "king", "card", "money", "--device", "cuda")
+    # A wish of the environment's is for the models that can have it.
+    assert zoo("run", "tiny-words", "king", ZOO_DEVICE="cuda").returncode == 0
 
 
-def test_a_text_has_features(tiny: np.ndarray) -> None:
-    done = zoo("run", "tiny-words", "the card", "--json", ZOO_DEVICE="cpu")
-    features = json.loads(done.stdout)["run"]["results"][0]["features"]
-    np.testing.assert_allclose(features, (tiny[WORDS.index("the")] + tiny[WORDS.index("card")]) / 2, atol=1e-5)
+def test_a_text_of_several_words_is_near_to_the_mean_of_those_that_are_known(tiny: np.ndarray) -> None:
+    done = zoo("run", "tiny-words", "the qqqq CARD!", "the", "--top", 3)
+    lines = dict(line.split("\t") for line in done.stdout.splitlines())
+    mean = (tiny[WORDS.index("the")] + tiny[WORDS.index("card")]) / 2
+    assert lines["the qqqq CARD!"].split()[::2] == nearest(tiny, mean, "the", "card", top=3)
+    # One rule for each input, whatever stands beside it.
+    assert lines["the"].split()[::2] == nearest(tiny, tiny[WORDS.index("the")], "the", top=3)
+
+
+def test_an_unknown_word_does_not_cost_the_others_their_answer(tiny: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("text\ncard\nmony\nqqqq zzzz\nking\n")
+    done = zoo("run", "tiny-words", tmp_path / "list.csv")
+    assert done.returncode == 3
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["list.csv:2", "list.csv:5"]
+    assert "error: list.csv:3: 'mony' is not among the" in done.stderr
+    assert "did you mean money" in done.stderr
+    assert "error: list.csv:4: no word of 'qqqq zzzz'" in done.stderr
+    asked = zoo("run", "tiny-words", tmp_path / "list.csv", "--json")
+    assert asked.returncode == 3
+    results = json.loads(asked.stdout)["run"]["results"]
+    assert [row.get("error", {}).get("code") for row in results] == [None, "not-found", "data", None]
 
 
 def test_a_lying_header_ends_the_command_with_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,4 +265,4 @@ def test_a_model_without_words_says_so() -> None:
     zoo = Zoo()
     for model in ("all-minilm-l6-v2", "./bundle"):
         with pytest.raises(UsageError, match="has no table of words"):
-            zoo.neighbours(model, ["card"])
+            zoo.analogy(model, "king", "card", "money")

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from zoo.errors import ZooError
 from zoo.schema import Entry, Metrics
 
 
@@ -15,16 +16,35 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     is_pulled: bool
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why one input has no answer: what the error would have said."""
+
+    code: str
+    message: str
+    hint: str | None
+
+    @staticmethod
+    def of(error: ZooError) -> "Failure":
+        """The failure that an error is."""
+        return Failure(code=error.code, message=error.message, hint=error.hint)
+
+    def as_error(self) -> ZooError:
+        """The error again, to be raised."""
+        return ZooError.restore(self.code, self.message, self.hint)
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a model says about one input: labels with scores, best first; the features where there is no head.
 
-    `words` are a word's nearest ones with their similarities, where a word was asked for.
+    `words` are the nearest words with their cosine similarities, where a table of word vectors was asked. An input
+    that cannot be read has an `error` instead.
     """
 
     input: str
     labels: tuple[tuple[str, float], ...] = ()
     features: tuple[float, ...] = ()
     words: tuple[tuple[str, float], ...] = ()
+    error: Failure | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.answers import Answer, Evaluation, Row, RunResult, labelled
+from zoo.answers import Answer, Evaluation, Row, RunResult
 from zoo.bundle import Bundle, check_target
 from zoo.environment import Environment
 from zoo.errors import (
+    DeviceError,
     IntegrityError,
     NotFoundError,
     OfflineError,
     PluginError,
     UnpinnedError,
     UsageError,
-    naming,
 )
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.registry import Registry
@@ -49,7 +49,7 @@ class Zoo(Environment):
         require("the conformance check", *RUNTIME, *TRAINING)
         return check_families(
             Registry(self.lock.effective(entry) for entry in self.shelf.values()),
-            lambda entry: self.store.is_pulled(entry, self.lock), self._fetch,
+            lambda entry: self.store.is_pulled(entry, self.lock), lambda name: self._fetch(name, self._asked(name)),
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
 
@@ -74,22 +74,25 @@ class Zoo(Environment):
         A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
         AccessError.
         """
-        reference = self.bridged.reference(name)
-        entry = self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
+        entry = self._asked(name)
         prepares = self._prepares(entry)
         if prepares and not self.store.is_pulled(entry, self.lock):
             require(f"pulling {name}", *self.plugins.make(entry, self.store.models).packages)
-        folder = self._fetch(name, source=source, trust_first=trust_first)
+        folder = self._fetch(name, entry, source=source, trust_first=trust_first)
         if prepares:
             self.plugins.make(self.lock.effective(entry), folder).prepare(self.progress)
         return folder
 
-    def _fetch(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
+    def _asked(self, name: str) -> Entry:
+        """The entry to pull: for a bridged model what its library says of it now."""
+        reference = self.bridged.reference(name)
+        return self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
+
+    def _fetch(self, name: str, entry: Entry, *, source: str | None = None, trust_first: bool = False) -> Path:
         """`pull` without the family's part: only the bytes."""
         from zoo.download import pull
 
         reference = self.bridged.reference(name)
-        entry = self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
         try:
             folder = pull(
                 entry, self.store, self.lock, self.plugins.source,
@@ -169,14 +172,14 @@ class Zoo(Environment):
         entry = self.entry(model) if self.bridged.reference(model) else self.registry.get(model)
         return entry is not None and isinstance(entry.preprocess, WordsPreprocess)
 
-    def neighbours(self, model: str, words: Sequence[str], *, top: int = 10) -> tuple[Answer, ...]:
-        """For each word the `top` nearest other words, with cosine similarities. Raises NotFoundError with a hint."""
-        found = self.words(model).neighbours(words, top)
-        return tuple(Answer(input=word, words=tuple(row)) for word, row in zip(words, found, strict=True))
+    def analogy(self, model: str, a: str, b: str, c: str, *, device: str | None = None, top: int = 5) -> RunResult:
+        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen".
 
-    def analogy(self, model: str, a: str, b: str, c: str, *, top: int = 10) -> Answer:
-        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen"."""
-        return Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
+        Raises UsageError for a model without a table of words, NotFoundError for a word that it does not have.
+        """
+        _check_search(device)
+        answer = Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
+        return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
 
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
@@ -209,21 +212,27 @@ class Zoo(Environment):
         names: Sequence[str] | None = None,
         device: str | None = None,
         top: int = 5,
+        keep_going: bool = False,
     ) -> RunResult:
-        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts."""
-        session = self.session(model, device)
+        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts.
+
+        A registry row of word vectors answers with nearest words, searched on the CPU. An input that cannot be read
+        is a DataError, a text without a known word a NotFoundError there; with `keep_going` its answer has that
+        error, and the others theirs.
+        """
+        from zoo import run
+
         items = list(inputs)
         names = names or [str(item) if isinstance(item, str | Path) else f"#{i}" for i, item in enumerate(items)]
-        has_scores = "scores" in session.outputs
-        with naming(names, items):
-            found = (session.scores if has_scores else session.features)(items, self.progress)
-        if has_scores:
-            answers = [labelled(name, row, session.labels, top) for name, row in zip(names, found, strict=True)]
+        if self.has_words(model):
+            _check_search(device)
+            table, entry, used = self.words(model), self.entry(model).name, "cpu"
+            answers = run.nearest_words(table, items, names, top=top, keep_going=keep_going)
         else:
-            answers = [Answer(input=n, features=tuple(row.tolist())) for n, row in zip(names, found, strict=True)]
-        return RunResult(
-            model=model, entry=session.manifest.lineage.entry.name, device=session.device, answers=tuple(answers)
-        )
+            session = self.session(model, device)
+            entry, used = session.manifest.lineage.entry.name, session.device
+            answers = run.answer(session, items, names, top=top, keep_going=keep_going, progress=self.progress)
+        return RunResult(model=model, entry=entry, device=used, answers=tuple(answers))
 
     def finetune(self, model: str, data: Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
@@ -294,6 +303,11 @@ class Zoo(Environment):
             return self.plugins.backbone(entry.family).prepare is not Backbone.prepare
         except PluginError:
             return False
+
+
+def _check_search(device: str | None) -> None:
+    if device not in (None, "auto", "cpu"):
+        raise DeviceError("nearest words are searched on the CPU", device=device, hint="--device cpu, or --device auto")
 
 
 def version() -> str:

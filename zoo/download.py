@@ -82,7 +82,10 @@ def plan(entry: Entry, store: Store, lock: Lock, only: str | None = None) -> lis
 
 
 def verify(entry: Entry, store: Store, lock: Lock) -> list[Verified]:
-    """Hash every file of a pulled row again, offline. Raises NotFoundError when the row was not pulled."""
+    """Hash every file of a pulled row again, offline. Raises NotFoundError when the row was not pulled.
+
+    The next pull fetches again what is found damaged here.
+    """
     expected = pinned_files(lock.effective(entry))
     folder = store.model_dir(entry, expected) if expected else None
     if expected is None or folder is None or not folder.is_dir():
@@ -92,6 +95,7 @@ def verify(entry: Entry, store: Store, lock: Lock) -> list[Verified]:
         path = folder / file.path
         actual = sha256_file(path) if path.is_file() else None
         results.append(Verified(file, actual == file.sha256, actual))
+    store.distrust(folder, {seen.expected.path for seen in results if not seen.ok})
     return results
 
 

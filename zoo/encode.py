@@ -162,17 +162,21 @@ class TextEncoder:
         """Token ids of each text, special tokens included, at most `max_length` of them."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
-    def check_known(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-        """Raise DataError naming the first text of which the model knows no word, where the row wants that refused."""
-        if self.preprocess.unknown_token is None:
-            return
-        unknown = self._tokenizer.token_to_id(self.preprocess.unknown_token)
-        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            if all(token == unknown for token in row):
-                # The token for unknown words is none of the words.
-                count = self._tokenizer.get_vocab_size() - 1
-                problem = f"no word of {quote(text)} is among the {count:,} words"
-                raise DataError(problem, index=index, hint="remove it, or reword it")
+    def check_known(self, text: str, row: Sequence[int], index: int | None = None) -> None:
+        """Raise DataError, with its `index`, when `row` holds no word of `text` that the model knows.
+
+        Only where the row of the registry wants that refused.
+        """
+        if self._unknown is not None and all(token == self._unknown for token in row):
+            # The token for unknown words is none of the words.
+            count = self._tokenizer.get_vocab_size() - 1
+            problem = f"no word of {quote(text)} is among the {count:,} words"
+            raise DataError(problem, index=index, hint="remove it, or reword it")
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        token = self.preprocess.unknown_token
+        return None if token is None else self._tokenizer.token_to_id(token)
 
     def sample(self, count: int) -> list[str]:
         """About `count` of the tokenizer's words, spread evenly over its ids."""

@@ -221,11 +221,20 @@ def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        # A text that is its own name is in the message already.
-        if error.index is None or names[error.index] == items[error.index]:
-            raise
-        name = names[error.index]
-        raise DataError(f"{name}: {error.message}", path=name, hint=error.hint) from error
+        if error.index is not None:
+            named(error, names[error.index], items[error.index])
+        raise
+
+
+def named(error: ZooError, name: str, item: object) -> ZooError:
+    """The same error with the item's `name` before its message, where that does not tell the item already."""
+    # A text that is its own name is in the message, and whatever has a path says it.
+    if name != item and getattr(error, "path", None) is None:
+        error.message = f"{name}: {error.message}"
+        error.args = (error.message,)
+        if isinstance(error, DataError):
+            error.path = name
+    return error
 
 
 def quote(value: object) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from zoo import external, graph
 from zoo.bundle import Bundle
 from zoo.encode import TextEncoder, check_text, decode_image
-from zoo.errors import DeviceError, IntegrityError, UsageError
+from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, TextPreprocess
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Feeds = dict[str, NDArray[Any]]
+    #: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
+    Skip = Callable[[int, DataError], None]
 
 #: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
 BATCH = {"cpu": 8, "cuda": 32}
@@ -155,26 +157,30 @@ class Session:
         """Names of the tensors the graph answers with: `features`, and `scores` [batch, labels] after fine-tuning."""
         return tuple(spec.name for spec in self.manifest.outputs)
 
-    def stream(self, items: Sequence[Any], outputs: Sequence[str]) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+    def stream(
+        self, items: Sequence[Any], outputs: Sequence[str], skip: "Skip | None" = None
+    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """Batch by batch, (positions in `items`, the named outputs for them): texts come back shortest first.
 
-        Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts.
-        Raises DataError for an item that cannot be read.
+        Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
+        be read raises DataError; with `skip` that is told instead, and the item is in no batch.
         """
-        for positions, feeds in self._pipeline.batches(items):
+        for positions, feeds in self._pipeline.batches(items, skip or _refuse):
             self.batches_run.append(len(positions))
             arrays = self._pipeline.body.run(list(outputs), feeds)
             yield positions, dict(zip(outputs, arrays, strict=True))
 
-    def infer(self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT) -> "dict[str, Floats]":
-        """The named outputs, each float32 [len(items), ...], in the order of `items`."""
+    def infer(
+        self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT, skip: "Skip | None" = None
+    ) -> "dict[str, Floats]":
+        """The named outputs, each float32 [len(items), ...], in the order of `items`; NaN for one that `skip` took."""
         import numpy as np
 
         items = list(items)
         shapes = {spec.name: spec.shape[1:] for spec in self.manifest.outputs}
-        found = {name: np.empty((len(items), *map(int, shapes[name])), np.float32) for name in outputs}
+        found = {name: np.full((len(items), *map(int, shapes[name])), np.nan, np.float32) for name in outputs}
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
-            for positions, arrays in self.stream(items, outputs):
+            for positions, arrays in self.stream(items, outputs, skip):
                 for name, array in arrays.items():
                     found[name][positions] = array
                 bar.advance(len(positions))
@@ -221,16 +227,14 @@ class _ImagePipeline:
         body = graph.extract(whole, [self.cut], outputs).SerializeToString()
         self.body = create_session(body, device, tables=tables)
 
-    def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
+    def batches(self, items: Sequence[Any], skip: "Skip") -> "Iterator[tuple[list[int], Feeds]]":
         import numpy as np
 
         with ThreadPoolExecutor(max(2, cores()), "zoo-decode") as pool:
             # A batch in the making and one ahead: enough to keep the body busy, little enough to hold.
-            pixels = _ahead(pool, self.pixels, items, 2 * self.batch)
-            done = 0
+            pixels = _ahead(pool, self.pixels, items, 2 * self.batch, skip)
             while group := list(islice(pixels, self.batch)):
-                yield list(range(done, done + len(group))), {self.cut: np.concatenate(group)}
-                done += len(group)
+                yield [index for index, _ in group], {self.cut: np.concatenate([each for _, each in group])}
 
     def pixels(self, item: Any) -> "Floats":
         """One picture through the prefix: float32 [1, 3, crop, crop]."""
@@ -255,10 +259,9 @@ class _TextPipeline:
         self.body = create_session(model, device, tables=tables)
         self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
-    def batches(self, items: Sequence[Any]) -> "Iterator[tuple[list[int], Feeds]]":
-        rows = self.encoder.tokens([check_text(item, index) for index, item in enumerate(items)])
-        self.encoder.check_known(items, rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    def batches(self, items: Sequence[Any], skip: "Skip") -> "Iterator[tuple[list[int], Feeds]]":
+        rows = self._rows(items, skip)
+        order = sorted(rows, key=lambda index: len(rows[index]))
         positions: list[int] = []
         for index in order:
             # Sorted, so the newcomer is the longest and sets the padded width of the whole batch.
@@ -268,6 +271,27 @@ class _TextPipeline:
             positions.append(index)
         if positions:
             yield positions, self.encoder.batch([rows[i] for i in positions])
+
+    def _rows(self, items: Sequence[Any], skip: "Skip") -> dict[int, list[int]]:
+        """The tokens of every item that can be read, by its place."""
+        texts: dict[int, str] = {}
+        for index, item in enumerate(items):
+            try:
+                texts[index] = check_text(item, index)
+            except DataError as error:
+                skip(index, error)
+        rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
+        for index, text in texts.items():
+            try:
+                self.encoder.check_known(text, rows[index], index)
+            except DataError as error:
+                skip(index, error)
+                del rows[index]
+        return rows
+
+
+def _refuse(_: int, error: DataError) -> None:
+    raise error
 
 
 def _check_facts(bundle: Bundle, facts: "dict[str, str]") -> None:
@@ -282,13 +306,19 @@ def _check_facts(bundle: Bundle, facts: "dict[str, str]") -> None:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int
-) -> "Iterator[Floats]":
-    """`map(function, items)` on the pool's threads, in order, at most `depth` results ahead of their use."""
-    waiting: deque[Future[Floats]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: "Skip"
+) -> "Iterator[tuple[int, Floats]]":
+    """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use."""
+    todo = enumerate(items)
+    waiting: deque[tuple[int, Future[Floats]]] = deque()
+    while True:
+        waiting += [(index, pool.submit(function, item)) for index, item in islice(todo, depth + 1 - len(waiting))]
+        if not waiting:
+            return
+        index, future = waiting.popleft()
+        try:
+            pixels = future.result()
+        except DataError as error:
+            skip(index, error)
+        else:
+            yield index, pixels

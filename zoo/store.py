@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,6 +213,19 @@ class Store:
             return False
         return stat.S_ISREG(status.st_mode) and size in (None, 0, status.st_size)
 
+    def distrust(self, folder: Path, paths: Collection[str]) -> None:
+        """Have these files of a pulled folder hashed again by the next `find`, whatever their size and time say."""
+        recorded = _read_manifest(folder)
+        if not recorded or not paths:
+            return
+        forgotten = tuple(
+            msgspec.structs.replace(file, mtime_ns=0) if file.path in paths else file for file in recorded
+        )
+        old = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=StoreManifest)
+        # A read-only home cannot be mended by a pull either.
+        with suppress(OSError):
+            _save_manifest(folder, msgspec.structs.replace(old, files=forgotten))
+
     def copies(self, entry: Entry) -> dict[str, Path]:
         """Files by sha256 that any pulled version of the row claims to hold; their bytes are not checked here."""
         found: dict[str, Path] = {}
@@ -258,7 +271,10 @@ def write_manifest(folder: Path, entry: Entry, files: Sequence[FileDigest]) -> N
         stored.append(
             StoredFile(path=file.path, size=status.st_size, sha256=file.sha256, mtime_ns=status.st_mtime_ns),
         )
-    manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored))
+    _save_manifest(folder, StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored)))
+
+
+def _save_manifest(folder: Path, manifest: StoreManifest) -> None:
     write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 

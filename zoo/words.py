@@ -11,6 +11,7 @@ search the whole table once.
 """
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo.errors import NotFoundError, quote, short
+from zoo.errors import DataError, NotFoundError, quote, short
 from zoo.extras import require
 from zoo.schema import FileDigest
 from zoo.store import StoredFile, is_untouched, map_file, sha256_file, staged_dir, storage_errors, write_atomic
@@ -39,6 +40,8 @@ PARTS = (VECTORS, WORDS, OFFSETS, ORDER, NORMS)
 BUDGET = 1 << 28
 #: Spelling is only looked into for words of ordinary length: the candidates grow with it.
 LONGEST = 40
+#: What the pre-tokenizer `Whitespace` makes of a text: https://docs.rs/tokenizers, pre_tokenizers::whitespace.
+PIECES = re.compile(r"\w+|[^\w\s]+")
 #: What a norm of zero is raised to, so that such a vector is similar to nothing.
 TINY = 1e-30
 
@@ -97,7 +100,8 @@ def is_prepared(weights: Path) -> bool:
 def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
     """Hash every file of the prepared form in `weights` again: (expected, whether it is still so).
 
-    None where nothing is prepared, or by another version; a form whose manifest is damaged is that one file.
+    A damaged part is hashed again by the next look, which then prepares the form anew. There is no file where nothing
+    is prepared, or by another version; a form whose manifest is damaged is that one file.
     """
     manifest = weights / FOLDER / MANIFEST
     if not (weights / FOLDER).exists():
@@ -116,6 +120,11 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
             path = weights / FOLDER / file.path
             is_same = path.is_file() and not path.is_symlink() and sha256_file(path) == file.sha256
             results.append((FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256), is_same))
+    bad = {file.path.removeprefix(f"{FOLDER}/") for file, is_same in results if not is_same} - {MANIFEST}
+    if bad:
+        files = tuple(msgspec.structs.replace(f, mtime_ns=0) if f.path in bad else f for f in found.files)
+        with suppress(OSError):
+            write_atomic(manifest, msgspec.json.encode(msgspec.structs.replace(found, files=files)))
     return results
 
 
@@ -233,10 +242,33 @@ class WordTable:
                 found.append(_best(scores, top))
         return found
 
+    def ids(self, text: str) -> list[int]:
+        """The ids of the words of `text` that the table has; the whole text may be one.
+
+        A text falls apart as in a bundle's tokenizer (zoo.encode.write_word_level). Raises NotFoundError for an
+        unknown word, DataError for a text without any known one.
+        """
+        words = PIECES.findall(text)
+        whole = self.find(text.strip())
+        found = [whole] if whole is not None else [index for word in words if (index := self.find(word)) is not None]
+        if not found and len(words) == 1:
+            self.id(words[0])
+        if not found:
+            raise DataError(
+                f"no word of {quote(text)} is among the {len(self):,} words", hint="remove it, or reword it"
+            )
+        return found
+
+    def around(self, groups: Sequence[Sequence[int]], top: int = 10) -> list[list[tuple[str, float]]]:
+        """For each group of ids the `top` words nearest to the mean of its vectors, the group's own left out."""
+        import numpy as np
+
+        means = np.array([self.vectors[list(group)].mean(0) for group in groups], np.float32).reshape(-1, self.dim)
+        return self._named(self.nearest(means, top, groups))
+
     def neighbours(self, words: Sequence[str], top: int = 10) -> list[list[tuple[str, float]]]:
         """For each word the `top` nearest other words with their cosine similarity. Raises NotFoundError."""
-        ids = [self.id(word) for word in words]
-        return self._named(self.nearest(self.vectors[ids], top, [[index] for index in ids]))
+        return self.around([[self.id(word)] for word in words], top)
 
     def analogy(self, a: str, b: str, c: str, top: int = 10) -> list[tuple[str, float]]:
         """Words nearest to a - b + c ("king" - "man" + "woman"), these three left out. Raises NotFoundError.
