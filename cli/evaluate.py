@@ -29,7 +29,7 @@ def command(
     result = zoo.evaluate(model, data, held_out=held_out, text=text, label=label, device=device)
     if predictions is not None:
         write_predictions(result, predictions)
-    is_below = fail_under is not None and result.metrics.accuracy < fail_under
+    is_below = fail_under is not None and result.metrics.score < fail_under
     if json and not is_below:
         facts = {"model": model, "data": str(data), "device": result.device, "trained_on": result.trained_on}
         print_json("evaluation", {**facts, "metrics": to_plain(result.metrics)})
@@ -42,7 +42,7 @@ def command(
         )
     if is_below:
         raise GateError(
-            f"accuracy {result.metrics.accuracy:.3f} on {result.metrics.n} items is below the floor {fail_under:g}",
+            f"accuracy {result.metrics.score:.3f} on {result.metrics.n} items is below the floor {fail_under:g}",
             report=result.metrics,
             hint="more data, a larger backbone, or a lower --fail-under",
         )
@@ -53,6 +53,7 @@ def command(
 def _print(result: Evaluation) -> None:
     metrics = result.metrics
     labels = list(metrics.per_class)
+    assert metrics.accuracy_interval is not None
     low, high = metrics.accuracy_interval
     write(f"accuracy  {metrics.accuracy:.4f}  (95 %: {low:.3f} to {high:.3f}, n = {metrics.n}, on {result.device})")
     write(f"macro-F1  {metrics.macro_f1:.4f}")

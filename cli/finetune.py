@@ -7,9 +7,9 @@ import typer
 from zoo_cli.output import next_command, print_json, print_table, reference, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import FinetuneOptions, Outcome, parse_head, to_plain
+from zoo import FinetuneOptions, Outcome, UsageError, parse_head, to_plain
 
-DEFAULTS = FinetuneOptions()
+DEFAULTS, AUTO = FinetuneOptions(), "auto"
 
 
 def command(
@@ -20,8 +20,8 @@ def command(
     epochs: Annotated[int, typer.Option(min=1)] = DEFAULTS.epochs,
     head: Annotated[str, typer.Option(help="linear, mlp, or mlp:512,128.")] = "linear",
     val: Annotated[str, typer.Option(help="Fraction to hold out, or a data set of its own.")] = str(DEFAULTS.val),
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULTS.lr,
-    weight_decay: Annotated[float, typer.Option(min=0)] = DEFAULTS.weight_decay,
+    lr: Annotated[str, typer.Option(help="Learning rate, or auto: it is searched for.")] = AUTO,
+    weight_decay: Annotated[str, typer.Option(help="A number, or auto: it is searched for.")] = AUTO,
     batch: Annotated[int, typer.Option(min=1, help="Items in a training step.")] = DEFAULTS.batch,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Decides the split and the training.")
@@ -33,7 +33,8 @@ def command(
 ) -> None:
     """Fine-tune: features of the frozen backbone once, a new head, one checked ONNX bundle."""
     options = FinetuneOptions(
-        epochs=epochs, hidden=parse_head(head), lr=_positive(lr), weight_decay=weight_decay, batch=batch, seed=seed,
+        epochs=epochs, hidden=parse_head(head), lr=_number(lr, "--lr"),
+        weight_decay=_number(weight_decay, "--weight-decay"), batch=batch, seed=seed,
         val=_fraction(val), device=device, text=text, label=label,
     )  # fmt: skip
     outcome = make_zoo(context).finetune(model, data, out, options)
@@ -58,11 +59,12 @@ def _print(outcome: Outcome) -> None:
             f"{line.epoch}{' *' if line.epoch == outcome.best_epoch else ''}",
             f"{line.train_loss:.4f}",
             f"{line.val_loss:.4f}",
-            f"{line.val_accuracy:.3f}",
+            f"{line.val_score:.3f}",
         )
         for line in lines
     ]
     print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", "INNER ACCURACY"), rows)
+    assert metrics.accuracy_interval is not None
     low, high = metrics.accuracy_interval
     write(f"held out: accuracy {metrics.accuracy:.4f} (95 %: {low:.3f} to {high:.3f}), n = {metrics.n}")
 
@@ -74,7 +76,10 @@ def _fraction(val: str) -> float | str:
         return val
 
 
-def _positive(lr: float) -> float:
-    if not lr > 0:
-        raise typer.BadParameter(f"{lr} is not a positive number", param_hint="--lr")
-    return lr
+def _number(text: str, option: str) -> float | None:
+    if text == AUTO:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option} {text} is not a number", hint=f"{option} auto") from None

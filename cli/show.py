@@ -69,6 +69,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     if manifest.labels:
         facts["labels"] = ", ".join(manifest.labels)
     if manifest.metrics:
+        assert manifest.metrics.accuracy_interval is not None
         low, high = manifest.metrics.accuracy_interval
         facts["held out"] = (
             f"accuracy {manifest.metrics.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}), "

@@ -65,7 +65,7 @@ def train(
             best = min(curve, key=lambda line: (round(line.val_loss, 6), line.epoch))
             tried.append((best, scaling, tuple(curve)))
         # The first scaling has one number, the second one for every feature: it must classify better to be taken.
-        best, scaling, chosen = max(tried, key=lambda each: each[0].val_accuracy)
+        best, scaling, chosen = max(tried, key=lambda each: each[0].val_score)
         run = _Run(features, targets, classes, scaling, options)
         for epoch, _ in enumerate(run.epochs(), 1):
             bar.advance()
@@ -120,7 +120,10 @@ class _Run:
         options, count = self.options, len(self.y)
         steps = options.epochs * math.ceil(count / options.batch)
         optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=options.lr, weight_decay=options.weight_decay, foreach=True
+            self.net.parameters(),
+            lr=options.lr or 1e-3,
+            weight_decay=0.1 if options.weight_decay is None else options.weight_decay,
+            foreach=True,
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for epoch in range(1, options.epochs + 1):
@@ -139,7 +142,7 @@ class _Run:
 
     def diverged(self, epoch: int) -> DivergedError:
         """The error to raise when a loss of that epoch is no number any more."""
-        lower = f"--lr {self.options.lr / 10:g}"
+        lower = f"--lr {(self.options.lr or 1e-3) / 10:g}"
         return DivergedError(f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=lower)
 
     def evaluate(self, features: "Floats", targets: "Labels") -> tuple[float, float]:
@@ -198,4 +201,4 @@ def _measure(run: _Run, epoch: int, loss: float, features: "Floats", targets: "L
     val_loss, accuracy = run.evaluate(features, targets)
     if not math.isfinite(val_loss):
         raise run.diverged(epoch)
-    return Epoch(epoch=epoch, train_loss=loss, val_loss=val_loss, val_accuracy=accuracy)
+    return Epoch(epoch=epoch, train_loss=loss, val_loss=val_loss, val_score=accuracy)

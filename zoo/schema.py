@@ -155,6 +155,8 @@ class Task(StrEnum):
     """What a bundle answers."""
 
     SINGLE_LABEL = "single-label"
+    MULTI_LABEL = "multi-label"
+    REGRESSION = "regression"
     EMBEDDING = "embedding"
 
 
@@ -167,10 +169,15 @@ class FileDigest(Struct, frozen=True, kw_only=True):
 
 
 class HeadSpec(Struct, frozen=True, kw_only=True):
-    """The trained layers on top of the features: hidden widths (none = linear) and the input scaling used."""
+    """The trained layers on top of the features: hidden widths (none = linear) and how they were fitted.
+
+    `scaling` of the input, learning rate and weight decay are those that the search chose, or the options gave.
+    """
 
     hidden: tuple[int, ...]
     scaling: str
+    lr: float | None = None
+    weight_decay: float | None = None
 
 
 class ParityCheck(Struct, frozen=True, kw_only=True):
@@ -195,15 +202,33 @@ class Parity(Struct, frozen=True, kw_only=True):
         return all(check.passed for check in self.checks)
 
 
-class Metrics(Struct, frozen=True, kw_only=True):
-    """Quality of a classifier on `n` items: fractions in 0..1, `confusion[true][predicted]` in items."""
+class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Quality of a model on `n` items: fractions in 0..1, `confusion[true][predicted]` in items.
+
+    One label an item: all down to `calibration_error` (ECE, after correcting for class weights; `top5` from six labels
+    on). Several: `accuracy` is the share of items whose set of labels is exactly right, and there is no confusion.
+    A number: `mae` and `rmse` in the target's unit, `r2` at most 1.
+    """
 
     n: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    macro_f1: float
-    per_class: dict[str, dict[str, float]]
-    confusion: tuple[tuple[int, ...], ...]
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    macro_f1: float | None = None
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+    top5: float | None = None
+    calibration_error: float | None = None
+    micro_f1: float | None = None
+    mae: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The one number that a floor is set on: accuracy, macro-F1 of several labels, or R squared."""
+        best = self.r2 if self.r2 is not None else self.macro_f1 if self.micro_f1 is not None else self.accuracy
+        assert best is not None
+        return best
 
 
 class Lineage(Struct, frozen=True, kw_only=True):
@@ -232,20 +257,30 @@ class Manifest(Struct, frozen=True, kw_only=True):
     files: tuple[FileDigest, ...]
     lineage: Lineage
     parity: Parity
-    activation: Literal["softmax"] | None = None
+    activation: Literal["softmax", "sigmoid", "identity"] | None = None
     labels: tuple[str, ...] = ()
+    #: Several labels: the score from which each one holds.
+    thresholds: tuple[float, ...] = ()
+    #: One label: what each class counted in the loss; empty where all counted alike.
+    class_weights: tuple[float, ...] = ()
+    #: Stages of the backbone that were trained with the head, counted from the last one.
+    unfrozen: int = 0
     cut: str | None = None
     head: HeadSpec | None = None
     metrics: Metrics | None = None
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
-    """One line of the learning curve; losses are mean cross-entropies in nats on the inner split of the training."""
+    """One line of the learning curve, on the inner split of the training.
+
+    Losses are mean cross-entropies in nats, of a number mean squared errors of the standardised target; the score is
+    that of `Metrics.score`.
+    """
 
     epoch: int
     train_loss: float
     val_loss: float
-    val_accuracy: float
+    val_score: float
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -260,37 +295,63 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class ExportOptions(Struct, frozen=True, kw_only=True):
-    """How a family writes its features graph."""
+    """How a family writes its features graph.
+
+    With `cut` only the first so many stages: the graph's outputs are then the tensors that the next stage takes.
+    """
 
     opset: int = 20
     ir_version: int = 10
+    cut: int | None = None
 
 
 class FinetuneOptions(Struct, frozen=True, kw_only=True):
-    """How a head is trained. `val` is a fraction held out of the data, or the path of a data set of its own.
+    """How a model is trained. `val` is a fraction held out of the data, or the path of a data set of its own.
 
+    `lr` and `weight_decay` are searched for on the features where they are None. Training stops early after `patience`
+    epochs without a better inner loss. `unfreeze` is how many of the last stages are trained with the head, `augment`
+    how many random views of each picture, `max_bad` the fraction of the items that may be unreadable.
     Raises UsageError for numbers that make no sense.
     """
 
+    task: Task = Task.SINGLE_LABEL
     epochs: int = 100
     hidden: tuple[int, ...] = ()
-    lr: float = 1e-3
-    weight_decay: float = 0.1
+    lr: float | None = None
+    weight_decay: float | None = None
     batch: int = 64
+    patience: int = 20
+    label_smoothing: float = 0.0
+    class_weights: bool = False
+    unfreeze: int = 0
+    augment: int = 0
     seed: int = 0
     val: float | str = 0.2
+    max_bad: float = 0.01
+    resume: bool = False
     device: str = "auto"
     text: str | None = None
+    image: str | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
+        positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "patience": self.patience}
         for name, value in positive.items():
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} must be a positive number, not {value}", hint=f"leave --{name} out")
+        if self.task is Task.EMBEDDING:
+            raise UsageError("an embedding is not trained", hint="--task single-label, multi-label or regression")
+        if self.task is not Task.SINGLE_LABEL and (self.class_weights or self.label_smoothing):
+            raise UsageError("--class-weights and --label-smoothing are for one label an item", hint="leave them out")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"--label-smoothing {self.label_smoothing} is not in 0..1", hint="--label-smoothing 0.1")
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"--max-bad {self.max_bad} is not a fraction", hint="--max-bad 0.01")
+        if min(self.unfreeze, self.augment) < 0:
+            raise UsageError("--unfreeze and --augment must not be negative", hint="leave them out")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"the seed must be in 0..2**63-1, not {self.seed}", hint="--seed 0")
-        if not self.weight_decay >= 0:
+        if self.weight_decay is not None and not self.weight_decay >= 0:
             raise UsageError(f"weight decay must not be negative, not {self.weight_decay}", hint="--weight-decay")
         if isinstance(self.val, float) and not 0 < self.val < 1:
             raise UsageError(f"--val {self.val} is not a fraction", hint="between 0 and 1, or the path of a data set")
