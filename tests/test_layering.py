@@ -22,9 +22,11 @@ LAYERS: tuple[set[str], ...] = (
     {
         "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
         "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "checkpoint", "interrupt", "objective", "training",
     },
     {
-        "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
+        "fit", "search", "tuned", "build", "run", "finetune",
+        "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
         "doctor", "environment", "api",
     },
     {"__init__"},

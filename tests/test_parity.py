@@ -140,7 +140,7 @@ def test_a_wrong_head_is_refused(shelf: Path) -> None:
                 samples,
                 origin,
                 preprocess=encoder(bundle.manifest.preprocess, bundle.path),
-                layers=right,
+                top=parity.Top(right, "softmax"),
             )
         except GateError as error:
             report = error.report

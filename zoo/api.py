@@ -255,7 +255,7 @@ class Zoo(Environment):
         return finetune(
             base, parts, out, options,
             backbone=lambda: self.plugins.make(self.lock.effective(entry), folder),
-            cache=self.store.features, progress=self.progress,
+            cache=self.store.features, trainings=self.store.trainings, progress=self.progress,
         )  # fmt: skip
 
     def evaluate(

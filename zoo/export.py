@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from zoo import external, parity, samples
+from zoo import external, head, parity, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
 from zoo.errors import IntegrityError
-from zoo.finetune import load_head
+from zoo.parity import Top
 from zoo.progress import Progress
 from zoo.store import staged_dir
 
@@ -21,7 +21,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
     Raises IntegrityError for a file that is not the manifest's, GateError when the numbers differ; `out` is then
     untouched.
     """
-    head = source.path / HEAD
+    layers = source.path / HEAD
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
@@ -38,7 +38,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
             items,
             origin,
             preprocess=reader,
-            layers=load_head(head) if head.is_file() else None,
+            top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
             tables=external.files(model, external.beside(folder)),
         )
         manifest = msgspec.structs.replace(source.manifest, files=describe_files(folder), parity=report)

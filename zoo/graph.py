@@ -117,7 +117,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
 
 
 def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], activation: str) -> "onnx.ModelProto":
-    """`features` [batch, dim] -> `scores` [batch, classes]: Gemm, (ReLU, Gemm)*, then the activation.
+    """`features` [batch, dim] -> `scores` [batch, outputs]: Gemm, (ReLU, Gemm)*, then softmax, sigmoid or identity.
 
     Each layer is (weight [out, in], bias [out]), torch's own layout.
     """
@@ -132,7 +132,8 @@ def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], 
             value = f"hidden_{index}"
         nodes.append(helper.make_node("Gemm", [value, *names], [f"linear_{index}"], transB=1))
         value = f"linear_{index}"
-    nodes.append(helper.make_node({"softmax": "Softmax"}[activation], [value], [SCORES], axis=-1))
+    extra: dict[str, Any] = {"axis": -1} if activation == "softmax" else {}
+    nodes.append(helper.make_node(activation.capitalize(), [value], [SCORES], **extra))
     inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
     outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
     graph = helper.make_graph(nodes, "head", inputs, outputs, constants)

@@ -6,7 +6,7 @@ row of the largest batch with that row alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from zoo import graph, head
 from zoo.encode import TextEncoder, decode_image
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     Reference: TypeAlias = Callable[[TensorMap], TensorMap]
     PixelsOf: TypeAlias = Callable[[NDArray[np.uint8], ImagePreprocess], NDArray[np.float32]]
 
+
+class Top(NamedTuple):
+    """A head: its layers and what follows the last one."""
+
+    layers: "Sequence[Layer]"
+    activation: str
+
+
 BATCHES = (1, 2, 7)
 #: Differences are relative to the largest reference value where that is above 1.
 FEATURES_BOUND = 1e-4
@@ -41,20 +49,20 @@ def check(
     origin: str,
     *,
     preprocess: ImagePreprocess | TextEncoder,
-    layers: "Sequence[Layer] | None" = None,
+    top: "Top | None" = None,
     expected: "PixelsOf | None" = None,
     tables: "Mapping[str, Bytes] | None" = None,
 ) -> Parity:
-    """Compare `model` with `reference` (and with `layers` on its features) on `samples`, which come from `origin`.
+    """Compare `model` with `reference` (and with `top` on its features) on `samples`, which come from `origin`.
 
     `tables` are the files of its external data. `expected` says what the graph's preprocessing must make of a picture:
     `pillow_pixels` unless given.
     Raises GateError, with the report, when a check fails.
     """
     if isinstance(preprocess, ImagePreprocess):
-        checks = list(_check_images(model, reference, samples, preprocess, layers, expected or pillow_pixels, tables))
+        checks = list(_check_images(model, reference, samples, preprocess, top, expected or pillow_pixels, tables))
     else:
-        checks = list(_check_texts(model, reference, samples, preprocess, layers, tables))
+        checks = list(_check_texts(model, reference, samples, preprocess, top, tables))
     report = Parity(samples=f"{len(samples)} of {origin}", checks=tuple(checks))
     if not report.passed:
         failed = [check for check in checks if not check.passed]
@@ -109,7 +117,7 @@ def _check_images(
     reference: "Reference",
     samples: Sequence[Any],
     preprocess: ImagePreprocess,
-    layers: "Sequence[Layer] | None",
+    top: "Top | None",
     expected: "PixelsOf",
     tables: "Mapping[str, Bytes] | None",
 ) -> Iterator[ParityCheck]:
@@ -138,7 +146,7 @@ def _check_images(
         if not pixels:
             yield _judge("preprocessing (batches)", batch, float("inf"), LEVELS_BOUND)
             continue
-        yield from compare(whole, reference, layers, feeds, pixels)
+        yield from compare(whole, reference, top, feeds, pixels)
     yield rows_alone(whole, feeds)
 
 
@@ -147,25 +155,25 @@ def _check_texts(
     reference: "Reference",
     samples: Sequence[str],
     encoder: TextEncoder,
-    layers: "Sequence[Layer] | None",
+    top: "Top | None",
     tables: "Mapping[str, Bytes] | None",
 ) -> Iterator[ParityCheck]:
     whole = create_session(model, "cpu", tables=tables)
     rows = encoder.tokens(samples)
     for batch in BATCHES:
         feeds = encoder.batch([rows[index % len(rows)] for index in range(batch)])
-        yield from compare(whole, reference, layers, feeds, feeds)
+        yield from compare(whole, reference, top, feeds, feeds)
     yield rows_alone(whole, feeds)
 
 
 def compare(
     session: Any,
     reference: "Reference",
-    layers: "Sequence[Layer] | None",
+    top: "Top | None",
     feeds: "TensorMap",
     reference_feeds: "TensorMap",
 ) -> Iterator[ParityCheck]:
-    """The graph in `session` against the family's own arithmetic (and `layers` on it) on one batch."""
+    """The graph in `session` against the family's own arithmetic (and the head `top` on it) on one batch."""
     import numpy as np
 
     batch = len(next(iter(feeds.values())))
@@ -174,10 +182,11 @@ def compare(
     wanted = np.asarray(reference(reference_feeds)[graph.FEATURES], np.float32)
     yield _judge("features (max difference)", batch, _difference(features, wanted), FEATURES_BOUND)
     yield _judge("features (1 - cosine)", batch, _angle(features, wanted), COSINE_BOUND)
-    if layers is not None:
-        right = head.apply(layers, wanted)
+    if top is not None:
+        right = head.apply(top.layers, wanted, top.activation)
         yield _judge("scores (max difference)", batch, _difference(scores, right), SCORES_BOUND)
-        yield _judge("top-1 (rows that differ)", batch, _moved(scores, right), 0.5)
+        if top.activation == "softmax":
+            yield _judge("top-1 (rows that differ)", batch, _moved(scores, right), 0.5)
 
 
 def rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:

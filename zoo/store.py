@@ -154,6 +154,11 @@ class Store:
         return self.home / "features"
 
     @property
+    def trainings(self) -> Path:
+        """Checkpoints of trainings, one folder for each bundle that they write."""
+        return self.home / "training"
+
+    @property
     def bridged(self) -> Path:
         """Entries that bridges made of other libraries' models."""
         return self.home / "bridged"

@@ -1,0 +1,173 @@
+"""Fitting a head to features: the search, a watched training on a part of the items, then one on all of them.
+
+An inner part of the training items, never the held-out ones, chooses scaling, rates and the best epoch; the head is
+then fitted again to all training items for as many epochs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from zoo import head
+from zoo.checkpoint import Checkpoints
+from zoo.interrupt import Interrupt
+from zoo.objective import Objective, best_thresholds
+from zoo.progress import SILENT, Progress
+from zoo.schema import Epoch, FinetuneOptions, Task
+from zoo.search import EPOCHS, Choice, search
+from zoo.training import Part, Phase, Plan, Training, threads
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from zoo.objective import Floats, Layer, Targets
+
+#: Part of the training items that chooses scaling, rates and epoch.
+INNER = 0.15
+#: Epochs after which the rate of a head has halved.
+DECAY = 12.0
+
+
+class TrainedHead(Struct, frozen=True, kw_only=True):
+    """Layers as (weight [out, in], bias [out]) that read raw features, and how they came about."""
+
+    layers: "list[Layer]"
+    activation: str
+    choice: Choice
+    best_epoch: int
+    curve: tuple[Epoch, ...]
+    thresholds: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = ()
+
+
+class Problem:
+    """What is to be learnt: features [items, dim] and targets of the training items, and the inner split of them.
+
+    `views` are features of the same items seen otherwise: they are trained on, and judge nothing.
+    """
+
+    def __init__(
+        self,
+        features: "Floats",
+        targets: "Targets",
+        outputs: int,
+        options: FinetuneOptions,
+        views: "Sequence[Floats]" = (),
+    ) -> None:
+        self.features = features
+        self.targets = targets
+        self.options = options
+        self.views = views
+        self.objective = Objective(options, targets, outputs)
+        self.fit, self.inner = inner_split(options.task, targets, options.seed)
+
+    def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
+        """Features and targets to train on for the chosen items: their views included."""
+        import numpy as np
+
+        together = [each[chosen] for each in (self.features, *self.views)]
+        return np.concatenate(together), np.concatenate([self.targets[chosen]] * len(together))
+
+
+def fit(
+    problem: Problem,
+    stop: Interrupt,
+    *,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> TrainedHead:
+    """Fit a head. Checkpoints go to a folder each for its two phases, and with `resume` it goes on from there.
+
+    Raises DivergedError when a loss stops being finite, KeyboardInterrupt, with the state saved, on Ctrl-C.
+    """
+    import numpy as np
+    import torch
+
+    options, everything = problem.options, np.ones(len(problem.targets), bool)
+    total = EPOCHS * len(head.SCALINGS) + 2 * options.epochs
+    # The products are small: a second thread would spend its time waiting for the first.
+    with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), threads(1):
+        inner = problem.features[problem.inner], problem.targets[problem.inner]
+        choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
+        module, training = _training(problem, problem.fit, choice)
+        phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))
+        if resume:
+            phase.resume()
+        phase.run(options.epochs, options.patience, bar, progress)
+        training.load_weights(phase.best)
+        thresholds = _thresholds(problem, module)
+        module, training = _training(problem, everything, choice)
+        last = Phase(training, _folder(checkpoints, "all"), stop)
+        if resume:
+            last.resume()
+        last.run(phase.best_epoch, None, bar, progress)
+    weights = problem.objective.weights
+    return TrainedHead(
+        layers=problem.objective.finish(head.folded(module)),
+        activation=problem.objective.activation,
+        choice=choice,
+        best_epoch=phase.best_epoch,
+        curve=tuple(phase.curve),
+        thresholds=thresholds,
+        class_weights=() if weights is None else tuple(weights.tolist()),
+    )
+
+
+def inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
+    """(items to fit, items that choose): an INNER part, of one-label tasks of every class that can spare an item."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(targets), bool)
+    groups = [np.flatnonzero(targets == value) for value in np.unique(targets)] if task is Task.SINGLE_LABEL else []
+    for group in groups or [np.arange(len(targets))]:
+        members = random.permutation(group)
+        chosen[members[: min(max(1, round(INNER * len(members))), len(members) - 1)]] = True
+    # With one item a class there is nothing to spare: the training items themselves have to choose.
+    return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)
+
+
+def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> "tuple[torch.nn.Module, Training]":
+    import torch
+
+    options, objective = problem.options, problem.objective
+    features, targets = problem.rows(chosen)
+    module = head.build(head.affine(features, choice.scaling), options.hidden, objective.outputs, options.seed)
+    x, y = module.scaled(torch.from_numpy(features)), objective.tensor(targets)  # type: ignore[operator]
+    net = module.net
+
+    def loss(rows: "torch.Tensor") -> "torch.Tensor":
+        return objective.loss(net(x[rows]), y[rows], smooth=True)  # type: ignore[operator]
+
+    plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=choice.weight_decay, decay=DECAY)
+    return module, Training([Part("head", module, choice.lr)], loss, plan)
+
+
+def _judge(problem: Problem, module: "torch.nn.Module") -> tuple[float, float]:
+    logits, wanted = _inner(problem, module)
+    return problem.objective.loss(logits, wanted).item(), problem.objective.score(logits, wanted)
+
+
+def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
+    import torch
+
+    module.eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = module(torch.from_numpy(problem.features[problem.inner]))
+    return logits, problem.objective.tensor(problem.targets[problem.inner])
+
+
+def _thresholds(problem: Problem, module: "torch.nn.Module") -> tuple[float, ...]:
+    if problem.options.task is not Task.MULTI_LABEL:
+        return ()
+    logits, wanted = _inner(problem, module)
+    return best_thresholds(logits.sigmoid().numpy(), wanted.numpy())
+
+
+def _folder(checkpoints: Path | None, phase: str) -> Checkpoints | None:
+    return None if checkpoints is None else Checkpoints(checkpoints / phase)

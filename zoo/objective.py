@@ -1,0 +1,111 @@
+"""What each task trains for: its loss, its score, and how the net's raw answers become the model's.
+
+One label an item: softmax and cross-entropy, with class weights and label smoothing where they are asked for. Several:
+a sigmoid and binary cross-entropy a label. A number: squared error of the standardised target, the standardisation
+folded into the last layer.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from zoo.schema import FinetuneOptions, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float32]
+    Targets: TypeAlias = NDArray[Any]
+    Layer: TypeAlias = tuple[Floats, Floats]
+
+ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}
+
+
+class Objective:
+    """The task of a training with what its training items say: class weights, the target's mean and spread.
+
+    `targets` of the training items: int64 [items] in 0..outputs-1, or float32 [items, outputs].
+    """
+
+    def __init__(self, options: FinetuneOptions, targets: "Targets", outputs: int) -> None:
+        import numpy as np
+
+        self.task = options.task
+        self.outputs = outputs
+        self.smoothing = options.label_smoothing
+        self.weights: NDArray[np.float32] | None = None
+        self.mean, self.scale = np.float32(0), np.float32(1)
+        if options.class_weights:
+            counts = np.bincount(targets, minlength=outputs)
+            # Inverse frequency, one on average over the items (King and Zeng 2001; scikit-learn's "balanced").
+            self.weights = (len(targets) / (outputs * np.maximum(counts, 1))).astype(np.float32)
+        if self.task is Task.REGRESSION:
+            self.mean = targets.mean(dtype=np.float64).astype(np.float32)
+            self.scale = np.maximum(targets.std(dtype=np.float64), 1e-12).astype(np.float32)
+
+    @property
+    def activation(self) -> str:
+        """What follows the last layer in the exported graph."""
+        return ACTIVATIONS[self.task]
+
+    def tensor(self, targets: "Targets") -> "torch.Tensor":
+        """Targets as the loss takes them."""
+        import torch
+
+        return torch.from_numpy((targets - self.mean) / self.scale if self.task is Task.REGRESSION else targets)
+
+    def loss(self, logits: "torch.Tensor", wanted: "torch.Tensor", *, smooth: bool = False) -> "torch.Tensor":
+        """Mean loss of logits [items, outputs]; smoothing is for training alone."""
+        from torch.nn import functional
+
+        if self.task is Task.SINGLE_LABEL:
+            import torch
+
+            weight = None if self.weights is None else torch.from_numpy(self.weights).to(logits.device)
+            return functional.cross_entropy(logits, wanted, weight, label_smoothing=self.smoothing if smooth else 0.0)
+        if self.task is Task.MULTI_LABEL:
+            return functional.binary_cross_entropy_with_logits(logits, wanted)
+        return functional.mse_loss(logits, wanted)
+
+    def score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> float:
+        """Accuracy; macro-F1 at a threshold of one half over the labels that occur; R squared."""
+        if self.task is Task.SINGLE_LABEL:
+            return (logits.argmax(1) == wanted).double().mean().item()
+        if self.task is Task.MULTI_LABEL:
+            chosen, truth = logits > 0, wanted > 0.5
+            hits, all_of_both = (chosen & truth).sum(0).double(), (chosen.sum(0) + truth.sum(0)).double()
+            occurring = all_of_both > 0
+            return (2 * hits[occurring] / all_of_both[occurring]).mean().item() if occurring.any() else 1.0
+        spread = (wanted - wanted.mean()).square().mean().item()
+        return 1 - (logits - wanted).square().mean().item() / max(spread, 1e-12)
+
+    def finish(self, layers: "Sequence[Layer]") -> "list[Layer]":
+        """The layers of the net so that they answer in the target's own unit."""
+        *before, (weight, bias) = layers
+        return [*before, (weight * self.scale, bias * self.scale + self.mean)]
+
+
+def best_thresholds(scores: "Floats", truth: "Floats") -> tuple[float, ...]:
+    """For each label the score from which on choosing it gives the best F1 on these items [items, labels].
+
+    A cut lies half way between two scores; of equally good ones the nearest to one half. A label that never occurs, or
+    always, keeps one half.
+    """
+    import numpy as np
+
+    found = []
+    for column, wanted in zip(scores.T.astype(np.float64), truth.T > 0.5, strict=True):
+        if not 0 < wanted.sum() < len(wanted):
+            found.append(0.5)
+            continue
+        order = np.argsort(-column, kind="stable")
+        hits = np.cumsum(wanted[order])
+        f1 = 2 * hits / (np.arange(1, len(order) + 1) + wanted.sum())
+        following = np.append(column[order][1:], 0.0)
+        # Items of one score cannot be told apart: only a cut between two scores is one.
+        cuts = np.where(following < column[order], (column[order] + following) / 2, np.nan)
+        f1[np.isnan(cuts)] = -1
+        best = cuts[f1 == f1.max()]
+        found.append(float(best[np.argmin(np.abs(best - 0.5))]))
+    return tuple(found)

@@ -1,0 +1,174 @@
+"""How to scale the features, how fast to learn and how much to decay: tried side by side on cached features.
+
+Every candidate is a head of its own; they all see the same batches, so that one matrix product serves them together
+and a dozen cost little more than one. The candidates train for a few epochs, and the lowest loss on the inner items
+decides. AdamW as in Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, with a rate and a decay for each.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from zoo import head
+from zoo.errors import DivergedError
+from zoo.objective import Objective
+from zoo.progress import Bar
+from zoo.schema import FinetuneOptions
+from zoo.training import Plan, rate
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.objective import Floats, Targets
+
+#: Epochs of the search, whatever the training's: N and N more must find what 2N find.
+EPOCHS = 12
+#: Items that a candidate sees: enough to rank them.
+ITEMS = 4096
+#: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
+GRID = (
+    *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
+    *((3e-3, 0.01), (1e-3, 0.01), (1e-2, 1.0), (3e-4, 1.0), (1e-2, 0.01), (3e-2, 0.1)),
+)
+FEWEST = 3
+#: Floating-point operations that the search may take: a second or so on two cores.
+WORK = 1.2e11
+DEFAULT_DECAY = 0.1
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class Choice(Struct, frozen=True):
+    """What the search found, or was given."""
+
+    scaling: str
+    lr: float
+    weight_decay: float
+
+
+def search(
+    features: "Floats",
+    targets: "Targets",
+    inner: "tuple[Floats, Targets]",
+    objective: Objective,
+    options: FinetuneOptions,
+    bar: Bar,
+) -> Choice:
+    """The choice with the lowest loss on `inner` (features, targets). Raises DivergedError when none stays finite."""
+    import numpy as np
+
+    chosen = np.random.default_rng(options.seed).permutation(len(features))[:ITEMS]
+    features, targets = features[chosen], targets[chosen]
+    inner = inner[0][:ITEMS], inner[1][:ITEMS]
+    grid = _grid(options, len(features), features.shape[1], objective.outputs)
+    tried = []
+    for scaling in head.SCALINGS:
+        losses = _losses(features, targets, inner, objective, options, scaling, grid, bar)
+        tried += [(loss, Choice(scaling, lr, decay)) for loss, (lr, decay) in zip(losses, grid, strict=True)]
+    loss, choice = min(tried, key=lambda each: each[0])
+    if not math.isfinite(loss):
+        lower = f"--lr {min(lr for lr, _ in grid) / 10:g}"
+        raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
+    return choice
+
+
+def _grid(options: FinetuneOptions, items: int, dim: int, outputs: int) -> Sequence[tuple[float, float]]:
+    """The candidates: what the options leave open, as many as the work allows."""
+    widths = (dim, *options.hidden, outputs)
+    # Forward, and twice that backward; a multiplication and an addition each.
+    one = 6 * items * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
+    affordable = max(FEWEST, int(WORK / one))
+    given = [
+        (options.lr or lr, decay if options.weight_decay is None else options.weight_decay)
+        for lr, decay in GRID
+        # With only one of the two open, the other's values would be tried again and again.
+        if options.weight_decay is None or options.lr is not None or decay == DEFAULT_DECAY
+    ]
+    return list(dict.fromkeys(given))[:affordable]
+
+
+def _losses(
+    features: "Floats",
+    targets: "Targets",
+    inner: "tuple[Floats, Targets]",
+    objective: Objective,
+    options: FinetuneOptions,
+    scaling: str,
+    grid: Sequence[tuple[float, float]],
+    bar: Bar,
+) -> list[float]:
+    """Each candidate's lowest inner loss over the epochs; infinity for one that diverged."""
+    import torch
+
+    scaled = head.affine(features, scaling)
+    mean, scale = (torch.from_numpy(side) for side in scaled)
+    x, inner_x = ((torch.from_numpy(each) - mean) / scale for each in (features, inner[0]))
+    y, inner_y = objective.tensor(targets), objective.tensor(inner[1])
+    first = head.build(scaled, options.hidden, objective.outputs, options.seed)
+    stacked = [p.detach().expand(len(grid), *p.shape).clone().requires_grad_() for p in first.parameters()]
+    optimizer = _AdamW(stacked, [lr for lr, _ in grid], [decay for _, decay in grid])
+    plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
+    generator = torch.Generator().manual_seed(options.seed)
+    best = [math.inf] * len(grid)
+    for epoch in range(EPOCHS):
+        batches = torch.randperm(len(x), generator=generator).split(options.batch)  # type: ignore[no-untyped-call]
+        for index, rows in enumerate(batches):
+            logits = _forward(stacked, x[rows])
+            wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
+            # The mean over all candidates, times their number: each one's gradient is its own.
+            loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
+            for parameter in stacked:
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step(rate(plan, epoch + index / len(batches)))
+        with torch.inference_mode():
+            found = [objective.loss(each, inner_y).item() for each in _forward(stacked, inner_x)]
+        best = [min(old, new) if math.isfinite(new) else math.inf for old, new in zip(best, found, strict=True)]
+        bar.advance()
+    return best
+
+
+def _forward(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Tensor":
+    """Logits [candidates, items, outputs] of scaled features [items, dim]."""
+    import torch
+
+    value = x.expand(len(stacked[0]), *x.shape)
+    for index, (weight, bias) in enumerate(zip(stacked[::2], stacked[1::2], strict=True)):
+        if index:
+            value = torch.relu(value)
+            value = torch.baddbmm(bias.unsqueeze(1), value, weight.transpose(1, 2))
+        else:
+            # One product for all of them: they share their input.
+            flat = x @ weight.flatten(0, 1).T
+            value = flat.view(len(x), *weight.shape[:2]).transpose(0, 1) + bias.unsqueeze(1)
+    return value
+
+
+class _AdamW:
+    """AdamW on parameters stacked along axis 0, each slice with its own rate and decay."""
+
+    def __init__(self, parameters: "Sequence[torch.Tensor]", rates: Sequence[float], decays: Sequence[float]) -> None:
+        import torch
+
+        self.parameters = parameters
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+        self.rates, self.decays = torch.tensor(rates), torch.tensor(decays)
+        self.steps = 0
+
+    def step(self, factor: float) -> None:
+        """One update with every rate times `factor`."""
+        import torch
+
+        self.steps += 1
+        with torch.no_grad():
+            for parameter, (mean, square) in zip(self.parameters, self.moments, strict=True):
+                assert parameter.grad is not None
+                shape = [len(self.rates), *[1] * (parameter.dim() - 1)]
+                lr = (self.rates * factor).view(shape)
+                mean.lerp_(parameter.grad, 1 - BETAS[0])
+                square.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
+                root = (square / (1 - BETAS[1] ** self.steps)).sqrt_().add_(EPSILON)
+                parameter.mul_(1 - lr * self.decays.view(shape))
+                parameter.sub_(lr * (mean / (1 - BETAS[0] ** self.steps)) / root)
