@@ -137,19 +137,19 @@ def row(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("code", "detail"),
+    ("code", "limit", "detail"),
     [
-        (CRASH, "it crashed the process (SIGSEGV)"),
-        ("import os; os._exit(0)", "it ended the process with exit code 0"),
-        ("import time; time.sleep(120)", "it took more than 20 s"),
+        (CRASH, 300, "it crashed the process (SIGSEGV)"),
+        ("import os; os._exit(0)", 300, "it ended the process with exit code 0"),
+        ("import time; time.sleep(120)", 20, "it took more than 20 s"),
     ],
     ids=["crashes", "leaves", "hangs"],
 )
-def test_a_family_that_ends_its_check(site: Site, row: Path, code: str, detail: str) -> None:
+def test_a_family_that_ends_its_check(site: Site, row: Path, code: str, limit: int, detail: str) -> None:
     """The parent lives: the check that was under way failed, those after it were not reached, exit 6."""
     broken = PLAIN.replace("        import numpy as np\n", f"        {code}\n        import numpy as np\n", 1) + HOOK
     site.family("toy-family", "toy", broken)
-    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", 20, "--json")
+    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", limit, "--json")
     assert done.returncode == 6, done.stdout + done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "gate"
