@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.once import once
+from tests.once import once, shared
 
 if TYPE_CHECKING:
     from tests.upstream import Upstream
@@ -97,10 +97,8 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
     """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
     from tests.upstream import Upstream
 
-    folder = tmp_path_factory.mktemp("upstream")
-    with Upstream(folder) as running:
+    with shared(tmp_path_factory, "upstream") as folder, Upstream(folder) as running:
         yield running
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
