@@ -1,5 +1,6 @@
 # make demo   set up what running needs, then run both chains of the demo with the real commands
-# make test   set up what testing needs, then run the tests (all but those marked `network`, see CONTRIBUTING.md)
+# make test   set up what testing needs, then run the tests (all but those marked `network`, see CONTRIBUTING.md),
+#             on every core; WORKERS=0 runs them in one process
 # make lint   ruff, mypy, and whether docs/cli.md is what the command line says
 # make docs   write docs/cli.md again
 VENV ?= .venv
@@ -7,6 +8,9 @@ PYTHON ?= python3
 # onnxruntime-gpu runs on a CPU too; where it has no wheels the CPU build stands in.
 RUNTIME ?= $(if $(filter Darwin,$(shell uname -s)),cpu,gpu)
 PYTEST_ARGS ?=
+# Processes that share the tests. Whoever is done takes over half of what another one still has before it.
+WORKERS ?= auto
+MOST_WORKERS ?= 8
 
 BIN := $(VENV)/bin
 HASH := $(shell cat pyproject.toml setup.py | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])")
@@ -20,7 +24,7 @@ demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
 
 test: $(READY_DEV)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses $(MOST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # mypy does not see the import hook of an editable install: it is shown the three packages by name.
 lint: $(READY_DEV)

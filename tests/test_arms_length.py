@@ -75,13 +75,13 @@ def test_what_a_family_prints_leaves_json_whole(site: Site, row: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "detail"),
-    [(CRASH, "crashed the process (SIGSEGV)"), ("import time; time.sleep(120)", "took more than")],
+    ("code", "limit", "detail"),
+    [(CRASH, 300, "crashed the process (SIGSEGV)"), ("import time; time.sleep(120)", 15, "took more than")],
     ids=["crashes", "hangs"],
 )
-def test_the_check_prepares_in_the_child(site: Site, row: Path, code: str, detail: str) -> None:
+def test_the_check_prepares_in_the_child(site: Site, row: Path, code: str, limit: int, detail: str) -> None:
     family(site, PREPARE, code)
-    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", 15, "--json")
+    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", limit, "--json")
     assert done.returncode == 6, done.stdout + done.stderr
     assert detail in json.loads(done.stdout)["error"]["message"]
 

@@ -334,13 +334,21 @@ def test_interrupted_from_the_keyboard(shelf: Path, tmp_path: Path) -> None:
         "--epochs",
         "100000",
     ]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    for line in child.stderr:
-        if line.startswith("features by"):
-            break
-    child.send_signal(signal.SIGINT)
-    _, rest = child.communicate(timeout=60)
+    # A run of the tests that a shell started in its background ignores SIGINT, and would hand that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("features by"):
+                break
+        child.send_signal(signal.SIGINT)
+        _, rest = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130, rest
     assert "Traceback" not in rest
     assert not (tmp_path / "out").exists()

@@ -188,7 +188,7 @@ def test_processes_at_once(cache: FeatureCache) -> None:
 def open_all(folder: Path, count: int, together: Any) -> None:
     """Open `count` new caches, each at the same moment as the other processes."""
     for number in range(count):
-        together.wait(timeout=20)
+        together.wait(timeout=100)
         _connect(folder / f"{number}.sqlite").close()
 
 

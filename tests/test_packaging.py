@@ -8,20 +8,21 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import time
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.cost import cpu_seconds
+from tests.once import once
 from tests.test_chain import write_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 #: Where a clean checkout differs from a used one.
 LITTER = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out", ".venvs")
-#: `zoo list` may take this many times what importing typer alone takes.
+#: `zoo list` may take this many times the CPU time of importing typer alone.
 LIST_BUDGET = 2.5
 RUNS = 11
 
@@ -29,11 +30,16 @@ RUNS = 11
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(sdist, wheel): the sdist of a clean copy of the checkout, and the wheel that is built from this sdist."""
-    folder = tmp_path_factory.mktemp("build")
-    shutil.copytree(ROOT, folder / "checkout", ignore=LITTER)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
-    done = subprocess.run(command, cwd=folder / "checkout", capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def build(folder: Path) -> None:
+        shutil.copytree(ROOT, folder / "checkout", ignore=LITTER)
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
+        done = subprocess.run(
+            command, cwd=folder / "checkout", capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    folder = once(tmp_path_factory, "build", build)
     (sdist,), (wheel,) = (list((folder / "dist").glob(pattern)) for pattern in ("*.tar.gz", "*.whl"))
     return sdist, wheel
 
@@ -41,13 +47,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a fresh environment in which the wheel and its base dependencies are installed, nothing else."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
-    programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    command = [str(programs / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", str(built[1])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return programs
+    programs = "Scripts" if os.name == "nt" else "bin"
+
+    def install(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
+        python = str(folder / programs / "python")
+        command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", str(built[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "environment", install) / programs
 
 
 def zoo(programs: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -184,20 +193,14 @@ def says_what_is_missing(done: subprocess.CompletedProcess[str], purpose: str) -
     assert set(extra.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
 
 
-def seconds(command: list[str], cwd: Path) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, timeout=60)
-    return time.perf_counter() - started
-
-
 @pytest.mark.network
 def test_list_is_quick(environment: Path, tmp_path: Path) -> None:
     """Medians of interleaved runs, so that whatever else the machine does falls on both alike."""
     typer = [str(environment / "python"), "-c", "import typer"]
     listing = [str(environment / "zoo"), "list"]
     for command in (typer, listing):
-        seconds(command, tmp_path)
-    pairs = [(seconds(typer, tmp_path), seconds(listing, tmp_path)) for _ in range(RUNS)]
+        cpu_seconds(command, cwd=tmp_path)
+    pairs = [tuple(cpu_seconds(command, cwd=tmp_path)[0] for command in (typer, listing)) for _ in range(RUNS)]
     alone, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
     assert whole <= LIST_BUDGET * alone, f"zoo list {whole * 1000:.0f} ms, typer alone {alone * 1000:.0f} ms"
 

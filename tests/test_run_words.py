@@ -1,12 +1,13 @@
 """`zoo run` on a registry name of word vectors, and the real GloVe from pull to predictions."""
 
 import json
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cost import cpu_seconds
 from tests.test_cli import fails, zoo
 from tests.word_tables import WORDS, binary, row, text, vectors, write_shelf
 from zoo import Zoo
@@ -112,14 +113,13 @@ def test_a_lying_header_ends_the_command_with_5(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.network
 def test_the_real_glove_answers_from_a_cold_start(real: Path) -> None:
     assert Zoo().words("glove-6b-50d").dim == 50
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = zoo("run", "glove-6b-50d", "king", "--top", 3)
-        seconds.append(time.perf_counter() - started)
-    assert [each for each in done.stdout.split("\t")[1].split() if each.isalpha()] == ["prince", "queen", "ii"]
-    # 1.5 s on two idle cores; the best of three forgives what else runs here.
-    assert min(seconds) < 1.5, seconds
+    command = [sys.executable, "-m", "zoo_cli", "run", "glove-6b-50d", "king", "--top", "3"]
+    runs = [cpu_seconds(command) for _ in range(3)]
+    for _, said in runs:
+        assert [each for each in said.decode().split("\t")[1].split() if each.isalpha()] == ["prince", "queen", "ii"]
+    # The promise is 1.5 s on two idle cores: half a second of it is left for the disk.
+    seconds = [each for each, _ in runs]
+    assert min(seconds) < 1, seconds
 
 
 @pytest.mark.network

@@ -3,12 +3,12 @@
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cost import cpu_seconds
 from tests.installed import FAMILY, Site
 from zoo.points import package_folder
 from zoo.registry import Registry
@@ -152,22 +152,11 @@ def test_twenty_plugins_cost_list_little(site: Site, tmp_path: Path) -> None:
 
     def seconds(folder: str) -> float:
         """User and system time of `zoo list` with `folder` on its path."""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "zoo_cli", "list", "-q"],
-            env={**os.environ, "PYTHONPATH": folder},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert child.stdout is not None
-        with child.stdout:
-            assert ("toy-19" in child.stdout.read().decode()) is (folder != "")
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        return used.ru_utime + used.ru_stime
+        command = [sys.executable, "-m", "zoo_cli", "list", "-q"]
+        used, said = cpu_seconds(command, env={**os.environ, "PYTHONPATH": folder})
+        assert ("toy-19" in said.decode()) is (folder != "")
+        return used
 
-    if not hasattr(os, "wait4"):
-        pytest.skip("this system does not tell what a child used")
     for folder in ("", str(site.folder)):
         seconds(folder)
     pairs = [(seconds(""), seconds(str(site.folder))) for _ in range(RUNS)]

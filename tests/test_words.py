@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -221,16 +220,17 @@ def test_400000_words_answer_quickly_and_import_little(tmp_path: Path) -> None:
         "zoo_plugins",
     )
     code = (
-        "import atexit, sys\nsys.argv[1:] = ['run', 'big', 'w123', 'w7', '--json']\nfrom zoo_cli.app import main\n"
+        "import atexit, sys, time\nsys.argv[1:] = ['run', 'big', 'w123', 'w7', '--json']\n"
+        "from zoo_cli.app import main\n"
         f"found = lambda: [name for name in {heavy!r} if name in sys.modules]\n"
-        "atexit.register(lambda: print(found(), file=sys.stderr))\nmain()"
+        "atexit.register(lambda: print(time.process_time(), found(), file=sys.stderr))\nmain()"
     )
     environment = {**os.environ, "ZOO_REGISTRY": str(shelf)}
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    # The promise is 1.5 s; a machine that runs other tests meanwhile gets some more.
-    assert time.perf_counter() - started < 5
-    assert done.stderr.splitlines()[-1] == "[]"
+    # The promise is 1.5 s of an idle machine; the CPU's time does not depend on what else runs here.
+    seconds, found = done.stderr.splitlines()[-1].split(maxsplit=1)
+    assert float(seconds) < 1.5
+    assert found == "[]"
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
     for answer in json.loads(done.stdout)["run"]["results"]:
         index = int(answer["input"][1:])

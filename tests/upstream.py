@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock
 
 from tests.hub import FakeHub, HubRepo
 from tests.models import TINY, write_bert, write_tokenizer
@@ -33,13 +35,21 @@ HF = re.compile(r"hf://([^/]+/[^/@]+)@([^/]+)/(.+)")
 
 
 class Upstream:
-    """The servers, the files made so far, and a ZOO_HOME (`home`) that pulls from them; use it as a context."""
+    """The servers, the files made so far, and a ZOO_HOME (`home`) that pulls from them; use it as a context.
+
+    Processes may use one folder at once: they share files and home, each with servers and a registry of its own.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.files, self.home, self.registry = folder / "files", folder / "home", folder / "registry.yaml"
+        self.files, self.home, self.registry = (
+            folder / "files",
+            folder / "home",
+            folder / f"registry-{os.getpid()}.yaml",
+        )
         self.hub, self.web = FakeHub(), Loopback()
         self.rows: dict[str, dict[str, Any]] = {}
         self.pulled: dict[str, Path] = {}
+        self.files.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Upstream":
         self.hub.__enter__()
@@ -54,8 +64,12 @@ class Upstream:
         """Make and serve the files of a shipped row, once; returns the folder that they are in."""
         folder = self.files / name
         if name not in self.rows:
-            folder.mkdir(parents=True)
-            write_weights(name, folder)
+            with FileLock(self.files / f"{name}.lock"):
+                if not (self.files / f"{name}.made").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                    write_weights(name, folder)
+                    (self.files / f"{name}.made").touch()
             self.publish(name, folder)
         return folder
 
