@@ -20,6 +20,7 @@ import msgspec
 
 from zoo.errors import IntegrityError, quote
 from zoo.extras import require
+from zoo.schema import Entry, WordsPreprocess
 from zoo.store import map_file
 
 if TYPE_CHECKING:
@@ -62,6 +63,13 @@ class _Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
+
+
+def layout(entry: Entry) -> str | None:
+    """The layout of a row's table: `config.format`, or what its suffix says; None where that is none of LAYOUTS."""
+    assert isinstance(entry.preprocess, WordsPreprocess)
+    found = entry.config.get("format") or SUFFIXES.get(Path(entry.preprocess.table).suffix)
+    return found if found in LAYOUTS else None
 
 
 def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
