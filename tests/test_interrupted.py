@@ -151,7 +151,8 @@ SWEEP = (
     PULL_HERE
     + """
 import os, shutil, signal
-from zoo.store import sha256_file, zoo_home
+from zoo.disk import sha256_file
+from zoo.store import zoo_home
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.move"}
 def die_at(n):
     left = [n]

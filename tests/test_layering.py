@@ -16,12 +16,12 @@ MAX_LINES = 400
 LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "answers", "progress", "extras", "child"},
     {
-        "document", "registry", "points", "shelves", "store", "lock", "download", "bundle", "backbone", "source",
-        "bridge", "hub", "hookspecs",
+        "document", "registry", "points", "shelves", "disk", "store", "lock", "download", "bundle", "backbone",
+        "source", "bridge", "hub", "hookspecs",
     },
     {
         "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "convert", "torchkit", "head", "external", "words", "wordfiles", "plainwords", "wordpiece",
         "checkpoint", "interrupt", "objective", "training",
     },
     {

@@ -13,21 +13,11 @@ import msgspec
 import pytest
 
 from tests.pulls import names, row
+from zoo.disk import sha256_file, staged_dir, storage_errors, write_atomic
 from zoo.errors import AccessError, IntegrityError
 from zoo.lock import Lock, LockedFile
 from zoo.schema import Entry
-from zoo.store import (
-    MANIFEST,
-    PARTIAL_DATA,
-    Store,
-    pinned_files,
-    sha256_file,
-    staged_dir,
-    storage_errors,
-    write_atomic,
-    write_manifest,
-    zoo_home,
-)
+from zoo.store import MANIFEST, PARTIAL_DATA, Store, pinned_files, write_manifest, zoo_home
 
 WEIGHTS, CONFIG = b"weights" * 1000, b"{}"
 ENTRY = row({"w.bin": (WEIGHTS, ["file:///w.bin"]), "config.json": (CONFIG, ["file:///config.json"])})
@@ -136,7 +126,7 @@ def test_staged_dir_refuses_to_replace_a_file_and_follows_a_link(tmp_path: Path)
 
 
 def test_staged_dir_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
-    script = "import os, sys; from pathlib import Path; from zoo.store import staged_dir\n"
+    script = "import os, sys; from pathlib import Path; from zoo.disk import staged_dir\n"
     script += "with staged_dir(Path(sys.argv[1])) as s:\n (s / 'half').touch(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], check=False)
     assert len(names(tmp_path)) == 1

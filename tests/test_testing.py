@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
+from tests.word_tables import WORDS, binary, entry, text, vectors, write_list, write_table
 from zoo.backbone import Backbone
 from zoo.schema import Entry
 from zoo.testing import Report, check_backbone
@@ -152,6 +154,66 @@ WRONG = [
     ("files it cannot read", RIGHT.replace("return network()", "raise OSError('not mine')"), "weights"),
 ]  # fmt: skip
 
+#: The shipped family with a preparation and a reference that read the files in one and the same way, right or wrong.
+WORDLY = """
+from zoo import words
+from zoo.backbone import Backbone
+from zoo.progress import SILENT
+from zoo_plugins.backbones.word2vec import Word2Vec
+
+class Wordly(Word2Vec):
+    family, column = "toy", "word"
+
+    def __init__(self, entry, weights):
+        Backbone.__init__(self, entry, weights)
+        self.preprocess = entry.preprocess
+
+    def read(self):
+        import numpy as np
+        import pyarrow.parquet
+
+        listed = pyarrow.parquet.read_table(self.weights / "w.parquet")[self.column].to_pylist()
+        return listed, np.load(self.weights / "t.npy")
+
+    def kept(self, listed):
+        return [row for row, word in enumerate(listed) if word not in listed[:row]]
+
+    def distinct(self):
+        listed, table = self.read()
+        rows = self.kept(listed)
+        return [listed[row].encode() for row in rows], table[rows]
+
+    def prepare(self, progress=SILENT):
+        words.prepare(self.weights, [self.distinct()], self.entry.dim)
+
+    def reference(self, feeds):
+        import numpy as np
+
+        _, table = self.distinct()
+        used = feeds["attention_mask"].astype(bool) & (feeds["input_ids"] < len(table))
+        gathered = table[np.where(used, feeds["input_ids"], 0)] * used[..., None]
+        return {"features": gathered.sum(1) / np.maximum(used.sum(1, keepdims=True), 1)}
+
+class Toy(Wordly):
+    "Right as it is."
+"""
+READ_WRONGLY = "    def read(self):\n        listed, table = super().read()\n        return "
+
+#: (what is wrong, the code of the family): it is the same in the preparation and in the reference.
+WRONG_WORDS = [
+    ("the list is reversed", f"{READ_WRONGLY}listed[::-1], table"),
+    ("the list is sorted", f"{READ_WRONGLY}sorted(listed), table"),
+    ("the list is shifted by one", f"{READ_WRONGLY}[listed[-1], *listed[:-1]], table"),
+    ("the table is shifted by one", f"{READ_WRONGLY}listed, table[[-1, *range(len(table) - 1)]]"),
+    ("the last two rows are swapped", f"{READ_WRONGLY}listed, table[[*range(len(table) - 2), -1, -2]]"),
+    ("another column", '    column = "lemma"'),
+    (
+        "the last of a word's rows counts",
+        "    def kept(self, listed):\n        "
+        "return [row for row, word in enumerate(listed) if word not in listed[row + 1 :]]",
+    ),
+]
+
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], type[Backbone]]]:
@@ -223,3 +285,105 @@ def test_a_row_without_license_or_digest(
     report = check_backbone(toy(PLAIN), row(**change), tmp_path)
     assert failed(report) == ["license and digests"]
     assert said in report.failures[0]
+
+
+def words_row(folder: Path, words: list[str], lowercase: bool = True, **config: str) -> Entry:
+    """A row of a table and its words, the list's second column."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"lemma": [*words[5:], *words[:5]], "word": words}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "w.parquet")
+    table = write_table(folder / "t.npy", vectors(len(words), 6))
+    return entry(table, folder / "w.parquet", 6, config=config, lowercase=lowercase)
+
+
+#: One comes twice.
+TWICE = [*WORDS[:9], "zoo", *WORDS[9:20], "zoo", *WORDS[20:]]
+
+
+def test_words_that_are_read_rightly_pass(toy: Callable[[str], type[Backbone]], tmp_path: Path) -> None:
+    report = check_backbone(toy(WORDLY), words_row(tmp_path, TWICE, column="word"), tmp_path)
+    assert report.failures == []
+    details = {check.name: (check.state, check.detail) for check in report.checks}
+    assert details["words"] == ("passed", "9 words of w.parquet have their vectors, one that comes twice the first")
+
+
+@pytest.mark.parametrize("change", [each[1] for each in WRONG_WORDS], ids=[each[0] for each in WRONG_WORDS])
+def test_words_that_are_read_wrongly_on_both_sides_fail_one_check(
+    toy: Callable[[str], type[Backbone]], tmp_path: Path, change: str
+) -> None:
+    report = check_backbone(toy(f"{WORDLY}\n{change}\n"), words_row(tmp_path, TWICE, column="word"), tmp_path)
+    assert failed(report) == ["words"], report.failures
+    assert {check.state for check in report.checks} == {"passed", "failed"}
+    assert "do not get the vector that w.parquet and t.npy give them" in report.failures[0]
+
+
+#: Files of words, by name, with what writes them.
+TABLE = vectors(len(WORDS), 12)
+LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "v.bin": lambda path: path.write_bytes(binary(WORDS, TABLE)),
+    "v.vec": lambda path: path.write_bytes(text(WORDS, TABLE, end=" \n")),
+    "v.txt": lambda path: path.write_bytes(text([". . .", *WORDS[1:]], TABLE, header=False, end=" \n")),
+    "t.npy": lambda path: write_table(path, np.asfortranarray(TABLE)),
+    "half.npy": lambda path: write_table(path, TABLE.astype(np.float16)),
+    "t.safetensors": lambda path: write_table(path, TABLE.astype(np.float64)),
+}
+LISTS = ("w.parquet", "w.txt", "w.json", "w.ids.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "lowercase"),
+    [
+        *((name, None, True) for name in list(LAYOUTS)[:3]),
+        *((name, listed, True) for name in list(LAYOUTS)[3:] for listed in LISTS),
+        ("v.bin", None, False),
+    ],
+)
+def test_the_shipped_words_pass_in_every_layout(tmp_path: Path, name: str, listed: str | None, lowercase: bool) -> None:
+    from zoo_plugins.backbones.word2vec import Word2Vec
+
+    LAYOUTS[name](tmp_path / name)
+    words = None if listed is None else write_list(tmp_path / listed, WORDS)
+    unknown = {"unknown": "token", "unknown_token": "king"} if lowercase else {"unknown": "zero"}
+    report = check_backbone(Word2Vec, entry(tmp_path / name, words, 12, lowercase=lowercase, **unknown), tmp_path)
+    assert report.failures == []
+    (found,) = [check for check in report.checks if check.name == "words"]
+    assert (found.state, found.detail) == ("passed", f"8 words of {listed or name} have their vectors")
+
+
+def test_a_fault_in_the_shipped_reading_of_lists_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo_plugins.backbones.word2vec import Word2Vec
+
+    from zoo import wordfiles
+
+    read_words = wordfiles.read_words
+    monkeypatch.setattr(wordfiles, "read_words", lambda path, column=None: read_words(path, column)[::-1])
+    report = check_backbone(Word2Vec, words_row(tmp_path, WORDS, column="word"), tmp_path)
+    assert failed(report) == ["words"], report.failures
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "said"),
+    [
+        (WORDS, {"format": "ours"}, "the format of t.npy is none of word2vec-binary, "),
+        (WORDS, {"format": "glove-text"}, "t.npy cannot be read as glove-text: it has a list of words"),
+        (WORDS, {"format": "word2vec-binary"}, "t.npy cannot be read as word2vec-binary: "),
+        (WORDS, {}, "t.npy cannot be read as npy: w.parquet has the columns lemma, word"),
+        ([f"W-{index}" for index in range(60)], {"column": "word"}, "no word of w.parquet is one that a text can name"),
+    ],
+)
+def test_words_that_cannot_be_looked_at_are_no_claim(
+    toy: Callable[[str], type[Backbone]], tmp_path: Path, words: list[str], config: dict[str, str], said: str
+) -> None:
+    """A family of others may have a format of its own: nothing is said to have passed, and nothing failed."""
+    report = check_backbone(toy(WORDLY), words_row(tmp_path, words, **config), tmp_path)
+    assert report.failures == []
+    assert report.passed
+    (found,) = [check for check in report.checks if check.state == "skipped"]
+    assert found.name == "words"
+    assert found.detail.startswith(f"could not look: {said}")
+
+
+def test_other_rows_have_no_words(toy: Callable[[str], type[Backbone]], tmp_path: Path) -> None:
+    assert "words" not in [check.name for check in check_backbone(toy(PLAIN), row(), tmp_path).checks]

@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_kind_is_never_executed(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "canary"),)
 
     from zoo.checkpoint import _digests
-    from zoo.store import sha256_file
+    from zoo.disk import sha256_file
 
     folder = tmp_path / "run" / "000001"
     folder.mkdir(parents=True)

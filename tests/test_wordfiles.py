@@ -10,10 +10,10 @@ import pytest
 from gensim.models import KeyedVectors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from zoo_plugins.backbones.word2vec import Word2Vec, plain_rows
+from zoo_plugins.backbones.word2vec import Word2Vec
 
 from tests.word_tables import WORDS, binary, entry, text, vectors, write_list, write_table
-from zoo import IntegrityError, RegistryError, ZooError, wordfiles
+from zoo import IntegrityError, RegistryError, ZooError, plainwords, wordfiles
 from zoo.words import WordTable
 
 DIM = 12
@@ -67,7 +67,7 @@ def test_a_word_of_glove_may_hold_spaces(tmp_path: Path) -> None:
     table = opened(tmp_path / "a", "v.txt", text(words, rows, header=False))
     assert list(table) == words
     assert table.vectors.tobytes() == rows.tobytes()
-    plain = plain_rows(Word2Vec(entry(tmp_path / "a/v.txt", None, DIM), tmp_path / "a"))
+    plain = plainwords.rows(entry(tmp_path / "a/v.txt", None, DIM), tmp_path / "a", "glove-text")
     assert [word.decode() for word, _ in plain] == words
     with pytest.raises(IntegrityError, match=r"row 1 \('\.'\) has 14 numbers, not 12"):
         opened(tmp_path / "b", "v.vec", text(words, rows))

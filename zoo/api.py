@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.answers import Answer, Evaluation, Row, RunResult
 from zoo.bundle import Bundle, check_target
+from zoo.disk import storage_errors
 from zoo.environment import Environment
 from zoo.errors import (
     DeviceError,
@@ -20,7 +21,6 @@ from zoo.errors import (
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.registry import Registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreprocess
-from zoo.store import storage_errors
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from zoo.bridge import Bridge, Reference, parse_reference
+from zoo.disk import write_atomic
 from zoo.errors import (
     AccessError,
     IntegrityError,
@@ -24,7 +25,6 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.schema import Entry
-from zoo.store import write_atomic
 
 SCHEMA_VERSION = 1
 DAMAGED = "delete it, and pull that model again"

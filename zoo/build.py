@@ -20,6 +20,7 @@ from zoo import external, graph, parity, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
 from zoo.child import python
+from zoo.disk import staged_dir
 from zoo.encode import TextEncoder, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.progress import Progress
@@ -36,7 +37,6 @@ from zoo.schema import (
     TextPreprocess,
     WordsPreprocess,
 )
-from zoo.store import staged_dir
 from zoo.wordpiece import place_tokenizer
 from zoo.words import WordTable
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from zoo.store import sha256_file, write_atomic
+from zoo.disk import sha256_file, write_atomic
 
 if TYPE_CHECKING:
     import torch

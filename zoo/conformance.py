@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from zoo import build, external, graph, parity, samples
+from zoo import build, external, graph, parity, plainwords, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL
 from zoo.child import python
-from zoo.encode import decode_image
+from zoo.encode import TextEncoder, decode_image
+from zoo.errors import quote
 from zoo.points import brief
 from zoo.runtime import create_session
-from zoo.schema import Entry, ExportOptions, ImagePreprocess, TensorSpec
+from zoo.schema import Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
 from zoo.torchkit import TorchBackbone
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", "jax")
 #: A module that is imported for longer than this, in seconds, is taken to hang.
 IMPORT_LIMIT = 60
+#: Words of a table that are looked at one by one.
+WORDS = 8
 IMPORT = f"""
 import importlib, json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -44,6 +47,10 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 
 class BrokenError(Exception):
     """Raised by a check whose promise is broken, with what was seen."""
+
+
+class UnseenError(Exception):
+    """Raised by a check that has nothing to look at here, with the reason."""
 
 
 class Subject:
@@ -79,14 +86,18 @@ class Subject:
         return create_session(model, "cpu", tables=external.files(model, external.beside(folder)))
 
     @cached_property
+    def encoder(self) -> ImagePreprocess | TextEncoder:
+        """What turns raw items into arrays, by the files that the bundle gets."""
+        folder = self.exported.parent
+        return build.encoder(build.input_of_bundle(self.entry, self.weights, folder), folder)
+
+    @cached_property
     def batches(self) -> "list[TensorMap]":
         """Real samples as the graph takes them, one batch for each size that the gate looks at."""
         import numpy as np
 
-        folder = self.exported.parent
-        preprocess = build.input_of_bundle(self.entry, self.weights, folder)
-        how = build.encoder(preprocess, folder)
-        items, _ = samples.bundled(preprocess, build.gate_words(self.entry, how))
+        how = self.encoder
+        items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, how))
         together: Callable[[list[Any]], TensorMap]
         if isinstance(how, ImagePreprocess):
             prefix = create_session(graph.image_prefix(how).SerializeToString(), "cpu")
@@ -270,6 +281,35 @@ def _parity(subject: Subject) -> str:
     return f"max difference {max(check.value for check in checks if 'max' in check.name):.1e}"
 
 
+def _words(subject: Subject) -> str:
+    """A text of one word gets the vector that the original files, read once more in the plainest way, give the word.
+
+    Ids cannot show this: a list read in another order gives the family's table and its reference the same ids.
+    """
+    import numpy as np
+
+    how, preprocess = subject.encoder, subject.entry.preprocess
+    assert isinstance(how, TextEncoder)
+    assert isinstance(preprocess, WordsPreprocess)
+    try:
+        found, twice = plainwords.spread(subject.entry, subject.weights, WORDS)
+    except ValueError as error:
+        raise UnseenError(str(error)) from error
+    got = subject.run(how.batch(how.tokens(list(found))))
+    wrong = [
+        quote(word)
+        for (word, vector), features in zip(found.items(), got, strict=True)
+        if not np.allclose(features, vector, rtol=0, atol=1e-6 * max(1.0, float(np.abs(vector).max())))
+    ]
+    listed, table = preprocess.words or preprocess.table, preprocess.table
+    if wrong:
+        where = f"{listed} and {table} give" if preprocess.words else f"{table} gives"
+        raise BrokenError(
+            f"{_listed(wrong[:3])} ({len(wrong)} of {len(found)} words) do not get the vector that {where} them"
+        )
+    return f"{len(found)} words of {listed} have their vectors" + (", one that comes twice the first" if twice else "")
+
+
 def _rows_alone(subject: Subject) -> str:
     """What stands beside a row in its batch does not change its features."""
     check = parity.rows_alone(subject.session, subject.batches[-1])
@@ -322,26 +362,26 @@ def _size(feeds: "TensorMap") -> int:
     return len(next(iter(feeds.values())))
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _listed(numbers: Sequence[object]) -> str:
     return ", ".join(map(str, numbers))
 
 
 class Step(NamedTuple):
-    """One check: what it looks at, and which others must have passed for it to say anything."""
+    """One check: what it looks at, and which others must have passed for it to say anything, whom it is for."""
 
     name: str
     look: Callable[[Subject], str]
     needs: tuple[str, ...] = ()
-    torch_only: bool = False
+    only: Literal["torch", "words"] | None = None
 
 
 STEPS = (
     Step("license and digests", _row),
     Step("light import", _light_import),
     Step("weights", _loads),
-    Step("eval mode", _eval_mode, ("weights",), torch_only=True),
+    Step("eval mode", _eval_mode, ("weights",), only="torch"),
     Step("reference", _answers, ("weights", "eval mode")),
-    Step("state unchanged", _state_stays, ("reference",), torch_only=True),
+    Step("state unchanged", _state_stays, ("reference",), only="torch"),
     Step("reference deterministic", _reference_repeats, ("reference", "state unchanged")),
     Step("export", _export, ("weights", "eval mode")),
     Step("IR and opset", _versions, ("export",)),
@@ -349,7 +389,8 @@ STEPS = (
     Step("dynamic batch", _any_batch, ("inputs and outputs",)),
     Step("graph deterministic", _graph_repeats, ("dynamic batch",)),
     Step("parity", _parity, ("reference deterministic", "graph deterministic")),
+    Step("words", _words, ("parity",), only="words"),
     Step("batch-invariant", _rows_alone, ("graph deterministic",)),
-    Step("stages", _stages, ("reference deterministic",), torch_only=True),
+    Step("stages", _stages, ("reference deterministic",), only="torch"),
     Step("whole chain", _whole_chain, ("parity", "batch-invariant")),
 )

@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 
 from zoo.child import python
+from zoo.disk import sha256_file, write_atomic
 from zoo.errors import IntegrityError
-from zoo.store import sha256_file, write_atomic
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 

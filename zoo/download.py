@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import Struct
 
+from zoo.disk import NO_SPACE, sha256_file, staged_dir, storage_errors
 from zoo.errors import (
     AccessError,
     IntegrityError,
@@ -31,16 +32,7 @@ from zoo.lock import Lock, LockedFile
 from zoo.progress import SILENT, Progress
 from zoo.schema import Entry, FileDigest, WeightFile
 from zoo.source import Announced, Source, Want
-from zoo.store import (
-    NO_SPACE,
-    PARTIAL_DATA,
-    Store,
-    pinned_files,
-    sha256_file,
-    staged_dir,
-    storage_errors,
-    write_manifest,
-)
+from zoo.store import PARTIAL_DATA, Store, pinned_files, write_manifest
 
 SourceFor: TypeAlias = Callable[[str], Source]
 

@@ -230,6 +230,14 @@ def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: 
     )
 
 
+def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
+    """Whether a text is one word, as it stands, to the tokenizers that `write_word_level` writes."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normal = normalizers.Lowercase().normalize_str(text) if preprocess.lowercase else text
+    return [text] == [part for part, _ in pre_tokenizers.Whitespace().pre_tokenize_str(normal)]
+
+
 def check_text(item: object, index: int | None = None) -> str:
     """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
     if not isinstance(item, str):

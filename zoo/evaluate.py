@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from zoo.answers import Evaluation, labelled
 from zoo.bundle import read_split
 from zoo.data import Dataset, load
+from zoo.disk import write_atomic
 from zoo.errors import DataError, naming
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import Metrics
-from zoo.store import write_atomic
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,10 +9,10 @@ from zoo import external, head, parity, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
+from zoo.disk import staged_dir
 from zoo.errors import IntegrityError
 from zoo.parity import Top
 from zoo.progress import Progress
-from zoo.store import staged_dir
 
 
 def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) -> Bundle:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from zoo.disk import map_file
 from zoo.errors import IntegrityError
-from zoo.store import map_file
 
 if TYPE_CHECKING:
     import mmap

@@ -12,6 +12,7 @@ from zoo.backbone import Backbone
 from zoo.bundle import Bundle
 from zoo.checkpoint import Checkpoints
 from zoo.data import Dataset
+from zoo.disk import staged_dir, write_atomic
 from zoo.errors import DataError, NotFoundError, UsageError
 from zoo.evaluate import measure
 from zoo.features import FeatureCache
@@ -20,7 +21,6 @@ from zoo.interrupt import noticing
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, Outcome, Preprocess
-from zoo.store import staged_dir, write_atomic
 from zoo.tuned import Result
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
+from zoo.disk import write_atomic
 from zoo.errors import IntegrityError
 from zoo.schema import Entry, Positive, Sha256, WeightFile
-from zoo.store import write_atomic
 
 SCHEMA_VERSION = 1
 

@@ -11,9 +11,9 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from string import Template
 
+from zoo.disk import staged_dir
 from zoo.errors import AccessError, UsageError
 from zoo.points import canonical
-from zoo.store import staged_dir
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")

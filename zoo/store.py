@@ -1,20 +1,14 @@
-"""What zoo keeps on disk under ZOO_HOME, and the few ways in which it writes there: beside, synced, then renamed.
+"""What zoo keeps on disk under ZOO_HOME, and where.
 
 models/<entry>/<16 hex of the files' digests>/   a pulled row: real files, and manifest.json that was written last
 partials/<key>/                                  what an interrupted pull left of one file
 graphs/  features/  bridged/  zoo.lock
 """
 
-import errno
 import hashlib
-import mmap
 import os
-import platform
-import re
-import secrets
 import shutil
 import stat
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from platformdirs import user_cache_path
 
-from zoo.errors import AccessError, IntegrityError
+from zoo.disk import is_abandoned, remove_abandoned, sha256_file, signature, try_rename, write_atomic
+from zoo.errors import IntegrityError
 from zoo.schema import Entry, FileDigest
 
 if TYPE_CHECKING:
@@ -33,89 +28,12 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 #: The file inside a partial's folder; a source may keep notes of its own beside it.
 PARTIAL_DATA = "data"
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-#: A writer on another machine cannot be asked whether it lives: after this long without a write it is taken for dead.
-ABANDONED_AFTER = 24 * 3600.0
-#: How often two processes may overtake each other between two renames before one gives up.
-RENAME_TRIES = 50
 
 
 def zoo_home() -> Path:
     """The folder ZOO_HOME names, else the platform's cache folder for backbone-zoo."""
     chosen = os.environ.get("ZOO_HOME")
     return Path(chosen).expanduser().absolute() if chosen else user_cache_path("backbone-zoo")
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def map_file(path: Path) -> mmap.mmap | bytes:
-    """The bytes of a plain file, memory-mapped and read-only. Raises OSError, also for a link."""
-    # A pipe would keep the opening waiting for a writer.
-    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
-        # An empty file cannot be mapped.
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_signature()}.new")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_dir(path.parent)
-
-
-@contextmanager
-def staged_dir(target: Path) -> Iterator[Path]:
-    """A fresh folder that becomes `target` when the block succeeds and leaves no trace when it does not.
-
-    Every file in it is synced first. A folder that was there before is replaced whole, and restored if that fails.
-    """
-    # A link to a folder stays a link: what it points to is replaced.
-    target = target.resolve()
-    temporary = target.parent / f".{target.name}.{_signature()}.new"
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _sync_tree(temporary)
-        _replace_dir(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_dir(target.parent)
-    _remove_abandoned(target.parent, prefix=f".{target.name}.")
-
-
-@contextmanager
-def storage_errors(home: Path) -> Iterator[None]:
-    """Turn what the file system refuses under `home` into an AccessError whose hint names ZOO_HOME."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in NO_SPACE:
-            hint = "free some space, or set ZOO_HOME to a folder on a larger disk"
-        else:
-            hint = "set ZOO_HOME to a folder that you may write to"
-        raise AccessError(f"cannot write under {home}: {reason}", hint=hint) from error
 
 
 class StoredFile(FileDigest, frozen=True, kw_only=True):
@@ -247,18 +165,18 @@ class Store:
         at the end. Thus pulls of the same file never write into each other's bytes, and no lock is needed.
         """
         self.partials.mkdir(parents=True, exist_ok=True)
-        mine = self.partials / f"{key}.{_signature()}"
-        left = [path for path in self.partials.iterdir() if path.name == key or _is_abandoned(path, f"{key}.")]
+        mine = self.partials / f"{key}.{signature()}"
+        left = [path for path in self.partials.iterdir() if path.name == key or is_abandoned(path, f"{key}.")]
         left.sort(key=_partial_size, reverse=True)
-        if not any(_try_rename(path, mine) for path in left):
+        if not any(try_rename(path, mine) for path in left):
             mine.mkdir()
         # A rename keeps the old time, by which others would take this folder for abandoned.
         os.utime(mine)
-        _remove_abandoned(self.partials, prefix=f"{key}.")
+        remove_abandoned(self.partials, prefix=f"{key}.")
         try:
             yield mine
         finally:
-            if _partial_size(mine) <= 0 or not _try_rename(mine, self.partials / key):
+            if _partial_size(mine) <= 0 or not try_rename(mine, self.partials / key):
                 shutil.rmtree(mine, ignore_errors=True)
 
 
@@ -320,94 +238,3 @@ def _partial_size(folder: Path) -> int:
         return (folder / PARTIAL_DATA).stat().st_size
     except OSError:
         return -1
-
-
-def _signature() -> str:
-    """Who writes a temporary: host, process, and a word that makes the name unique."""
-    return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
-
-
-def _is_abandoned(path: Path, prefix: str) -> bool:
-    """Whether `path` is a temporary named `prefix` + signature whose writer is gone."""
-    match = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}(\.new|\.old)?", path.name.removeprefix(prefix))
-    if not path.name.startswith(prefix) or match is None:
-        return False
-    if match[1] == _host() and not _is_running(int(match[2])):
-        return True
-    try:
-        newest = max(item.stat().st_mtime for item in (path, *path.glob("*")))
-    except OSError:
-        return False
-    return time.time() - newest > ABANDONED_AFTER
-
-
-def _is_running(pid: int) -> bool:
-    if os.name == "nt":
-        # Signal 0 would interrupt the process there; the age decides instead.
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    for path in parent.iterdir():
-        if _is_abandoned(path, prefix):
-            # Renamed first: removing in place could empty a folder that another process is taking over.
-            doomed = path.with_name(f"{prefix}{_signature()}.old")
-            if _try_rename(path, doomed):
-                shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _try_rename(source: Path, target: Path) -> bool:
-    try:
-        source.rename(target)
-    except OSError:
-        return False
-    return True
-
-
-def _replace_dir(new: Path, target: Path) -> None:
-    if target.is_file():
-        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(target))
-    for _ in range(RENAME_TRIES):
-        aside = target.with_name(f".{target.name}.{_signature()}.old")
-        was_there = _try_rename(target, aside)
-        try:
-            new.rename(target)
-        except OSError as error:
-            if was_there and not _try_rename(aside, target):
-                shutil.rmtree(aside, ignore_errors=True)
-            # Another process put its folder there between the two renames: ours replaces it in turn.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            shutil.rmtree(aside, ignore_errors=True)
-            return
-    raise OSError(errno.EBUSY, "other processes keep replacing it", str(target))
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with (Path(parent) / name).open("r+b") as file:
-                os.fsync(file.fileno())
-        _sync_dir(Path(parent))
-
-
-def _sync_dir(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,18 +13,18 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from zoo.backbone import Backbone
-from zoo.conformance import STEPS, BrokenError, Step, Subject
+from zoo.conformance import STEPS, BrokenError, Step, Subject, UnseenError
 from zoo.errors import ZooError
 from zoo.extras import RUNTIME, TRAINING, require
 from zoo.points import brief
-from zoo.schema import Entry
+from zoo.schema import Entry, WordsPreprocess
 from zoo.torchkit import TorchBackbone
 
 CheckState: TypeAlias = Literal["passed", "failed", "skipped"]
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One promise: kept, broken, or not looked at because another one was broken first; `detail` says more."""
+    """One promise: kept, broken, or not looked at, as another one was broken or it cannot be; `detail` says more."""
 
     name: str
     state: CheckState
@@ -48,7 +48,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether no promise was broken."""
         return self.state == "passed"
 
     @property
@@ -71,7 +71,7 @@ def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
     sizes = [each for each in found if isinstance(each, int)]
     return Report(
         family=entry.family,
-        state="passed" if all(check.state == "passed" for check in checks) else "failed",
+        state="failed" if any(check.state == "failed" for check in checks) else "passed",
         entry=entry.name,
         checks=checks,
         size=sizes[0] if sizes else None,
@@ -80,12 +80,12 @@ def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
 
 
 def skipped(found: Sequence[Check | int], culprit: str) -> list[Check]:
-    """The checks that were not reached because `culprit` ended the process, but for those of torch families alone."""
+    """The checks that were not reached because `culprit` ended the process, but for those of some families alone."""
     seen = {each.name for each in found if isinstance(each, Check)}
     return [
         Check(name=step.name, state="skipped", detail=f"not looked at: {culprit}")
         for step in STEPS
-        if step.name not in seen and not step.torch_only
+        if step.name not in seen and step.only is None
     ]
 
 
@@ -95,8 +95,9 @@ def examine(cls: type[Backbone], entry: Entry, weights: Path, module: str | None
     done: dict[str, CheckState] = {}
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as folder:
         subject = Subject(cls, entry, weights, module or cls.__module__, Path(folder))
+        kinds = {"torch": issubclass(cls, TorchBackbone), "words": isinstance(entry.preprocess, WordsPreprocess)}
         for step in STEPS:
-            if step.torch_only and not issubclass(cls, TorchBackbone):
+            if step.only is not None and not kinds[step.only]:
                 continue
             broken = [name for name in step.needs if done.get(name, "passed") != "passed"]
             if broken:
@@ -118,6 +119,8 @@ def _judged(step: Step, subject: Subject) -> Check:
         state = "passed"
     except KeyboardInterrupt:
         raise
+    except UnseenError as error:
+        state, detail = "skipped", f"could not look: {error}"
     except BrokenError as error:
         detail = str(error)
     except ZooError as error:

@@ -87,8 +87,8 @@ class Training:
             for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = lr * now
             # What dropout draws from; torch.manual_seed would seed devices that are not used, at ten times the price.
-            torch.random.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
-            if torch.cuda.is_initialized():
+            torch.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.manual_seed_all(_mix(plan.seed, self.epoch, 1 + index))
             loss = self.loss(batches[index])
             self.optimizer.zero_grad()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from zoo.disk import map_file
 from zoo.errors import IntegrityError, quote
 from zoo.extras import require
-from zoo.store import map_file
+from zoo.schema import Entry, WordsPreprocess
 
 if TYPE_CHECKING:
     import mmap
@@ -62,6 +63,13 @@ class _Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
+
+
+def layout(entry: Entry) -> str | None:
+    """The layout of a row's table: `config.format`, or what its suffix says; None where that is none of LAYOUTS."""
+    assert isinstance(entry.preprocess, WordsPreprocess)
+    found = entry.config.get("format") or SUFFIXES.get(Path(entry.preprocess.table).suffix)
+    return found if found in LAYOUTS else None
 
 
 def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from zoo.disk import map_file, sha256_file, staged_dir, storage_errors, write_atomic
 from zoo.errors import DataError, NotFoundError, quote, short
 from zoo.extras import require
 from zoo.schema import FileDigest
-from zoo.store import StoredFile, is_untouched, map_file, sha256_file, staged_dir, storage_errors, write_atomic
+from zoo.store import StoredFile, is_untouched
 
 if TYPE_CHECKING:
     import mmap

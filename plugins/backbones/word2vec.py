@@ -4,11 +4,11 @@ word2vec: Mikolov et al., https://arxiv.org/abs/1301.3781; GloVe: Pennington et 
 fastText: Bojanowski et al., https://arxiv.org/abs/1607.04606. A text's features are the mean of its words' vectors.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from zoo import wordfiles
+from zoo import plainwords, wordfiles
 from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.extras import require
@@ -45,13 +45,14 @@ class Word2Vec(Backbone):
         self.preprocess = preprocess
         if unknown := sorted(config.keys() - {"format", "column"}):
             raise RegistryError(f"{entry.name}: unknown config.{unknown[0]}", hint="known: format, column")
-        self.layout: str = config.get("format") or wordfiles.SUFFIXES.get(Path(preprocess.table).suffix, "")
-        if self.layout not in wordfiles.LAYOUTS:
+        layout = wordfiles.layout(entry)
+        if layout is None:
             hint = f"config.format is one of {', '.join(wordfiles.LAYOUTS)}"
             raise RegistryError(f"{entry.name}: the format of {preprocess.table} is not known", hint=hint)
-        if (self.layout in wordfiles.TABLES) != (preprocess.words is not None):
+        if (layout in wordfiles.TABLES) != (preprocess.words is not None):
             needs = "needs a list of words" if preprocess.words is None else "holds its words itself"
-            raise RegistryError(f"{entry.name}: a {self.layout} file {needs}", hint="see preprocess.words")
+            raise RegistryError(f"{entry.name}: a {layout} file {needs}", hint="see preprocess.words")
+        self.layout = layout
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -116,12 +117,12 @@ class Word2Vec(Backbone):
         found: dict[int, NDArray[np.float32]] = {}
         seen: set[bytes] = set()
         last = max(wanted, default=-1)
-        for word, vector in plain_rows(self):
+        for word, vector in plainwords.rows(self.entry, self.weights, self.layout):
             if len(seen) > last:
                 break
             if word not in seen:
                 if len(seen) in wanted:
-                    found[len(seen)] = parse(vector)
+                    found[len(seen)] = plainwords.parse(vector)
                 seen.add(word)
         return found
 
@@ -170,42 +171,6 @@ def mean_graph(count: int, dim: int, options: ExportOptions, *, counts_unknown: 
     )
     opset = [helper.make_opsetid("", options.opset)]
     return helper.make_model(graph, opset_imports=opset, ir_version=options.ir_version)
-
-
-def plain_rows(backbone: Word2Vec) -> Iterator[tuple[bytes, Any]]:
-    """(word, vector as the file has it) of every row, in the simplest way each format can be read."""
-    import numpy as np
-
-    path, layout = backbone.weights / backbone.preprocess.table, backbone.layout
-    if backbone.preprocess.words is not None:
-        words = wordfiles.read_words(backbone.weights / backbone.preprocess.words, backbone.entry.config.get("column"))
-        if layout == "npy":
-            yield from zip(words, np.load(path, mmap_mode="r"), strict=True)
-        else:
-            from safetensors.numpy import load_file
-
-            yield from zip(words, *load_file(path).values(), strict=True)
-        return
-    with path.open("rb") as file:
-        count = int(file.readline().split()[0]) if layout != "glove-text" else None
-        if layout == "word2vec-binary":
-            for _ in range(count or 0):
-                word = b"".join(iter(lambda: file.read(1), b" "))
-                yield word.lstrip(b"\n"), file.read(4 * backbone.entry.dim)
-        else:
-            for line in file:
-                # Only a word of GloVe's may hold spaces, and then the numbers are what stands last.
-                fields = line.split(b" ") if count is not None else line.rsplit(b" ", backbone.entry.dim)
-                yield fields[0], b" ".join(fields[1:]).decode()
-
-
-def parse(vector: "bytes | str | NDArray[Any]") -> "NDArray[np.float32]":
-    """A vector as `plain_rows` gives it, as float32."""
-    import numpy as np
-
-    if isinstance(vector, bytes):
-        return np.frombuffer(vector, "<f4")
-    return np.array(vector.split() if isinstance(vector, str) else vector, np.float32)
 
 
 @hookimpl
