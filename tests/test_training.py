@@ -54,7 +54,7 @@ def training(dropout: float = 0.3) -> Training:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(24, 8), torch.nn.ReLU(), torch.nn.Dropout(dropout), torch.nn.Linear(8, 4))
     return Training(
-        [Part("net", net, 0.01)], lambda rows: torch.nn.functional.cross_entropy(net(x[rows]), y[rows]), PLAN
+        net, [Part("net", net, 0.01)], lambda rows: torch.nn.functional.cross_entropy(net(x[rows]), y[rows]), PLAN
     )
 
 

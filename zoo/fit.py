@@ -33,9 +33,13 @@ DECAY = 12.0
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
-    """Layers as (weight [out, in], bias [out]) that read raw features, and how they came about."""
+    """Layers as (weight [out, in], bias [out]) that read raw features, and how they came about.
+
+    `modules` are the heads in torch: fitted to the items that did not choose, and to all.
+    """
 
     layers: "list[Layer]"
+    modules: "tuple[torch.nn.Module, torch.nn.Module]"
     activation: str
     choice: Choice
     best_epoch: int
@@ -72,6 +76,12 @@ class Problem:
         together = [each[chosen] for each in (self.features, *self.views)]
         return np.concatenate(together), np.concatenate([self.targets[chosen]] * len(together))
 
+    def thresholds(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, ...]:
+        """The score from which each of several labels holds, by these answers; nothing for other tasks."""
+        if self.options.task is not Task.MULTI_LABEL:
+            return ()
+        return best_thresholds(logits.sigmoid().cpu().numpy(), wanted.cpu().numpy())
+
 
 def fit(
     problem: Problem,
@@ -96,19 +106,17 @@ def fit(
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
         module, training = _training(problem, problem.fit, choice)
         phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))
-        if resume:
-            phase.resume()
-        phase.run(options.epochs, options.patience, bar, progress)
+        phase.continued(resume).run(options.epochs, options.patience, bar, progress)
         training.load_weights(phase.best)
-        thresholds = _thresholds(problem, module)
+        thresholds = problem.thresholds(*_inner(problem, module))
+        watched = module
         module, training = _training(problem, everything, choice)
         last = Phase(training, _folder(checkpoints, "all"), stop)
-        if resume:
-            last.resume()
-        last.run(phase.best_epoch, None, bar, progress)
+        last.continued(resume).run(phase.best_epoch, None, bar, progress)
     weights = problem.objective.weights
     return TrainedHead(
         layers=problem.objective.finish(head.folded(module)),
+        modules=(watched, module),
         activation=problem.objective.activation,
         choice=choice,
         best_epoch=phase.best_epoch,
@@ -145,7 +153,7 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
         return objective.loss(net(x[rows]), y[rows], smooth=True)  # type: ignore[operator]
 
     plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=choice.weight_decay, decay=DECAY)
-    return module, Training([Part("head", module, choice.lr)], loss, plan)
+    return module, Training(module, [Part("head", module, choice.lr)], loss, plan)
 
 
 def _judge(problem: Problem, module: "torch.nn.Module") -> tuple[float, float]:
@@ -160,13 +168,6 @@ def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, 
     with torch.inference_mode():
         logits: torch.Tensor = module(torch.from_numpy(problem.features[problem.inner]))
     return logits, problem.objective.tensor(problem.targets[problem.inner])
-
-
-def _thresholds(problem: Problem, module: "torch.nn.Module") -> tuple[float, ...]:
-    if problem.options.task is not Task.MULTI_LABEL:
-        return ()
-    logits, wanted = _inner(problem, module)
-    return best_thresholds(logits.sigmoid().numpy(), wanted.numpy())
 
 
 def _folder(checkpoints: Path | None, phase: str) -> Checkpoints | None:

@@ -57,11 +57,15 @@ def rate(plan: Plan, epoch: float) -> float:
 
 
 class Training:
-    """The state of a training: modules, AdamW's moments, and how far it is."""
+    """The state of a training: the parts of a model, AdamW's moments, and how far it is.
 
-    def __init__(self, parts: "Sequence[Part]", loss: "Loss", plan: Plan) -> None:
+    `loss` gives that of the items in a batch, by their places.
+    """
+
+    def __init__(self, model: "torch.nn.Module", parts: "Sequence[Part]", loss: "Loss", plan: Plan) -> None:
         import torch
 
+        self.model = model
         self.parts = parts
         self.loss = loss
         self.plan = plan
@@ -78,8 +82,7 @@ class Training:
         import torch
 
         plan = self.plan
-        for part in self.parts:
-            part.module.train()
+        self.model.train()
         order = torch.Generator().manual_seed(_mix(plan.seed, self.epoch, 0))
         batches = torch.randperm(plan.count, generator=order).split(plan.batch)  # type: ignore[no-untyped-call]
         for index in range(self.step, len(batches)):
@@ -171,16 +174,15 @@ class Phase:
         self.best: dict[str, torch.Tensor] = training.weights() if judge else {}
         self._saved = time.monotonic()
 
-    def resume(self) -> bool:
-        """Go on from the newest complete checkpoint; False when there is none."""
-        saved = self.checkpoints.newest() if self.checkpoints else None
-        if saved is None:
-            return False
-        self.training.restore(saved.tensors, saved.facts)
-        self.curve = convert(saved.facts["curve"], list[Epoch])
-        self.best_epoch = saved.facts["best_epoch"]
-        self.best = _inside(saved.tensors, "best.")
-        return True
+    def continued(self, resume: bool) -> "Phase":
+        """This phase, with `resume` where the newest complete checkpoint left it, if there is one."""
+        saved = self.checkpoints.newest() if self.checkpoints and resume else None
+        if saved is not None:
+            self.training.restore(saved.tensors, saved.facts)
+            self.curve = convert(saved.facts["curve"], list[Epoch])
+            self.best_epoch = saved.facts["best_epoch"]
+            self.best = _inside(saved.tensors, "best.")
+        return self
 
     def run(
         self, epochs: int, patience: int | None = None, bar: Bar | None = None, progress: Progress = SILENT
