@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.test_chain import write_pictures
 from zoo import DataError, UsageError
-from zoo.data import Dataset, Example, load, split
+from zoo.data import Dataset, Example, load
 from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.split import split
 
 TEXT = TextPreprocess(tokenizer="t.json", max_length=8, pooling="mean", normalize=True)
 IMAGE = ImagePreprocess(resize=8, crop=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)

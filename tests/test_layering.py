@@ -20,7 +20,7 @@ LAYERS: tuple[set[str], ...] = (
         "bridge", "hub", "hookspecs",
     },
     {
-        "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
+        "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
         "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import data, external, graph, head, parity
+from zoo import external, graph, head, parity
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
-from zoo.data import Dataset
-from zoo.errors import DataError
+from zoo.data import Dataset, Item
 from zoo.evaluate import measure
 from zoo.features import FeatureCache
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, Outcome, Preprocess, Task, TextPreprocess
+from zoo.split import divide
 from zoo.store import staged_dir
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def finetune(
     vectors = features.features([*train.examples, *held.examples], progress)
     labels = train.labels
     split_at = len(train.examples)
-    targets, held_targets = (_array(part.targets(labels)) for part in (train, held))
+    targets, held_targets = (part.targets(labels) for part in (train, held))
     trained = head.train(vectors[:split_at], targets, len(labels), options, progress)
     scores = head.apply(trained.layers, vectors[split_at:])
     metrics = measure(scores, list(held_targets), labels)
@@ -89,26 +89,19 @@ def load_head(path: Path) -> "list[Layer]":
     return [(tensors[f"{index}.weight"], tensors[f"{index}.bias"]) for index in range(len(tensors) // 2)]
 
 
-def load(preprocess: Preprocess, source: Path, options: FinetuneOptions) -> tuple[Dataset, Dataset]:
+def load(
+    preprocess: Preprocess,
+    source: str | Path,
+    options: FinetuneOptions,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Dataset, Dataset]:
     """(training, held out) of the data at `source`, by fraction or from the data set that `options.val` names.
 
-    Raises DataError as `zoo.data.load` does, for one class only, and for items that are in both.
+    Raises DataError as `zoo.split.divide` does.
     """
-    if not isinstance(options.val, float):
-        data.check_kind(Path(options.val), preprocess)
-    dataset = data.load(source, preprocess, text=options.text, label=options.label)
-    data.require_classes(dataset)
-    if isinstance(options.val, float):
-        return data.split(dataset, options.val, options.seed)
-    held = data.load(Path(options.val), preprocess, text=options.text, label=options.label)
-    shared = {example.digest for example in dataset.examples} & {example.digest for example in held.examples}
-    if shared:
-        raise DataError(
-            f"{len(shared)} items of {options.val} are also in {source}: a score on them would mean nothing",
-            path=options.val,
-            hint="remove them from one of the two",
-        )
-    return dataset, held
+    return divide(source, preprocess, options, offline=offline, progress=progress)
 
 
 def _write(
@@ -187,7 +180,7 @@ def _write_records(
     (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
 
 
-def _gate_samples(held: Dataset) -> list[Path | str]:
+def _gate_samples(held: Dataset) -> list[Item]:
     """Held-out items of as many classes as possible, the same ones whatever the order of the data."""
     ranked = sorted(held.examples, key=lambda example: example.digest)
     seen: dict[str, int] = {}
@@ -196,9 +189,3 @@ def _gate_samples(held: Dataset) -> list[Path | str]:
         seen[example.label] = seen.get(example.label, 0) + 1
         order.append((seen[example.label], example.digest, example.item))
     return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]
-
-
-def _array(targets: list[int]) -> "NDArray[np.int64]":
-    import numpy as np
-
-    return np.asarray(targets, np.int64)
