@@ -20,8 +20,9 @@ LAYERS: tuple[set[str], ...] = (
         "bridge", "hub", "hookspecs",
     },
     {
-        "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
+        "graph", "parity", "runtime", "features", "convert", "torchkit", "head", "external", "words", "wordfiles",
+        "wordpiece",
     },
     {
         "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",

@@ -62,7 +62,7 @@ def check_bad(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
     enough = math.ceil(100 * len(skipped) / total - 1e-9) / 100
     remedy = f"--max-bad {enough:g}" if enough < 1 else "give other data"
     raise DataError(
-        f"{len(skipped)} of {total} items cannot be used, and {max_bad:g} of them, {allowed}, may be left out: "
+        f"{len(skipped)} of {total} items cannot be used, more than --max-bad {max_bad:g} allows ({allowed}): "
         f"{listed(skipped)}",
         path=skipped[0].name,
         hint=f"repair or remove them, or {remedy}",

@@ -6,7 +6,7 @@ Everything goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN and HF_HUB_OFF
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import ModelInfo
 from msgspec import Struct
 
 from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError, OfflineError, UsageError, ZooError
-from zoo.progress import SILENT, Bar, Progress
+from zoo.progress import SILENT, Progress
 from zoo.schema import WeightFile
 
 # Its telemetry off, in this process (where the library may have been imported before) and in those it starts.
@@ -130,10 +130,10 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
         )
     repo, path = match["repo"], match["path"]
     try:
-        with progress.task(path.rpartition("/")[2], None, "B") as bar, translated(url):
+        with ExitStack() as stack, translated(url):
             found = hf_hub_download(
                 repo, path, repo_type="dataset", revision=match["revision"], local_files_only=offline,
-                tqdm_class=_moving(bar),
+                tqdm_class=_moving(stack, progress, path.rpartition("/")[2]),
             )  # fmt: skip
             return Path(found)
     except HFValidationError as error:
@@ -160,13 +160,17 @@ def _missing(error: NetworkError) -> str | None:
     return next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
 
 
-def _moving(bar: Bar) -> type[object]:
-    """A meter that moves a bar."""
+def _moving(stack: ExitStack, progress: Progress, name: str) -> type[object]:
+    """A meter that opens a bar on `stack` when a download begins, and moves it."""
 
     class Moving(Meter):
+        def __init__(self, *, total: int | None = None, initial: int = 0, **more: object) -> None:
+            super().__init__(total=total, initial=initial, **more)
+            self.bar = stack.enter_context(progress.task(name, total, "B"))
+
         def update(self, amount: int) -> None:
             super().update(amount)
-            bar.advance(amount)
+            self.bar.advance(amount)
 
     return Moving
 
