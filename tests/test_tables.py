@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.test_data import IMAGE, TEXT, write
-from zoo import DataError, MissingExtraError
+from zoo import DataError, FinetuneOptions, MissingExtraError, Zoo
 from zoo.data import Dataset, Example, load
 from zoo.encode import decode_image
 from zoo.inputs import expand
@@ -243,3 +243,29 @@ def test_a_table_of_pictures_goes_into_an_example(photos: Path) -> None:
     assert isinstance(data.examples[0], Example)
     assert data.labels == ("price",)
     assert data.targets(data.labels).tolist() == [[3], [4.5]]
+
+
+def test_the_whole_chain_on_pictures_in_a_table(shelf: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = []
+    for number in range(20):
+        pixels = random.integers(0, 60, (50, 60, 3), dtype=np.uint8)
+        pixels[:, :, number % 2] += 150
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        pictures.append(stream.getvalue())
+    labels = ["red", "green"] * 10
+    table = write_parquet(tmp_path / "t.parquet", {"image": pictures, "label": labels})
+    zoo = Zoo()
+    outcome = zoo.finetune("tiny-lite", table, tmp_path / "out", FinetuneOptions(lr=0.01, epochs=20))
+    assert outcome.items == 20
+    # The same pictures as files: their features are known already.
+    for number, (content, label) in enumerate(zip(pictures, labels, strict=True)):
+        (tmp_path / "folder" / label).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "folder" / label, f"{number}.png", content)
+    assert zoo.finetune("tiny-lite", tmp_path / "folder", tmp_path / "two", FinetuneOptions(lr=0.01)).computed == 0
+    assert zoo.evaluate(str(tmp_path / "out"), table, held_out=True).metrics.n == 4
+    # A picture that cannot be decoded is named by its row.
+    write_parquet(table, {"image": [*pictures[:2], pictures[2][:60], *pictures[3:]], "label": labels})
+    with pytest.raises(DataError, match=r"t\.parquet:3\b.*cannot be decoded"):
+        zoo.evaluate(str(tmp_path / "out"), table)
