@@ -142,8 +142,11 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
     _enough(data, len(labels))
     order = ranked(labels, seed)
     held = iterative_stratification({digest: sorted(labels[digest]) for digest in order}, fraction)
-    members = {label: [digest for digest in order if label in labels[digest]] for label in data.labels}
-    for digests in members.values():
+    members: dict[str, list[str]] = {}
+    for digest in order:
+        for label in sorted(labels[digest]):
+            members.setdefault(label, []).append(digest)
+    for _, digests in sorted(members.items()):
         # A model learns what it is to be judged on; the other way round, a label without an item has no score.
         if held.issuperset(digests):
             held.discard(digests[0])
