@@ -13,7 +13,7 @@ from zoo import Evaluation, GateError, UsageError, to_plain, write_predictions
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A fine-tuned bundle.")],
-    data: Annotated[Path, typer.Argument(help="A folder DATA/<class>/*.jpg, or a CSV or JSON lines file.")],
+    data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the items that fine-tuning held out.")] = False,
     fail_under: Annotated[float | None, typer.Option(min=0, max=1, help="Exit 6 when the accuracy is lower.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every item's scores to this CSV file.")] = None,

@@ -15,7 +15,7 @@ DEFAULTS, AUTO = FinetuneOptions(), "auto"
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A name as for zoo pull.")],
-    data: Annotated[Path, typer.Argument(help="A folder DATA/<class>/*.jpg, or a CSV or JSON lines file.")],
+    data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
     epochs: Annotated[int, typer.Option(min=1)] = DEFAULTS.epochs,
     head: Annotated[str, typer.Option(help="linear, mlp, or mlp:512,128.")] = "linear",

@@ -1,9 +1,10 @@
 """A small Hugging Face Hub on loopback that speaks what huggingface_hub 2.x asks; HF_ENDPOINT is its `origin`.
 
-It answers: the files of a repository by commit or branch (HEAD and GET, with the headers of a commit, LFS files by a
-redirect to another host), what the Hub knows of a model (`model_info`, with `blobs` and `expand`), its listing
-(`list_repo_tree`, recursive or a folder; no pages) and of some paths (`get_paths_info`). Routes and field names:
-https://huggingface.co/.well-known/openapi.json and huggingface_hub/hf_api.py.
+It answers: the files of a repository, or of a data set (`datasets/ORG/NAME`), by commit or branch (HEAD and GET, with
+the headers of a commit, LFS files by a redirect to another host), what the Hub knows of a model (`model_info`, with
+`blobs` and `expand`), its listing (`list_repo_tree`, recursive or a folder; no pages) and of some paths
+(`get_paths_info`). Routes and field names: https://huggingface.co/.well-known/openapi.json and
+huggingface_hub/hf_api.py.
 """
 
 import hashlib
@@ -109,7 +110,10 @@ class FakeHub(Loopback):
         super().__exit__(*details)
 
     def add(self, repo: str, commit: str, content: HubRepo, *, branches: Sequence[str] = ("main",)) -> None:
-        """Serve `content` as the repository's `commit`; each of `branches` points to it from now on."""
+        """Serve `content` as the repository's `commit`; each of `branches` points to it from now on.
+
+        A data set's name is `datasets/ORG/NAME`.
+        """
         self.repos[repo, commit] = content
         self.branches |= {(repo, branch): commit for branch in branches}
         for path, digest in content.digests.items():
@@ -118,7 +122,7 @@ class FakeHub(Loopback):
     def answer(self, path: str) -> Answer:
         url = urlsplit(path)
         query, route = parse_qs(url.query), unquote(url.path)
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", route):
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", route):
             return self._at(match[1], match[2], lambda repo, commit: self._file(repo, commit, match[3]))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", route):
             return self._at(match[1], match[2] or "main", lambda repo, commit: _info(repo, match[1], commit, query))

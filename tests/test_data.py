@@ -1,17 +1,17 @@
-"""Data sets: what is read, what is refused and why, and a split that only the items and the seed decide."""
+"""Data sets: tables of texts and what is refused of them, labels and targets of each task, the bound of bad items."""
 
 import json
-import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_chain import write_pictures
 from zoo import DataError, UsageError
-from zoo.data import Dataset, Example, load, split
-from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.data import Dataset, Example, load
+from zoo.examples import Skipped, check_bad
+from zoo.schema import ImagePreprocess, Task, TextPreprocess
 
 TEXT = TextPreprocess(tokenizer="t.json", max_length=8, pooling="mean", normalize=True)
 IMAGE = ImagePreprocess(resize=8, crop=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -73,8 +73,16 @@ def test_tables_that_cannot_be_used(tmp_path: Path, name: str, content: str | by
 
 
 def test_a_kind_of_data_that_the_model_does_not_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="this model reads pictures"):
-        load(write(tmp_path, "t.csv", "text,label\nx,a\n"), IMAGE)
+    table = write(tmp_path, "t.csv", "text,label\nx,a\n")
+    with pytest.raises(DataError, match="no column 'image'; this model reads pictures") as caught:
+        load(table, IMAGE)
+    assert caught.value.hint == "--image COL, one of: text, label"
+    with pytest.raises(DataError, match="no folder and no table; this model reads pictures"):
+        load(write(tmp_path, "t.txt", "x"), IMAGE)
+    with pytest.raises(UsageError, match="--text names a column of texts, and this model reads pictures"):
+        load(table, IMAGE, text="text")
+    with pytest.raises(UsageError, match="--image names a column of pictures, and this model reads text"):
+        load(table, TEXT, image="text")
     (tmp_path / "folder.csv").mkdir()
     for folder in (tmp_path, tmp_path / "folder.csv"):
         with pytest.raises(DataError, match="not a table"):
@@ -87,131 +95,8 @@ def test_line_separators_inside_a_text(tmp_path: Path) -> None:
     assert load(write(tmp_path, "t.jsonl", rows + "\r\n" + rows), TEXT).items == [text, text]
 
 
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        load(tmp_path / "nowhere", IMAGE)
-    with pytest.raises(DataError, match="no class folders"):
-        load(tmp_path, IMAGE)
-    pictures = write_pictures(tmp_path / "pictures", 2)
-    with pytest.raises(UsageError, match="pictures have none"):
-        load(pictures, IMAGE, label="x")
-    (pictures / "red" / ".DS_Store").touch()
-    (pictures / "red" / "Thumbs.db").touch()
-    assert len(load(pictures, IMAGE).examples) == 6
-    write(pictures / "red", "notes.txt", "x")
-    with pytest.raises(DataError, match=r"notes\.txt is not a picture"):
-        load(pictures, IMAGE)
-    (pictures / "red" / "notes.txt").unlink()
-    outside = write(tmp_path, "outside.png", b"x")
-    (pictures / "red" / "link.png").symlink_to(outside)
-    with pytest.raises(DataError, match="link out of the folder"):
-        load(pictures, IMAGE)
-
-
-labelled = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abc")), min_size=6, max_size=120)
-
-
-def dataset(rows: list[tuple[int, str]]) -> Dataset:
-    """A data set whose items repeat now and then; every class has at least two different ones."""
-    rows = [*rows, *((number, label) for label in "abc" for number in (1000 + ord(label), 2000 + ord(label)))]
-    return Dataset(
-        "rows",
-        tuple(
-            Example(str(n), str(n), label, f"{number * 3 + ord(label) % 3:064x}")
-            for n, (number, label) in enumerate(rows)
-        ),
-    )
-
-
-@given(labelled, st.floats(0.05, 0.95), st.integers(0, 3), st.randoms())
-def test_split(rows: list[tuple[int, str]], fraction: float, seed: int, random: object) -> None:
-    data = dataset(rows)
-    train, held = split(data, fraction, seed)
-    assert sorted((*train.examples, *held.examples), key=lambda e: int(e.name)) == list(data.examples)
-    assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
-    assert train.labels == held.labels == data.labels
-    for label in data.labels:
-        # An item under two labels counts for the first of them.
-        others = {e.digest for e in data.examples if e.label < label}
-        of_class = [{e.digest for e in part.examples if e.label == label} - others for part in (train, held)]
-        count = sum(map(len, of_class))
-        assert len(of_class[1]) == min(max(round(fraction * count), 1), count - 1)
-    shuffled = list(data.examples)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    again = split(Dataset("rows", tuple(shuffled)), fraction, seed)[1]
-    assert {e.name for e in again.examples} == {e.name for e in held.examples}
-
-
-def test_the_seed_decides_the_split() -> None:
-    data = dataset([(number, "abc"[number % 3]) for number in range(90)])
-    assert len({tuple(e.name for e in split(data, 0.3, seed)[1].examples) for seed in range(5)}) == 5
-
-
-def test_an_item_under_two_labels_stays_on_one_side() -> None:
-    rows = tuple(Example(str(n), str(n), "ab"[n % 2], f"{n // 2:064x}") for n in range(40))
-    apart = tuple(Example(f"b{n}", f"b{n}", "b", f"{n + 100:064x}") for n in range(10))
-    train, held = split(Dataset("x", rows + apart), 0.4, 0)
-    assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
-
-
-def test_classes_that_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="only the class 'a'"):
-        split(Dataset("x", (Example("1", "1", "a", "1"), Example("2", "2", "a", "2"))), 0.5, 0)
-    twice = (
-        Example("1", "1", "a", "1"),
-        Example("2", "1", "a", "1"),
-        Example("3", "3", "b", "3"),
-        Example("4", "4", "b", "4"),
-    )
-    with pytest.raises(DataError, match="the class 'a' has 1 item of its own"):
-        split(Dataset("x", twice), 0.5, 0)
-
-
-def test_an_item_under_two_labels_is_on_one_side_only() -> None:
-    rows = tuple(Example(str(n), str(n), label, f"{n:064x}") for label in "ab" for n in range(6))
-    more = tuple(Example(str(n), str(n), "b", f"{n:064x}") for n in range(6, 10))
-    for seed in range(10):
-        train, held = split(Dataset("x", rows + more), 0.5, seed)
-        assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
-        assert train.labels == held.labels == ("a", "b")
-    with pytest.raises(DataError, match="the class 'b' has 0 items of its own"):
-        split(Dataset("x", rows), 0.5, 0)
-
-
-def test_what_else_lies_in_folders(tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "pictures", 2)
-    data = load(pictures, IMAGE)
-    inside = pictures / data.labels[0]
-    (pictures / ".hidden").mkdir()
-    write(pictures, "README.md", "x")
-    assert load(pictures, IMAGE) == data
-    write(pictures, "stray.png", "x")
-    with pytest.raises(DataError, match=r"stray\.png is in no class folder"):
-        load(pictures, IMAGE)
-    (pictures / "stray.png").unlink()
-    (inside / "nothing.png").symlink_to(inside / "gone.png")
-    with pytest.raises(DataError, match=r"nothing\.png is not a picture"):
-        load(pictures, IMAGE)
-    (inside / "nothing.png").unlink()
-    os.mkfifo(inside / "pipe.png")
-    with pytest.raises(DataError, match=r"pipe\.png is not a picture"):
-        load(pictures, IMAGE)
-    (inside / "pipe.png").unlink()
-    (inside / "folder.png").mkdir()
-    with pytest.raises(DataError, match=r"folder\.png is not a picture"):
-        load(pictures, IMAGE)
-    (inside / "folder.png").rmdir()
-    (pictures / "outside").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="link out of the folder"):
-        load(pictures, IMAGE)
-    (pictures / "outside").unlink()
-    (pictures / "empty").mkdir()
-    with pytest.raises(DataError, match="the class 'empty' is empty"):
-        load(pictures, IMAGE)
-
-
 def test_the_digest_of_a_data_set_ignores_order_and_names() -> None:
-    rows = dataset([(number, "abc"[number % 3]) for number in range(9)]).examples
+    rows = classes(*((str(number), "abc"[number % 3]) for number in range(9))).examples
     renamed = tuple(Example("other", "other", e.label, e.digest) for e in rows[::-1])
     relabelled = (Example("0", "0", "c", rows[0].digest), *rows[1:])
     digest = Dataset("x", rows).digest
@@ -219,8 +104,82 @@ def test_the_digest_of_a_data_set_ignores_order_and_names() -> None:
     assert len({digest, Dataset("x", relabelled).digest, Dataset("x", rows[1:]).digest}) == 3
 
 
-def test_labels_that_a_model_does_not_know() -> None:
-    data = dataset([])
-    assert data.targets(["c", "b", "a", "d"]) == [2, 2, 1, 1, 0, 0]
-    with pytest.raises(DataError, match="has the label 'c', which the model does not know"):
+def classes(*rows: tuple[str, str]) -> Dataset:
+    """(item, label) rows."""
+    return Dataset("rows", tuple(Example(f"t.csv:{n}", item, label, item) for n, (item, label) in enumerate(rows, 2)))
+
+
+def test_classes_as_targets() -> None:
+    data = classes(("x", "c"), ("y", "a"), ("z", "c"))
+    assert data.labels == ("a", "c")
+    targets = data.targets(["c", "b", "a"])
+    assert targets.dtype == np.int64
+    assert targets.tolist() == [0, 2, 0]
+    assert data.only(()).targets(["a"]).shape == (0,)
+    with pytest.raises(DataError, match=r"t\.csv:2 has the label 'c', which the model does not know") as caught:
         data.targets(["a", "b"])
+    assert caught.value.hint == "known labels: a, b"
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.csv", "text,label\none,b | a\ntwo,\nthree,a||a\nfour, \n")
+    with pytest.raises(DataError, match=r"t\.csv:3 has an empty 'label'"):
+        load(path, TEXT)
+    data = load(path, TEXT, task=Task.MULTI_LABEL)
+    assert data.labels == ("a", "b")
+    assert [data.labels_of(example) for example in data.examples] == [("b", "a"), (), ("a",), ()]
+    targets = data.targets(["b", "a"])
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[1, 1], [0, 0], [0, 1], [0, 0]]
+    assert data.only(()).targets(["a", "b"]).shape == (0, 2)
+    with pytest.raises(DataError, match=r"t\.csv:2 has the label 'b'"):
+        data.targets(["a"])
+    with pytest.raises(DataError, match=r"t\.csv:2 has an empty 'label'"):
+        # A row that ends early is no statement about labels.
+        load(write(tmp_path, "short.csv", "text,label\none\n"), TEXT, task=Task.MULTI_LABEL)
+    rows = write(tmp_path, "t.jsonl", '{"text": "x", "label": null}\n{"text": "y", "label": "a"}\n')
+    assert load(rows, TEXT, task=Task.MULTI_LABEL).targets(["a"]).tolist() == [[0], [1]]
+
+
+def test_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.csv", "text,price\none, 1.5 \ntwo,-2e3\n")
+    data = load(path, TEXT, task=Task.REGRESSION, label="price")
+    assert data.labels == ("price",)
+    targets = data.targets(data.labels)
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[1.5], [-2000]]
+    assert data.only(()).targets(data.labels).shape == (0, 1)
+
+
+@pytest.mark.parametrize("cell", ["much", "nan", "inf", "-Infinity", "1e39", "1_000", "0x10", "1,5", "true"])
+def test_numbers_that_are_none(tmp_path: Path, cell: str) -> None:
+    path = write(tmp_path, "t.csv", f'text,label\none,1\ntwo,"{cell}"\n')
+    with pytest.raises(DataError, match=rf"t\.csv:3: 'label' is no finite number: '{cell}'"):
+        load(path, TEXT, task=Task.REGRESSION)
+    data = Dataset("x", (Example("t.csv:3", "two", cell, "2"),), Task.REGRESSION)
+    with pytest.raises(DataError, match=r"t\.csv:3: 'label' is no finite number"):
+        data.targets(data.labels)
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_every_float32_is_a_number(value: float) -> None:
+    data = Dataset("x", (Example("x", "x", repr(value), "x"),), Task.REGRESSION)
+    assert data.targets(data.labels).tolist() == [[value]]
+
+
+@given(st.integers(1, 400), st.integers(0, 100))
+def test_the_bound_of_bad_items_is_a_whole_number_of_them(total: int, percent: int) -> None:
+    allowed = percent * total // 100
+    bad = [Skipped(str(number), "broken") for number in range(total)]
+    check_bad(bad[:allowed], total, percent / 100)
+    if allowed < total:
+        with pytest.raises(DataError, match=f"{allowed + 1} of {total} items"):
+            check_bad(bad[: allowed + 1], total, percent / 100)
+
+
+def test_the_first_bad_items_are_named_and_the_hint_is_enough() -> None:
+    bad = [Skipped(f"{number}.png", "broken") for number in range(7)]
+    with pytest.raises(DataError, match=r"7 of 50 .*: 0\.png \(broken\), .*, 4\.png \(broken\) and 2 more$") as caught:
+        check_bad(bad, 50, 0.01)
+    assert caught.value.hint == "repair or remove them, or --max-bad 0.14"
+    check_bad(bad, 50, 0.14)

@@ -20,9 +20,9 @@ LAYERS: tuple[set[str], ...] = (
         "source", "bridge", "hub", "hookspecs",
     },
     {
-        "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "head", "external", "words", "wordfiles", "plainwords", "wordpiece",
-        "checkpoint", "interrupt", "objective", "training",
+        "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
+        "graph", "parity", "runtime", "features", "convert", "torchkit", "head", "external", "words", "wordfiles",
+        "plainwords", "wordpiece", "checkpoint", "interrupt", "objective", "training", "deep", "activations",
     },
     {
         "fit", "search", "tuned", "build", "run", "finetune",

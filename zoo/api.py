@@ -234,22 +234,25 @@ class Zoo(Environment):
             answers = run.answer(session, items, names, top=top, keep_going=keep_going, progress=self.progress)
         return RunResult(model=model, entry=entry, device=used, answers=tuple(answers))
 
-    def finetune(self, model: str, data: Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
+    def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
+
+        `data` is a folder, a table, or a table on the Hub (`hf://datasets/ORG/NAME/PATH.parquet`).
 
         Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
         """
+        from zoo.data import is_hub
         from zoo.finetune import finetune, load
 
-        check_target(out, inside=[data])
+        check_target(out, inside=[] if is_hub(data) else [Path(data)])
         options = options or FinetuneOptions()
         if self.is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING)
-        if not data.exists():
+        if not is_hub(data) and not Path(data).exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
-        parts = load(entry.preprocess, data, options)
+        parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
         base = self.graph(model)
         folder = self.pull(model)
         return finetune(
@@ -259,8 +262,8 @@ class Zoo(Environment):
         )  # fmt: skip
 
     def evaluate(
-        self, model: str, data: Path, *, held_out: bool = False, text: str | None = None, label: str | None = None,
-        device: str | None = None,
+        self, model: str, data: str | Path, *, held_out: bool = False, text: str | None = None,
+        label: str | None = None, device: str | None = None,
     ) -> Evaluation:  # fmt: skip
         """Run the exported file on labelled data; `held_out` keeps only the items that fine-tuning held out.
 
@@ -269,7 +272,10 @@ class Zoo(Environment):
         from zoo.evaluate import evaluate
 
         session = self.session(model, device)
-        return evaluate(session, model, data, held_out=held_out, text=text, label=label, progress=self.progress)
+        return evaluate(
+            session, model, data, held_out=held_out, text=text, label=label, offline=self.offline,
+            progress=self.progress,
+        )  # fmt: skip
 
     def export(self, model: str, out: Path) -> Bundle:
         """Write a registry row's features bundle, or a fine-tuned bundle, at `out` after checking it again.

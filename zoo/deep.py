@@ -187,7 +187,8 @@ def _model(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -
                     part.eval()
             return self
 
-    return Tuned().to(device, memory_format=torch.channels_last)
+    model: nn.Module = Tuned().to(device).to(memory_format=torch.channels_last)
+    return model
 
 
 def _rates(problem: Problem, stages: int, *, is_text: bool) -> list[float]:

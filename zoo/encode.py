@@ -46,12 +46,14 @@ def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int
     import numpy as np
     from PIL import Image
 
-    name = str(item) if isinstance(item, str | Path) else type(item).__name__
+    # Without a path an error has its item's place, and whoever has the items names it.
+    path = str(item) if isinstance(item, str | Path) else None
+    name = type(item).__name__ if path is None else path
     if isinstance(item, np.ndarray):
         return _checked_array(item)
     try:
         if isinstance(item, Image.Image):
-            _check_size(*item.size, name)
+            _check_size(*item.size, name, path)
             return np.asarray(_upright_rgb(item))
         if not isinstance(item, str | Path | bytes):
             raise DataError(
@@ -60,16 +62,16 @@ def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int
         with _quiet():
             picture = Image.open(BytesIO(item) if isinstance(item, bytes) else item, formats=FORMATS)
         with picture:
-            _check_size(*picture.size, name)
+            _check_size(*picture.size, name, path)
             picture.draft("RGB", (2 * short_side, 2 * short_side))
             return np.asarray(_upright_rgb(picture))
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file", path=name, hint="check the path") from error
+        raise DataError(f"{name}: no such file", path=path, hint="check the path") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "not a picture of an accepted format" if "cannot identify" in str(error) else str(error)
         raise DataError(
             f"{name}: cannot be decoded: {reason}",
-            path=name,
+            path=path,
             hint=f"accepted: {', '.join(FORMATS)}; remove or repair it",
         ) from error
 
@@ -81,18 +83,18 @@ def _checked_array(item: "NDArray[Any]") -> "Pixels":
             hint="convert it to 8-bit RGB",
         )
     height, width = item.shape[:2]
-    _check_size(width, height, "an image array")
+    _check_size(width, height, "an image array", None)
     return item
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, path: str | None) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=name, hint="make it smaller"
+            f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=path, hint="make it smaller"
         )
     if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
         what = "too long and thin to classify" if width and height else "empty"
-        raise DataError(f"{name}: {width}x{height} is {what}", path=name, hint="remove it, or cut it up")
+        raise DataError(f"{name}: {width}x{height} is {what}", path=path, hint="remove it, or cut it up")
 
 
 def _upright_rgb(picture: "PilImage") -> "PilImage":

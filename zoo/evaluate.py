@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zoo.answers import Evaluation, labelled
 from zoo.bundle import read_split
-from zoo.data import Dataset, load
+from zoo.data import load
 from zoo.disk import write_atomic
 from zoo.errors import DataError, naming
 from zoo.progress import SILENT, Progress
@@ -27,11 +27,12 @@ Z = 1.959964
 def evaluate(
     session: Session,
     model: str,
-    data: Path,
+    data: str | Path,
     *,
     held_out: bool = False,
     text: str | None = None,
     label: str | None = None,
+    offline: bool = False,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Run the bundle in `session`, called `model`, on labelled data; `held_out` keeps what fine-tuning held out.
@@ -41,14 +42,14 @@ def evaluate(
     if "scores" not in session.outputs:
         # Said before the data is read, whose labels it could not know anyway.
         session.scores([])
-    dataset = load(data, session.manifest.preprocess, text=text, label=label)
+    dataset = load(data, session.manifest.preprocess, text=text, label=label, offline=offline, progress=progress)
     split = read_split(session.bundle)
     if held_out:
         kept = tuple(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
         if not kept:
             raise DataError(f"{data} has none of the items that {model} held out", path=data)
-        dataset = Dataset(dataset.source, kept)
-    targets = dataset.targets(session.labels)
+        dataset = dataset.only(kept)
+    targets = dataset.targets(session.labels).tolist()
     with naming([example.name for example in dataset.examples], dataset.items):
         scores = session.scores(dataset.items, progress)
     rows = zip(dataset.examples, scores, strict=True)

@@ -11,6 +11,8 @@ TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
 #: What the extra `words` brings: enough to pull word vectors and to look for nearest words.
 WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
+#: What the extra `data` brings: enough to read data sets in Parquet files.
+DATA_EXTRA = frozenset({"pyarrow"})
 #: Libraries behind bridges: each has an extra of its own name, which brings those of training too.
 BRIDGES = ("timm", "transformers")
 
@@ -20,6 +22,8 @@ def require(purpose: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
+    if set(packages) <= DATA_EXTRA:
+        raise MissingExtraError(missing[0], "data", purpose)
     if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:
         raise MissingExtraError(missing[0], "words", purpose)
     bridges = [package for package in missing if package in BRIDGES]

@@ -3,17 +3,17 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from zoo import data, head, tuned
+from zoo import head, tuned
 from zoo.backbone import Backbone
 from zoo.bundle import Bundle
 from zoo.checkpoint import Checkpoints
 from zoo.data import Dataset
 from zoo.disk import staged_dir, write_atomic
-from zoo.errors import DataError, NotFoundError, UsageError
+from zoo.errors import NotFoundError, UsageError
 from zoo.evaluate import measure
 from zoo.features import FeatureCache
 from zoo.fit import Problem, fit
@@ -21,11 +21,8 @@ from zoo.interrupt import noticing
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, Outcome, Preprocess
+from zoo.split import divide
 from zoo.tuned import Result
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 #: What a training is of, beside its checkpoints.
 IDENTITY = "run.json"
@@ -58,7 +55,7 @@ def finetune(
     vectors = features.features([*train.examples, *held.examples], progress)
     labels = train.labels
     split_at = len(train.examples)
-    targets, held_targets = (_array(part.targets(labels)) for part in (train, held))
+    targets, held_targets = (part.targets(labels) for part in (train, held))
     run = open_run(trainings, out, identity(base, parts, labels, options), options)
     with noticing() as stop:
         problem = Problem(vectors[:split_at], targets, len(labels), options)
@@ -78,27 +75,19 @@ def finetune(
     )
 
 
-def load(preprocess: Preprocess, source: Path, options: FinetuneOptions) -> tuple[Dataset, Dataset]:
-    """(training, held out) of the data at `source`, by fraction or from the data set that `options.val` names.
+def load(
+    preprocess: Preprocess,
+    source: str | Path,
+    options: FinetuneOptions,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Dataset, Dataset]:
+    """(training, held out) of the data at `source`, as `zoo.split.divide` does, in the order of the items' bytes.
 
-    Raises DataError as `zoo.data.load` does, for one class only, and for items that are in both.
+    Files found in another order must train the same model.
     """
-    if not isinstance(options.val, float):
-        data.check_kind(Path(options.val), preprocess)
-    dataset = data.load(source, preprocess, text=options.text, label=options.label)
-    data.require_classes(dataset)
-    if isinstance(options.val, float):
-        parts = data.split(dataset, options.val, options.seed)
-    else:
-        parts = dataset, data.load(Path(options.val), preprocess, text=options.text, label=options.label)
-        shared = {example.digest for example in parts[0].examples} & {example.digest for example in parts[1].examples}
-        if shared:
-            raise DataError(
-                f"{len(shared)} items of {options.val} are also in {source}: a score on them would mean nothing",
-                path=options.val,
-                hint="remove them from one of the two",
-            )
-    train, held = map(_in_order, parts)
+    train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
 
 
@@ -148,9 +137,3 @@ def _in_order(part: Dataset) -> Dataset:
     """In the order of the items' bytes: files found in another order must train the same model."""
     ranked = sorted(part.examples, key=lambda example: (example.digest, example.label, example.name))
     return msgspec.structs.replace(part, examples=tuple(ranked))
-
-
-def _array(targets: list[int]) -> "NDArray[np.int64]":
-    import numpy as np
-
-    return np.asarray(targets, np.int64)

@@ -6,7 +6,7 @@ Everything goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN and HF_HUB_OFF
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
@@ -26,13 +26,15 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo
 from msgspec import Struct
 
-from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError, OfflineError, ZooError
+from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError, OfflineError, UsageError, ZooError
+from zoo.progress import SILENT, Progress
 from zoo.schema import WeightFile
 
 # Its telemetry off, in this process (where the library may have been imported before) and in those it starts.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
+DATASET = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MISSING = {RepositoryNotFoundError: "repository", RevisionNotFoundError: "commit", EntryNotFoundError: "file"}
 #: The Hub's words for licenses, where they are not the SPDX id in lower case and nothing else.
@@ -94,7 +96,7 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
     except HFValidationError as error:
         raise NotFoundError(f"{title}: not a repository name: {_first_line(error)}", hint="hf/ORG/NAME") from error
     except NetworkError as error:
-        missing = next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
+        missing = _missing(error)
         if missing is None:
             raise
         hint = (
@@ -112,6 +114,65 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
         license=_license(info),
         parameters=info.safetensors.total if info.safetensors else None,
     )
+
+
+def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT) -> Path:
+    """A file of a data set, `hf://datasets/ORG/NAME[@REVISION]/PATH`, in huggingface_hub's own cache.
+
+    Raises UsageError for another form, NotFoundError, and what `translated` does; OfflineError with `offline` when the
+    cache does not have it.
+    """
+    match = DATASET.fullmatch(url)
+    if match is None:
+        raise UsageError(
+            f"{url} is no file of a data set on the Hub",
+            hint="hf://datasets/ORG/NAME/PATH.parquet, NAME@REVISION for one",
+        )
+    repo, path = match["repo"], match["path"]
+    try:
+        with ExitStack() as stack, translated(url):
+            found = hf_hub_download(
+                repo, path, repo_type="dataset", revision=match["revision"], local_files_only=offline,
+                tqdm_class=_moving(stack, progress, path.rpartition("/")[2]),
+            )  # fmt: skip
+            return Path(found)
+    except HFValidationError as error:
+        raise NotFoundError(
+            f"{url}: not a repository name: {_first_line(error)}", hint="hf://datasets/ORG/NAME/PATH.parquet"
+        ) from error
+    except NetworkError as error:
+        if offline and isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise OfflineError(
+                f"{url} is not in the Hub client's cache, and zoo is offline", url=url, hint="unset ZOO_OFFLINE"
+            ) from error
+        missing = None if isinstance(error.__cause__, LocalEntryNotFoundError) else _missing(error)
+        if missing is None:
+            error.hint = error.hint if isinstance(error, OfflineError) else "check the connection and HF_ENDPOINT"
+            raise
+        raise NotFoundError(
+            f"{url}: no such {missing} on the Hub",
+            hint=f"https://huggingface.co/datasets/{repo}/tree/main lists its files",
+        ) from error
+
+
+def _missing(error: NetworkError) -> str | None:
+    """What is not on the Hub, None when the error is of another kind."""
+    return next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
+
+
+def _moving(stack: ExitStack, progress: Progress, name: str) -> type[object]:
+    """A meter that opens a bar on `stack` when a download begins, and moves it."""
+
+    class Moving(Meter):
+        def __init__(self, *, total: int | None = None, initial: int = 0, **more: object) -> None:
+            super().__init__(total=total, initial=initial, **more)
+            self.bar = stack.enter_context(progress.task(name, total, "B"))
+
+        def update(self, amount: int) -> None:
+            super().update(amount)
+            self.bar.advance(amount)
+
+    return Moving
 
 
 def _license(info: ModelInfo) -> str:

@@ -5,21 +5,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zoo.data import DEFAULT_TEXT, TABLES, column, image_files, read_text
 from zoo.encode import IMAGE_SUFFIXES, check_text
 from zoo.errors import DataError, short
+from zoo.folders import image_files
 from zoo.schema import ImagePreprocess, Preprocess
+from zoo.tables import DEFAULT_TEXT, TABLES, column, read_text
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"
-READS_TEXT = "give the text itself, or a .txt, .csv or .jsonl file"
+READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
 
 
 def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None) -> tuple[list[str], list[str]]:
     """(items, a name for each) of command-line arguments.
 
     Pictures: files, folders (their pictures), glob patterns; `-` reads paths from stdin. Texts: the argument itself,
-    or the lines of a .txt file, or the column `text` of a CSV or JSON lines file; `-` reads texts from stdin.
+    or the lines of a .txt file, or the column `text` of a CSV, JSON lines or Parquet file; `-` reads texts from stdin.
     Raises DataError for a path or pattern that gives nothing, an empty text, and a file of the other kind.
     """
     read = _pictures if isinstance(preprocess, ImagePreprocess) else _texts

@@ -290,7 +290,8 @@ class _TextPipeline:
         return rows
 
 
-def _refuse(_: int, error: DataError) -> None:
+def _refuse(index: int, error: DataError) -> None:
+    error.index = index
     raise error
 
 

@@ -1,0 +1,69 @@
+"""The nouns of a data set: a labelled item, and one that cannot be used."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from zoo.errors import DataError, short
+
+#: A picture's path or its bytes, or a text.
+Item: TypeAlias = Path | str | bytes
+#: Names that a message lists before it only counts.
+LISTED = 5
+
+
+class Example(Struct, frozen=True):
+    """One item: `name` for messages, `label` the cell or the folder's name, `digest` the sha256 of the item's bytes."""
+
+    name: str
+    item: Item
+    label: str
+    digest: str
+
+
+class Skipped(Struct, frozen=True):
+    """An item that is left out, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listed(names: Iterable[object], limit: int = LISTED) -> str:
+    """The first names, and how many more there are."""
+    words = [str(name) for name in names]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def quoted(labels: Iterable[str]) -> list[str]:
+    """Labels in quotes, fit to be printed inside one line."""
+    return [f"'{short(label)}'" for label in labels]
+
+
+def check_bad(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
+    """Raise DataError when more than `max_bad` (a fraction) of `total` items cannot be used; it names the first."""
+    # A product such as 0.29 * 100 lies a little below the whole number that is meant.
+    allowed = math.floor(max_bad * total + 1e-9)
+    if len(skipped) <= allowed:
+        return
+    enough = math.ceil(100 * len(skipped) / total - 1e-9) / 100
+    remedy = f"--max-bad {enough:g}" if enough < 1 else "give other data"
+    raise DataError(
+        f"{len(skipped)} of {total} items cannot be used, more than --max-bad {max_bad:g} allows ({allowed}): "
+        f"{listed(skipped)}",
+        path=skipped[0].name,
+        hint=f"repair or remove them, or {remedy}",
+    )

@@ -1,0 +1,237 @@
+"""Tables: CSV, JSON lines and Parquet files, a row an item, with a column of texts or of pictures and one of labels."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from zoo.errors import DataError, quote
+from zoo.examples import Example, Skipped
+from zoo.extras import require
+from zoo.folders import Content, read_picture
+from zoo.schema import Task
+
+TABLES = (".csv", ".jsonl", ".parquet")
+DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
+#: Rows of a Parquet file that are in memory at once, beside the items themselves.
+PARQUET_ROWS = 256
+
+
+class Row(NamedTuple):
+    """One row: the line (of Parquet: the row, from 1) that messages name, and the columns that were asked for."""
+
+    line: int
+    cells: Mapping[str, Any]
+
+
+def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> Content:
+    """The rows of a table of texts. Raises DataError for a missing column, or a cell that cannot be used."""
+    text, label = text or DEFAULT_TEXT, label or DEFAULT_LABEL
+    examples = []
+    for line, row in _rows(path, {text: "--text", label: "--label"}):
+        words = _cell(row[text], text, path, line)
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        examples.append(Example(f"{path.name}:{line}", words, _label(row[label], label, path, line, task), digest))
+    return Content(examples, [])
+
+
+def read_pictures(path: Path, image: str | None, label: str | None, task: Task, *, has_files: bool = True) -> Content:
+    """The rows of a table of pictures: their bytes, or paths relative to the table's folder and inside of it.
+
+    A path with nothing usable behind it, or a link out of the folder, is skipped. Raises DataError as `read_texts`
+    does, and for a path that leaves the folder by its words; with `has_files` false for any path.
+    """
+    image, label = image or DEFAULT_IMAGE, label or DEFAULT_LABEL
+    content, inside = Content([], []), path.parent.resolve()
+    for line, row in _rows(path, {image: "--image", label: "--label"}):
+        name, truth = f"{path.name}:{line}", _label(row[label], label, path, line, task)
+        picture = _picture(row[image], image, path, line)
+        if isinstance(picture, bytes):
+            content.examples.append(Example(name, picture, truth, hashlib.sha256(picture).hexdigest()))
+            continue
+        if not has_files:
+            raise DataError(
+                f"{name} names the picture {quote(picture)}, which is not in the table",
+                path=path,
+                hint="download the repository, and give the table that lies beside its pictures",
+            )
+        found = read_picture(path.parent / picture, inside, f"{name} {picture}")
+        if isinstance(found, Skipped):
+            content.skipped.append(found)
+        else:
+            content.examples.append(Example(f"{name} {picture}", path.parent / picture, truth, found))
+    return content
+
+
+def column(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """(line number, text) of one column of a table. Raises DataError as `read_texts` does."""
+    for line, row in _rows(path, {name: "--text"}):
+        yield line, _cell(row[name], name, path, line)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, without a byte order mark. Raises DataError when it cannot be read as that."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", path=path, hint=f"chmod u+r {path}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="save it as UTF-8"
+        ) from error
+
+
+def parse_number(cell: str) -> float | None:
+    """A finite number that float32 can hold, None for any other words."""
+    try:
+        # Python also reads 1_000, which no table means as a number.
+        value = float("_" if "_" in cell else cell)
+    except ValueError:
+        return None
+    # The largest float32 is 2**128 - 2**104; whatever rounds to it is still finite.
+    return value if math.isfinite(value) and abs(value) < 2.0**128 - 2.0**103 else None
+
+
+def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    """The rows of a table; each of `columns`, which an option names, is in every row."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet_rows(path, columns)
+        return
+    for row in (_csv_rows if suffix == ".csv" else _json_rows)(path, read_text(path)):
+        _check_columns(columns, list(row.cells), f"{path}:{row.line}", path)
+        yield row
+
+
+def _check_columns(columns: Mapping[str, str], present: list[str], where: str, path: Path) -> None:
+    for name, option in columns.items():
+        if name not in present:
+            known = ", ".join(word for word in present if word)
+            reads = "; this model reads pictures" if option == "--image" else ""
+            raise DataError(f"{where} has no column '{name}'{reads}", path=path, hint=f"{option} COL, one of: {known}")
+
+
+def _csv_rows(path: Path, content: str) -> Iterator[Row]:
+    # Strict: a quote that never closes would swallow the rows after it.
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        _check_names(path, [name for name in reader.fieldnames or () if name])
+        for row in reader:
+            # A comma in a text without quotes would move the label.
+            if None in row:
+                raise DataError(
+                    f"{path}:{reader.line_num} has more cells than the header",
+                    path=path,
+                    hint='put texts with commas in "quotes"',
+                )
+            yield Row(reader.line_num, row)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num} is not CSV: {error}", path=path, hint="save it again") from error
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} has two columns '{twice[0]}'", path=path, hint="rename or remove one of them")
+
+
+def _json_rows(path: Path, content: str) -> Iterator[Row]:
+    # Not splitlines: JSON strings may hold line separators of Unicode as they are.
+    for line, record in enumerate(content.split("\n"), 1):
+        if not record.strip():
+            continue
+        try:
+            row = json.loads(record)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
+        yield Row(line, row)
+
+
+def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    require(f"reading {path.name}", "pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_names(path, schema.names)
+            _check_columns(columns, schema.names, str(path), path)
+            classes = _class_names(schema.metadata or {})
+            line = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield Row(line, {name: _named(value, classes.get(name)) for name, value in row.items()})
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} cannot be read as Parquet: {reason}", path=path, hint="write the file again"
+        ) from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of columns of classes, which the library `datasets` stores as numbers (features.ClassLabel)."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            name: [str(word) for word in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names is None or not isinstance(value, int):
+        return value
+    # The library's number for "not known", as in a test set without answers.
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _label(value: Any, column: str, path: Path, line: int, task: Task) -> str:
+    is_missing = value is None and path.suffix.lower() == ".csv"
+    # A table written by pandas has NaN where a cell was empty.
+    if task is Task.MULTI_LABEL and not is_missing and (value is None or value != value or value == ""):
+        return ""
+    if task is Task.MULTI_LABEL and isinstance(value, str) and not value.strip():
+        return ""
+    words = _cell(value, column, path, line).strip()
+    if task is Task.REGRESSION and parse_number(words) is None:
+        raise DataError(
+            f"{path}:{line}: '{column}' is no finite number: {quote(words)}", path=path, hint="correct or remove it"
+        )
+    return words
+
+
+def _picture(value: Any, column: str, path: Path, line: int) -> bytes | str:
+    """A picture's bytes, or its path: both may stand in a struct of the fields `bytes` and `path` (datasets.Image)."""
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    name = _cell(value, column, path, line).strip()
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PureWindowsPath(name).parts:
+        raise DataError(
+            f"{path}:{line}: {quote(name)} leads out of the table's folder",
+            path=path,
+            hint="write paths relative to the table's folder, and keep the pictures in it",
+        )
+    return name
+
+
+def _cell(value: Any, column: str, path: Path, line: int) -> str:
+    if isinstance(value, list | dict | bytes):
+        raise DataError(f"{path}:{line}: '{column}' is not one value", path=path, hint="give a text or a number")
+    if value is None or value != value or not str(value).strip():
+        raise DataError(f"{path}:{line} has an empty '{column}'", path=path, hint="fill or remove the row")
+    words = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in words):
+        raise DataError(f"{path}:{line}: '{column}' holds half a character", path=path, hint="repair or remove the row")
+    return words
