@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "convert", "torchkit", "trunk", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {
         "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",

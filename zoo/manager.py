@@ -24,6 +24,7 @@ from zoo.source import Source
 
 if TYPE_CHECKING:
     import pluggy
+    import torch
 
     from zoo.backbone import TensorMap
 
@@ -248,6 +249,9 @@ class _GuardedBackbone(Backbone):
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         return _run(self._plugin, lambda: self._inner.reference(feeds))
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        return _run(self._plugin, self._inner.stages)
 
 
 class _GuardedBridge(Bridge):
