@@ -17,11 +17,11 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "answers", "progress", "extras", "child"},
     {
         "document", "registry", "points", "shelves", "store", "lock", "download", "bundle", "backbone", "source",
-        "bridge", "hub", "hookspecs",
+        "bridge", "hub", "hookspecs", "space", "records",
     },
     {
         "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "trunk", "head", "external", "words", "wordfiles", "wordpiece",
+        "views", "activations", "convert", "torchkit", "trunk", "head", "external", "words", "wordfiles", "wordpiece",
     },
     {
         "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",

@@ -46,7 +46,8 @@ class Backbone(ABC):
         """Write the features graph as one ONNX file at `path`; a table of gigabytes may lie beside it as external data.
 
         Inputs are named, typed and shaped as `entry.inputs`; the one output is `features` float32 [batch, dim].
-        The batch axis (and a text's sequence axis) must be dynamic. `options.cut` is asked of families with stages only.
+        The batch axis (and a text's sequence axis) must be dynamic.
+        A family without `stages` need not know `options.cut`.
         """
 
     @abstractmethod

@@ -122,9 +122,7 @@ def build(
     return Bundle(target, manifest)
 
 
-def build_in_child(
-    entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None
-) -> Bundle:
+def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:
     """`build` in a child process, whose family is found by its plugin there. Raises what the child raised.
 
     The child is in a session of its own: Ctrl-C reaches this process alone, which ends the child and says so.

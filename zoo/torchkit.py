@@ -6,7 +6,7 @@ torch is imported inside the methods: a plugin that subclasses TorchBackbone sta
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import Parameter, signature
@@ -141,7 +141,8 @@ class TorchBackbone(Backbone):
             return
         names = [spec.name for spec in self.entry.inputs]
         outputs = [spec.name for spec in tensors_at(self, options.cut) if spec.name not in names]
-        export_module(positional(self.stages()[: options.cut], names, outputs), path, self.entry.inputs, outputs, options)
+        trunk = positional(self.stages()[: options.cut], names, outputs)
+        export_module(trunk, path, self.entry.inputs, outputs, options)
 
 
 def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
@@ -172,7 +173,7 @@ def check_cut(family: str, stages: int, cut: int) -> None:
     if stages < 2:
         raise UsageError(f"the family {family} says no stages: only a head can be trained on it", hint="--unfreeze 0")
     raise UsageError(
-        f"{stages - cut} of {stages} stages cannot be unfrozen: the first one stays frozen, and the last one is trained",
+        f"{stages - cut} of {stages} stages cannot be unfrozen: at least one is trained, and one is not",
         hint=f"--unfreeze {stages - 1} or less",
     )
 
@@ -184,9 +185,7 @@ def run_stages(stages: "Iterable[torch.nn.Module]", tensors: "dict[str, torch.Te
     return tensors
 
 
-def positional(
-    stages: "Sequence[torch.nn.Module]", inputs: Sequence[str], outputs: Sequence[str]
-) -> "torch.nn.Module":
+def positional(stages: "Sequence[torch.nn.Module]", inputs: Sequence[str], outputs: Sequence[str]) -> "torch.nn.Module":
     """Consecutive stages as one module: it takes the tensors `inputs` and gives `outputs`, both in that order."""
     import torch
     from torch import nn

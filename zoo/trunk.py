@@ -54,9 +54,16 @@ def tail(backbone: Backbone, cut: int) -> "torch.nn.ModuleList":
 
 
 def computed(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
-    """What a trunk gives: the tensors that stage `cut` takes, but for those that are inputs."""
+    """What a trunk gives: the tensors that stage `cut` takes, but for those that are inputs.
+
+    Raises PluginError where pictures travel along: they are far too large to be kept beside activations.
+    """
     inputs = {spec.name for spec in backbone.entry.inputs}
-    return tuple(spec for spec in tensors_at(backbone, cut) if spec.name not in inputs)
+    specs = tensors_at(backbone, cut)
+    if graph.PIXELS in {spec.name for spec in specs}:
+        family = backbone.entry.family
+        raise PluginError("a later stage takes the pixels: what it needs of them is an activation", plugin=family)
+    return tuple(spec for spec in specs if spec.name not in inputs)
 
 
 def reference(backbone: Backbone, cut: int) -> "Reference":
