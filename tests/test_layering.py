@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
-        "doctor", "environment", "api",
+        "doctor", "prune", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

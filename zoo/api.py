@@ -24,6 +24,7 @@ from zoo.store import storage_errors
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile
+    from zoo.prune import Prunable
     from zoo.runtime import Session
     from zoo.testing import Report
     from zoo.words import WordTable
@@ -123,6 +124,17 @@ class Zoo(Environment):
 
             results += words.verify(self.store.model_dir(entry, [expected for expected, _ in results]))
         return results
+
+    def prune(self, *, models: bool = False, dry_run: bool = False) -> "Sequence[Prunable]":
+        """Remove what can be made again: caches, graphs no row asks for, what broken work left; what became of each.
+
+        `models` are pulled rows, which can be fetched again. What a running process is known to use stays.
+        """
+        from zoo import prune
+
+        rows = Registry(self.lock.effective(entry) for entry in self.shelf.values())
+        found = prune.find(self.store, rows, models=models)
+        return found if dry_run else prune.remove(self.store, found)
 
     def graph(self, name: str, cut: int | None = None) -> Bundle:
         """The features bundle of a registry row, pulled, exported and gated the first time it is needed.

@@ -162,7 +162,7 @@ class Session:
     def stream(
         self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Batch by batch, (positions in `items`, the named outputs for them): texts come shortest first, window by window.
+        """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
 
         Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes

@@ -243,7 +243,7 @@ class Store:
         """
         self.partials.mkdir(parents=True, exist_ok=True)
         mine = self.partials / f"{key}.{_signature()}"
-        left = [path for path in self.partials.iterdir() if path.name == key or _is_abandoned(path, f"{key}.")]
+        left = [path for path in self.partials.iterdir() if path.name == key or is_abandoned(path, f"{key}.")]
         left.sort(key=_partial_size, reverse=True)
         if not any(_try_rename(path, mine) for path in left):
             mine.mkdir()
@@ -326,7 +326,7 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
 
 
-def _is_abandoned(path: Path, prefix: str) -> bool:
+def is_abandoned(path: Path, prefix: str) -> bool:
     """Whether `path` is a temporary named `prefix` + signature whose writer is gone."""
     match = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}(\.new|\.old)?", path.name.removeprefix(prefix))
     if not path.name.startswith(prefix) or match is None:
@@ -355,7 +355,7 @@ def _is_running(pid: int) -> bool:
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:
     for path in parent.iterdir():
-        if _is_abandoned(path, prefix):
+        if is_abandoned(path, prefix):
             # Renamed first: removing in place could empty a folder that another process is taking over.
             doomed = path.with_name(f"{prefix}{_signature()}.old")
             if _try_rename(path, doomed):
