@@ -26,7 +26,7 @@ def nudged(backbone: Backbone, cut: int) -> torch.nn.ModuleList:
     with torch.no_grad():
         for parameter in stages.parameters():
             assert parameter.requires_grad
-            parameter.add_(0.05 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.3 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator))
     return stages
 
 
@@ -42,22 +42,20 @@ def joined(backbone: TorchBackbone, stages: torch.nn.ModuleList, folder: Path) -
 
 
 def check_same(backbone: TorchBackbone, cut: int, folder: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    """The joined graph gives what torch does, with the tail as it was and tuned, and tuning changes something."""
-    frozen = joined(backbone, trunk.tail(backbone, cut), folder).SerializeToString()
-    tuned = nudged(backbone, cut)
-    model = joined(backbone, tuned, folder).SerializeToString()
-    sessions = create_session(frozen, "cpu"), create_session(model, "cpu")
+    """The joined graph gives what torch does with a tuned tail; untuned the same parts are the whole model."""
+    tuned, untuned = nudged(backbone, cut), trunk.tail(backbone, cut)
+    session = create_session(joined(backbone, tuned, folder).SerializeToString(), "cpu")
     for feed in feeds:
-        before, after = (session.run(["features"], feed)[0] for session in sessions)
-        size = np.abs(before).max()
-        np.testing.assert_allclose(before, backbone.reference(feed)["features"], atol=1e-4 * max(1, size))
+        whole = backbone.reference(feed)["features"]
+        size = max(1.0, np.abs(whole).max())
+        np.testing.assert_allclose(trunk.tuned_reference(backbone, untuned)(feed)["features"], whole, atol=1e-5 * size)
         wanted = trunk.tuned_reference(backbone, tuned)(feed)["features"]
-        np.testing.assert_allclose(after, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
-        assert np.abs(after - before).max() > 1e-3 * size
+        got = session.run(["features"], feed)[0]
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
+        assert np.abs(got - whole).max() > 1e-3 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize("arch", ["bert", "distilbert", "roberta", "mpnet"])
-@pytest.mark.parametrize("cut", [1, 3])
+@pytest.mark.parametrize(("arch", "cut"), [("bert", 1), ("distilbert", 2), ("roberta", 3), ("mpnet", 2)])
 def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     reference(arch).save_pretrained(tmp_path)
     feeds = [tokens(batch, length) for batch, length in ((1, 3), (2, 40), (7, 150))]
