@@ -64,9 +64,9 @@ class Activations:
         #: Rows that the last `open` computed; bytes on disk that all rows take, in half precision.
         self.computed = 0
         self.nbytes = 0
-        #: What an epoch costs beside the training itself, 0 where everything is kept.
+        #: What the trunk costs in an epoch of one row for each example, 0 where everything is kept.
         self.seconds_per_epoch = 0.0
-        self._bad: set[int] = set()
+        self._bad: set[str] = set()
         self._stack = ExitStack()
         self._close = finalize(self, self._stack.close)
         self._records: Records | None = None
@@ -85,7 +85,7 @@ class Activations:
     ) -> "Activations":
         """Compute what is missing in `folder` (`Store.features`) with `session`, a trunk's, and open it.
 
-        An example that cannot be read is told to `skip` by its place, once, and its rows are in no batch; without
+        An example that cannot be read is told to `skip` by its place, and no batch may have its rows; without
         `skip` that is a DataError. Where nothing is kept, unreadable items are found only when a batch needs them.
         Raises AccessError when the disk is full or the folder cannot be written to: what was computed before is kept.
         """
@@ -112,7 +112,7 @@ class Activations:
 
     def is_readable(self, row: int) -> bool:
         """Whether a batch may ask for this row."""
-        return row % len(self.examples) not in self._bad
+        return self.examples[row % len(self.examples)].digest not in self._bad
 
     def batch(self, rows: Sequence[int]) -> "TensorMap":
         """The tensors of these rows, float32 [len(rows), ...] by name; texts padded with 0 to the longest of the batch.
@@ -175,13 +175,18 @@ class Activations:
 
     def _compute(self, records: Records, missing: Sequence[int], progress: Progress, skip: Skip | None) -> None:
         def refuse(place: int, error: DataError) -> None:
-            example = missing[place] % len(self.examples)
+            bad = self.examples[missing[place] % len(self.examples)]
             if skip is None:
                 raise error
-            if example not in self._bad:
-                self._bad.add(example)
-                named(error, self.examples[example].name, self.examples[example].item)
-                skip(example, error)
+            if bad.digest in self._bad:
+                # In another view it was no picture either.
+                return
+            self._bad.add(bad.digest)
+            named(error, bad.name, bad.item)
+            for number, example in enumerate(self.examples):
+                if example.digest == bad.digest:
+                    error.index = number
+                    skip(number, error)
 
         def keep(rows: list[Row]) -> None:
             with unusable(self.folder):
@@ -212,7 +217,7 @@ class Activations:
         started = time.perf_counter()
         for _ in self.session.stream(self._items(rows), self._names(), lambda place, error: None):
             pass
-        self.seconds_per_epoch = (time.perf_counter() - started) / max(1, len(rows)) * len(self)
+        self.seconds_per_epoch = (time.perf_counter() - started) / max(1, len(rows)) * len(self.examples)
         progress.note(
             f"activations: {self.nbytes / 1e9:.1f} GB would be needed and {limit / 1e9:.1f} GB may be used "
             f"(ZOO_CACHE_LIMIT, and a fifth of the free disk): they are computed again in every epoch, "

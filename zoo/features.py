@@ -80,6 +80,7 @@ class FeatureCache:
         An item that cannot be read raises DataError; with `skip` that is told instead, with the item's place, and its
         row is NaN. Raises AccessError when the cache cannot be written: what it held before is still there.
         """
+        space.chosen_limit()
         with unusable(self.path), space.in_use(self.folder, self.key):
             try:
                 found = self._found(examples, progress, skip, view)
@@ -89,7 +90,8 @@ class FeatureCache:
                 # Not a whole database any more. It is a cache: what it held can be computed again.
                 self.path.unlink()
                 found = self._found(examples, progress, skip, view)
-        space.trim(self.folder, space.limit(self.folder))
+        with unusable(self.path):
+            space.trim(self.folder, space.limit(self.folder))
         return found
 
     def _found(
@@ -133,6 +135,7 @@ class FeatureCache:
             self.computed -= 1
             named(error, names[position], firsts[position].item)
             for place in places[position]:
+                error.index = place
                 skip(place, error)
 
         what = f"features by {self.session.manifest.lineage.entry.name} on {self.session.device}"
