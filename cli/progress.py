@@ -1,8 +1,11 @@
-"""Bars on stderr: drawn by rich on a terminal, one line a finished task elsewhere. The first bar imports rich."""
+"""Bars on stderr: drawn by rich on a terminal; elsewhere a line now and then, and one for each finished task.
+
+The first bar imports rich.
+"""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,38 +17,72 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
+#: Seconds between two lines of one task where there is no terminal.
+EVERY = 10.0
+
+
 class Bars:
     """The command line's progress: see zoo.Progress."""
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[ProgressBar]:
-        """A bar on a terminal; elsewhere a line with count and rate once the task is done."""
-        started = time.perf_counter()
+        """A bar on a terminal; elsewhere lines with count, rate and time left, the last one once the task is done."""
         if sys.stderr.isatty():
             with _rich(unit, is_counted=total is not None) as progress:
                 yield _Drawn(progress, description, total)
             return
-        bar = _Counted()
+        bar = _Told(description, total, unit, self.note)
         yield bar
-        seconds = max(time.perf_counter() - started, 1e-9)
-        done = human_size(bar.done) if unit == "B" else f"{bar.done:,} {unit}"
-        rate = f", {human_size(int(bar.done / seconds))}/s" if unit == "B" else f", {bar.done / seconds:,.0f} {unit}/s"
-        self.note(f"{description}: {done + ' in ' if bar.done else ''}{seconds:.1f} s{rate if bar.done else ''}")
+        bar.end()
 
     def note(self, text: str) -> None:
         """A line on stderr."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command line's voice
 
 
-class _Counted:
-    def __init__(self) -> None:
+class _Told:
+    """A task in lines, for logs."""
+
+    def __init__(self, description: str, total: int | None, unit: str, note: Callable[[str], None]) -> None:
+        self.description, self.total, self.unit, self.note = description, total, unit, note
         self.done = 0
+        self.started = self.told = time.perf_counter()
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
+        now = time.perf_counter()
+        if now - self.told < EVERY or not self.done:
+            return
+        self.told, rate = now, self.done / (now - self.started)
+        of, left = "", ""
+        if self.total is not None:
+            of = f" of {self.total:,}" if self.unit != "B" else f" of {human_size(self.total)}"
+            left = f", {_time((self.total - self.done) / rate)} left"
+        self.note(f"{self.description}: {self._count()}{of}, {self._rate(rate)}{left}")
 
     def describe(self, text: str) -> None:
-        pass
+        self.description = text
+
+    def end(self) -> None:
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        count = f"{self._count()} in " if self.done else ""
+        rate = f", {self._rate(self.done / seconds)}" if self.done else ""
+        self.note(f"{self.description}: {count}{seconds:.1f} s{rate}")
+
+    def _count(self) -> str:
+        return human_size(self.done) if self.unit == "B" else f"{self.done:,} {self.unit}"
+
+    def _rate(self, rate: float) -> str:
+        return f"{human_size(int(rate))}/s" if self.unit == "B" else f"{rate:,.0f} {self.unit}/s"
+
+
+def _time(seconds: float) -> str:
+    """Seconds as 7 s, 3:20 or 1:02:03."""
+    whole = max(0, round(seconds))
+    minutes, hours = whole // 60 % 60, whole // 3600
+    if hours:
+        return f"{hours}:{minutes:02}:{whole % 60:02}"
+    return f"{minutes}:{whole % 60:02}" if minutes else f"{whole} s"
 
 
 class _Drawn:

@@ -17,7 +17,7 @@ from zoo import AccessError, DataError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.data import Example
 from zoo.features import FeatureCache, _connect, cache_key
-from zoo.runtime import Session
+from zoo.runtime import Session, Skip
 
 
 def examples(texts: list[str], label: str = "a") -> list[Example]:
@@ -145,8 +145,10 @@ class Meanwhile(Session):
 
     happens: Callable[[], object]
 
-    def stream(self, items: Sequence[Any], outputs: Sequence[str]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        for batch in super().stream(items, outputs):
+    def stream(
+        self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
+    ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        for batch in super().stream(items, outputs, skip):
             yield batch
             self.happens()
 

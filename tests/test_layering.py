@@ -16,18 +16,17 @@ MAX_LINES = 400
 LAYERS: tuple[set[str], ...] = (
     {"errors", "schema", "answers", "progress", "extras", "child"},
     {
-        "document", "registry", "points", "shelves", "disk", "store", "lock", "download", "bundle", "backbone",
-        "source", "bridge", "hub", "hookspecs",
+        "document", "registry", "points", "shelves", "disk", "space", "records", "store", "lock", "download", "bundle",
+        "backbone", "source", "bridge", "hub", "hookspecs",
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "graph", "parity", "runtime", "features", "convert", "torchkit", "head", "external", "words", "wordfiles",
-        "plainwords", "wordpiece", "checkpoint", "interrupt", "objective", "training", "deep", "activations",
+        "graph", "parity", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk", "head",
+        "external", "words", "wordfiles", "plainwords", "wordpiece", "checkpoint", "interrupt", "objective", "training",
     },
     {
-        "fit", "search", "tuned", "build", "run", "finetune",
-        "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
-        "doctor", "environment", "api",
+        "search", "fit", "deep", "tuned", "build", "run", "finetune", "evaluate", "export", "conformance", "testing",
+        "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

@@ -24,6 +24,7 @@ from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreproc
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile
+    from zoo.prune import Prunable
     from zoo.runtime import Session
     from zoo.testing import Report
     from zoo.words import WordTable
@@ -124,23 +125,39 @@ class Zoo(Environment):
             results += words.verify(self.store.model_dir(entry, [expected for expected, _ in results]))
         return results
 
-    def graph(self, name: str) -> Bundle:
-        """The features bundle of a registry row, pulled, exported and gated the first time it is needed."""
+    def prune(self, *, models: bool = False, dry_run: bool = False) -> "Sequence[Prunable]":
+        """Remove what can be made again: caches, graphs no row asks for, what broken work left; what became of each.
+
+        `models` are pulled rows, which can be fetched again. What a running process is known to use stays.
+        """
+        from zoo import prune
+
+        rows = Registry(self.lock.effective(entry) for entry in self.shelf.values())
+        found = prune.find(self.store, rows, models=models)
+        return found if dry_run else prune.remove(self.store, found)
+
+    def graph(self, name: str, cut: int | None = None) -> Bundle:
+        """The features bundle of a registry row, pulled, exported and gated the first time it is needed.
+
+        With `cut` its trunk: the first so many stages, whose outputs are the tensors that the next one takes. Raises
+        UsageError for a family that has not that many.
+        """
         from zoo.build import build_in_child, graph_key
+
+        def place(entry: Entry) -> Path:
+            return self.store.graphs / f"{entry.name}-{graph_key(entry, cut)[:16]}"
 
         # Whether the row can be built at all is known without its files: it is asked before a long download.
         packages = self.plugins.make(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
-        if entry.is_pinned and (target / "zoo.json").is_file():
-            return Bundle.open(target)
+        if entry.is_pinned and (place(entry) / "zoo.json").is_file():
+            return Bundle.open(place(entry))
         require(f"exporting {name}", *RUNTIME, *packages)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
-        target = self.store.graphs / f"{entry.name}-{graph_key(entry)[:16]}"
-        if (target / "zoo.json").is_file():
-            return Bundle.open(target)
-        return build_in_child(entry, folder, target, self.progress)
+        if (place(entry) / "zoo.json").is_file():
+            return Bundle.open(place(entry))
+        return build_in_child(entry, folder, place(entry), self.progress, cut)
 
     def words(self, model: str) -> "WordTable":
         """The word table of a registry row of word vectors, pulled and prepared the first time it is needed.

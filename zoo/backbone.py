@@ -1,7 +1,7 @@
 """What a backbone family is: weights in, a features graph out, and its own arithmetic to check that graph by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -11,6 +11,7 @@ from zoo.schema import Entry, ExportOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     Array: TypeAlias = NDArray[np.generic[Any]]
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Backbone(ABC):
-    """One family of pretrained backbones. Paths and numpy cross this line, torch never does.
+    """One family of pretrained backbones. Paths and numpy cross this line, torch only in `stages`.
 
     `entry` is the registry row, `weights` the folder with the row's files under their `path` names, all verified.
     """
@@ -46,8 +47,16 @@ class Backbone(ABC):
 
         Inputs are named, typed and shaped as `entry.inputs`; the one output is `features` float32 [batch, dim].
         The batch axis (and a text's sequence axis) must be dynamic.
+        A family without `stages` need not know `options.cut`.
         """
 
     @abstractmethod
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         """The family's own arithmetic from the original files: `features` for the same inputs, for the parity gate."""
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        """The consecutive parts that training deeper than the head cuts between: see `TorchBackbone.stages`.
+
+        None by default, and a family with fewer than two cannot be unfrozen: only heads are trained on it.
+        """
+        return ()

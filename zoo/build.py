@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import external, graph, parity, samples
+from zoo import external, graph, parity, samples, trunk
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
 from zoo.child import python
@@ -50,46 +50,59 @@ GATE_WORDS = 60
 VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")
 
 
-def graph_key(entry: Entry) -> str:
-    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config."""
+def graph_key(entry: Entry, cut: int | None = None) -> str:
+    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config.
+
+    With `cut` that of its trunk, the first so many stages.
+    """
     shaping = (
         entry.family,
         entry.config,
         entry.preprocess,
         [(file.path, file.sha256) for file in entry.files],
         VERSION,
+        *(() if cut is None else (cut,)),
     )
     return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()
 
 
-def build(entry: Entry, weights: Path, family: Callable[[Entry, Path], Backbone], target: Path) -> Bundle:
+def build(
+    entry: Entry,
+    weights: Path,
+    family: Callable[[Entry, Path], Backbone],
+    target: Path,
+    cut: int | None = None,
+) -> Bundle:
     """Export, join, gate and write the features bundle of `entry` at `target`; torch is imported in this process.
 
-    Raises GateError when the graph is not the model, PluginError when the family's graph breaks its contract.
+    With `cut` its trunk: the same with the tensors that stage `cut` takes in place of the features, but for those that
+    are inputs. Raises GateError when the graph is not the model, PluginError when the family's graph breaks its
+    contract, UsageError for a cut where no two stages meet.
     """
     backbone = family(entry, weights)
     with staged_dir(target) as folder:
         backbone.prepare()
         preprocess = input_of_bundle(entry, weights, folder)
-        backbone.export(folder / MODEL, ExportOptions())
-        body = graph.clean(graph.load(folder / MODEL), entry.family)
-        _check_contract(body, entry)
+        outputs = trunk.computed(backbone, cut) if cut else (_features(entry),)
+        backbone.export(folder / MODEL, ExportOptions(cut=cut))
+        body = graph.clean(graph.load(folder / MODEL), trunk.NAME if cut else entry.family)
+        trunk.check_contract(body, entry, entry.inputs, outputs)
         whole = with_prefix(body, preprocess)
-        lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions())
+        options = {"cut": cut} if cut else {}
+        lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions(), options=options)
         graph.describe(whole, metadata(lineage, preprocess, ()))
         model = graph.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, gate_words(entry, reader))
         report = parity.check(
             model,
-            backbone.reference,
+            trunk.reference(backbone, cut) if cut else backbone.reference,
             items,
             origin,
             preprocess=reader,
             expected=parity.torchvision_pixels,
             tables=external.files(model, external.beside(folder)),
         )
-        inputs, outputs = graph.tensor_specs(whole)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=entry.name,
@@ -97,8 +110,8 @@ def build(entry: Entry, weights: Path, family: Callable[[Entry, Path], Backbone]
             precision="fp32",
             preprocess=preprocess,
             dim=entry.dim,
-            inputs=inputs,
-            outputs=outputs,
+            inputs=graph.tensor_specs(whole)[0],
+            outputs=outputs if cut else graph.tensor_specs(whole)[1],
             cut=graph.PIXELS if isinstance(preprocess, ImagePreprocess) else None,
             license=entry.license,
             files=describe_files(folder),
@@ -109,13 +122,14 @@ def build(entry: Entry, weights: Path, family: Callable[[Entry, Path], Backbone]
     return Bundle(target, manifest)
 
 
-def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress) -> Bundle:
+def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:
     """`build` in a child process, whose family is found by its plugin there. Raises what the child raised.
 
     The child is in a session of its own: Ctrl-C reaches this process alone, which ends the child and says so.
     """
-    request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target)})
-    with progress.task(f"exporting {entry.name} to ONNX and checking it (once)", None):
+    request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target), "cut": cut})
+    what = f"the first {cut} stages of {entry.name}" if cut else entry.name
+    with progress.task(f"exporting {what} to ONNX and checking it (once)", None):
         child = subprocess.run(
             python("-m", "zoo.build"),
             input=request,
@@ -195,23 +209,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check_contract(body: "onnx.ModelProto", entry: Entry) -> None:
-    inputs, outputs = graph.tensor_specs(body)
-    wanted = (TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim)),)
-    for what, declared, found in (("inputs", entry.inputs, inputs), ("outputs", wanted, outputs)):
-        if [(spec.name, spec.dtype, _kinds(spec)) for spec in declared] != [
-            (spec.name, spec.dtype, _kinds(spec)) for spec in found
-        ]:
-            shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found)
-            raise PluginError(
-                f"the family {entry.family} exported the {what} {shown}, the row {entry.name} declares others",
-                plugin=entry.family,
-            )
-
-
-def _kinds(spec: TensorSpec) -> tuple[int | None, ...]:
-    """Fixed sizes as they are, None for an axis of any length, whatever it is called."""
-    return tuple(axis if isinstance(axis, int) else None for axis in spec.shape)
+def _features(entry: Entry) -> TensorSpec:
+    return TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim))
 
 
 def _digests(entry: Entry) -> tuple[FileDigest, ...]:
@@ -227,6 +226,7 @@ def _serve_parent() -> None:
         entry: Entry
         weights: str
         target: str
+        cut: int | None = None
 
     answer: dict[str, str | None] = {}
     # What was stdout is for the answer alone, whoever else writes to it, from whatever language.
@@ -234,7 +234,7 @@ def _serve_parent() -> None:
     os.dup2(2, 1)
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-        build(request.entry, Path(request.weights), Plugins().make, Path(request.target))
+        build(request.entry, Path(request.weights), Plugins().make, Path(request.target), request.cut)
     except ZooError as error:
         answer = {"code": error.code, "message": error.message, "hint": error.hint}
     with answers:

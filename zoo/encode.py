@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from zoo import views
 from zoo.errors import DataError, IntegrityError, RegistryError, quote
 from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
 
@@ -38,14 +39,17 @@ MAX_ASPECT = 50
 _warnings_lock = Lock()
 
 
-def decode_image(item: "str | Path | bytes | PilImage | Pixels", short_side: int) -> "Pixels":
-    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image or an array.
+def decode_image(item: "str | Path | bytes | PilImage | Pixels | views.Viewed", short_side: int) -> "Pixels":
+    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image or an array, or of a view of one of these.
 
     Raises DataError naming the file for anything that is not a whole picture of an accepted format and size.
     """
     import numpy as np
     from PIL import Image
 
+    if isinstance(item, views.Viewed):
+        whole = decode_image(item.item, round(views.ROOM * short_side))
+        return views.transform(whole, item.digest, item.view)
     # Without a path an error has its item's place, and whoever has the items names it.
     path = str(item) if isinstance(item, str | Path) else None
     name = type(item).__name__ if path is None else path

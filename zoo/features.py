@@ -1,7 +1,8 @@
 """The feature cache: a frozen backbone never runs twice on the same bytes.
 
 One SQLite file for each way of computing features, keyed by everything that decides the numbers (`cache_key`); in it
-one row an item, keyed by the sha256 of the item's bytes. Labels never enter, so new labels cost nothing.
+one row an item, keyed by the sha256 of the item's bytes (and of its random view). Labels never enter, so new labels
+cost nothing. What all caches take together is bounded (`zoo.space`): those that were not used for longest go first.
 """
 
 import hashlib
@@ -13,12 +14,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import space
 from zoo.data import Example
 from zoo.encode import encoder_version
-from zoo.errors import AccessError, naming
+from zoo.errors import AccessError, DataError, named, naming
 from zoo.progress import SILENT, Progress
-from zoo.runtime import Session, onnxruntime
+from zoo.runtime import Session, Skip, onnxruntime
 from zoo.schema import TextPreprocess, WordsPreprocess
+from zoo.views import View, Viewed, key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +50,7 @@ def cache_key(session: Session) -> str:
         "encoder": encoder_version(preprocess),
         "onnxruntime": onnxruntime().__version__,
         "provider": session.device.partition(":")[0],
-        "cut": "features",
+        "cut": ",".join(name for name in session.outputs if name != "scores"),
     }
     if session.table_files:
         parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
@@ -59,46 +62,90 @@ class FeatureCache:
 
     def __init__(self, folder: Path, session: Session) -> None:
         self.session = session
-        self.path = folder / f"{cache_key(session)}.sqlite"
+        self.folder = folder
+        self.key = cache_key(session)
+        self.path = folder / f"{self.key}.sqlite"
         #: Items that the last call had to compute.
         self.computed = 0
 
-    def features(self, examples: Sequence[Example], progress: Progress = SILENT) -> "NDArray[np.float32]":
-        """Features in the order of `examples`; only items that no earlier run computed go through the backbone."""
+    def features(
+        self,
+        examples: Sequence[Example],
+        progress: Progress = SILENT,
+        skip: Skip | None = None,
+        view: View | None = None,
+    ) -> "NDArray[np.float32]":
+        """Features in the order of `examples`, or of their random view `view`; only what no earlier run computed runs.
+
+        An item that cannot be read raises DataError; with `skip` that is told instead, with the item's place, and its
+        row is NaN. Raises AccessError when the cache cannot be written: what it held before is still there.
+        """
+        space.chosen_limit()
+        with unusable(self.path), space.in_use(self.folder, self.key):
+            try:
+                found = self._found(examples, progress, skip, view)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                # Not a whole database any more. It is a cache: what it held can be computed again.
+                self.path.unlink()
+                found = self._found(examples, progress, skip, view)
+        with unusable(self.path):
+            space.trim(self.folder, space.limit(self.folder))
+        return found
+
+    def _found(
+        self, examples: Sequence[Example], progress: Progress, skip: Skip | None, view: View | None
+    ) -> "NDArray[np.float32]":
         import numpy as np
 
-        try:
-            found = self._found(examples, progress)
-        except sqlite3.DatabaseError:
-            # Not a whole database any more. It is a cache: what it held can be computed again.
-            self.path.unlink()
-            found = self._found(examples, progress)
-        rows = bytearray().join(found[example.digest] for example in examples)
-        return np.frombuffer(rows, np.float32).reshape(len(examples), self.session.manifest.dim)
-
-    def _found(self, examples: Sequence[Example], progress: Progress) -> dict[str, bytes]:
-        digests = [example.digest for example in examples]
+        places: dict[str, list[int]] = {}
+        for place, example in enumerate(examples):
+            places.setdefault(key(example.digest, view), []).append(place)
+        found = np.full((len(examples), self.session.manifest.dim), np.nan, np.float32)
         with self._database() as database:
-            known = set(_present(database, digests))
-            missing = list({e.digest: e for e in examples if e.digest not in known}.values())
+            known = set(_present(database, list(places)))
+            missing = {each: rows for each, rows in places.items() if each not in known}
             self.computed = len(missing)
-            self._compute(database, missing, progress)
-            return dict(_read(database, digests))
+            self._compute(database, examples, missing, progress, skip, view)
+            for each, vector in _read(database, list(places)):
+                found[places[each]] = np.frombuffer(vector, np.float32)
+        return found
 
-    def _compute(self, database: sqlite3.Connection, examples: Sequence[Example], progress: Progress) -> None:
-        if not examples:
+    def _compute(
+        self,
+        database: sqlite3.Connection,
+        examples: Sequence[Example],
+        missing: dict[str, list[int]],
+        progress: Progress,
+        skip: Skip | None,
+        view: View | None,
+    ) -> None:
+        """Compute and keep what is `missing`: keys, with the places of the examples that have them."""
+        if not missing:
             progress.note(f"features: all from the cache {self.path}")
             return
-        name = self.session.manifest.lineage.entry.name
-        names, items = [example.name for example in examples], [example.item for example in examples]
-        device = self.session.device
-        with naming(names, items), progress.task(f"features by {name} on {device}", len(examples)) as bar:
+        keys, places = list(missing), list(missing.values())
+        firsts = [examples[rows[0]] for rows in places]
+        names, items = [example.name for example in firsts], [_viewed(example, view) for example in firsts]
+
+        def refuse(position: int, error: DataError) -> None:
+            if skip is None:
+                raise error
+            self.computed -= 1
+            named(error, names[position], firsts[position].item)
+            for place in places[position]:
+                error.index = place
+                skip(place, error)
+
+        what = f"features by {self.session.manifest.lineage.entry.name} on {self.session.device}"
+        with naming(names, items), progress.task(what, len(missing)) as bar:
             # Kept here until they are written: an open transaction would lock other processes out meanwhile.
             rows: list[tuple[bytes, bytes]] = []
             try:
-                for positions, arrays in self.session.stream(items, ["features"]):
+                for positions, arrays in self.session.stream(items, ["features"], refuse):
                     vectors = zip(positions, arrays["features"], strict=True)
-                    rows += [(bytes.fromhex(examples[index].digest), vector.tobytes()) for index, vector in vectors]
+                    rows += [(bytes.fromhex(keys[position]), vector.tobytes()) for position, vector in vectors]
                     bar.advance(len(positions))
                     if len(rows) >= CHUNK:
                         _write(database, rows)
@@ -109,17 +156,10 @@ class FeatureCache:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(self._open()) as database:
-                yield database
-        except sqlite3.OperationalError as error:
-            raise self._unusable(error) from error
+        with closing(self._open()) as database:
+            yield database
 
     def _open(self) -> sqlite3.Connection:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unusable(error) from error
         try:
             return _connect(self.path)
         except sqlite3.OperationalError:
@@ -129,11 +169,22 @@ class FeatureCache:
             self.path.unlink()
             return _connect(self.path)
 
-    def _unusable(self, error: Exception) -> AccessError:
-        return AccessError(
-            f"the feature cache {self.path} cannot be used: {error}",
+
+@contextmanager
+def unusable(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses of a cache at `path` into an AccessError."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AccessError(
+            f"the feature cache {path} cannot be used: {reason}",
             hint="free some space, or set ZOO_HOME to a folder you can write to",
-        )
+        ) from error
+
+
+def _viewed(example: Example, view: View | None) -> object:
+    return example.item if view is None else Viewed(example.item, example.digest, view)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -144,19 +144,23 @@ def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], 
 def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[str] = ()) -> "onnx.ModelProto":
     """One graph: `first`'s outputs feed `second`'s inputs of the same names; those in `keep` stay outputs.
 
-    Both were made or cleaned by this module: their inner names carry their graph's name and cannot clash.
+    An input that both take, such as a text's mask, is one. Both were made or cleaned by this module: their inner names
+    carry their graph's name and cannot clash.
     """
-    from onnx import compose
+    from onnx import helper
 
-    shared = [item.name for item in second.graph.input]
-    # merge_models would look for external data in the working directory.
-    merged = compose.merge_graphs(
-        first.graph,
-        second.graph,
-        io_map=[(name, name) for name in shared],
-        outputs=[*keep, *(o.name for o in second.graph.output)],
+    one, two = first.graph, second.graph
+    given = {value.name: value for value in one.output}
+    taken = {value.name for value in one.input}
+    graph = helper.make_graph(
+        [*one.node, *two.node],
+        f"{one.name}_{two.name}",
+        [*one.input, *(value for value in two.input if value.name not in given and value.name not in taken)],
+        [*(given[name] for name in keep), *two.output],
+        [*one.initializer, *two.initializer],
+        value_info=[*one.value_info, *two.value_info],
     )
-    return _model(merged)
+    return _model(graph)
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from zoo.source import Source
 
 if TYPE_CHECKING:
     import pluggy
+    import torch
 
     from zoo.backbone import TensorMap
 
@@ -248,6 +249,9 @@ class _GuardedBackbone(Backbone):
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         return _run(self._plugin, lambda: self._inner.reference(feeds))
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        return _run(self._plugin, self._inner.stages)
 
 
 class _GuardedBridge(Bridge):

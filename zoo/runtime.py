@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Feeds = dict[str, NDArray[Any]]
-    #: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
-    Skip = Callable[[int, DataError], None]
 
+#: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
+Skip: TypeAlias = Callable[[int, DataError], None]
 #: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
 BATCH = {"cpu": 8, "cuda": 32}
 #: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
 TOKENS = {"cpu": 1024, "cuda": 16384}
+#: Texts that are tokenised, and sorted by length, at a time.
+WINDOW = 4096
 
 
 def onnxruntime() -> Any:
@@ -158,20 +160,28 @@ class Session:
         return tuple(spec.name for spec in self.manifest.outputs)
 
     def stream(
-        self, items: Sequence[Any], outputs: Sequence[str], skip: "Skip | None" = None
+        self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Batch by batch, (positions in `items`, the named outputs for them): texts come back shortest first.
+        """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
 
         Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
-        be read raises DataError; with `skip` that is told instead, and the item is in no batch.
+        be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
+        (`attention_mask`, int64 [batch, sequence]) may be asked for among the outputs.
         """
         for positions, feeds in self._pipeline.batches(items, skip or _refuse):
             self.batches_run.append(len(positions))
-            arrays = self._pipeline.body.run(list(outputs), feeds)
-            yield positions, dict(zip(outputs, arrays, strict=True))
+            computed = [name for name in outputs if name not in feeds]
+            arrays = dict(zip(computed, self._pipeline.body.run(computed, feeds), strict=True))
+            yield positions, {name: feeds[name] if name in feeds else arrays[name] for name in outputs}
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text; 0 of one that cannot be read. Raises UsageError for a model of pictures."""
+        if not isinstance(self._pipeline, _TextPipeline):
+            raise UsageError("pictures have no tokens")
+        return self._pipeline.lengths(texts)
 
     def infer(
-        self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT, skip: "Skip | None" = None
+        self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT, skip: Skip | None = None
     ) -> "dict[str, Floats]":
         """The named outputs, each float32 [len(items), ...], in the order of `items`; NaN for one that `skip` took."""
         import numpy as np
@@ -227,7 +237,7 @@ class _ImagePipeline:
         body = graph.extract(whole, [self.cut], outputs).SerializeToString()
         self.body = create_session(body, device, tables=tables)
 
-    def batches(self, items: Sequence[Any], skip: "Skip") -> "Iterator[tuple[list[int], Feeds]]":
+    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         import numpy as np
 
         with ThreadPoolExecutor(max(2, cores()), "zoo-decode") as pool:
@@ -259,11 +269,30 @@ class _TextPipeline:
         self.body = create_session(model, device, tables=tables)
         self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
-    def batches(self, items: Sequence[Any], skip: "Skip") -> "Iterator[tuple[list[int], Feeds]]":
-        rows = self._rows(items, skip)
-        order = sorted(rows, key=lambda index: len(rows[index]))
+    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+        starts = range(0, len(items), WINDOW)
+        with ThreadPoolExecutor(1, "zoo-tokens") as pool:
+            # The next window is tokenised while the body works on this one.
+            coming = deque(pool.submit(self._rows, items, start) for start in starts[:1])
+            for start in starts:
+                rows, refused = coming.popleft().result()
+                if start + WINDOW < len(items):
+                    coming.append(pool.submit(self._rows, items, start + WINDOW))
+                for index, error in refused:
+                    skip(index, error)
+                yield from self._bucketed(rows)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, 0 of one that cannot be read."""
+        found = [0] * len(texts)
+        for start in range(0, len(texts), WINDOW):
+            for index, row in self._rows(texts, start)[0].items():
+                found[index] = len(row)
+        return found
+
+    def _bucketed(self, rows: dict[int, list[int]]) -> "Iterator[tuple[list[int], Feeds]]":
         positions: list[int] = []
-        for index in order:
+        for index in sorted(rows, key=lambda index: len(rows[index])):
             # Sorted, so the newcomer is the longest and sets the padded width of the whole batch.
             if positions and len(rows[index]) * (len(positions) + 1) > self.budget:
                 yield positions, self.encoder.batch([rows[i] for i in positions])
@@ -272,22 +301,23 @@ class _TextPipeline:
         if positions:
             yield positions, self.encoder.batch([rows[i] for i in positions])
 
-    def _rows(self, items: Sequence[Any], skip: "Skip") -> dict[int, list[int]]:
-        """The tokens of every item that can be read, by its place."""
+    def _rows(self, items: Sequence[Any], start: int) -> "tuple[dict[int, list[int]], list[tuple[int, DataError]]]":
+        """The tokens of every item of a window that can be read, by its place; and the others with what is wrong."""
         texts: dict[int, str] = {}
-        for index, item in enumerate(items):
+        refused: list[tuple[int, DataError]] = []
+        for index in range(start, min(start + WINDOW, len(items))):
             try:
-                texts[index] = check_text(item, index)
+                texts[index] = check_text(items[index], index)
             except DataError as error:
-                skip(index, error)
+                refused.append((index, error))
         rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
         for index, text in texts.items():
             try:
                 self.encoder.check_known(text, rows[index], index)
             except DataError as error:
-                skip(index, error)
+                refused.append((index, error))
                 del rows[index]
-        return rows
+        return rows, sorted(refused, key=lambda each: each[0])
 
 
 def _refuse(index: int, error: DataError) -> None:
@@ -307,7 +337,7 @@ def _check_facts(bundle: Bundle, facts: "dict[str, str]") -> None:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: "Skip"
+    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: Skip
 ) -> "Iterator[tuple[int, Floats]]":
     """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use."""
     todo = enumerate(items)

@@ -6,16 +6,17 @@ torch is imported inside the methods: a plugin that subclasses TorchBackbone sta
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import Parameter, signature
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
 from zoo.convert import as_safetensors
-from zoo.errors import IntegrityError, ZooError
+from zoo.errors import IntegrityError, PluginError, UsageError, ZooError
 from zoo.extras import TRAINING, require
 from zoo.points import brief
 from zoo.schema import ExportOptions, TensorSpec
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Example lengths of dynamic axes. 0 and 1 would be specialised into the graph by torch.export.
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
+#: A second example: the axis that is longer here is the one of that name, whatever shape a stage gives.
+LONGER_AXES = {"batch": 3, "sequence": 11}
 
 
 def load_state(
@@ -127,26 +130,104 @@ class TorchBackbone(Backbone):
             return {"features": self.module(*arguments).numpy()}
 
     def export(self, path: Path, options: ExportOptions) -> None:
-        """Write the module with torch's dynamo exporter, weights inside the file, axes named as in `entry.inputs`."""
-        import torch
+        """Write the module with torch's dynamo exporter, weights inside the file, axes named as in `entry.inputs`.
 
-        arguments = tuple(_example(spec) for spec in self.entry.inputs)
-        axes = tuple(_dynamic_axes(spec) for spec in self.entry.inputs)
-        with _quiet_exporter(), torch.inference_mode():
-            program = torch.onnx.export(
-                self.module,
-                arguments,
-                input_names=[spec.name for spec in self.entry.inputs],
-                # Not "embedding": the exporter names the values of aten.embedding so, and the names would clash.
-                output_names=["features"],
-                dynamic_shapes=axes,
-                opset_version=options.opset,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        assert program is not None
-        program.save(str(path), external_data=False)
+        With `options.cut` only the first so many stages, and what they compute of the tensors that the next one takes:
+        an input that travels along unchanged, such as a mask, is an input of that graph already. Raises UsageError for
+        a cut where no two stages meet.
+        """
+        if options.cut is None:
+            export_module(self.module, path, self.entry.inputs, ["features"], options)
+            return
+        names = [spec.name for spec in self.entry.inputs]
+        outputs = [spec.name for spec in tensors_at(self, options.cut) if spec.name not in names]
+        trunk = positional(self.stages()[: options.cut], names, outputs)
+        export_module(trunk, path, self.entry.inputs, outputs, options)
+
+
+def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
+    """The tensors between stage `cut` - 1 and stage `cut`: what is cached when the first `cut` stages are frozen.
+
+    Raises UsageError for a cut where no two stages meet, PluginError for a tensor that has no batch axis, or one that
+    is called as an input and is another.
+    """
+    import torch
+
+    stages, inputs = backbone.stages(), backbone.entry.inputs
+    check_cut(backbone.entry.family, len(stages), cut)
+    answers: list[dict[str, torch.Tensor]] = []
+    for axes in (EXAMPLE_AXES, LONGER_AXES):
+        given = {spec.name: _example(spec, axes) for spec in inputs}
+        with torch.inference_mode():
+            answers.append(run_stages(stages[:cut], given))
+        if changed := [name for name, tensor in answers[-1].items() if name in given and tensor is not given[name]]:
+            raise PluginError(f"a stage changes the input {changed[0]}", plugin=backbone.entry.family)
+    first, second = answers
+    return tuple(_named_axes(name, first[name], second[name], backbone.entry.family) for name in first)
+
+
+def check_cut(family: str, stages: int, cut: int) -> None:
+    """Raise UsageError, with the number that is possible, unless at least one stage lies on either side of `cut`."""
+    if 0 < cut < stages:
+        return
+    if stages < 2:
+        raise UsageError(f"the family {family} says no stages: only a head can be trained on it", hint="--unfreeze 0")
+    raise UsageError(
+        f"{stages - cut} of {stages} stages cannot be unfrozen: at least one is trained, and one is not",
+        hint=f"--unfreeze {stages - 1} or less",
+    )
+
+
+def run_stages(stages: "Iterable[torch.nn.Module]", tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """What the stages, one after another, make of named tensors."""
+    for stage in stages:
+        tensors = stage(tensors)
+    return tensors
+
+
+def positional(stages: "Sequence[torch.nn.Module]", inputs: Sequence[str], outputs: Sequence[str]) -> "torch.nn.Module":
+    """Consecutive stages as one module: it takes the tensors `inputs` and gives `outputs`, both in that order."""
+    import torch
+    from torch import nn
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(stages)
+
+        def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            tensors = run_stages(self.stages, dict(zip(inputs, arguments, strict=True)))
+            return tuple(tensors[name] for name in outputs)
+
+    return Chain()
+
+
+def export_module(
+    module: "torch.nn.Module", path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[str], options: ExportOptions
+) -> None:
+    """Write `module`, which takes the tensors `inputs` in their order, as one ONNX file with dynamic axes."""
+    import torch
+
+    arguments = tuple(_example(spec, EXAMPLE_AXES) for spec in inputs)
+    axes: tuple[object, ...] = tuple(_dynamic_axes(spec) for spec in inputs)
+    parameters = signature(module.forward).parameters.values()
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+        axes = (axes,)
+    with _quiet_exporter(), torch.inference_mode():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            input_names=[spec.name for spec in inputs],
+            # Not "embedding": the exporter names the values of aten.embedding so, and the names would clash.
+            output_names=list(outputs),
+            dynamic_shapes=axes,
+            opset_version=options.opset,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
 
 
 @contextmanager
@@ -201,10 +282,20 @@ def chain(parts: "Sequence[torch.nn.Module]") -> "list[torch.nn.Module]":
     return [as_stage(part, [takes], output=gives) for part, (takes, gives) in zip(parts, pairwise(names), strict=True)]
 
 
-def _example(spec: TensorSpec) -> "torch.Tensor":
+def _named_axes(name: str, one: "torch.Tensor", other: "torch.Tensor", family: str) -> TensorSpec:
+    """The spec of a tensor, given what it is for the two examples: an axis that grew has the name of what grew so."""
+    names = {(EXAMPLE_AXES[axis], LONGER_AXES[axis]): axis for axis in EXAMPLE_AXES}
+    pairs = list(zip(one.shape, other.shape, strict=True))
+    shape = tuple(pair[0] if pair[0] == pair[1] else names.get(pair, "?") for pair in pairs)
+    if shape[:1] != ("batch",) or "?" in shape or shape.count("sequence") > 1:
+        raise PluginError(f"a stage gives {name} {list(shape)}, without one batch axis that comes first", plugin=family)
+    return TensorSpec(name=name, dtype=str(one.dtype).removeprefix("torch."), shape=shape)
+
+
+def _example(spec: TensorSpec, axes: Mapping[str, int]) -> "torch.Tensor":
     import torch
 
-    shape = [EXAMPLE_AXES[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+    shape = [axes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
     dtype: torch.dtype = getattr(torch, spec.dtype)
     return torch.ones(shape, dtype=dtype)
 

@@ -12,7 +12,7 @@ import msgspec
 from zoo import external, graph, head, parity
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
-from zoo.data import Dataset
+from zoo.data import Dataset, Item
 from zoo.parity import Top
 from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, TextPreprocess
 
@@ -101,7 +101,7 @@ def merge_head(
     return whole, graph.save(whole, path)
 
 
-def gate_samples(held: Dataset) -> Sequence[Path | str]:
+def gate_samples(held: Dataset) -> Sequence[Item]:
     """Held-out items of as many classes as possible, the same ones whatever the order of the data."""
     ranked = sorted(held.examples, key=lambda example: example.digest)
     seen: dict[str, int] = {}
