@@ -21,11 +21,11 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "data", "inputs", "encode", "samples", "graph", "parity", "runtime", "features",
-        "convert", "torchkit", "head", "external", "words", "wordfiles", "wordpiece",
+        "convert", "torchkit", "head", "metrics", "external", "words", "wordfiles", "wordpiece",
     },
     {
-        "build", "run", "finetune", "evaluate", "export", "conformance", "testing", "probe", "survey", "scaffold",
-        "doctor", "environment", "api",
+        "build", "run", "finetune", "evaluate", "report", "plots", "export", "conformance", "testing", "probe", "survey",
+        "scaffold", "doctor", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

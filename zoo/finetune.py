@@ -15,8 +15,8 @@ from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data import Dataset
 from zoo.errors import DataError
-from zoo.evaluate import measure
 from zoo.features import FeatureCache
+from zoo.metrics import measure
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, Outcome, Preprocess, Task, TextPreprocess
@@ -58,7 +58,7 @@ def finetune(
     targets, held_targets = (_array(part.targets(labels)) for part in (train, held))
     trained = head.train(vectors[:split_at], targets, len(labels), options, progress)
     scores = head.apply(trained.layers, vectors[split_at:])
-    metrics = measure(scores, list(held_targets), labels)
+    metrics = measure(Task.SINGLE_LABEL, scores, held_targets, labels)
     with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
         manifest = _write(folder, base, backbone(), (train, held), trained, (scores, metrics), options)
     return Outcome(
