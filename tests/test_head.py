@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from zoo import DivergedError, FinetuneOptions, UsageError, graph, head, parse_head
 from zoo.metrics import wilson

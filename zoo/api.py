@@ -259,17 +259,21 @@ class Zoo(Environment):
         )  # fmt: skip
 
     def evaluate(
-        self, model: str, data: Path, *, held_out: bool = False, text: str | None = None, label: str | None = None,
-        device: str | None = None,
+        self, model: str, data: str | Path, *, held_out: bool = False, max_bad: float = 0.0, text: str | None = None,
+        image: str | None = None, label: str | None = None, device: str | None = None,
     ) -> Evaluation:  # fmt: skip
         """Run the exported file on labelled data; `held_out` keeps only the items that fine-tuning held out.
 
-        Raises DataError for labels the model does not know, UsageError for a model without a head.
+        `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels the model does not
+        know, UsageError for a model without a head.
         """
         from zoo.evaluate import evaluate
 
-        session = self.session(model, device)
-        return evaluate(session, model, data, held_out=held_out, text=text, label=label, progress=self.progress)
+        return evaluate(
+            self.session(model, device), model, data,
+            held_out=held_out, max_bad=max_bad, text=text, image=image, label=label, offline=self.offline,
+            progress=self.progress,
+        )  # fmt: skip
 
     def export(self, model: str, out: Path) -> Bundle:
         """Write a registry row's features bundle, or a fine-tuned bundle, at `out` after checking it again.

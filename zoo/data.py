@@ -5,15 +5,20 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from zoo.encode import IMAGE_SUFFIXES
 from zoo.errors import DataError, UsageError
-from zoo.schema import ImagePreprocess, Preprocess
+from zoo.progress import SILENT, Progress
+from zoo.schema import ImagePreprocess, Preprocess, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TABLES = (".csv", ".jsonl")
 #: Files that operating systems leave in folders by themselves.
@@ -35,11 +40,26 @@ class Dataset(Struct, frozen=True):
 
     source: str
     examples: tuple[Example, ...]
+    task: Task = Task.SINGLE_LABEL
+    skipped: tuple[object, ...] = ()
+    column: str = DEFAULT_LABEL
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes, sorted."""
-        return tuple(sorted({example.label for example in self.examples}))
+        if self.task is Task.REGRESSION:
+            return (self.column,)
+        return tuple(sorted({label for example in self.examples for label in self.labels_of(example)}))
+
+    def labels_of(self, example: Example) -> tuple[str, ...]:
+        """The labels of one example."""
+        if self.task is Task.MULTI_LABEL:
+            return tuple(part.strip() for part in example.label.split("|") if part.strip())
+        return (example.label,) if self.task is Task.SINGLE_LABEL else ()
+
+    def only(self, examples: "Iterable[Example]") -> "Dataset":
+        """The data set with these of its examples."""
+        return replace(self, examples=tuple(examples))
 
     @property
     def items(self) -> list[Path | str]:
@@ -52,32 +72,55 @@ class Dataset(Struct, frozen=True):
         rows = sorted((example.digest, example.label) for example in self.examples)
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def targets(self, labels: Sequence[str]) -> list[int]:
-        """Each example's class as a position in `labels`. Raises DataError for a class that is not among them."""
+    def targets(self, labels: Sequence[str]) -> "NDArray[Any]":
+        """What a model should answer: int64 [items], float32 [items, labels] of 0 and 1, or float32 [items, 1]."""
+        import numpy as np
+
+        if self.task is Task.REGRESSION:
+            return np.asarray([[float(example.label)] for example in self.examples], np.float32)
         index = {label: position for position, label in enumerate(labels)}
         for example in self.examples:
-            if example.label not in index:
-                raise DataError(
-                    f"{example.name} has the label '{example.label}', which the model does not know",
-                    path=example.name,
-                    hint=f"known labels: {', '.join(labels)}",
-                )
-        return [index[example.label] for example in self.examples]
+            for label in self.labels_of(example):
+                if label not in index:
+                    raise DataError(
+                        f"{example.name} has the label '{label}', which the model does not know",
+                        path=example.name,
+                        hint=f"known labels: {', '.join(labels)}",
+                    )
+        rows = [[index[label] for label in self.labels_of(example)] for example in self.examples]
+        if self.task is Task.SINGLE_LABEL:
+            return np.asarray([row[0] for row in rows], np.int64)
+        several = np.zeros((len(rows), len(labels)), np.float32)
+        for number, row in enumerate(rows):
+            several[number, row] = 1
+        return several
 
 
-def load(path: Path, preprocess: Preprocess, *, text: str | None = None, label: str | None = None) -> Dataset:
+def load(
+    path: str | Path,
+    preprocess: Preprocess,
+    *,
+    task: Task = Task.SINGLE_LABEL,
+    text: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    max_bad: float = 0.01,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> Dataset:
     """The data set at `path` for a model that reads what `preprocess` says; `text` and `label` name columns.
 
     Raises DataError for anything that cannot be used: no such path, the wrong kind, a missing column, an empty cell,
     an empty class.
     """
+    path = Path(path)
     check_kind(path, preprocess, text=text, label=label)
     if isinstance(preprocess, ImagePreprocess):
         return Dataset(str(path), tuple(_read_folder(path)))
     examples = tuple(_read_table(path, text, label))
     if not examples:
         raise DataError(f"{path} has no rows", path=path, hint="give a table with a header and at least one row")
-    return Dataset(str(path), examples)
+    return Dataset(str(path), examples, task, (), label or DEFAULT_LABEL)
 
 
 def check_kind(path: Path, preprocess: Preprocess, *, text: str | None = None, label: str | None = None) -> None:

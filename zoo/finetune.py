@@ -55,7 +55,7 @@ def finetune(
     vectors = features.features([*train.examples, *held.examples], progress)
     labels = train.labels
     split_at = len(train.examples)
-    targets, held_targets = (_array(part.targets(labels)) for part in (train, held))
+    targets, held_targets = (part.targets(labels) for part in (train, held))
     trained = head.train(vectors[:split_at], targets, len(labels), options, progress)
     scores = head.apply(trained.layers, vectors[split_at:])
     metrics = measure(Task.SINGLE_LABEL, scores, held_targets, labels)
@@ -196,9 +196,3 @@ def _gate_samples(held: Dataset) -> list[Path | str]:
         seen[example.label] = seen.get(example.label, 0) + 1
         order.append((seen[example.label], example.digest, example.item))
     return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]
-
-
-def _array(targets: list[int]) -> "NDArray[np.int64]":
-    import numpy as np
-
-    return np.asarray(targets, np.int64)

@@ -132,7 +132,10 @@ def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], 
             value = f"hidden_{index}"
         nodes.append(helper.make_node("Gemm", [value, *names], [f"linear_{index}"], transB=1))
         value = f"linear_{index}"
-    nodes.append(helper.make_node({"softmax": "Softmax"}[activation], [value], [SCORES], axis=-1))
+    operator = {"softmax": "Softmax", "sigmoid": "Sigmoid", "identity": "Identity"}[activation]
+    nodes.append(helper.make_node(operator, [value], [SCORES]))
+    if activation == "softmax":
+        nodes[-1].attribute.append(helper.make_attribute("axis", -1))
     inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
     outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
     graph = helper.make_graph(nodes, "head", inputs, outputs, constants)

@@ -63,10 +63,10 @@ def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "N
     import numpy as np
 
     if task is Task.REGRESSION:
-        return scores
+        return np.asarray(scores)
     if task is Task.MULTI_LABEL:
-        return scores >= np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype)
-    return scores.argmax(1)
+        return np.greater_equal(scores, np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype))
+    return np.asarray(scores.argmax(1))
 
 
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
