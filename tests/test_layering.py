@@ -24,8 +24,8 @@ LAYERS: tuple[set[str], ...] = (
         "convert", "torchkit", "head", "metrics", "external", "words", "wordfiles", "wordpiece",
     },
     {
-        "build", "run", "finetune", "evaluate", "report", "plots", "export", "conformance", "testing", "probe", "survey",
-        "scaffold", "doctor", "environment", "api",
+        "build", "run", "finetune", "evaluate", "report", "page", "plots", "export", "conformance", "testing", "probe",
+        "survey", "scaffold", "doctor", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

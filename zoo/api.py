@@ -17,7 +17,7 @@ from zoo.errors import (
     UnpinnedError,
     UsageError,
 )
-from zoo.extras import RUNTIME, TRAINING, require
+from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.registry import Registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreprocess
 from zoo.store import storage_errors
@@ -246,7 +246,7 @@ class Zoo(Environment):
         if self.is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
-        require("fine-tuning", *RUNTIME, *TRAINING)
+        require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
         if not data.exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         parts = load(entry.preprocess, data, options)

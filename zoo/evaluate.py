@@ -12,7 +12,7 @@ from zoo.bundle import read_split
 from zoo.data import Dataset, load
 from zoo.errors import AccessError, DataError, UsageError, ZooError
 from zoo.extras import require
-from zoo.metrics import decide, measure
+from zoo.metrics import answers, measure
 from zoo.progress import SILENT, Progress
 from zoo.run import Failures
 from zoo.runtime import Session
@@ -79,22 +79,10 @@ def evaluate(
         ),
         trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
         predictions=tuple(labelled(e.name, row, names, len(names)) for e, row in zip(examples, scores, strict=True)),
-        predicted=tuple(words(manifest.task, scores, session.labels, manifest.thresholds)),
+        predicted=tuple(answers(manifest.task, scores, session.labels, manifest.thresholds)),
         truth=tuple(example.label for example in examples),
         skipped=(*map(str, dataset.skipped), *(failures[index].message for index in sorted(failures))),
     )  # fmt: skip
-
-
-def words(
-    task: Task, scores: "NDArray[np.float32]", labels: Sequence[str], thresholds: Sequence[float] = ()
-) -> list[str]:
-    """What scores [items, labels] say, as the data writes it: a label, labels joined by `|`, or a number."""
-    decided = decide(task, scores, thresholds)
-    if task is Task.REGRESSION:
-        return [f"{value:.7g}" for value in decided[:, 0].tolist()]
-    if task is Task.MULTI_LABEL:
-        return ["|".join(label for label, holds in zip(labels, row, strict=True) if holds) for row in decided.tolist()]
-    return [labels[index] for index in decided.tolist()]
 
 
 def columns(task: Task, labels: Sequence[str]) -> tuple[str, ...]:

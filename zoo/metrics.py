@@ -65,8 +65,18 @@ def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "N
     if task is Task.REGRESSION:
         return np.asarray(scores)
     if task is Task.MULTI_LABEL:
-        return np.greater_equal(scores, np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype))
+        return np.asarray(scores >= np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype))
     return np.asarray(scores.argmax(1))
+
+
+def answers(task: Task, scores: "Floats", labels: Sequence[str], thresholds: Sequence[float] = ()) -> list[str]:
+    """What scores [items, labels] say, as data is written: a label, labels joined by `|`, or a number."""
+    decided = decide(task, scores, thresholds).tolist()
+    if task is Task.REGRESSION:
+        return [f"{value:.7g}" for [value] in decided]
+    if task is Task.MULTI_LABEL:
+        return ["|".join(label for label, holds in zip(labels, row, strict=True) if holds) for row in decided]
+    return [labels[index] for index in decided]
 
 
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
@@ -89,20 +99,20 @@ def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray
 def reliability(
     task: Task, scores: "Floats", targets: "ArrayLike", class_weights: Sequence[float] = ()
 ) -> tuple[Bin, ...]:
-    """Bins of equal mass, least confident first (Guo et al., https://arxiv.org/abs/1706.04599; adaptive bins: Nixon et
-    al., https://arxiv.org/abs/1904.01685).
+    """Bins of equal mass, least confident first.
 
     One label: the corrected probability of the label that is answered, against whether it is right. Several: every
-    label's score against whether it holds.
+    label's score against whether it holds. Guo et al., https://arxiv.org/abs/1706.04599; bins of equal mass: Nixon et
+    al., https://arxiv.org/abs/1904.01685.
     """
     import numpy as np
 
     truth = np.asarray(targets)
     if task is Task.MULTI_LABEL:
         return _bins(scores.astype(np.float64).ravel(), truth.astype(np.float64).ravel())
-    answers = scores.argmax(1)
-    confidence = corrected(scores, class_weights)[np.arange(len(scores)), answers]
-    return _bins(confidence, (answers == truth).astype(np.float64))
+    said = scores.argmax(1)
+    confidence = corrected(scores, class_weights)[np.arange(len(scores)), said]
+    return _bins(confidence, (said == truth).astype(np.float64))
 
 
 def expected_error(bins: Sequence[Bin]) -> float:

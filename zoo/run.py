@@ -72,6 +72,7 @@ class Failures:
         self.found: dict[int, ZooError] = {}
 
     def __call__(self, index: int, error: ZooError) -> None:
+        """Keep the error of the item at this place, or raise it."""
         error = named(error, self.names[index], self.items[index])
         if not self.keep_going:
             raise error
