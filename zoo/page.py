@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.encode import decode_image
 from zoo.errors import DataError
-from zoo.plots import CALIBRATION, CONFUSION, CURVES, MAP, MATRIX, SCATTER
+from zoo.plots import CALIBRATION, CONFUSION, CURVES, MAP, MATRIX, NARROW, SCATTER
 from zoo.schema import Task
 
 if TYPE_CHECKING:
@@ -26,18 +26,22 @@ HEADS = {"n": "items", "precision": "precision", "recall": "recall", "f1": "F1",
 
 def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Path | str | bytes]) -> str:
     """The page of these facts, with the plots in `images` by their names and the `items` of the mistakes."""
-    curve, cases = _plot(facts, images, CURVES), _mistakes(facts, items)
+    titles = {
+        CURVES: "Learning curves",
+        SCATTER: "Truth and prediction",
+        CONFUSION: _confusion_title(facts),
+        CALIBRATION: "Calibration",
+        MAP: "Map of the features",
+    }
+    plots = {name: _section(title, _plot(facts, images, name)) for name, title in titles.items() if name in images}
+    # A large matrix has a row of its own.
+    large = plots.pop(CONFUSION) if NARROW < len(facts.metrics.confusion) <= MATRIX else ""
     sections = [
         _notes(facts),
-        '<div class="pair">',
-        _section("Learning curves", curve) if curve else "",
-        _section("Map of the features", _plot(facts, images, MAP)),
-        _section("Truth and prediction", _plot(facts, images, SCATTER)) if SCATTER in images else "",
-        _section("Calibration", _plot(facts, images, CALIBRATION)) if CALIBRATION in images else "",
-        "</div>",
-        _section(_confusion_title(facts), _plot(facts, images, CONFUSION)) if CONFUSION in images else "",
+        f'<div class="pair">{"".join(plots.values())}</div>',
+        large,
         _section("Classes", _classes(facts)) if facts.metrics.per_class else "",
-        _section("Worst mistakes", cases),
+        _section("Worst mistakes", _mistakes(facts, items)),
     ]
     is_text = bool(items) and isinstance(items[0], str)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -101,33 +105,32 @@ def _confusion_title(facts: "Facts") -> str:
 
 
 def _plot(facts: "Facts", images: Mapping[str, bytes], name: str) -> str:
-    if name not in images:
-        return ""
-    metrics, score = facts.metrics, "the score" if facts.task is Task.SINGLE_LABEL else "a label's score"
-    captions = {
-        CURVES: "Loss of the training items and of an inner part that is not trained on; no held-out item is in either.",
-        MAP: "Held-out items on the first two principal axes of their features. Colour: what is true; cross: a mistake.",
-        SCATTER: "A point an item; on the dashed line the prediction is exact.",
-        CALIBRATION: f"How often {score} is right, against what it promises: {metrics.calibration_error or 0:.3f} apart "
-        "on average (expected calibration error).",
-        CONFUSION: "Items by true class (rows) and answer (columns); shaded by the share of the true class.",
-    }
-    if facts.task is Task.REGRESSION:
-        captions[MAP] = "Held-out items on the first two principal axes of their features, coloured by what is true."
-    if facts.task is Task.MULTI_LABEL:
-        captions[CONFUSION] = (
-            "Of each label: the items it is given to and belongs to, those it misses, and the wrong ones."
-        )
-    elif len(facts.labels) > MATRIX:
-        captions[CONFUSION] = f"Of {len(facts.labels):,} classes, the {len(facts.confused)} pairs most often confused."
-    many = name == CONFUSION and facts.task is Task.SINGLE_LABEL and 12 < len(facts.labels) <= MATRIX
-    # A large matrix scrolls sideways on a phone rather than shrink until nobody can read it.
-    style = f' style="min-width: {1.35 * len(facts.labels):.0f}rem"' if many else ""
-    image = f'<img src="{_data(images[name], "png")}" alt="{_safe(captions[name])}"{style}>'
-    return (
-        f'<figure class="plot card"><div class="scroll">{image}</div>'
-        f"<figcaption>{_safe(captions[name])}</figcaption></figure>"
-    )
+    caption = _safe(_caption(facts, name))
+    wide = name == CONFUSION and NARROW < len(facts.metrics.confusion) <= MATRIX
+    # It scrolls sideways on a phone rather than shrink until nobody can read it.
+    style = f' style="min-width: {1.4 * len(facts.labels):.0f}rem"' if wide else ""
+    image = f'<img src="{_data(images[name], "png")}" alt="{caption}"{style}>'
+    return f'<figure class="plot card"><div class="scroll">{image}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def _caption(facts: "Facts", name: str) -> str:
+    several, is_number = facts.task is Task.MULTI_LABEL, facts.task is Task.REGRESSION
+    if name == CURVES:
+        return "Loss of the items trained on, and of an inner part of the data that chooses the epoch; none of them is held out."
+    if name == SCATTER:
+        return "A point an item; on the dashed line the prediction is exact."
+    if name == CALIBRATION:
+        score = "a label's score" if several else "the score"
+        error = f"{facts.metrics.calibration_error or 0:.3f} apart on average (expected calibration error)"
+        return f"How often {score} is right, against what it promises: {error}."
+    if name == MAP:
+        colour = "Colour: what is true." if is_number else "Colour: what is true; cross: a mistake."
+        return f"Held-out items on the first two principal axes of their features. {colour}"
+    if several:
+        return "Items that each label is rightly given to, those that miss it, and those wrongly given it."
+    if len(facts.labels) > MATRIX:
+        return f"Of {len(facts.labels):,} classes, the {len(facts.confused)} pairs that are most often confused."
+    return "Items by true class (rows) and answer (columns); shaded by the share of the true class."
 
 
 def _classes(facts: "Facts") -> str:
@@ -161,7 +164,7 @@ def _mistakes(facts: "Facts", items: Sequence[Path | str | bytes]) -> str:
 
 def _verdict(facts: "Facts", mistake: "Mistake") -> str:
     if facts.task is Task.REGRESSION:
-        return f'{_safe(mistake.label)} is taken for <span class="wrong">{_safe(mistake.predicted)}</span>'
+        return f'{float(mistake.label):.4g} is taken for <span class="wrong">{float(mistake.predicted):.4g}</span>'
     if facts.task is Task.MULTI_LABEL:
         held = mistake.about not in mistake.predicted.split("|")
         what = "missed" if held else "wrongly given"

@@ -20,8 +20,8 @@ CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "repor
 MAP, CALIBRATION = "report-map.png", "report-calibration.png"
 #: Dots an inch, and inches that a plot is wide: small enough that its words stay readable on a phone.
 DPI, WIDTH = 180, 5.4
-#: Classes up to which a confusion is a matrix, and up to which each has a colour of its own.
-MATRIX, COLOURS = 40, 20
+#: Classes up to which a confusion is a matrix, up to which it is no wider than other plots, and colours of a map.
+MATRIX, NARROW, COLOURS = 40, 16, 20
 BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
 
 
@@ -88,6 +88,9 @@ def _curves(facts: "Facts") -> "Figure":
     values = [value for line in facts.curve for value in (line.train_loss, line.val_loss)]
     if min(values) > 0 and max(values) > 30 * min(values):
         losses.set_yscale("log")
+        # Its own labels are formulas.
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter("")
     for axes in (losses, scores):
         axes.axvline(facts.best_epoch, color=GREY, linewidth=1, linestyle="--")
         axes.grid(alpha=0.25)
@@ -211,7 +214,7 @@ def _calibration(facts: "Facts") -> "Figure":
 
 
 def _map(facts: "Facts") -> "Figure":
-    figure, [axes] = _figure(4.9)
+    figure, [axes] = _figure(4.6)
     spots = facts.map
     if facts.task is Task.REGRESSION:
         values = [float(value) for value in spots.label]
@@ -232,7 +235,9 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
 
     spots, counts = facts.map, Counter(facts.map.label)
     ranked = sorted(counts, key=lambda label: (-counts[label], label))
-    kept = sorted(ranked) if len(ranked) <= COLOURS else sorted(ranked[: COLOURS - 1])
+    # Sets of labels are many, and each is rare.
+    limit = COLOURS // 2 if facts.task is Task.MULTI_LABEL else COLOURS
+    kept = sorted(ranked) if len(ranked) <= limit else sorted(ranked[: limit - 1])
     palette = matplotlib.colormaps["tab10" if len(kept) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     groups = [(_short(label) or "(none)", colour, {label}) for label, colour in zip(kept, palette, strict=False)]
     if others := set(ranked) - set(kept):
@@ -246,9 +251,10 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
                 label=name if right else None,
             )  # fmt: skip
     axes.scatter([], [], color="black", marker="x", s=26, linewidths=1.3, label="mistake")
-    longest = max(len(name) for name, _, _ in groups)
+    columns = max(1, min(5, 60 // (max(len(name) for name, _, _ in groups) + 6)))
+    figure.set_figheight(4.0 + 0.16 * -(-(len(groups) + 1) // columns))
     figure.legend(
-        loc="outside lower center", ncols=max(1, min(5, 60 // (longest + 6))), frameon=False, fontsize=8,
+        loc="outside lower center", ncols=columns, frameon=False, fontsize=8,
         handletextpad=0.2, columnspacing=1.0,
     )  # fmt: skip
 
