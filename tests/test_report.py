@@ -1,7 +1,6 @@
 """The report: what it says, that nothing in it can hurt or call home, and how a real browser shows it."""
 
 import base64
-import hashlib
 import json
 import re
 import shutil
@@ -192,7 +191,8 @@ def test_the_numbers_give_the_metrics_again(written: dict[str, Path], pictures: 
             wrong = [label != said for label, said in zip(spots.label, spots.predicted, strict=True)]
             assert sum(pair.n for pair in found.confused) == sum(wrong) == sum(found.wrongly_given.values())
         else:
-            given = [set(said.split("|")) - set(label.split("|")) - {""} for label, said in zip(spots.label, spots.predicted, strict=True)]  # fmt: skip # noqa: E501
+            pairs = zip(spots.label, spots.predicted, strict=True)
+            given = [set(said.split("|")) - set(label.split("|")) - {""} for label, said in pairs]
             assert sum(map(len, given)) == sum(found.wrongly_given.values())
 
 
@@ -224,7 +224,9 @@ def test_the_worst_decision_of_several_labels() -> None:
     assert "</span> missed (0.20); true: a" in page
 
 
-def test_the_same_facts_give_the_same_bytes(pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path) -> None:  # fmt: skip # noqa: E501
+def test_the_same_facts_give_the_same_bytes(
+    pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path
+) -> None:
     import matplotlib
 
     for name, report in three(pictures).items():

@@ -65,7 +65,7 @@ def _png(figure: "Figure") -> bytes:
 
     data = BytesIO()
     # The name of the program would change the bytes with its version.
-    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return data.getvalue()
 
 
@@ -75,6 +75,13 @@ def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
+
+
+def _whole(axes: "Axes") -> None:
+    """Marks at whole numbers only: there is no half an item, or epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curves(facts: "Facts") -> "Figure":
@@ -100,7 +107,7 @@ def _curves(facts: "Facts") -> "Figure":
     names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
     scores.set_ylabel(f"inner {names.get(facts.task, 'accuracy')}")
     scores.set_xlabel("epoch")
-    scores.xaxis.get_major_locator().set_params(integer=True)
+    _whole(scores)
     return figure
 
 
@@ -152,7 +159,7 @@ def _pairs(facts: "Facts") -> "Figure":
         axes.annotate(str(pair.n), (pair.n, place), (3, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole(axes)
     axes.set_xlabel("items, true → predicted")
     return figure
 
@@ -174,7 +181,7 @@ def _several(facts: "Facts") -> "Figure":
         left = [start + int(width) for start, width in zip(left, widths, strict=True)]
     axes.set_yticks(places, [_short(row[0]) for row in counts])
     axes.invert_yaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole(axes)
     axes.set_xlabel("items")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
