@@ -116,9 +116,7 @@ def _plot(facts: "Facts", images: Mapping[str, bytes], name: str) -> str:
 def _caption(facts: "Facts", name: str) -> str:
     several, is_number = facts.task is Task.MULTI_LABEL, facts.task is Task.REGRESSION
     if name == CURVES:
-        return (
-            "Loss of the items trained on and of an inner part that chooses the epoch. No held-out item is among them."
-        )
+        return "Loss of the trained items and of an inner part that chooses the epoch; no held-out item is among them."
     if name == SCATTER:
         return "A point an item; on the dashed line the prediction is exact."
     if name == CALIBRATION:
