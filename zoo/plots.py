@@ -238,15 +238,14 @@ def _map(facts: "Facts") -> "Figure":
 
 def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
     """Points in the colour of what is true, mistakes as crosses, and a legend below."""
-    import matplotlib
-
     spots, counts = facts.map, Counter(facts.map.label)
     ranked = sorted(counts, key=lambda label: (-counts[label], label))
     # Sets of labels are many, and each is rare.
     limit = COLOURS // 2 if facts.task is Task.MULTI_LABEL else COLOURS
     kept = sorted(ranked) if len(ranked) <= limit else sorted(ranked[: limit - 1])
-    palette = matplotlib.colormaps["tab10" if len(kept) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    groups = [(_short(label) or "(none)", colour, {label}) for label, colour in zip(kept, palette, strict=False)]
+    groups = [
+        (_short(label) or "(none)", colour, {label}) for label, colour in zip(kept, _palette(len(kept)), strict=True)
+    ]
     if others := set(ranked) - set(kept):
         groups.insert(0, (f"{len(others)} others", GREY, others))
     for name, colour, members in groups:
@@ -262,8 +261,16 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
     figure.set_figheight(4.0 + 0.16 * -(-(len(groups) + 1) // columns))
     figure.legend(
         loc="outside lower center", ncols=columns, frameon=False, fontsize=8,
-        handletextpad=0.2, columnspacing=1.0,
+        handletextpad=0.2, columnspacing=1.0, markerscale=1.4,
     )  # fmt: skip
+
+
+def _palette(count: int) -> list[str]:
+    """Colours of middling lightness, which show on white and, inverted, on black; grey is left to the others."""
+    from colorsys import hls_to_rgb
+
+    colours = [hls_to_rgb(place / count, 0.38 if place % 2 else 0.58, 0.7) for place in range(count)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]
 
 
 def _short(label: str, limit: int = 22) -> str:
