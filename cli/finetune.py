@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from zoo_cli.metrics import floor_name, summary
 from zoo_cli.output import next_command, print_json, print_table, reference, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import FinetuneOptions, Outcome, UsageError, parse_head, to_plain
+from zoo import FinetuneOptions, Outcome, Task, UsageError, parse_head, to_plain
 
 DEFAULTS, AUTO = FinetuneOptions(), "auto"
+#: An epoch of the last stages costs what thousands of a head's do.
+DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
 
 
 def command(
@@ -17,33 +20,64 @@ def command(
     model: Annotated[str, typer.Argument(help="A name as for zoo pull.")],
     data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
-    epochs: Annotated[int, typer.Option(min=1)] = DEFAULTS.epochs,
+    task: Annotated[Task, typer.Option(help="One label an item, several (a|b in the label column), or a number.")] = (
+        DEFAULTS.task
+    ),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help=f"{DEFAULTS.epochs} for a head, {DEEP_EPOCHS} with --unfreeze.")
+    ] = None,
     head: Annotated[str, typer.Option(help="linear, mlp, or mlp:512,128.")] = "linear",
+    unfreeze: Annotated[int, typer.Option(min=0, help="Train the last N stages of the backbone, too.")] = 0,
+    augment: Annotated[int, typer.Option(min=0, help="Train on K random views of each picture, too.")] = 0,
     val: Annotated[str, typer.Option(help="Fraction to hold out, or a data set of its own.")] = str(DEFAULTS.val),
     lr: Annotated[str, typer.Option(help="Learning rate, or auto: it is searched for.")] = AUTO,
     weight_decay: Annotated[str, typer.Option(help="A number, or auto: it is searched for.")] = AUTO,
     batch: Annotated[int, typer.Option(min=1, help="Items in a training step.")] = DEFAULTS.batch,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs that bring nothing better.")
+    ] = None,
+    class_weights: Annotated[
+        bool, typer.Option("--class-weights", help="Let rare classes count as much as frequent ones.")
+    ] = False,
+    label_smoothing: Annotated[float, typer.Option(min=0, help="Part of each target that is spread evenly.")] = 0.0,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of the items that may be unreadable: they are left out.")
+    ] = DEFAULTS.max_bad,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training of this -o.")] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Decides the split and the training.")
     ] = DEFAULTS.seed,
     text: Annotated[str | None, typer.Option(help="The text column.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of pictures.")] = None,
     label: Annotated[str | None, typer.Option(help="The label column.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Fine-tune: features of the frozen backbone once, a new head, one checked ONNX bundle."""
+    """Fine-tune: features of the frozen backbone once, a new head, one checked ONNX bundle with a report.
+
+    Ctrl-C finishes the step and saves: --resume goes on from there.
+    """
     options = FinetuneOptions(
-        epochs=epochs, hidden=parse_head(head), lr=_number(lr, "--lr"),
-        weight_decay=_number(weight_decay, "--weight-decay"), batch=batch, seed=seed,
-        val=_fraction(val), device=device, text=text, label=label,
+        task=task, epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
+        lr=_number(lr, "--lr"), weight_decay=_number(weight_decay, "--weight-decay"), batch=batch,
+        patience=patience or (DEEP_PATIENCE if unfreeze else DEFAULTS.patience), label_smoothing=label_smoothing,
+        class_weights=class_weights, unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
+        max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
     outcome = make_zoo(context).finetune(model, data, out, options)
     if json:
-        facts = {"items": outcome.items, "features_computed": outcome.computed, "best_epoch": outcome.best_epoch}
+        facts = {
+            "items": outcome.items,
+            "skipped": outcome.skipped,
+            "features_computed": outcome.computed,
+            "best_epoch": outcome.best_epoch,
+        }
         print_json("finetune", {"bundle": str(out), **facts, "metrics": to_plain(outcome.metrics)})
         return
     _print(outcome)
-    columns = [word for name, value in (("--text", text), ("--label", label)) if value for word in (name, value)]
+    say(f"report: {out / 'report.html'}")
+    names = (("--text", text), ("--image", image), ("--label", label))
+    columns = [word for name, value in names if value for word in (name, value)]
     judged = data if isinstance(options.val, float) else options.val
     next_command("zoo", "evaluate", reference(out), judged, "--held-out", *columns)
     write(str(out))
@@ -63,10 +97,10 @@ def _print(outcome: Outcome) -> None:
         )
         for line in lines
     ]
-    print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", "INNER ACCURACY"), rows)
-    assert metrics.accuracy_interval is not None
-    low, high = metrics.accuracy_interval
-    write(f"held out: accuracy {metrics.accuracy:.4f} (95 %: {low:.3f} to {high:.3f}), n = {metrics.n}")
+    print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", f"INNER {floor_name(metrics).upper()}"), rows)
+    if outcome.skipped:
+        say(f"left out: {len(outcome.skipped)} items that cannot be read, listed in skipped.jsonl")
+    write(f"held out: {summary(metrics)}")
 
 
 def _fraction(val: str) -> float | str:

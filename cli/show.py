@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from zoo_cli.metrics import summary
 from zoo_cli.output import human_count, human_size, next_command, print_json, write
 from zoo_cli.state import make_zoo
 
@@ -69,12 +70,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     if manifest.labels:
         facts["labels"] = ", ".join(manifest.labels)
     if manifest.metrics:
-        assert manifest.metrics.accuracy_interval is not None
-        low, high = manifest.metrics.accuracy_interval
-        facts["held out"] = (
-            f"accuracy {manifest.metrics.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}), "
-            f"macro-F1 {manifest.metrics.macro_f1:.3f}, n = {manifest.metrics.n}"
-        )
+        facts["held out"] = summary(manifest.metrics)
     if manifest.lineage.data:
         facts["data"] = f"sha256 {manifest.lineage.data}, seed {manifest.lineage.seed}"
     _print_facts(facts)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.test_chain import write_pictures, write_texts
 from zoo import Zoo
-from zoo.evaluate import wilson
+from zoo.metrics import wilson
 
 
 def zoo(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

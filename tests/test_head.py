@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from zoo import DivergedError, FinetuneOptions, UsageError, graph, head, parse_head
-from zoo.evaluate import measure, wilson
 from zoo.fit import Problem, TrainedHead, fit
 from zoo.interrupt import Interrupt
+from zoo.metrics import wilson
 from zoo.runtime import create_session
 
 
@@ -145,29 +142,3 @@ def test_head_shapes() -> None:
     for text in ("", "mlp:0", "mlp:a", "mlp:-3", "linear:4", "deep"):
         with pytest.raises(UsageError):
             parse_head(text)
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 3), st.lists(st.integers(0, 100), min_size=4, max_size=4)), min_size=1, max_size=60
-    )
-)
-def test_metrics_are_scikit_learns(rows: list[tuple[int, list[int]]]) -> None:
-    targets = [target for target, _ in rows]
-    scores = np.array([scores for _, scores in rows], np.float32)
-    found = measure(scores, targets, ["a", "b", "c", "d"])
-    predicted, every = scores.argmax(1), [0, 1, 2, 3]
-    assert found.accuracy == pytest.approx(accuracy_score(targets, predicted))
-    assert found.macro_f1 == pytest.approx(f1_score(targets, predicted, average="macro"))
-    np.testing.assert_array_equal(found.confusion, confusion_matrix(targets, predicted, labels=every))
-    wanted = precision_recall_fscore_support(targets, predicted, labels=every, zero_division=0)
-    for name, values in zip(("precision", "recall", "f1", "n"), wanted, strict=True):
-        assert [found.per_class[label][name] for label in "abcd"] == pytest.approx(list(values))
-    low, high = found.accuracy_interval
-    assert 0 <= low <= found.accuracy <= high <= 1
-
-
-def test_the_interval_is_wilsons() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263 and 0 of 20.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)

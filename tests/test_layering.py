@@ -22,11 +22,12 @@ LAYERS: tuple[set[str], ...] = (
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
         "graph", "parity", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk", "head",
-        "external", "words", "wordfiles", "plainwords", "wordpiece", "checkpoint", "interrupt", "objective", "training",
+        "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "checkpoint", "interrupt", "objective",
+        "training",
     },
     {
-        "search", "fit", "deep", "tuned", "build", "run", "finetune", "evaluate", "export", "conformance", "testing",
-        "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
+        "search", "fit", "deep", "tuned", "build", "run", "finetune", "evaluate", "report", "page", "plots", "export",
+        "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

@@ -35,10 +35,10 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
-from zoo.evaluate import write_predictions
+from zoo.evaluate import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
-from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, parse_head
+from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, Task, parse_head
 
 __all__ = [
     "AccessError",
@@ -66,12 +66,14 @@ __all__ = [
     "RegistryError",
     "Row",
     "RunResult",
+    "Task",
     "UnknownEntryError",
     "UnknownPluginError",
     "UnpinnedError",
     "UsageError",
     "Zoo",
     "ZooError",
+    "check_predictions",
     "parse_head",
     "to_json",
     "to_plain",

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from zoo.errors import ZooError
-from zoo.schema import Entry, Metrics
+from zoo.schema import Entry, Metrics, Task
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,15 +57,23 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to."""
+    """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to.
+
+    An item has its score of every one of `labels` in `predictions`, what is answered in `predicted` and what is so in
+    `truth`, several labels joined by `|`. `skipped` are lines on the items that could not be read.
+    """
 
     model: str
     data: str
     device: str
+    task: Task
+    labels: tuple[str, ...]
     metrics: Metrics
     trained_on: int
     predictions: tuple[Answer, ...]
+    predicted: tuple[str, ...]
     truth: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from zoo.errors import (
     UnpinnedError,
     UsageError,
 )
-from zoo.extras import RUNTIME, TRAINING, require
+from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.registry import Registry
 from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreprocess
 
@@ -260,37 +261,40 @@ class Zoo(Environment):
         """
         from zoo.data import is_hub
         from zoo.finetune import finetune, load
+        from zoo.tuned import Materials
 
         check_target(out, inside=[] if is_hub(data) else [Path(data)])
         options = options or FinetuneOptions()
         if self.is_path(model):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
-        require("fine-tuning", *RUNTIME, *TRAINING)
+        require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
         if not is_hub(data) and not Path(data).exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
         base = self.graph(model)
         folder = self.pull(model)
-        return finetune(
-            base, parts, out, options,
-            backbone=lambda: self.plugins.make(self.lock.effective(entry), folder),
-            cache=self.store.features, trainings=self.store.trainings, progress=self.progress,
+        backbone = cache(lambda: self.plugins.make(self.lock.effective(entry), folder))
+        materials = Materials(
+            base=base, trunk=lambda cut: self.graph(model, cut), backbone=backbone,
+            cache=self.store.features, trainings=self.store.trainings,
         )  # fmt: skip
+        return finetune(materials, parts, out, options, self.progress)
 
     def evaluate(
-        self, model: str, data: str | Path, *, held_out: bool = False, text: str | None = None,
-        label: str | None = None, device: str | None = None,
+        self, model: str, data: str | Path, *, held_out: bool = False, max_bad: float = 0.0, text: str | None = None,
+        image: str | None = None, label: str | None = None, device: str | None = None,
     ) -> Evaluation:  # fmt: skip
         """Run the exported file on labelled data; `held_out` keeps only the items that fine-tuning held out.
 
-        Raises DataError for labels the model does not know, UsageError for a model without a head.
+        `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels the model does not
+        know, UsageError for a model without a head.
         """
         from zoo.evaluate import evaluate
 
-        session = self.session(model, device)
         return evaluate(
-            session, model, data, held_out=held_out, text=text, label=label, offline=self.offline,
+            self.session(model, device), model, data,
+            held_out=held_out, max_bad=max_bad, text=text, image=image, label=label, offline=self.offline,
             progress=self.progress,
         )  # fmt: skip
 

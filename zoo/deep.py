@@ -19,7 +19,6 @@ from zoo.checkpoint import Checkpoints
 from zoo.fit import Problem, TrainedHead
 from zoo.interrupt import Interrupt
 from zoo.progress import SILENT, Progress
-from zoo.schema import Epoch
 from zoo.torchkit import run_stages
 from zoo.training import Part, Phase, Plan, Training
 
@@ -47,7 +46,6 @@ class TunedTail(Struct, frozen=True, kw_only=True):
 
     stages: "torch.nn.ModuleList"
     head: TrainedHead
-    curve: tuple[Epoch, ...]
     best_epoch: int
 
 
@@ -158,8 +156,13 @@ def fit_tail(
     layers = problem.objective.finish(head.folded(model.head))  # type: ignore[arg-type]
     return TunedTail(
         stages=model.stages,  # type: ignore[arg-type]
-        head=msgspec.structs.replace(trained, layers=layers, thresholds=thresholds),
-        curve=tuple(phase.curve),
+        head=msgspec.structs.replace(
+            trained,
+            layers=layers,
+            thresholds=thresholds,
+            curve=tuple(phase.curve),
+            best_epoch=phase.best_epoch,
+        ),
         best_epoch=phase.best_epoch,
     )
 

@@ -1,27 +1,30 @@
-"""Quality of predictions: accuracy with its interval, macro-F1, per-class precision and recall, confusion."""
+"""The exported file on labelled data: metrics, per-item predictions, and what could not be read."""
 
 import csv
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.answers import Evaluation, labelled
 from zoo.bundle import read_split
-from zoo.data import load
+from zoo.data import Dataset, load
 from zoo.disk import write_atomic
-from zoo.errors import DataError, naming
+from zoo.errors import AccessError, DataError, UsageError, ZooError
+from zoo.extras import require
+from zoo.metrics import answers, measure
 from zoo.progress import SILENT, Progress
+from zoo.run import Failures
 from zoo.runtime import Session
-from zoo.schema import Metrics
+from zoo.schema import Task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Two-sided 95 %.
-Z = 1.959964
+#: Columns of a table of predictions before those of the scores.
+COLUMNS = ("input", "label", "predicted")
 
 
 def evaluate(
@@ -30,90 +33,140 @@ def evaluate(
     data: str | Path,
     *,
     held_out: bool = False,
+    max_bad: float = 0.0,
     text: str | None = None,
+    image: str | None = None,
     label: str | None = None,
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Run the bundle in `session`, called `model`, on labelled data; `held_out` keeps what fine-tuning held out.
 
-    Raises DataError for labels the model does not know, UsageError for a model without a head.
+    `max_bad` is the fraction of the items that may be unreadable: they are left out, and named in the answer. Raises
+    DataError for labels the model does not know and for more unreadable items, UsageError for a model without a head.
     """
     if "scores" not in session.outputs:
         # Said before the data is read, whose labels it could not know anyway.
         session.scores([])
-    dataset = load(data, session.manifest.preprocess, text=text, label=label, offline=offline, progress=progress)
+    if not 0 <= max_bad <= 1:
+        raise UsageError(f"--max-bad {max_bad} is not a fraction", hint="--max-bad 0.01")
+    manifest = session.manifest
+    dataset = load(
+        data, manifest.preprocess, task=manifest.task, text=text, image=image, label=label, max_bad=max_bad,
+        offline=offline, progress=progress,
+    )  # fmt: skip
     split = read_split(session.bundle)
     if held_out:
-        kept = tuple(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
-        if not kept:
+        dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
+        if not dataset.examples:
             raise DataError(f"{data} has none of the items that {model} held out", path=data)
-        dataset = dataset.only(kept)
-    targets = dataset.targets(session.labels).tolist()
-    with naming([example.name for example in dataset.examples], dataset.items):
-        scores = session.scores(dataset.items, progress)
-    rows = zip(dataset.examples, scores, strict=True)
+    # Labels that the model does not know are said before its answers are computed.
+    dataset.targets(session.labels)
+    scores, failures = _scores(session, dataset, max_bad, progress)
+    left = [index for index in range(len(dataset.examples)) if index not in failures]
+    examples, scores = [dataset.examples[index] for index in left], scores[left]
+    targets = dataset.only(examples).targets(session.labels)
+    names = columns(manifest.task, session.labels)
     return Evaluation(
         model=model,
         data=str(data),
         device=session.device,
-        metrics=measure(scores, targets, session.labels),
-        trained_on=sum(1 for e in dataset.examples if e.digest in split and not split[e.digest].held_out),
-        predictions=tuple(labelled(example.name, row, session.labels, len(session.labels)) for example, row in rows),
-        truth=tuple(example.label for example in dataset.examples),
-    )
+        task=manifest.task,
+        labels=names,
+        metrics=measure(
+            manifest.task, scores, targets, session.labels,
+            thresholds=manifest.thresholds, class_weights=manifest.class_weights,
+        ),
+        trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
+        predictions=tuple(labelled(e.name, row, names, len(names)) for e, row in zip(examples, scores, strict=True)),
+        predicted=tuple(answers(manifest.task, scores, session.labels, manifest.thresholds)),
+        truth=tuple(example.label for example in examples),
+        skipped=(*map(str, dataset.skipped), *(failures[index].message for index in sorted(failures))),
+    )  # fmt: skip
 
 
-def measure(scores: "NDArray[np.float32]", targets: Sequence[int], labels: Sequence[str]) -> Metrics:
-    """Metrics of class scores [items, labels] against the true positions in `labels`."""
-    import numpy as np
+def columns(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+    """A name for each column of the scores; a number without a name is a `value`."""
+    return ("value",) if task is Task.REGRESSION and not labels else tuple(labels)
 
-    predicted = scores.argmax(1)
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (np.asarray(targets), predicted), 1)
-    hits = confusion.diagonal()
-    per_class = {
-        label: {
-            "precision": _ratio(hits[index], confusion[:, index].sum()),
-            "recall": _ratio(hits[index], confusion[index].sum()),
-            "f1": _ratio(2 * hits[index], confusion[:, index].sum() + confusion[index].sum()),
-            "n": float(confusion[index].sum()),
-        }
-        for index, label in enumerate(labels)
+
+def check_predictions(path: Path) -> None:
+    """Raise UsageError for a file that `write_predictions` cannot write, MissingExtraError where a package lacks."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise UsageError(f"{path} is neither .csv nor .parquet", hint="--predictions FILE.csv or FILE.parquet")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="--predictions FILE.csv or FILE.parquet")
+    if suffix == ".parquet":
+        require("writing Parquet", "pyarrow")
+
+
+def write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write a table with a row an item, as CSV or Parquet by the suffix.
+
+    The columns are input, label (of a number: target), predicted, then every label's score; a label that is called
+    like one of the first three has `score:` before it. Raises as `check_predictions` does, and AccessError.
+    """
+    check_predictions(path)
+    rows = list(zip(evaluation.predictions, evaluation.truth, evaluation.predicted, strict=True))
+    is_number = evaluation.task is Task.REGRESSION
+    table: dict[str, list[Any]] = {
+        "input": [answer.input for answer, _, _ in rows],
+        "target" if is_number else "label": [float(truth) if is_number else truth for _, truth, _ in rows],
+        "predicted": [answer.labels[0][1] if is_number else said for answer, _, said in rows],
     }
-    present = [label for index, label in enumerate(labels) if confusion[index].any() or confusion[:, index].any()]
-    return Metrics(
-        n=len(targets),
-        accuracy=_ratio(hits.sum(), len(targets)),
-        accuracy_interval=wilson(int(hits.sum()), len(targets)),
-        macro_f1=sum(per_class[label]["f1"] for label in present) / len(present),
-        per_class=per_class,
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-    )
+    if not is_number:
+        scores = [dict(answer.labels) for answer, _, _ in rows]
+        for label in evaluation.labels:
+            table[f"score:{label}" if label in COLUMNS else label] = [row[label] for row in scores]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (_csv if path.suffix.lower() == ".csv" else _parquet)(table))
+    except OSError as error:
+        raise AccessError(
+            f"{path} cannot be written: {error.strerror or error}", hint="choose another file for --predictions"
+        ) from error
 
 
-def write_predictions(evaluation: "Evaluation", path: Path) -> None:
-    """Write a CSV with a row an item: input, true label, predicted label, then every class's score."""
-    labels = sorted(evaluation.metrics.per_class)
+def _csv(table: dict[str, list[Any]]) -> bytes:
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["input", "label", "predicted", *labels])
-    for answer, truth in zip(evaluation.predictions, evaluation.truth, strict=True):
-        scores = dict(answer.labels)
-        table.writerow([answer.input, truth, answer.labels[0][0], *(f"{scores[label]:.7g}" for label in labels)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.getvalue().encode())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    for row in zip(*table.values(), strict=True):
+        writer.writerow([f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row])
+    return text.getvalue().encode()
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927): honest for small n and near 0 and 1."""
-    share, z2 = hits / n, Z * Z
-    centre = share + z2 / (2 * n)
-    margin = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    low, high = ((centre + sign * margin) / (1 + z2 / n) for sign in (-1, 1))
-    # At 0 and 1 the interval ends there, and rounding must not say otherwise.
-    return (low if hits else 0.0), (high if hits < n else 1.0)
+def _parquet(table: dict[str, list[Any]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    numbers = {name: pyarrow.float32() for name, cells in table.items() if cells and isinstance(cells[0], float)}
+    arrays = {name: pyarrow.array(cells, numbers.get(name, pyarrow.string())) for name, cells in table.items()}
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(arrays), sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
-def _ratio(part: "int | np.int64", whole: "int | np.int64") -> float:
-    return float(part) / float(whole) if whole else 0.0
+def _scores(
+    session: Session, dataset: Dataset, max_bad: float, progress: Progress
+) -> "tuple[NDArray[np.float32], dict[int, ZooError]]":
+    """(scores [items, labels], the error of each item that has none, by its place). Raises DataError for too many."""
+    names = [example.name for example in dataset.examples]
+    failures = Failures(names, dataset.items, keep_going=max_bad > 0)
+    before, total = len(dataset.skipped), len(dataset.skipped) + len(names)
+    # A product such as 0.29 * 100 lies a little below the whole number that is meant.
+    allowed = min(math.floor(max_bad * total + 1e-9), total - 1)
+
+    def skip(index: int, error: ZooError) -> None:
+        failures(index, error)
+        if before + len(failures.found) > allowed:
+            raise DataError(
+                f"more than {allowed} of {total} items cannot be read, the last of them: {error.message}",
+                path=names[index],
+                hint=f"repair or remove them, or a larger --max-bad than {max_bad:g}",
+            )
+
+    scores = session.infer(dataset.items, ["scores"], progress, skip)["scores"]
+    return scores, failures.found

@@ -13,6 +13,7 @@ from zoo.disk import staged_dir
 from zoo.errors import IntegrityError
 from zoo.parity import Top
 from zoo.progress import Progress
+from zoo.tuned import tuned_reference
 
 
 def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) -> Bundle:
@@ -34,7 +35,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
         items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
         report = parity.check(
             model,
-            backbone.reference,
+            tuned_reference(source, backbone),
             items,
             origin,
             preprocess=reader,

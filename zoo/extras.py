@@ -8,7 +8,9 @@ from zoo.errors import MissingExtraError
 RUNTIME = ("onnxruntime", "numpy", "onnx")
 #: What exporting, gating and training need on top.
 TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
-TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript"})
+#: What the report on a training draws with.
+REPORT = ("matplotlib",)
+TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript", "matplotlib"})
 #: What the extra `words` brings: enough to pull word vectors and to look for nearest words.
 WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
 #: What the extra `data` brings: enough to read data sets in Parquet files.

@@ -1,77 +1,106 @@
-"""Fine-tuning with a frozen backbone: features once, a head in seconds, both merged into one gated ONNX file."""
+"""Fine-tuning: features of the frozen backbone once, a head in seconds, all merged into one gated ONNX file.
+
+With `unfreeze` the last stages are then trained together with the head, on the activations of those before them.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo import head, tuned
-from zoo.backbone import Backbone
+from zoo import head, trunk, tuned
+from zoo.activations import Activations
 from zoo.bundle import Bundle
 from zoo.checkpoint import Checkpoints
-from zoo.data import Dataset
-from zoo.disk import staged_dir, write_atomic
-from zoo.errors import NotFoundError, UsageError
-from zoo.evaluate import measure
+from zoo.data import Dataset, require_classes
+from zoo.deep import fit_tail
+from zoo.disk import staged_dir, storage_errors, write_atomic
+from zoo.errors import DataError, NotFoundError, UsageError
+from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
-from zoo.fit import Problem, fit
-from zoo.interrupt import noticing
+from zoo.fit import Problem, TrainedHead, fit
+from zoo.interrupt import Interrupt, noticing
+from zoo.metrics import measure
+from zoo.notes import survey
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, Outcome, Preprocess
 from zoo.split import divide
-from zoo.tuned import Result
+from zoo.tuned import Materials, Result, Tuned
+from zoo.views import View
 
-#: What a training is of, beside its checkpoints.
-IDENTITY = "run.json"
+if TYPE_CHECKING:
+    from zoo.objective import Floats
+
+#: What a training is of, beside its checkpoints; the folders of these.
+IDENTITY, PHASES = "run.json", ("inner", "all", "tail-inner", "tail-all")
 #: Options that may be others when a training goes on.
 MAY_CHANGE = frozenset(
-    {"epochs", "patience", "lr", "weight_decay", "resume", "device", "text", "image", "label", "val"}
+    {"epochs", "patience", "lr", "weight_decay", "max_bad", "resume", "device", "text", "image", "label", "val"}
 )
 
 
 def finetune(
-    base: Bundle,
+    materials: Materials,
     parts: tuple[Dataset, Dataset],
     out: Path,
     options: FinetuneOptions,
-    *,
-    backbone: Callable[[], Backbone],
-    cache: Path,
-    trainings: Path,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Train a head for `parts` (training, held out) on the features of `base` and write a gated bundle at `out`.
+    """Train for `parts` (training, held out) and write a gated bundle at `out`.
 
-    `backbone` gives the family's own arithmetic for the gate; `cache` and `trainings` are folders for features and for
-    checkpoints. Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`.
-    On Ctrl-C the step is finished and saved, and `options.resume` goes on from there.
+    Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
+    is finished and saved, KeyboardInterrupt is raised, and `options.resume` goes on from there.
     """
+    source = parts[0].source
+    notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
+    for note in notes:
+        progress.note(note)
+    if options.unfreeze:
+        # Whether so many stages can be trained is said before anything is computed.
+        trunk.cut_at(materials.backbone(), options.unfreeze)
+    session = Session(materials.base, options.device)
+    cache = FeatureCache(materials.cache, session)
+    parts, (vectors, held_vectors), computed = _features(cache, parts, options, progress)
     train, held = parts
-    session = Session(base, options.device)
-    features = FeatureCache(cache, session)
-    vectors = features.features([*train.examples, *held.examples], progress)
     labels = train.labels
-    split_at = len(train.examples)
-    targets, held_targets = (part.targets(labels) for part in (train, held))
-    run = open_run(trainings, out, identity(base, parts, labels, options), options)
+    targets, held_targets = (part.targets(labels) for part in parts)
+    views = [cache.features(train.examples, progress, view=View(options.seed, k + 1)) for k in range(options.augment)]
+    facts = identity(materials.base, parts, labels, options)
+    with storage_errors(materials.trainings):
+        run = open_run(materials.trainings, out, facts, options)
     with noticing() as stop:
-        problem = Problem(vectors[:split_at], targets, len(labels), options)
+        problem = Problem(vectors, targets, len(labels), options, views)
         trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
-    scores = head.apply(trained.layers, vectors[split_at:], trained.activation)
-    metrics = measure(scores, list(held_targets), labels)
-    result = Result(train=train, held=held, labels=labels, trained=trained, scores=scores, metrics=metrics)
+        model = Tuned(frozen=materials.base, head=trained, labels=labels)
+        if options.unfreeze:
+            model = _unfrozen(materials, problem, trained, train, labels, session.device, stop, run, progress)
     with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
-        manifest = tuned.write(folder, base, backbone().reference, result, options)
+        draft = tuned.write_model(folder, materials.base, materials.backbone(), model, parts, options)
+        scores = head.apply(model.head.layers, held_vectors, model.head.activation)
+        if model.stages is not None:
+            # The features are no longer those of the cache: the file itself is judged.
+            found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
+            scores, held_vectors = found["scores"], found["features"]
+        metrics = measure(
+            options.task, scores, held_targets, labels,
+            thresholds=model.head.thresholds, class_weights=model.head.class_weights,
+        )  # fmt: skip
+        result = Result(
+            train=train, held=held, scores=scores, features=held_vectors, targets=held_targets, metrics=metrics,
+            notes=(*notes, *(f"left out: {each}" for each in (*train.skipped, *held.skipped))),
+        )  # fmt: skip
+        manifest = tuned.write_records(folder, draft, model, result, options, source)
     return Outcome(
         manifest=manifest,
         metrics=metrics,
-        curve=trained.curve,
-        best_epoch=trained.best_epoch,
-        computed=features.computed,
-        items=len(vectors),
+        curve=model.head.curve,
+        best_epoch=model.head.best_epoch,
+        computed=computed,
+        items=len(train.examples) + len(held.examples),
+        skipped=tuple(str(each) for each in (*train.skipped, *held.skipped)),
     )
 
 
@@ -113,7 +142,7 @@ def open_run(trainings: Path, out: Path, facts: dict[str, Any], options: Finetun
     """
     folder = trainings / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     if not options.resume:
-        for phase in ("inner", "all", "tail-inner", "tail-all"):
+        for phase in PHASES:
             Checkpoints(folder / phase).clear()
         write_atomic(folder / IDENTITY, msgspec.json.encode({"out": str(out.resolve()), **facts}))
         return folder
@@ -121,11 +150,9 @@ def open_run(trainings: Path, out: Path, facts: dict[str, Any], options: Finetun
         before = msgspec.json.decode((folder / IDENTITY).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
         raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
-    now = msgspec.to_builtins(facts)
-    differences = [
-        f"{name}: {before.get(name)} then, {value} now" for name, value in now.items() if before.get(name) != value
-    ]
-    if differences:
+    changed = [name for name, value in facts.items() if before.get(name) != value]
+    if changed:
+        differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
         raise UsageError(
             f"the training of {out} was of something else: {'; '.join(differences)}",
             hint="give what it was started with, or leave --resume out",
@@ -133,7 +160,74 @@ def open_run(trainings: Path, out: Path, facts: dict[str, Any], options: Finetun
     return folder
 
 
+def _features(
+    cache: FeatureCache, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress
+) -> "tuple[tuple[Dataset, Dataset], tuple[Floats, Floats], int]":
+    """(parts without what cannot be read, their features, how many were computed)."""
+    examples = [*parts[0].examples, *parts[1].examples]
+    skipped = [*parts[0].skipped, *parts[1].skipped]
+    total, bad = len(examples) + len(skipped), dict[int, Skipped]()
+
+    def skip(place: int, error: DataError) -> None:
+        bad[place] = Skipped(examples[place].name, error.message)
+        check_bad([*skipped, *bad.values()], total, options.max_bad)
+
+    vectors = cache.features(examples, progress, skip)
+    border = len(parts[0].examples)
+    kept = [[place for place in places if place not in bad] for places in (range(border), range(border, len(examples)))]
+    left = [
+        msgspec.structs.replace(
+            part.only(examples[place] for place in places),
+            skipped=(*part.skipped, *(bad[place] for place in sorted(bad) if (place < border) == (part is parts[0]))),
+        )
+        for part, places in zip(parts, kept, strict=True)
+    ]
+    if bad:
+        _check_left(left, parts)
+    return (left[0], left[1]), (vectors[kept[0]], vectors[kept[1]]), cache.computed
+
+
+def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
+    """Raise DataError when the unreadable items were all that a part or a class had."""
+    for now, before in zip(left, parts, strict=True):
+        if not now.examples or (now.labels != before.labels and before is parts[0]):
+            gone = sorted(set(before.labels) - set(now.labels))
+            what = f"the class '{gone[0]}'" if gone else f"{before.source}"
+            raise DataError(
+                f"no item of {what} can be read: {now.skipped[-1]}", path=before.source, hint="repair or replace them"
+            )
+    require_classes(left[0])
+
+
+def _unfrozen(
+    materials: Materials,
+    problem: Problem,
+    trained: TrainedHead,
+    train: Dataset,
+    labels: tuple[str, ...],
+    device: str,
+    stop: Interrupt,
+    run: Path,
+    progress: Progress,
+) -> Tuned:
+    """The model with its last stages trained together with the head; without them where that made nothing better."""
+    options, backbone = problem.options, materials.backbone()
+    cut = trunk.cut_at(backbone, options.unfreeze)
+    frozen = materials.trunk(cut)
+    session = Session(frozen, device)
+    with Activations.open(
+        materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
+    ) as activations:
+        found = fit_tail(
+            problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
+            device=device, checkpoints=run, resume=options.resume, progress=progress,
+        )  # fmt: skip
+    if not found.best_epoch:
+        progress.note(f"training the last {options.unfreeze} stages made nothing better: they stay as they were")
+        return Tuned(frozen=materials.base, head=trained, labels=labels)
+    return Tuned(frozen=frozen, head=found.head, labels=labels, stages=found.stages)
+
+
 def _in_order(part: Dataset) -> Dataset:
-    """In the order of the items' bytes: files found in another order must train the same model."""
     ranked = sorted(part.examples, key=lambda example: (example.digest, example.label, example.name))
-    return msgspec.structs.replace(part, examples=tuple(ranked))
+    return part.only(ranked)

@@ -37,7 +37,7 @@ def answer(
             return labelled(name, row, session.labels, top)
         return Answer(input=name, features=tuple(row.tolist()))
 
-    failures = _Failures(names, items, keep_going)
+    failures = Failures(names, items, keep_going)
     found = session.infer(items, [output], progress, failures)[output]
     pairs = zip(names, found, strict=True)
     return [failures.of(index) or facts(row, name) for index, (name, row) in enumerate(pairs)]
@@ -51,7 +51,7 @@ def nearest_words(
     A text that is a word of the table is that word; any other one is the mean of its known words' vectors, as the
     features graph has it.
     """
-    failures = _Failures(names, texts, keep_going)
+    failures = Failures(names, texts, keep_going)
     known: dict[int, list[int]] = {}
     for index, text in enumerate(texts):
         try:
@@ -62,7 +62,7 @@ def nearest_words(
     return [failures.of(index) or Answer(input=name, words=tuple(found[index])) for index, name in enumerate(names)]
 
 
-class _Failures:
+class Failures:
     """What is wrong with which item; called as a Session's `skip`. Without `keep_going` the first one is raised."""
 
     def __init__(self, names: Sequence[str], items: Sequence[object], keep_going: bool) -> None:
@@ -72,6 +72,7 @@ class _Failures:
         self.found: dict[int, ZooError] = {}
 
     def __call__(self, index: int, error: ZooError) -> None:
+        """Keep the error of the item at this place, or raise it."""
         error = named(error, self.names[index], self.items[index])
         if not self.keep_going:
             raise error

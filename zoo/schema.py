@@ -284,7 +284,10 @@ class Epoch(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What a fine-tuning run made: the bundle's manifest, how the head was trained, how many features were new."""
+    """What a fine-tuning run made: the bundle's manifest, how it was trained, how many features were new.
+
+    `skipped` are the items that were left out, each with the reason.
+    """
 
     manifest: Manifest
     metrics: Metrics
@@ -292,6 +295,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     best_epoch: int
     computed: int
     items: int
+    skipped: tuple[str, ...] = ()
 
 
 class ExportOptions(Struct, frozen=True, kw_only=True):

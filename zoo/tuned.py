@@ -1,70 +1,104 @@
-"""Writing a fine-tuned bundle: features graph and head in one ONNX file, gated, with the records of how it was made."""
+"""Writing a fine-tuned bundle: backbone and head in one ONNX file, gated, with the records of how it was made."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import external, graph, head, parity
+from zoo import external, graph, head, parity, trunk
+from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data import Dataset, Item
 from zoo.parity import Top
-from zoo.schema import FinetuneOptions, HeadSpec, Lineage, Manifest, Metrics, TextPreprocess
+from zoo.report import Report, write_report
+from zoo.schema import FinetuneOptions, HeadSpec, Manifest, Metrics, TextPreprocess
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+    import torch
     from numpy.typing import NDArray
 
     from zoo.fit import TrainedHead
     from zoo.parity import Reference
 
-TRAINING = "training.json"
+#: The learning curve; items that were left out, a JSON object each.
+TRAINING, SKIPPED = "training.json", "skipped.jsonl"
 #: Held-out items that the parity gate looks at.
 GATE_SAMPLES = 8
 
 
+class Materials(msgspec.Struct, frozen=True, kw_only=True):
+    """What fine-tuning works with: the features bundle, trunks by their cut, the family, and two folders."""
+
+    base: Bundle
+    trunk: Callable[[int], Bundle]
+    backbone: Callable[[], Backbone]
+    cache: Path
+    trainings: Path
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """A trained model: the frozen part (features bundle, or trunk), the head, and the tuned stages between them."""
+
+    frozen: Bundle
+    head: "TrainedHead"
+    labels: tuple[str, ...]
+    stages: "torch.nn.ModuleList | None" = None
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training gave, for the bundle: the head, its scores [items, labels] on the held-out items, their worth."""
+    """How it did on the held-out items: scores [items, labels], features [items, dim], targets, metrics."""
 
     train: Dataset
     held: Dataset
-    labels: tuple[str, ...]
-    trained: "TrainedHead"
     scores: "NDArray[np.float32]"
+    features: "NDArray[np.float32]"
+    targets: "NDArray[np.generic]"
     metrics: Metrics
+    notes: tuple[str, ...]
 
 
-def write(folder: Path, base: Bundle, reference: "Reference", result: Result, options: FinetuneOptions) -> Manifest:
-    """Write model, head, records and manifest into `folder`. Raises GateError when the file is not the model."""
-    source, preprocess, trained = base.manifest, base.manifest.preprocess, result.trained
-    digest = hashlib.sha256((result.train.digest + result.held.digest).encode()).hexdigest()
+def write_model(
+    folder: Path,
+    base: Bundle,
+    backbone: Backbone,
+    tuned: Tuned,
+    parts: tuple[Dataset, Dataset],
+    options: FinetuneOptions,
+) -> Manifest:
+    """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
+
+    Raises GateError when the file is not the model.
+    """
+    source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
+    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     lineage = msgspec.structs.replace(
         source.lineage, data=digest, seed=options.seed, options=msgspec.to_builtins(options), versions=versions()
     )
     if isinstance(preprocess, TextPreprocess):
         shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
     top = Top(trained.layers, trained.activation)
-    whole, model = merge_head(base, top, lineage, result.labels, folder / MODEL)
+    whole, model, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
     report = parity.check(
         model,
         reference,
-        gate_samples(result.held),
+        gate_samples(parts[1]),
         "the held-out items",
         preprocess=encoder(preprocess, folder),
         top=top,
         tables=external.files(model, external.beside(folder)),
     )
     head.save(trained.layers, folder / HEAD)
-    _write_records(folder, result)
     inputs, outputs = graph.tensor_specs(whole)
     choice = trained.choice
-    manifest = msgspec.structs.replace(
+    spec = HeadSpec(hidden=options.hidden, scaling=choice.scaling, lr=choice.lr, weight_decay=choice.weight_decay)
+    return msgspec.structs.replace(
         source,
         schema_version=SCHEMA_VERSION,
         task=options.task,
@@ -74,31 +108,61 @@ def write(folder: Path, base: Bundle, reference: "Reference", result: Result, op
         lineage=lineage,
         parity=report,
         activation=trained.activation,
-        labels=result.labels,
+        labels=tuned.labels,
         thresholds=trained.thresholds,
         class_weights=trained.class_weights,
-        unfrozen=options.unfreeze,
-        head=HeadSpec(hidden=options.hidden, scaling=choice.scaling, lr=choice.lr, weight_decay=choice.weight_decay),
-        metrics=result.metrics,
+        unfrozen=len(tuned.stages or ()),
+        head=spec,
     )
+
+
+def write_records(
+    folder: Path, draft: Manifest, tuned: Tuned, result: Result, options: FinetuneOptions, source: str
+) -> Manifest:
+    """Write how the model was trained and how it did beside it, and the manifest last."""
+    trained, train, held = tuned.head, result.train, result.held
+    lines = [Held(example.digest, example.label, False) for example in train.examples]
+    rows = zip(held.examples, result.scores.tolist(), strict=True)
+    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
+    (folder / SPLIT).write_bytes(_lines(lines))
+    if skipped := (*train.skipped, *held.skipped):
+        (folder / SKIPPED).write_bytes(_lines(skipped))
+    curve = {"best_epoch": trained.best_epoch, "curve": [msgspec.to_builtins(epoch) for epoch in trained.curve]}
+    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    facts = Report(
+        name=draft.name,
+        backbone=draft.lineage.entry.name,
+        data=source,
+        task=options.task,
+        labels=tuned.labels,
+        metrics=result.metrics,
+        trained_on=len(train.examples),
+        curve=trained.curve,
+        best_epoch=trained.best_epoch,
+        examples=held.examples,
+        scores=result.scores,
+        targets=result.targets,
+        features=result.features,
+        thresholds=trained.thresholds,
+        class_weights=trained.class_weights,
+        options=msgspec.to_builtins(options),
+        versions=draft.lineage.versions,
+        notes=result.notes,
+    )
+    write_report(folder, facts)
+    manifest = msgspec.structs.replace(draft, files=describe_files(folder), metrics=result.metrics)
     write_manifest(folder, manifest)
     return manifest
 
 
-def merge_head(
-    base: Bundle, top: Top, lineage: Lineage, labels: tuple[str, ...], path: Path
-) -> "tuple[onnx.ModelProto, bytes]":
-    """Put the head behind the features graph of `base` and write the whole chain at `path`, its tables beside it."""
-    import onnx
-
-    data = base.read_model()
-    external.copy(data, base.path, path.parent)
-    body = onnx.load_from_string(data)
-    cut = [value for value in body.graph.value_info if value.name == base.manifest.cut]
-    whole = graph.join(body, graph.head(top.layers, top.activation), keep=[graph.FEATURES])
-    whole.graph.value_info.extend(cut)
-    graph.describe(whole, metadata(lineage, base.manifest.preprocess, labels))
-    return whole, graph.save(whole, path)
+def tuned_reference(bundle: Bundle, backbone: Backbone) -> "Reference":
+    """The arithmetic that a bundle must equal: the family's own, with the stages that the bundle has tuned."""
+    if not bundle.manifest.unfrozen:
+        return backbone.reference
+    bundle.check(trunk.TAIL_FILE)
+    stages = list(trunk.tail(backbone, trunk.cut_at(backbone, bundle.manifest.unfrozen)))
+    trunk.load_tail(bundle.path / trunk.TAIL_FILE, stages)
+    return trunk.tuned_reference(backbone, stages)
 
 
 def gate_samples(held: Dataset) -> Sequence[Item]:
@@ -112,11 +176,36 @@ def gate_samples(held: Dataset) -> Sequence[Item]:
     return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]
 
 
-def _write_records(folder: Path, result: Result) -> None:
-    lines = [Held(example.digest, example.label, False) for example in result.train.examples]
-    rows = zip(result.held.examples, result.scores.tolist(), strict=True)
-    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
-    (folder / SPLIT).write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-    trained = result.trained
-    curve = {"best_epoch": trained.best_epoch, "curve": [msgspec.to_builtins(epoch) for epoch in trained.curve]}
-    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+def _merge(
+    folder: Path, backbone: Backbone, tuned: Tuned, top: Top, facts: dict[str, str]
+) -> "tuple[onnx.ModelProto, bytes, Reference]":
+    """(the model, its bytes as written, what it must equal): the frozen part, the tuned stages, the head."""
+    layers = graph.head(top.layers, top.activation)
+    if tuned.stages is None:
+        return *merge_head(tuned.frozen, layers, facts, folder / MODEL), backbone.reference
+    stages, tail = list(tuned.stages), folder / ".tail.onnx"
+    trunk.export_tail(tail, stages, backbone)
+    whole, model = trunk.merge(tuned.frozen, tail, folder / MODEL, head=layers, facts=facts)
+    tail.unlink()
+    trunk.save_tail(stages, folder / trunk.TAIL_FILE)
+    return whole, model, trunk.tuned_reference(backbone, stages)
+
+
+def merge_head(
+    base: Bundle, layers: "onnx.ModelProto", facts: dict[str, str], path: Path
+) -> "tuple[onnx.ModelProto, bytes]":
+    """Put the head behind the features graph of `base` and write the whole chain at `path`, its tables beside it."""
+    import onnx
+
+    data = base.read_model()
+    external.copy(data, base.path, path.parent)
+    body = onnx.load_from_string(data)
+    cut = [value for value in body.graph.value_info if value.name == base.manifest.cut]
+    whole = graph.join(body, layers, keep=[graph.FEATURES])
+    whole.graph.value_info.extend(cut)
+    graph.describe(whole, facts)
+    return whole, graph.save(whole, path)
+
+
+def _lines(rows: Sequence[msgspec.Struct]) -> bytes:
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
