@@ -221,6 +221,6 @@ def test_the_digest_of_a_data_set_ignores_order_and_names() -> None:
 
 def test_labels_that_a_model_does_not_know() -> None:
     data = dataset([])
-    assert data.targets(["c", "b", "a", "d"]) == [2, 2, 1, 1, 0, 0]
+    assert data.targets(["c", "b", "a", "d"]).tolist() == [2, 2, 1, 1, 0, 0]
     with pytest.raises(DataError, match="has the label 'c', which the model does not know"):
         data.targets(["a", "b"])
