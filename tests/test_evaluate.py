@@ -12,7 +12,7 @@ import onnx
 import pytest
 from zoo_cli.metrics import print_confusion, print_labels, print_summary, summary
 
-from tests.test_chain import write_texts
+from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
 from zoo import DataError, GateError, UsageError, Zoo, graph
 from zoo.build import metadata
@@ -24,15 +24,15 @@ from zoo.schema import HeadSpec, Metrics, Task
 ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}
 
 
-def bundle_of(task: Task, labels: tuple[str, ...], folder: Path, **facts: Any) -> Bundle:
-    """A bundle of tiny-bert with a random head for `task`, written as fine-tuning writes one."""
-    base = Zoo().graph("tiny-bert")
-    manifest, random = base.manifest, np.random.default_rng(0)
-    layer = (random.normal(0, 1, (len(labels), 32)).astype(np.float32), np.zeros(len(labels), np.float32))
-    shutil.copytree(base.path, folder)
-    whole = graph.join(
-        onnx.load_from_string(base.read_model()), graph.head([layer], ACTIVATIONS[task]), keep=[graph.FEATURES]
-    )
+def bundle_of(task: Task, labels: tuple[str, ...], folder: Path, *, base: str = "tiny-bert", **facts: Any) -> Bundle:
+    """A bundle of a tiny model with a random head for `task`, written as fine-tuning writes one."""
+    source = Zoo().graph(base)
+    manifest, random = source.manifest, np.random.default_rng(0)
+    layer = (random.normal(0, 1, (len(labels), manifest.dim)).astype(np.float32), np.zeros(len(labels), np.float32))
+    shutil.copytree(source.path, folder)
+    body = onnx.load_from_string(source.read_model())
+    whole = graph.join(body, graph.head([layer], ACTIVATIONS[task]), keep=[graph.FEATURES])
+    whole.graph.value_info.extend(value for value in body.graph.value_info if value.name == manifest.cut)
     graph.describe(whole, metadata(manifest.lineage, manifest.preprocess, labels))
     graph.save(whole, folder / MODEL)
     inputs, outputs = graph.tensor_specs(whole)
@@ -141,34 +141,27 @@ def test_class_weights_of_the_bundle_are_taken_out(shelf: Path, tmp_path: Path) 
 
 
 def test_items_that_cannot_be_read(shelf: Path, tmp_path: Path) -> None:
-    bundle = bundle_of(Task.SINGLE_LABEL, ("a", "b"), tmp_path / "out")
-    unknown = msgspec.structs.replace(bundle.manifest.preprocess, unknown_token="[UNK]")
-    model = onnx.load_from_string(bundle.read_model())
-    graph.describe(model, metadata(bundle.manifest.lineage, unknown, ("a", "b")))
-    graph.save(model, bundle.path / MODEL)
-    write_manifest(
-        bundle.path,
-        msgspec.structs.replace(bundle.manifest, preprocess=unknown, files=describe_files(bundle.path)),
-    )
-    data = table(tmp_path / "data.csv", ["a", "b"] * 10)
-    with data.open("a") as file:
-        file.write("汉字,a\n")
-    where = str(bundle.path)
-    with pytest.raises(DataError, match=r"data\.csv:22") as caught:
+    bundle_of(Task.SINGLE_LABEL, ("blue", "green", "red"), tmp_path / "out", base="tiny-lite")
+    data, where = write_pictures(tmp_path / "data", 7), str(tmp_path / "out")
+    (data / "red" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.png: cannot be decoded"):
         Zoo().evaluate(where, data)
-    assert "--max-bad" not in caught.value.hint
     found = Zoo().evaluate(where, data, max_bad=0.05)
-    assert (found.metrics.n, len(found.predictions), len(found.skipped)) == (20, 20, 1)
-    with data.open("a") as file:
-        file.write("汉,b\n")
-    with pytest.raises(DataError, match="more than 1 of 22 items cannot be read"):
+    assert (found.metrics.n, len(found.predictions), len(found.truth), len(found.skipped)) == (21, 21, 21, 1)
+    assert "broken.png" in found.skipped[0]
+    assert not np.isnan([score for answer in found.predictions for _, score in answer.labels]).any()
+    (data / "green" / "cut.png").write_bytes((data / "green" / "00.png").read_bytes()[:200])
+    with pytest.raises(DataError, match="more than 1 of 23 items cannot be read"):
         Zoo().evaluate(where, data, max_bad=0.05)
     done = zoo("evaluate", where, data, "--max-bad", 0.1, "--json")
     assert len(parsed(done)["evaluation"]["skipped"]) == 2
-    assert "warning: 2 of 22 items could not be read and are left out:\n  data.csv:22" in done.stderr
-    (tmp_path / "all.csv").write_text("text,label\n汉,a\n字,b\n")
+    assert "warning: 2 of 23 items could not be read and are left out:\n" in done.stderr
+    shutil.rmtree(data)
+    for name in ("blue", "red"):
+        (data / name).mkdir(parents=True)
+        (data / name / "broken.png").write_bytes(name.encode())
     with pytest.raises(DataError, match="more than 1 of 2 items"):
-        Zoo().evaluate(where, tmp_path / "all.csv", max_bad=1)
+        Zoo().evaluate(where, data, max_bad=1)
     with pytest.raises(UsageError):
         Zoo().evaluate(where, data, max_bad=1.5)
 

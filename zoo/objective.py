@@ -68,6 +68,12 @@ class Objective:
             return functional.binary_cross_entropy_with_logits(logits, wanted)
         return functional.mse_loss(logits, wanted)
 
+    def chance(self, targets: "Targets") -> float:
+        """The loss on these targets of a net that answers nothing but zeros."""
+        import torch
+
+        return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
+
     def score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> float:
         """Accuracy; macro-F1 at a threshold of one half over the labels that occur; R squared."""
         if self.task is Task.SINGLE_LABEL:

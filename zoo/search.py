@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EPOCHS = 12
 #: Items that a candidate sees: enough to rank them.
 ITEMS = 4096
+#: Part of the loss of knowing nothing by which two candidates may differ and count as equally good.
+CLOSE = 0.02
 #: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
@@ -56,22 +58,29 @@ def search(
     options: FinetuneOptions,
     bar: Bar,
 ) -> Choice:
-    """The choice with the lowest loss on `inner` (features, targets). Raises DivergedError when none stays finite."""
+    """The likeliest choice whose loss on `inner` (features, targets) is nearly the lowest.
+
+    Losses within CLOSE of that are no reason to leave the rates that do well nearly always: items of one source, such
+    as crops of one photograph, make high rates look better than they are. Raises DivergedError when no loss is finite.
+    """
     import numpy as np
 
     chosen = np.random.default_rng(options.seed).permutation(len(features))[:ITEMS]
     features, targets = features[chosen], targets[chosen]
     inner = inner[0][:ITEMS], inner[1][:ITEMS]
     grid = _grid(options, len(features), features.shape[1], objective.outputs)
-    tried = []
-    for scaling in head.SCALINGS:
-        losses = _losses(features, targets, inner, objective, options, scaling, grid, bar)
-        tried += [(loss, Choice(scaling, lr, decay)) for loss, (lr, decay) in zip(losses, grid, strict=True)]
-    loss, choice = min(tried, key=lambda each: each[0])
-    if not math.isfinite(loss):
+    losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
+    best = min(map(min, losses))
+    if not math.isfinite(best):
         lower = f"--lr {min(lr for lr, _ in grid) / 10:g}"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
-    return choice
+    within = best + CLOSE * objective.chance(inner[1])
+    return next(
+        Choice(scaling, lr, decay)
+        for place, (lr, decay) in enumerate(grid)
+        for scaling, row in zip(head.SCALINGS, losses, strict=True)
+        if row[place] <= within
+    )
 
 
 def _grid(options: FinetuneOptions, items: int, dim: int, outputs: int) -> Sequence[tuple[float, float]]:
