@@ -22,8 +22,8 @@ LAYERS: tuple[set[str], ...] = (
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
         "graph", "parity", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk", "head",
-        "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "checkpoint", "interrupt", "objective",
-        "training",
+        "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint", "interrupt",
+        "objective", "training",
     },
     {
         "search", "fit", "deep", "tuned", "build", "run", "finetune", "evaluate", "report", "page", "plots", "export",

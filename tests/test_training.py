@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.test_head import blobs
 from zoo import FinetuneOptions, UsageError
+from zoo.adamw import AdamW
 from zoo.checkpoint import MARKER, Checkpoints
 from zoo.fit import Problem, TrainedHead, fit
 from zoo.interrupt import Interrupt, noticing
@@ -84,6 +85,42 @@ def test_wherever_it_is_stopped_it_goes_on_as_if_it_had_not_been(stops: list[int
         state = run.state()
     assert found == losses
     assert same(weights(run), weights(whole))
+
+
+def test_adamw_is_torchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
+    theirs.load_state_dict(ours.state_dict())
+    right = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.3)
+    # Two candidates along the first axis, the second one at a rate and a decay of its own.
+    stacked = [p.detach().expand(2, *p.shape).clone().requires_grad_() for p in ours.parameters()]
+    shapes = [(2, *[1] * (p.dim() - 1)) for p in stacked]
+    rates, decays = ([torch.tensor(pair).view(shape) for shape in shapes] for pair in ((0.01, 0.1), (0.3, 0.0)))
+    mine = AdamW(stacked, rates, decays)
+    for factor in np.linspace(1, 0.2, 40):
+        x = torch.randn(9, 6)
+        for group in right.param_groups:
+            group["lr"] = 0.01 * factor
+        right.zero_grad()
+        mine.zero_grad()
+        theirs(x).square().mean().backward()
+        weight, bias = stacked
+        ((x @ weight.transpose(1, 2) + bias.unsqueeze(1)).square().mean() * 2).backward()
+        right.step()
+        mine.step(float(factor))
+    torch.testing.assert_close(stacked[0][0], theirs.weight.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stacked[1][0], theirs.bias.detach(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(stacked[0][1], stacked[0][0])
+
+
+def test_a_head_is_trained_without_torchs_compiler() -> None:
+    """Importing it takes longer than the training."""
+    code = (
+        "import sys\nfrom tests.test_training import fitted\nfitted(None, epochs=2)\n"
+        "print('torch._dynamo' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_the_rate_rises_and_falls_and_knows_no_end() -> None:

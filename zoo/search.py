@@ -2,7 +2,7 @@
 
 Every candidate is a head of its own; they all see the same batches, so that one matrix product serves them together
 and a dozen cost little more than one. The candidates train for a few epochs, and the lowest loss on the inner items
-decides. AdamW as in Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, with a rate and a decay for each.
+decides.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from zoo import head
+from zoo.adamw import AdamW
 from zoo.errors import DivergedError
 from zoo.objective import Objective
 from zoo.progress import Bar
@@ -39,7 +40,6 @@ FEWEST = 3
 #: Floating-point operations that the search may take: a second or so on two cores.
 WORK = 1.2e11
 DEFAULT_DECAY = 0.1
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Choice(Struct, frozen=True):
@@ -117,7 +117,11 @@ def _losses(
     y, inner_y = objective.tensor(targets), objective.tensor(inner[1])
     first = head.build(scaled, options.hidden, objective.outputs, options.seed)
     stacked = [p.detach().expand(len(grid), *p.shape).clone().requires_grad_() for p in first.parameters()]
-    optimizer = _AdamW(stacked, [lr for lr, _ in grid], [decay for _, decay in grid])
+    rates, decays = (
+        [torch.tensor(column).view(-1, *[1] * (parameter.dim() - 1)) for parameter in stacked]
+        for column in zip(*grid, strict=True)
+    )
+    optimizer = AdamW(stacked, rates, decays)
     plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
     generator = torch.Generator().manual_seed(options.seed)
     best = [math.inf] * len(grid)
@@ -128,8 +132,7 @@ def _losses(
             wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
             # The mean over all candidates, times their number: each one's gradient is its own.
             loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
-            for parameter in stacked:
-                parameter.grad = None
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step(rate(plan, epoch + index / len(batches)))
         with torch.inference_mode():
@@ -153,31 +156,3 @@ def _forward(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Ten
             flat = x @ weight.flatten(0, 1).T
             value = flat.view(len(x), *weight.shape[:2]).transpose(0, 1) + bias.unsqueeze(1)
     return value
-
-
-class _AdamW:
-    """AdamW on parameters stacked along axis 0, each slice with its own rate and decay."""
-
-    def __init__(self, parameters: "Sequence[torch.Tensor]", rates: Sequence[float], decays: Sequence[float]) -> None:
-        import torch
-
-        self.parameters = parameters
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-        self.rates, self.decays = torch.tensor(rates), torch.tensor(decays)
-        self.steps = 0
-
-    def step(self, factor: float) -> None:
-        """One update with every rate times `factor`."""
-        import torch
-
-        self.steps += 1
-        with torch.no_grad():
-            for parameter, (mean, square) in zip(self.parameters, self.moments, strict=True):
-                assert parameter.grad is not None
-                shape = [len(self.rates), *[1] * (parameter.dim() - 1)]
-                lr = (self.rates * factor).view(shape)
-                mean.lerp_(parameter.grad, 1 - BETAS[0])
-                square.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
-                root = (square / (1 - BETAS[1] ** self.steps)).sqrt_().add_(EPSILON)
-                parameter.mul_(1 - lr * self.decays.view(shape))
-                parameter.sub_(lr * (mean / (1 - BETAS[0] ** self.steps)) / root)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, to_builtins
 
+from zoo.adamw import AdamW
 from zoo.checkpoint import Checkpoints
 from zoo.errors import DivergedError, UsageError
 from zoo.interrupt import Interrupt
@@ -63,16 +64,14 @@ class Training:
     """
 
     def __init__(self, model: "torch.nn.Module", parts: "Sequence[Part]", loss: "Loss", plan: Plan) -> None:
-        import torch
-
         self.model = model
         self.parts = parts
         self.loss = loss
         self.plan = plan
         self.epoch, self.step, self.total = 0, 0, 0.0
-        groups = [{"params": list(part.module.parameters()), "lr": part.lr} for part in parts]
-        self.rates = [part.lr for part in parts]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)
+        pairs = [(parameter, part.lr) for part in parts for parameter in part.module.parameters()]
+        parameters, rates = [parameter for parameter, _ in pairs], [lr for _, lr in pairs]
+        self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
 
     def train_epoch(self, stop: Interrupt) -> float | None:
         """One epoch, or the rest of one that was stopped; its mean loss, None when it was stopped again.
@@ -86,9 +85,6 @@ class Training:
         order = torch.Generator().manual_seed(_mix(plan.seed, self.epoch, 0))
         batches = torch.randperm(plan.count, generator=order).split(plan.batch)  # type: ignore[no-untyped-call]
         for index in range(self.step, len(batches)):
-            now = rate(plan, self.epoch + index / len(batches))
-            for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = lr * now
             # What dropout draws from; torch.manual_seed would seed devices that are not used, at ten times the price.
             torch.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -99,7 +95,7 @@ class Training:
             value = loss.item()
             if not math.isfinite(value):
                 raise self.diverged()
-            self.optimizer.step()
+            self.optimizer.step(rate(plan, self.epoch + index / len(batches)))
             self.total += value * len(batches[index])
             self.step += 1
             if stop.is_asked and self.step < len(batches):
@@ -111,7 +107,7 @@ class Training:
     def diverged(self) -> DivergedError:
         """The error to raise when a loss of this epoch is no number any more."""
         epoch = self.epoch + 1 if self.step or not self.epoch else self.epoch
-        lower = f"--lr {max(self.rates) / 10:g}"
+        lower = f"--lr {max(part.lr for part in self.parts) / 10:g}"
         return DivergedError(f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=lower)
 
     def weights(self) -> "dict[str, torch.Tensor]":
@@ -132,18 +128,13 @@ class Training:
     def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
         """(tensors, facts) from which `restore` goes on."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adamw.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"adamw.{name}": tensor for name, tensor in self.optimizer.state()}
         return tensors, {"epoch": self.epoch, "step": self.step, "total": self.total}
 
     def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.load_weights(_inside(tensors, "weights."))
-        moments: dict[int, dict[str, Any]] = {}
-        for name, tensor in _inside(tensors, "adamw.").items():
-            index, _, kind = name.partition(".")
-            moments.setdefault(int(index), {})[kind] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.optimizer.restore(_inside(tensors, "adamw."))
         self.epoch, self.step, self.total = facts["epoch"], facts["step"], facts["total"]
 
 

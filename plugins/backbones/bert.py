@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: Far above what is published: a larger number is a damaged one.
 LARGEST = 1 << 24
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, lt=1)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
 
 
@@ -45,6 +46,7 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     type_vocab_size: Annotated[int, Meta(ge=0, le=LARGEST)] = 2
     layer_norm_eps: Annotated[float, Meta(gt=0)] = 1e-12
     hidden_act: str = "gelu"
+    hidden_dropout_prob: Share = 0.1
     position_embedding_type: str = "absolute"
     pad_token_id: Annotated[int, Meta(ge=0, le=LARGEST)] | None = None
     # Half of them for either direction, and half of those for single distances below 128.
@@ -61,6 +63,7 @@ class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden_dim: Size
     max_position_embeddings: Size
     activation: str = "gelu"
+    dropout: Share = 0.1
 
     def as_bert(self) -> BertConfig:
         """What a BERT of this shape, without token types, would say."""
@@ -73,6 +76,7 @@ class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
             max_position_embeddings=self.max_position_embeddings,
             type_vocab_size=0,
             hidden_act=self.activation,
+            hidden_dropout_prob=self.dropout,
         )
 
 
@@ -349,14 +353,16 @@ def _layer(config: BertConfig) -> "torch.nn.Module":
             self.attended, self.attended_norm = nn.Linear(width, width), norm()
             self.widen = nn.Linear(width, config.intermediate_size)
             self.narrow, self.output_norm = nn.Linear(config.intermediate_size, width), norm()
+            # For training the last layers: in eval mode it does nothing.
+            self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
         def forward(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             query, key, value = (
                 part(x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
             )
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=scores).transpose(1, 2).flatten(2)
-            x = self.attended_norm(x + self.attended(context))
-            y: torch.Tensor = self.output_norm(x + self.narrow(F.gelu(self.widen(x))))
+            x = self.attended_norm(x + self.dropout(self.attended(context)))
+            y: torch.Tensor = self.output_norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
             return y
 
     return Layer()
