@@ -32,7 +32,12 @@ def command(
     val: Annotated[str, typer.Option(help="Fraction to hold out, or a data set of its own.")] = str(DEFAULTS.val),
     lr: Annotated[str, typer.Option(help="Learning rate, or auto: it is searched for.")] = AUTO,
     weight_decay: Annotated[str, typer.Option(help="A number, or auto: it is searched for.")] = AUTO,
-    batch: Annotated[int, typer.Option(min=1, help="Items in a training step.")] = DEFAULTS.batch,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Items in a training step: 64 for a head, 32 with --unfreeze.")
+    ] = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Halve --batch, at most five times, when memory does not suffice.")
+    ] = False,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs that bring nothing better.")
     ] = None,
@@ -60,8 +65,8 @@ def command(
     options = FinetuneOptions(
         task=task, epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
         lr=_number(lr, "--lr"), weight_decay=_number(weight_decay, "--weight-decay"), batch=batch,
-        patience=patience or (DEEP_PATIENCE if unfreeze else DEFAULTS.patience), label_smoothing=label_smoothing,
-        class_weights=class_weights, unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
+        auto_batch=auto_batch, patience=patience or (DEEP_PATIENCE if unfreeze else DEFAULTS.patience),
+        label_smoothing=label_smoothing, class_weights=class_weights, unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
         max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
     outcome = make_zoo(context).finetune(model, data, out, options)

@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_head import blobs
-from zoo import FinetuneOptions, UsageError
+from zoo import FinetuneOptions, OutOfMemoryError, UsageError
 from zoo.adamw import AdamW
 from zoo.checkpoint import MARKER, Checkpoints
+from zoo.deep import fit_tail
 from zoo.fit import Problem, TrainedHead, fit
 from zoo.interrupt import Interrupt, noticing
+from zoo.progress import SILENT
+from zoo.torchkit import as_stage
 from zoo.training import Part, Phase, Plan, Training, rate
 
 PLAN = Plan(count=60, batch=16, seed=3, weight_decay=0.1, decay=5)
@@ -46,6 +49,9 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def task(self, description: str, total: int | None, unit: str = "it") -> Any:
+        return SILENT.task(description, total, unit)
 
 
 def training(dropout: float = 0.3) -> Training:
@@ -305,3 +311,40 @@ def test_a_checkpoint_of_another_kind_is_never_executed(tmp_path: Path) -> None:
     )
     assert Checkpoints(tmp_path / "run").newest() is None
     assert not (tmp_path / "canary").exists()
+
+
+class Scarce:
+    """Activations of 30 items for which there is memory for so many rows at once."""
+
+    is_text = False
+
+    def __init__(self, rows: int) -> None:
+        self.most = rows
+        self.views = [None]
+        features, self.targets = blobs(30, noise=3)
+        self.features = features
+        self.examples = [None] * 30
+
+    def batch(self, rows: list[int]) -> dict[str, np.ndarray]:
+        if len(rows) > self.most:
+            raise MemoryError
+        return {"activations": self.features[rows]}
+
+
+def test_too_little_memory_halves_the_batch_when_it_may() -> None:
+    def tail() -> torch.nn.ModuleList:
+        torch.manual_seed(0)
+        return torch.nn.ModuleList([as_stage(torch.nn.Linear(24, 24), ["activations"], output="features")])
+
+    scarce, notes = Scarce(8), Notes()
+    for auto_batch in (False, True):
+        problem = Problem(scarce.features, scarce.targets, 4, options(hidden=(), epochs=2, auto_batch=auto_batch))
+        trained = fit(problem, Interrupt())
+        if auto_batch:
+            found = fit_tail(problem, trained, scarce, tail, Interrupt(), progress=notes)  # type: ignore[arg-type]
+            assert len(found.head.curve) == 3
+        else:
+            with pytest.raises(OutOfMemoryError, match="a step of 32 items needs more memory than cpu has") as caught:
+                fit_tail(problem, trained, scarce, tail, Interrupt())  # type: ignore[arg-type]
+            assert caught.value.hint == "--batch 16, or --auto-batch"
+    assert [note.split()[3] for note in notes.notes] == ["32", "16"]

@@ -49,7 +49,7 @@ class Checkpoints:
         path = self.folder / f"{self._last() + 1:06d}"
         try:
             parts = {
-                TENSORS: save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}),
+                TENSORS: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
                 FACTS: json.dumps(facts).encode(),
             }
             for name, data in parts.items():

@@ -6,7 +6,8 @@ worse; dropout is on. As for a head, the inner items choose the epoch, and the m
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 from zoo import head
 from zoo.activations import Activations
 from zoo.checkpoint import Checkpoints
+from zoo.errors import OutOfMemoryError
 from zoo.fit import Problem, TrainedHead
 from zoo.interrupt import Interrupt
 from zoo.progress import SILENT, Progress
@@ -36,9 +38,9 @@ WEIGHT_DECAY = 0.05
 #: Epochs after which the rates have halved.
 DECAY = 4.0
 #: Items in a step: those of a head's step would be many for a tail.
-LARGEST_BATCH = 32
-#: Rows that are judged at once.
-JUDGED = 64
+BATCH = 32
+#: How often --auto-batch halves it.
+HALVINGS = 5
 
 
 class TunedTail(Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ class _Task:
 
         options = problem.options
         plan = Plan(
-            count=len(rows), batch=min(options.batch, LARGEST_BATCH), seed=options.seed,
+            count=len(rows), batch=options.batch or BATCH, seed=options.seed,
             weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay, decay=DECAY,
         )  # fmt: skip
         stages: Any = model.stages
@@ -112,7 +114,8 @@ class _Task:
         model.eval()
         rows = np.flatnonzero(self.problem.inner).tolist()
         with torch.inference_mode():
-            parts = [self.logits(model, rows[start : start + JUDGED]) for start in range(0, len(rows), JUDGED)]
+            step = self.problem.options.batch or BATCH
+            parts = [self.logits(model, rows[start : start + step]) for start in range(0, len(rows), step)]
         return torch.cat(parts), self.targets[rows]
 
 
@@ -131,8 +134,53 @@ def fit_tail(
     """Train the stages that `tail` gives (fresh ones each time it is called) together with the head `trained`.
 
     `activations` are those of the training items, in the order of `problem`. Raises DivergedError when a loss stops
-    being finite, KeyboardInterrupt, with the state saved, on Ctrl-C.
+    being finite, OutOfMemoryError (with `auto_batch` after a few smaller steps were tried), KeyboardInterrupt, with the
+    state saved, on Ctrl-C.
     """
+    batch = problem.options.batch or BATCH
+    for halved in range(HALVINGS + 1):
+        options = msgspec.structs.replace(problem.options, batch=max(1, batch >> halved))
+        try:
+            with _memory(options.batch or 1, device):
+                return _fit(
+                    problem.with_options(options), trained, activations, tail, stop,
+                    device=device, checkpoints=checkpoints, resume=resume, progress=progress,
+                )  # fmt: skip
+        except OutOfMemoryError as error:
+            if not options.auto_batch or halved == HALVINGS or options.batch == 1:
+                raise
+            progress.note(f"{error.message}: half of it is tried")
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _memory(batch: int, device: str) -> Iterator[None]:
+    """Whatever says that there is not enough memory, as OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a type for a GPU's memory alone.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"a step of {batch} items needs more memory than {device} has",
+            device=device,
+            hint=f"--batch {max(1, batch // 2)}, or --auto-batch",
+        ) from error
+
+
+def _fit(
+    problem: Problem,
+    trained: TrainedHead,
+    activations: Activations,
+    tail: "Callable[[], torch.nn.ModuleList]",
+    stop: Interrupt,
+    *,
+    device: str,
+    checkpoints: Path | None,
+    resume: bool,
+    progress: Progress,
+) -> TunedTail:
     import numpy as np
     import torch
 

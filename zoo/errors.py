@@ -13,6 +13,7 @@
         UnpinnedError                          exit 5   a digest that nobody has pinned yet
       GateError                                exit 6   parity, accuracy or a floor was not reached
       DeviceError                              exit 7   the device asked for cannot be used
+        OutOfMemoryError                       exit 7   training needs more memory than there is
       AccessError                              exit 8   license, credentials, file permissions
       PluginError                              exit 9
         UnknownPluginError                     exit 9   no plugin provides that family or scheme
@@ -178,6 +179,12 @@ class DeviceError(ZooError):
     def __init__(self, message: str, *, device: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.device = device
+
+
+class OutOfMemoryError(DeviceError):
+    """Raised when a training step needs more memory than the device has."""
+
+    code = "out-of-memory"
 
 
 class AccessError(ZooError):

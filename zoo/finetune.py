@@ -38,7 +38,20 @@ if TYPE_CHECKING:
 IDENTITY, PHASES = "run.json", ("inner", "all", "tail-inner", "tail-all")
 #: Options that may be others when a training goes on.
 MAY_CHANGE = frozenset(
-    {"epochs", "patience", "lr", "weight_decay", "max_bad", "resume", "device", "text", "image", "label", "val"}
+    {
+        "epochs",
+        "patience",
+        "lr",
+        "weight_decay",
+        "max_bad",
+        "auto_batch",
+        "resume",
+        "device",
+        "text",
+        "image",
+        "label",
+        "val",
+    }
 )
 
 

@@ -4,6 +4,7 @@ An inner part of the training items, never the held-out ones, chooses scaling, r
 then fitted again to all training items for as many epochs.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from zoo.interrupt import Interrupt
 from zoo.objective import Objective, best_thresholds
 from zoo.progress import SILENT, Progress
 from zoo.schema import Epoch, FinetuneOptions, Task
-from zoo.search import EPOCHS, Choice, search
+from zoo.search import BATCH, EPOCHS, Choice, search
 from zoo.training import Part, Phase, Plan, Training, threads
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ class Problem:
         self.views = views
         self.objective = Objective(options, targets, outputs)
         self.fit, self.inner = inner_split(options.task, targets, options.seed)
+
+    def with_options(self, options: FinetuneOptions) -> "Problem":
+        """The same problem, to be trained otherwise."""
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
         """Features and targets to train on for the chosen items: their views included."""
@@ -152,7 +159,9 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
     def loss(rows: "torch.Tensor") -> "torch.Tensor":
         return objective.loss(net(x[rows]), y[rows], smooth=True)  # type: ignore[operator]
 
-    plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=choice.weight_decay, decay=DECAY)
+    plan = Plan(
+        count=len(x), batch=options.batch or BATCH, seed=options.seed, weight_decay=choice.weight_decay, decay=DECAY
+    )
     return module, Training(module, [Part("head", module, choice.lr)], loss, plan)
 
 

@@ -37,6 +37,8 @@ GRID = (
     *((3e-3, 0.01), (1e-3, 0.01), (1e-2, 1.0), (3e-4, 1.0), (1e-2, 0.01), (3e-2, 0.1)),
 )
 FEWEST = 3
+#: Items in a step of a head's training.
+BATCH = 64
 #: Floating-point operations that the search may take: a second or so on two cores.
 WORK = 1.2e11
 DEFAULT_DECAY = 0.1
@@ -122,11 +124,12 @@ def _losses(
         for column in zip(*grid, strict=True)
     )
     optimizer = AdamW(stacked, rates, decays)
-    plan = Plan(count=len(x), batch=options.batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
+    batch = options.batch or BATCH
+    plan = Plan(count=len(x), batch=batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
     generator = torch.Generator().manual_seed(options.seed)
     best = [math.inf] * len(grid)
     for epoch in range(EPOCHS):
-        batches = torch.randperm(len(x), generator=generator).split(options.batch)  # type: ignore[no-untyped-call]
+        batches = torch.randperm(len(x), generator=generator).split(batch)  # type: ignore[no-untyped-call]
         for index, rows in enumerate(batches):
             logits = _forward(stacked, x[rows])
             wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))

@@ -129,7 +129,8 @@ class Training:
         """(tensors, facts) from which `restore` goes on."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
         tensors |= {f"adamw.{name}": tensor for name, tensor in self.optimizer.state()}
-        return tensors, {"epoch": self.epoch, "step": self.step, "total": self.total}
+        facts = {"epoch": self.epoch, "step": self.step, "total": self.total, "batch": self.plan.batch}
+        return tensors, facts
 
     def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -168,7 +169,8 @@ class Phase:
     def continued(self, resume: bool) -> "Phase":
         """This phase, with `resume` where the newest complete checkpoint left it, if there is one."""
         saved = self.checkpoints.newest() if self.checkpoints and resume else None
-        if saved is not None:
+        # Steps of another size are another training: one that --auto-batch has left.
+        if saved is not None and saved.facts["batch"] == self.training.plan.batch:
             self.training.restore(saved.tensors, saved.facts)
             self.curve = convert(saved.facts["curve"], list[Epoch])
             self.best_epoch = saved.facts["best_epoch"]
