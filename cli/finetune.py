@@ -66,7 +66,8 @@ def command(
         task=task, epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
         lr=_number(lr, "--lr"), weight_decay=_number(weight_decay, "--weight-decay"), batch=batch,
         auto_batch=auto_batch, patience=patience or (DEEP_PATIENCE if unfreeze else DEFAULTS.patience),
-        label_smoothing=label_smoothing, class_weights=class_weights, unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
+        label_smoothing=label_smoothing, class_weights=class_weights,
+        unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
         max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
     outcome = make_zoo(context).finetune(model, data, out, options)
