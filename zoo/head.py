@@ -105,12 +105,13 @@ def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "soft
 
 def save(layers: "Sequence[Layer]", path: Path) -> None:
     """Write the layers as safetensors: `0.weight` [out, in], `0.bias` [out], ..."""
-    from safetensors.numpy import save_file
+    # The library's own file would be readable by its writer alone.
+    from safetensors.numpy import save as to_bytes
 
     tensors: dict[str, NDArray[np.float32]] = {}
     for index, (weight, bias) in enumerate(layers):
         tensors |= {f"{index}.weight": weight, f"{index}.bias": bias}
-    save_file(tensors, path)
+    path.write_bytes(to_bytes(tensors))
 
 
 def load(path: Path) -> "list[Layer]":

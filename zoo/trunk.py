@@ -142,12 +142,13 @@ def merge(
 
 def save_tail(stages: "Sequence[torch.nn.Module]", path: Path) -> None:
     """Write every parameter and buffer of the stages as safetensors: `0.inner.weight`, ... by the stage's place."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
     from torch import nn
 
     state = nn.ModuleList(stages).state_dict()
     # What two stages share is stored for each of them: the format has no references.
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    path.write_bytes(to_bytes(tensors))
 
 
 def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
