@@ -64,7 +64,11 @@ def command(
         class_weights=class_weights, unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
         max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
-    outcome = make_zoo(context).finetune(model, data, out, options)
+    try:
+        outcome = make_zoo(context).finetune(model, data, out, options)
+    except KeyboardInterrupt as stopped:
+        say(" ".join(map(str, stopped.args)) or "nothing of the training is saved; computed features are")
+        raise
     if json:
         facts = {
             "items": outcome.items,

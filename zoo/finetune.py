@@ -26,7 +26,7 @@ from zoo.metrics import measure
 from zoo.notes import survey
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, Outcome, Preprocess
+from zoo.schema import FinetuneOptions, ImagePreprocess, Outcome, Preprocess
 from zoo.split import divide
 from zoo.tuned import Materials, Result, Tuned
 from zoo.views import View
@@ -114,8 +114,10 @@ def load(
 ) -> tuple[Dataset, Dataset]:
     """(training, held out) of the data at `source`, as `zoo.split.divide` does, in the order of the items' bytes.
 
-    Files found in another order must train the same model.
+    Files found in another order must train the same model. Raises UsageError for views of what is no picture.
     """
+    if options.augment and not isinstance(preprocess, ImagePreprocess):
+        raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
     train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
 
