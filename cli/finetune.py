@@ -82,6 +82,8 @@ def command(
     say(f"report: {out / 'report.html'}")
     names = (("--text", text), ("--image", image), ("--label", label))
     columns = [word for name, value in names if value for word in (name, value)]
+    # What was left out here is to be left out there.
+    columns += ["--max-bad", f"{max_bad:g}"] if outcome.skipped else []
     judged = data if isinstance(options.val, float) else options.val
     next_command("zoo", "evaluate", reference(out), judged, "--held-out", *columns)
     write(str(out))

@@ -4,6 +4,7 @@ With `unfreeze` the last stages are then trained together with the head, on the 
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,8 @@ def identity(
     base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
 ) -> dict[str, Any]:
     """What must be the same for a training to go on."""
-    facts = {name: value for name, value in msgspec.to_builtins(options).items() if name not in MAY_CHANGE}
+    # As JSON has them, in which a list is no tuple: they are compared with what was written.
+    facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
     return {
         "model": base.manifest.lineage.entry.name,
         "features graph": base.digest("model.onnx")[:16],
