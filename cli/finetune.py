@@ -67,7 +67,7 @@ def command(
     try:
         outcome = make_zoo(context).finetune(model, data, out, options)
     except KeyboardInterrupt as stopped:
-        say(" ".join(map(str, stopped.args)) or "nothing of the training is saved; computed features are")
+        say(" ".join(map(str, stopped.args)) or "the features that were computed are kept")
         raise
     if json:
         facts = {

@@ -50,19 +50,19 @@ def check_chain(model: Path, data: Path, said: dict[str, object], *more: object)
     for bundle in (model, exported):
         found = parsed(zoo("evaluate", bundle, data, "--held-out", "--json", *more))["evaluation"]
         assert found["trained_on"] == 0
-        assert _plain(found["metrics"]) == pytest.approx(_plain(said), abs=2e-4)
+        assert plain(found["metrics"]) == pytest.approx(plain(said), abs=2e-4)
         verified = zoo("verify", bundle)
         assert verified.returncode == 0, verified.stderr
     assert (exported / "model.onnx").read_bytes() == (model / "model.onnx").read_bytes()
 
 
-def _plain(metrics: object, prefix: str = "") -> dict[str, float]:
+def plain(metrics: object, prefix: str = "") -> dict[str, float]:
     if isinstance(metrics, dict):
         pairs = [(f"{prefix}.{name}", value) for name, value in metrics.items()]
-        return {key: number for name, value in pairs for key, number in _plain(value, name).items()}
+        return {key: number for name, value in pairs for key, number in plain(value, name).items()}
     if isinstance(metrics, list):
         return {
-            key: number for at, value in enumerate(metrics) for key, number in _plain(value, f"{prefix}[{at}]").items()
+            key: number for at, value in enumerate(metrics) for key, number in plain(value, f"{prefix}[{at}]").items()
         }
     assert isinstance(metrics, int | float)
     return {prefix: float(metrics)}
@@ -79,7 +79,7 @@ def check_report(model: Path, pictures: set[str]) -> None:
         with Image.open(model / f"report-{name}.png") as picture:
             assert min(picture.size) > 100
     report = json.loads((model / "report.json").read_text())
-    assert _plain(report["metrics"]) == _plain(manifest["metrics"])
+    assert plain(report["metrics"]) == plain(manifest["metrics"])
     assert "<html" in (model / "report.html").read_text()
 
 

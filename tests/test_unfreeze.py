@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
+from tests.test_tasks import plain
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Zoo, trunk
 from zoo.bundle import Bundle, describe_files, write_manifest
 
 #: Rates at which a few epochs on a few items change something.
-RATES = {"tiny-lite": 0.003, "tiny-bert": 0.01}
+RATES = {"tiny-lite": 0.0003, "tiny-bert": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,7 @@ def test_the_bundle_says_what_was_trained(kept_shelf: Path, deep: Deep, data: di
             assert "features (max difference)" in done.stderr
         found = parsed(zoo("evaluate", model, data[deep.model], "--held-out", "--json"))["evaluation"]
         assert found["trained_on"] == 0
-        for name in ("n", "accuracy", "macro_f1", "confusion"):
-            assert found["metrics"][name] == pytest.approx(deep.said["metrics"][name]), name
+        assert plain(found["metrics"]) == pytest.approx(plain(deep.said["metrics"]), abs=2e-4)
         assert zoo("verify", model).returncode == 0
     assert f"unfrozen:    the last {deep.unfrozen}" in zoo("show", deep.path).stdout
 

@@ -22,7 +22,7 @@ from zoo.errors import DataError, NotFoundError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit
-from zoo.interrupt import Interrupt, noticing
+from zoo.interrupt import noticing
 from zoo.metrics import measure
 from zoo.notes import survey
 from zoo.progress import SILENT, Progress
@@ -72,12 +72,12 @@ def finetune(
     facts = identity(materials.base, parts, labels, options)
     with storage_errors(materials.trainings):
         run = open_run(materials.trainings, out, facts, options)
+    problem = Problem(vectors, targets, len(labels), options, views)
     with noticing() as stop:
-        problem = Problem(vectors, targets, len(labels), options, views)
         trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
-        model = Tuned(frozen=materials.base, head=trained, labels=labels)
-        if options.unfreeze:
-            model = _unfrozen(materials, problem, trained, train, labels, session.device, stop, run, progress)
+    model = Tuned(frozen=materials.base, head=trained, labels=labels)
+    if options.unfreeze:
+        model = _unfrozen(materials, problem, trained, train, labels, session.device, run, progress)
     with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
         draft = tuned.write_model(folder, materials.base, materials.backbone(), model, parts, options)
         scores = head.apply(model.head.layers, held_vectors, model.head.activation)
@@ -210,7 +210,6 @@ def _unfrozen(
     train: Dataset,
     labels: tuple[str, ...],
     device: str,
-    stop: Interrupt,
     run: Path,
     progress: Progress,
 ) -> Tuned:
@@ -219,9 +218,13 @@ def _unfrozen(
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen = materials.trunk(cut)
     session = Session(frozen, device)
-    with Activations.open(
-        materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
-    ) as activations:
+    # Ctrl-C ends the computing of activations, which keeps what it has, at once.
+    with (
+        Activations.open(
+            materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
+        ) as activations,
+        noticing() as stop,
+    ):
         found = fit_tail(
             problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
             device=device, checkpoints=run, resume=options.resume, progress=progress,
