@@ -173,7 +173,9 @@ def _features(
     total, bad = len(examples) + len(skipped), dict[int, Skipped]()
 
     def skip(place: int, error: DataError) -> None:
-        bad[place] = Skipped(examples[place].name, error.message)
+        # The item has a name already, and a record that is passed on should not say where it lay.
+        reason = error.message.removeprefix(f"{examples[place].item}: ").removeprefix(f"{examples[place].name}: ")
+        bad[place] = Skipped(examples[place].name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
     vectors = cache.features(examples, progress, skip)
