@@ -1,6 +1,7 @@
 """The command `zoo`: mounts the verbs; `main` holds the one place where errors become words and exit codes."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +98,8 @@ def _run() -> int:
 
 
 def _interrupted() -> int:
+    # The process is about to end: one more Ctrl-C would only add a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "--json" in sys.argv:
         print_json("error", {"code": "interrupted", "message": "interrupted", "hint": None})
     say("interrupted")

@@ -70,7 +70,11 @@ def command(
         unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
         max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
-    outcome = make_zoo(context).finetune(model, data, out, options)
+    try:
+        outcome = make_zoo(context).finetune(model, data, out, options)
+    except KeyboardInterrupt as stopped:
+        say(" ".join(map(str, stopped.args)) or "the features that were computed are kept")
+        raise
     if json:
         facts = {
             "items": outcome.items,
@@ -84,6 +88,8 @@ def command(
     say(f"report: {out / 'report.html'}")
     names = (("--text", text), ("--image", image), ("--label", label))
     columns = [word for name, value in names if value for word in (name, value)]
+    # What was left out here is to be left out there.
+    columns += ["--max-bad", f"{max_bad:g}"] if outcome.skipped else []
     judged = data if isinstance(options.val, float) else options.val
     next_command("zoo", "evaluate", reference(out), judged, "--held-out", *columns)
     write(str(out))

@@ -1,5 +1,6 @@
 """zoo run: labels and scores for files, folders, globs, texts, stdin; the nearest words from word vectors."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -25,6 +26,8 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Run a model on inputs. A registry name of word vectors answers a text with its nearest words.
+
+    Where several labels may hold, those that do come first (a|b), then the scores; a number comes alone.
 
     An input that cannot be read does not stop the others; the exit code is then that of the first such error.
     """
@@ -57,7 +60,7 @@ def _print(model: str, result: RunResult) -> None:
     for answer in answered:
         write(f"{answer.input}\t{_words(answer)}")
     say(f"{len(answered)} inputs on {result.device}")
-    if answered[0].labels:
+    if answered[0].labels or answered[0].value is not None:
         next_command("zoo", "evaluate", model, "DATA")
     else:
         next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
@@ -66,8 +69,12 @@ def _print(model: str, result: RunResult) -> None:
 def _facts(answer: Answer) -> dict[str, object]:
     if answer.error is not None:
         return {"input": answer.input, "error": to_plain(answer.error)}
+    if answer.value is not None:
+        return {"input": answer.input, "value": answer.value}
     if answer.labels:
-        return {"input": answer.input, "labels": [{"name": name, "score": score} for name, score in answer.labels]}
+        chosen = {} if answer.chosen is None else {"chosen": answer.chosen}
+        labels = [{"name": name, "score": score} for name, score in answer.labels]
+        return {"input": answer.input, **chosen, "labels": labels}
     if answer.words:
         words = [{"word": word, "similarity": value} for word, value in answer.words]
         return {"input": answer.input, "words": words}
@@ -75,7 +82,16 @@ def _facts(answer: Answer) -> dict[str, object]:
 
 
 def _words(answer: Answer) -> str:
+    if answer.value is not None:
+        return f"{answer.value:.7g}"
+    if answer.chosen is not None:
+        # As data is written, so that it can be cut out; then every score.
+        return "\t".join(("|".join(answer.chosen), _scored(answer.labels)))
     if best := answer.labels or answer.words:
-        return "  ".join(f"{name} {value:.3f}" for name, value in best)
+        return _scored(best)
     shown = " ".join(f"{value:.4f}" for value in answer.features[:4])
     return f"{len(answer.features)} features: {shown} ..."
+
+
+def _scored(best: Sequence[tuple[str, float]]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in best)

@@ -69,6 +69,8 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     }
     if manifest.labels:
         facts["labels"] = ", ".join(manifest.labels)
+    if manifest.unfrozen:
+        facts["unfrozen"] = f"the last {manifest.unfrozen} of the backbone's stages"
     if manifest.metrics:
         facts["held out"] = summary(manifest.metrics)
     if manifest.lineage.data:

@@ -92,6 +92,22 @@ def shelf(shelf_file: Path, built_home: Path, zoo_home: Path, monkeypatch: pytes
     return shelf_file
 
 
+@pytest.fixture(scope="module")
+def kept_home(built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the built ZOO_HOME for the tests of one file: what one computes, the next ones find."""
+    home = tmp_path_factory.mktemp("kept") / "home"
+    shutil.copytree(built_home, home)
+    return home
+
+
+@pytest.fixture
+def kept_shelf(shelf_file: Path, kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `shelf`, but in the ZOO_HOME that this file's tests share."""
+    monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
+    monkeypatch.setenv("ZOO_HOME", str(kept_home))
+    return shelf_file
+
+
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
     """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""

@@ -36,14 +36,17 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a model says about one input: labels with scores, best first; the features where there is no head.
 
-    `words` are the nearest words with their cosine similarities, where a table of word vectors was asked. An input
-    that cannot be read has an `error` instead.
+    Where several labels may hold, `chosen` are those that do, at or above their thresholds: they come first. A model
+    of a number answers with its `value`. `words` are the nearest words with their cosine similarities, where a table
+    of word vectors was asked. An input that cannot be read has an `error` instead.
     """
 
     input: str
     labels: tuple[tuple[str, float], ...] = ()
     features: tuple[float, ...] = ()
     words: tuple[tuple[str, float], ...] = ()
+    chosen: tuple[str, ...] | None = None
+    value: float | None = None
     error: Failure | None = None
 
 

@@ -4,6 +4,7 @@ With `unfreeze` the last stages are then trained together with the head, on the 
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,12 @@ from zoo.errors import DataError, NotFoundError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit
-from zoo.interrupt import Interrupt, noticing
+from zoo.interrupt import noticing
 from zoo.metrics import measure
 from zoo.notes import survey
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, Outcome, Preprocess
+from zoo.schema import FinetuneOptions, ImagePreprocess, Outcome, Preprocess
 from zoo.split import divide
 from zoo.tuned import Materials, Result, Tuned
 from zoo.views import View
@@ -84,12 +85,12 @@ def finetune(
     facts = identity(materials.base, parts, labels, options)
     with storage_errors(materials.trainings):
         run = open_run(materials.trainings, out, facts, options)
+    problem = Problem(vectors, targets, len(labels), options, views)
     with noticing() as stop:
-        problem = Problem(vectors, targets, len(labels), options, views)
         trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
-        model = Tuned(frozen=materials.base, head=trained, labels=labels)
-        if options.unfreeze:
-            model = _unfrozen(materials, problem, trained, train, labels, session.device, stop, run, progress)
+    model = Tuned(frozen=materials.base, head=trained, labels=labels)
+    if options.unfreeze:
+        model = _unfrozen(materials, problem, trained, train, labels, session.device, run, progress)
     with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
         draft = tuned.write_model(folder, materials.base, materials.backbone(), model, parts, options)
         scores = head.apply(model.head.layers, held_vectors, model.head.activation)
@@ -127,8 +128,10 @@ def load(
 ) -> tuple[Dataset, Dataset]:
     """(training, held out) of the data at `source`, as `zoo.split.divide` does, in the order of the items' bytes.
 
-    Files found in another order must train the same model.
+    Files found in another order must train the same model. Raises UsageError for views of what is no picture.
     """
+    if options.augment and not isinstance(preprocess, ImagePreprocess):
+        raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
     train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
 
@@ -137,7 +140,8 @@ def identity(
     base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
 ) -> dict[str, Any]:
     """What must be the same for a training to go on."""
-    facts = {name: value for name, value in msgspec.to_builtins(options).items() if name not in MAY_CHANGE}
+    # As JSON has them, in which a list is no tuple: they are compared with what was written.
+    facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
     return {
         "model": base.manifest.lineage.entry.name,
         "features graph": base.digest("model.onnx")[:16],
@@ -182,7 +186,9 @@ def _features(
     total, bad = len(examples) + len(skipped), dict[int, Skipped]()
 
     def skip(place: int, error: DataError) -> None:
-        bad[place] = Skipped(examples[place].name, error.message)
+        # The item has a name already, and a record that is passed on should not say where it lay.
+        reason = error.message.removeprefix(f"{examples[place].item}: ").removeprefix(f"{examples[place].name}: ")
+        bad[place] = Skipped(examples[place].name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
     vectors = cache.features(examples, progress, skip)
@@ -219,7 +225,6 @@ def _unfrozen(
     train: Dataset,
     labels: tuple[str, ...],
     device: str,
-    stop: Interrupt,
     run: Path,
     progress: Progress,
 ) -> Tuned:
@@ -228,9 +233,13 @@ def _unfrozen(
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen = materials.trunk(cut)
     session = Session(frozen, device)
-    with Activations.open(
-        materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
-    ) as activations:
+    # Ctrl-C ends the computing of activations, which keeps what it has, at once.
+    with (
+        Activations.open(
+            materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
+        ) as activations,
+        noticing() as stop,
+    ):
         found = fit_tail(
             problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
             device=device, checkpoints=run, resume=options.resume, progress=progress,

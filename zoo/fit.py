@@ -6,6 +6,7 @@ then fitted again to all training items for as many epochs.
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,14 +107,16 @@ def fit(
     import torch
 
     options, everything = problem.options, np.ones(len(problem.targets), bool)
-    total = EPOCHS * len(head.SCALINGS) + 2 * options.epochs
+    # Before the last stages are trained the head is what it would be alone: --epochs then counts theirs.
+    length = FinetuneOptions() if options.unfreeze else options
+    total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
     # The products are small: a second thread would spend its time waiting for the first.
     with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), threads(1):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
         module, training = _training(problem, problem.fit, choice)
         phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))
-        phase.continued(resume).run(options.epochs, options.patience, bar, progress)
+        phase.continued(resume).run(length.epochs, length.patience, bar, progress)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*_inner(problem, module))
         watched = module
@@ -153,14 +156,23 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
     options, objective = problem.options, problem.objective
     features, targets = problem.rows(chosen)
     module = head.build(head.affine(features, choice.scaling), options.hidden, objective.outputs, options.seed)
-    x, y = module.scaled(torch.from_numpy(features)), objective.tensor(targets)  # type: ignore[operator]
-    net = module.net
+    y, net = objective.tensor(targets), module.net
+
+    @cache
+    def x() -> "torch.Tensor":
+        # At the first step: a checkpoint has brought the scaling that it was trained with.
+        scaled: torch.Tensor = module.scaled(torch.from_numpy(features))  # type: ignore[operator]
+        return scaled
 
     def loss(rows: "torch.Tensor") -> "torch.Tensor":
-        return objective.loss(net(x[rows]), y[rows], smooth=True)  # type: ignore[operator]
+        return objective.loss(net(x()[rows]), y[rows], smooth=True)  # type: ignore[operator]
 
     plan = Plan(
-        count=len(x), batch=options.batch or BATCH, seed=options.seed, weight_decay=choice.weight_decay, decay=DECAY
+        count=len(features),
+        batch=options.batch or BATCH,
+        seed=options.seed,
+        weight_decay=choice.weight_decay,
+        decay=DECAY,
     )
     return module, Training(module, [Part("head", module, choice.lr)], loss, plan)
 

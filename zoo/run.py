@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from zoo.answers import Answer, Failure, labelled
 from zoo.encode import check_text
 from zoo.errors import ZooError, named
+from zoo.metrics import decide
 from zoo.progress import SILENT, Progress
+from zoo.schema import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +30,18 @@ def answer(
     keep_going: bool,
     progress: Progress = SILENT,
 ) -> list[Answer]:
-    """One answer an item: the `top` best labels, or the features of a bundle without a head."""
+    """One answer an item: the `top` best labels, a number, or the features of a bundle without a head."""
     has_scores = "scores" in session.outputs
     output = "scores" if has_scores else "features"
 
     def facts(row: "NDArray[np.float32]", name: str) -> Answer:
-        if has_scores:
-            return labelled(name, row, session.labels, top)
-        return Answer(input=name, features=tuple(row.tolist()))
+        if not has_scores:
+            return Answer(input=name, features=tuple(row.tolist()))
+        if session.manifest.task is Task.REGRESSION:
+            return Answer(input=name, value=float(row[0]))
+        if session.manifest.task is Task.MULTI_LABEL:
+            return _several(name, row, session.labels, session.manifest.thresholds, top)
+        return labelled(name, row, session.labels, top)
 
     failures = Failures(names, items, keep_going)
     found = session.infer(items, [output], progress, failures)[output]
@@ -60,6 +66,20 @@ def nearest_words(
             failures(index, error)
     found = dict(zip(known, table.around(list(known.values()), top), strict=True))
     return [failures.of(index) or Answer(input=name, words=tuple(found[index])) for index, name in enumerate(names)]
+
+
+def _several(
+    name: str, scores: "NDArray[np.float32]", labels: Sequence[str], thresholds: Sequence[float], top: int
+) -> Answer:
+    """The labels that hold, then the best of the others: `top` of them, or as many as hold."""
+    [holds] = decide(Task.MULTI_LABEL, scores[None], thresholds)
+    order = sorted(range(len(labels)), key=lambda index: (not holds[index], -scores[index]))
+    shown = order[: max(top, int(holds.sum()))]
+    return Answer(
+        input=name,
+        labels=tuple((labels[index], float(scores[index])) for index in shown),
+        chosen=tuple(labels[index] for index in order if holds[index]),
+    )
 
 
 class Failures:

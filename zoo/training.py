@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two checkpoints of a running training.
 SAVE_EVERY = 20.0
+#: What KeyboardInterrupt says once a checkpoint is written.
+SAVED = "the training is saved: the same command with --resume goes on"
 #: A better inner loss than the best so far is one that is lower by this part of it.
 BETTER = 1e-4
 
@@ -199,24 +201,26 @@ class Phase:
                 if bar:
                     bar.advance()
             if self.stop.is_asked:
-                self.save(progress)
-                raise KeyboardInterrupt
+                # What is said to the user: with nothing saved there is nothing to go on with.
+                raise KeyboardInterrupt(*[SAVED] * self.save(progress))
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save(progress)
         self.save(progress)
 
-    def save(self, progress: Progress = SILENT) -> None:
-        """Write a checkpoint. One that cannot be written is told: the training does not depend on it."""
+    def save(self, progress: Progress = SILENT) -> bool:
+        """Write a checkpoint; whether one was. One that cannot be is told: the training does not depend on it."""
         if self.checkpoints is None:
-            return
+            return False
         tensors, facts = self.training.state()
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         facts |= {"curve": to_builtins(self.curve), "best_epoch": self.best_epoch}
+        self._saved = time.monotonic()
         try:
             self.checkpoints.save(tensors, facts)
         except OSError as error:
             progress.note(f"no checkpoint could be written: {error.strerror}; the one before it is whole")
-        self._saved = time.monotonic()
+            return False
+        return True
 
     def _measure(self, loss: float) -> None:
         if self.judge is None:
