@@ -187,8 +187,10 @@ def _features(
 
     def skip(place: int, error: DataError) -> None:
         # The item has a name already, and a record that is passed on should not say where it lay.
-        reason = error.message.removeprefix(f"{examples[place].item}: ").removeprefix(f"{examples[place].name}: ")
-        bad[place] = Skipped(examples[place].name, reason)
+        example, reason = examples[place], error.message
+        for known in (str(example.item) if isinstance(example.item, Path) else example.name, example.name):
+            reason = reason.removeprefix(f"{known}: ")
+        bad[place] = Skipped(example.name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
     vectors = cache.features(examples, progress, skip)

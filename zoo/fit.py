@@ -19,7 +19,8 @@ from zoo.objective import Objective, best_thresholds
 from zoo.progress import SILENT, Progress
 from zoo.schema import Epoch, FinetuneOptions, Task
 from zoo.search import BATCH, EPOCHS, Choice, search
-from zoo.training import Part, Phase, Plan, Training, threads
+from zoo.torchkit import threads
+from zoo.training import Part, Phase, Plan, Training
 
 if TYPE_CHECKING:
     import numpy as np

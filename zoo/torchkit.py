@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
 #: A second example: the axis that is longer here is the one of that name, whatever shape a stage gives.
 LONGER_AXES = {"batch": 3, "sequence": 11}
+#: Parameters below which a reference runs on one thread. The gate asks for ten pictures: a second thread gains little
+#: on an idle machine, and on a busy one two that wait for each other at every layer take ten times as long as one.
+SMALL = 100_000_000
 
 
 def load_state(
@@ -96,6 +99,19 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, torch computes on so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchBackbone(Backbone):
     """A backbone written in torch: subclasses set `family` and write `build`."""
 
@@ -126,7 +142,7 @@ class TorchBackbone(Backbone):
         import torch
 
         arguments = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.entry.inputs]
-        with torch.inference_mode():
+        with torch.inference_mode(), threads(1 if self.entry.params < SMALL else torch.get_num_threads()):
             return {"features": self.module(*arguments).numpy()}
 
     def export(self, path: Path, options: ExportOptions) -> None:

@@ -8,8 +8,7 @@ the rate rises over the first epoch and then falls with the epochs behind it, an
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, to_builtins
@@ -239,19 +238,6 @@ class Phase:
 
     def _is_stale(self, patience: int | None) -> bool:
         return patience is not None and self.training.epoch - self.best_epoch >= patience
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes on so many threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":
