@@ -174,8 +174,10 @@ def _features(
 
     def skip(place: int, error: DataError) -> None:
         # The item has a name already, and a record that is passed on should not say where it lay.
-        reason = error.message.removeprefix(f"{examples[place].item}: ").removeprefix(f"{examples[place].name}: ")
-        bad[place] = Skipped(examples[place].name, reason)
+        example = examples[place]
+        where = str(example.item) if isinstance(example.item, Path) else example.name
+        reason = error.message.removeprefix(f"{where}: ")
+        bad[place] = Skipped(example.name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
     vectors = cache.features(examples, progress, skip)
