@@ -187,9 +187,9 @@ def _features(
 
     def skip(place: int, error: DataError) -> None:
         # The item has a name already, and a record that is passed on should not say where it lay.
-        example, reason = examples[place], error.message
-        for known in (str(example.item) if isinstance(example.item, Path) else example.name, example.name):
-            reason = reason.removeprefix(f"{known}: ")
+        example = examples[place]
+        where = str(example.item) if isinstance(example.item, Path) else example.name
+        reason = error.message.removeprefix(f"{where}: ")
         bad[place] = Skipped(example.name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
