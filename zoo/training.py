@@ -176,7 +176,7 @@ class _AdamW:
                     continue
                 parameters, gradients, moments = (list(side) for side in zip(*rows, strict=True))
                 adamw(
-                    parameters, gradients, *([m[name] for m in moments] for name in ("exp_avg", "exp_avg_sq")), [],
+                    parameters, gradients, [m["exp_avg"] for m in moments], [m["exp_avg_sq"] for m in moments], [],
                     [m["step"] for m in moments], fused=True, amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8,
                     lr=lr * factor, weight_decay=self.weight_decay, maximize=False,
                 )  # fmt: skip
