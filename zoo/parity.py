@@ -129,8 +129,8 @@ def _check_images(
     times = 1 + 8 * preprocess.resize // min(pictures[0].shape[:2])
     pictures.append(np.tile(pictures[0], (times, times, 1)))
     cut = graph.extract(onnx.load_from_string(model), [graph.IMAGE], [graph.PIXELS])
-    prefix = create_session(cut.SerializeToString(), "cpu", tables=tables)
-    whole = create_session(model, "cpu", tables=tables)
+    prefix = create_session(cut.SerializeToString(), "cpu", tables=tables, spins=False)
+    whole = create_session(model, "cpu", tables=tables, spins=False)
     grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
     levels = [
         _levels(_run(prefix, {graph.IMAGE: picture[None]}).get(graph.PIXELS), expected(picture, preprocess)[None], grey)
@@ -158,7 +158,7 @@ def _check_texts(
     top: "Top | None",
     tables: "Mapping[str, Bytes] | None",
 ) -> Iterator[ParityCheck]:
-    whole = create_session(model, "cpu", tables=tables)
+    whole = create_session(model, "cpu", tables=tables, spins=False)
     rows = encoder.tokens(samples)
     for batch in BATCHES:
         feeds = encoder.batch([rows[index % len(rows)] for index in range(batch)])

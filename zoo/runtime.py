@@ -83,11 +83,17 @@ def choose_device(device: str) -> str:
 
 
 def create_session(
-    model: bytes, device: str, threads: int | None = None, tables: "Mapping[str, Bytes] | None" = None
+    model: bytes,
+    device: str,
+    threads: int | None = None,
+    tables: "Mapping[str, Bytes] | None" = None,
+    *,
+    spins: bool = True,
 ) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu` or `cuda:N`), or an error.
 
-    `tables` are the files of its external data by name (zoo.external.files); the runtime itself opens none.
+    `tables` are the files of its external data by name (zoo.external.files); the runtime itself opens none. Without
+    `spins` its threads sleep while they wait, which is better where others compute beside them.
     Raises DeviceError when the provider was dropped, IntegrityError when the runtime refuses the graph or a file of its
     external data was not given.
     """
@@ -95,6 +101,8 @@ def create_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 4
+    if not spins:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     outside = sorted({tensor.file for tensor in external.references(model)})
     if missing := [name for name in outside if name not in (tables or {})]:
         raise IntegrityError(
@@ -235,7 +243,8 @@ class _ImagePipeline:
         prefix = graph.extract(whole, [graph.IMAGE], [self.cut]).SerializeToString()
         self.prefix = create_session(prefix, "cpu", threads=1, tables=tables)
         body = graph.extract(whole, [self.cut], outputs).SerializeToString()
-        self.body = create_session(body, device, tables=tables)
+        # On a CPU the threads that decode want the cores on which its own would spin.
+        self.body = create_session(body, device, tables=tables, spins=device != "cpu")
 
     def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         import numpy as np
