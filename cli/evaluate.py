@@ -41,7 +41,7 @@ def command(
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"--fail-under {fail_under} is not between 0 and 1", hint="--fail-under 0.9")
     if predictions is not None:
-        check_predictions(predictions)
+        check_predictions(predictions, inside=[Path(data), Path(model)])
     result = make_zoo(context).evaluate(
         model, data, held_out=held_out, max_bad=max_bad, text=text, image=image, label=label, device=device
     )

@@ -11,6 +11,8 @@ from zoo_cli.state import make_zoo
 from zoo import FinetuneOptions, Outcome, Task, UsageError, parse_head, to_plain
 
 DEFAULTS, AUTO = FinetuneOptions(), "auto"
+#: Items left out that are named; the bundle lists all.
+LISTED = 10
 #: An epoch of the last stages costs what thousands of a head's do.
 DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
 
@@ -111,7 +113,11 @@ def _print(outcome: Outcome) -> None:
     ]
     print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", f"INNER {floor_name(metrics).upper()}"), rows)
     if outcome.skipped:
-        say(f"left out: {len(outcome.skipped)} items that cannot be read, listed in skipped.jsonl")
+        for each in outcome.skipped[:LISTED]:
+            say(f"left out: {each}")
+        say(f"{len(outcome.skipped)} left out of {outcome.items + len(outcome.skipped)}: see skipped.jsonl")
+    if len(curve) > 1 and outcome.best_epoch == curve[-1].epoch:
+        say("the last epoch was the best one: --resume with more --epochs may do better")
     write(f"held out: {summary(metrics)}")
 
 

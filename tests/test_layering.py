@@ -26,8 +26,8 @@ LAYERS: tuple[set[str], ...] = (
         "objective", "training",
     },
     {
-        "search", "fit", "deep", "tuned", "build", "run", "finetune", "evaluate", "report", "page", "plots", "export",
-        "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
+        "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
+        "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
     },
     {"__init__"},
 )  # fmt: skip

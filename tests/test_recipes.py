@@ -37,7 +37,8 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 str(random.choice(billing if random.random() < (0.65 if is_rare else 0.3) else account))
                 for _ in range(5)
             ]
-            table.writerow([f"my {' '.join(words)} is {number}", "rare" if is_rare else "usual"])
+            # A number that sets texts apart and tells nothing.
+            table.writerow([f"my {' '.join(words)} is {random.integers(10**6)}", "rare" if is_rare else "usual"])
     return path
 
 

@@ -189,7 +189,7 @@ def test_views_are_trained_on_and_never_judged(
     # Each step of AdamW is counted in the checkpoint: an epoch is over three rows an item.
     [run] = [path for path in (kept_home / "training").iterdir() if _out(path) == out.resolve()]
     phase = max((run / ("tail-all" if unfreeze else "all")).iterdir())
-    steps = load_file(phase / "state.safetensors")["adamw.0.step"].item()
+    steps = load_file(phase / "state.safetensors")["adamw.steps"].item()
     assert steps == said["best_epoch"] * -(-3 * train // 8)
     found = parsed(zoo("evaluate", out, pictures, "--held-out", "--json"))["evaluation"]["metrics"]
     assert (found["n"], found["accuracy"]) == (held, said["metrics"]["accuracy"])

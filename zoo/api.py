@@ -259,6 +259,7 @@ class Zoo(Environment):
 
         Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
         """
+        from zoo import trunk
         from zoo.data import is_hub
         from zoo.finetune import finetune, load
         from zoo.tuned import Materials
@@ -272,9 +273,12 @@ class Zoo(Environment):
         if not is_hub(data) and not Path(data).exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
-        base = self.graph(model)
         folder = self.pull(model)
         backbone = cache(lambda: self.plugins.make(self.lock.effective(entry), folder))
+        if options.unfreeze:
+            # Whether so many stages can be trained is said before anything is computed.
+            trunk.cut_at(backbone(), options.unfreeze)
+        base = self.graph(model)
         materials = Materials(
             base=base, trunk=lambda cut: self.graph(model, cut), backbone=backbone,
             cache=self.store.features, trainings=self.store.trainings,

@@ -6,6 +6,7 @@ worse; dropout is on. As for a head, the inner items choose the epoch, and the m
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ WEIGHT_DECAY = 0.05
 DECAY = 4.0
 #: Items in a step: those of a head's step would be many for a tail.
 BATCH = 32
+#: How torch says that an allocation failed, on a GPU and on a CPU.
+LACKING = re.compile(r"out of memory|(can't|not enough memory: you tried to) allocate")
 #: How often --auto-batch halves it.
 HALVINGS = 5
 
@@ -160,7 +163,7 @@ def _memory(batch: int, device: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # torch has a type for a GPU's memory alone.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not LACKING.search(str(error)):
             raise
         raise OutOfMemoryError(
             f"a step of {batch} items needs more memory than {device} has",

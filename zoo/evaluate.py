@@ -90,9 +90,15 @@ def columns(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
     return ("value",) if task is Task.REGRESSION and not labels else tuple(labels)
 
 
-def check_predictions(path: Path) -> None:
-    """Raise UsageError for a file that `write_predictions` cannot write, MissingExtraError where a package lacks."""
+def check_predictions(path: Path, *, inside: Sequence[Path] = ()) -> None:
+    """Raise UsageError for a file that `write_predictions` cannot write, MissingExtraError where a package lacks.
+
+    `inside` are files and folders (the data, the bundle) that the file must neither replace nor lie in.
+    """
     suffix = path.suffix.lower()
+    for read in inside:
+        if path.resolve().is_relative_to(read.resolve()):
+            raise UsageError(f"{path} would change {read}, which is being read", hint="choose another file")
     if suffix not in (".csv", ".parquet"):
         raise UsageError(f"{path} is neither .csv nor .parquet", hint="--predictions FILE.csv or FILE.parquet")
     if path.is_dir():

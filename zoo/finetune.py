@@ -3,22 +3,19 @@
 With `unfreeze` the last stages are then trained together with the head, on the activations of those before them.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import head, trunk, tuned
+from zoo import head, runs, trunk, tuned
 from zoo.activations import Activations
 from zoo.bundle import Bundle
-from zoo.checkpoint import Checkpoints
 from zoo.data import Dataset, require_classes
 from zoo.deep import fit_tail
-from zoo.disk import staged_dir, storage_errors, write_atomic
-from zoo.errors import DataError, NotFoundError, UsageError
+from zoo.disk import staged_dir, storage_errors
+from zoo.errors import DataError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit
@@ -34,26 +31,6 @@ from zoo.views import View
 
 if TYPE_CHECKING:
     from zoo.objective import Floats
-
-#: What a training is of, beside its checkpoints; the folders of these.
-IDENTITY, PHASES = "run.json", ("inner", "all", "tail-inner", "tail-all")
-#: Options that may be others when a training goes on.
-MAY_CHANGE = frozenset(
-    {
-        "epochs",
-        "patience",
-        "lr",
-        "weight_decay",
-        "max_bad",
-        "auto_batch",
-        "resume",
-        "device",
-        "text",
-        "image",
-        "label",
-        "val",
-    }
-)
 
 
 def finetune(
@@ -72,19 +49,24 @@ def finetune(
     notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
     for note in notes:
         progress.note(note)
-    if options.unfreeze:
-        # Whether so many stages can be trained is said before anything is computed.
-        trunk.cut_at(materials.backbone(), options.unfreeze)
+    if options.resume:
+        # Said before anything is computed: of another training there is nothing to go on with.
+        runs.check(
+            materials.trainings, out, runs.identity(materials.base, parts, parts[0].labels, options), parts=False
+        )
     session = Session(materials.base, options.device)
     cache = FeatureCache(materials.cache, session)
     parts, (vectors, held_vectors), computed = _features(cache, parts, options, progress)
     train, held = parts
     labels = train.labels
     targets, held_targets = (part.targets(labels) for part in parts)
-    views = [cache.features(train.examples, progress, view=View(options.seed, k + 1)) for k in range(options.augment)]
-    facts = identity(materials.base, parts, labels, options)
+    views = []
+    for number in range(options.augment):
+        views.append(cache.features(train.examples, progress, view=View(options.seed, number + 1)))
+        computed += cache.computed
+    facts = runs.identity(materials.base, parts, labels, options)
     with storage_errors(materials.trainings):
-        run = open_run(materials.trainings, out, facts, options)
+        run = runs.open_run(materials.trainings, out, facts, resume=options.resume)
     problem = Problem(vectors, targets, len(labels), options, views)
     with noticing() as stop:
         trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
@@ -134,47 +116,6 @@ def load(
         raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
     train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
-
-
-def identity(
-    base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
-) -> dict[str, Any]:
-    """What must be the same for a training to go on."""
-    # As JSON has them, in which a list is no tuple: they are compared with what was written.
-    facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
-    return {
-        "model": base.manifest.lineage.entry.name,
-        "features graph": base.digest("model.onnx")[:16],
-        "training items": f"{len(parts[0].examples)} ({parts[0].digest[:16]})",
-        "held-out items": f"{len(parts[1].examples)} ({parts[1].digest[:16]})",
-        "labels": list(labels),
-        **facts,
-    }
-
-
-def open_run(trainings: Path, out: Path, facts: dict[str, Any], options: FinetuneOptions) -> Path:
-    """The folder of the checkpoints of the training that writes `out`: emptied, or with `resume` as it was left.
-
-    Raises NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
-    """
-    folder = trainings / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-    if not options.resume:
-        for phase in PHASES:
-            Checkpoints(folder / phase).clear()
-        write_atomic(folder / IDENTITY, msgspec.json.encode({"out": str(out.resolve()), **facts}))
-        return folder
-    try:
-        before = msgspec.json.decode((folder / IDENTITY).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError):
-        raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
-    changed = [name for name, value in facts.items() if before.get(name) != value]
-    if changed:
-        differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
-        raise UsageError(
-            f"the training of {out} was of something else: {'; '.join(differences)}",
-            hint="give what it was started with, or leave --resume out",
-        )
-    return folder
 
 
 def _features(

@@ -5,6 +5,7 @@ then fitted again to all training items for as many epochs.
 """
 
 import copy
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -115,6 +116,9 @@ def fit(
     with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), threads(1):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
+        if stop.is_asked:
+            raise KeyboardInterrupt
+        _begin(checkpoints, resume, progress)
         module, training = _training(problem, problem.fit, choice)
         phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))
         phase.continued(resume).run(length.epochs, length.patience, bar, progress)
@@ -149,6 +153,17 @@ def inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.
         chosen[members[: min(max(1, round(INNER * len(members))), len(members) - 1)]] = True
     # With one item a class there is nothing to spare: the training items themselves have to choose.
     return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)
+
+
+def _begin(checkpoints: Path | None, resume: bool, progress: Progress) -> None:
+    """Remove what an earlier training of the same bundle saved, which this one does not go on with."""
+    if checkpoints is None:
+        return
+    if resume and Checkpoints(checkpoints / "inner").newest() is None:
+        progress.note("nothing was saved yet: the training starts anew")
+    if not resume:
+        for phase in checkpoints.glob("*/"):
+            shutil.rmtree(phase, ignore_errors=True)
 
 
 def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> "tuple[torch.nn.Module, Training]":

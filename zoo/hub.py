@@ -3,6 +3,7 @@
 Everything goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. It sends no telemetry.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,8 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
         )
     repo, path = match["repo"], match["path"]
     try:
+        # The client tells of every retry by itself; what it comes to is told below.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         with ExitStack() as stack, translated(url):
             found = hf_hub_download(
                 repo, path, repo_type="dataset", revision=match["revision"], local_files_only=offline,

@@ -75,11 +75,14 @@ class Objective:
         return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
 
     def score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> float:
-        """Accuracy; macro-F1 at a threshold of one half over the labels that occur; R squared."""
+        """Accuracy; macro-F1 over the labels that occur, each at its best threshold; R squared."""
+        import torch
+
         if self.task is Task.SINGLE_LABEL:
             return (logits.argmax(1) == wanted).double().mean().item()
         if self.task is Task.MULTI_LABEL:
-            chosen, truth = logits > 0, wanted > 0.5
+            scores, truth = logits.sigmoid(), wanted > 0.5
+            chosen = scores >= torch.tensor(best_thresholds(scores.cpu().numpy(), wanted.cpu().numpy())).to(scores)
             hits, all_of_both = (chosen & truth).sum(0).double(), (chosen.sum(0) + truth.sum(0)).double()
             occurring = all_of_both > 0
             return (2 * hits[occurring] / all_of_both[occurring]).mean().item() if occurring.any() else 1.0

@@ -5,6 +5,7 @@ All of it can be made or fetched again. What a running process is known to use s
 
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +19,12 @@ from zoo.bundle import MANIFEST, Bundle
 from zoo.disk import is_abandoned
 from zoo.errors import ZooError
 from zoo.registry import Registry
+from zoo.runs import run_of
 from zoo.store import MANIFEST as PULLED
 from zoo.store import Store
 
+#: Seconds without a checkpoint after which a training is taken to be over.
+RUNNING = 3600.0
 #: A name with the signature of the process that writes it: see `zoo.store`.
 TEMPORARY = re.compile(r"(\.?.+\.)\w+-\d+-[0-9a-f]{8}(\.new|\.old)?")
 
@@ -28,7 +32,7 @@ TEMPORARY = re.compile(r"(\.?.+\.)\w+-\d+-[0-9a-f]{8}(\.new|\.old)?")
 class Prunable(Struct, frozen=True, kw_only=True):
     """Something that can go, with its bytes; `state` says what became of it."""
 
-    kind: Literal["features", "activations", "graph", "partial", "staged", "model"]
+    kind: Literal["features", "activations", "training", "graph", "partial", "staged", "model"]
     name: str
     path: str
     size: int
@@ -37,7 +41,7 @@ class Prunable(Struct, frozen=True, kw_only=True):
 
 def find(store: Store, shelf: Registry, *, models: bool) -> list[Prunable]:
     """Everything under the store's home that can go: with `models` also every pulled row."""
-    found = [*_caches(store), *_graphs(store, shelf), *_partials(store), *_staged(store)]
+    found = [*_caches(store), *_trainings(store), *_graphs(store, shelf), *_partials(store), *_staged(store)]
     return [*found, *_models(store)] if models else found
 
 
@@ -61,6 +65,13 @@ def _caches(store: Store) -> Iterator[Prunable]:
         path = max(cache.paths, key=lambda each: each.is_dir() or each.suffix == ".sqlite")
         kind: Literal["features", "activations"] = "activations" if path.is_dir() else "features"
         yield Prunable(kind=kind, name=cache.key, path=str(path), size=cache.size)
+
+
+def _trainings(store: Store) -> Iterator[Prunable]:
+    """Checkpoints, by the bundle that they were to become. One that was written lately may go on yet."""
+    for folder in _listed(store.trainings):
+        if time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) > RUNNING:
+            yield Prunable(kind="training", name=run_of(folder), path=str(folder), size=_size(folder))
 
 
 def _graphs(store: Store, shelf: Registry) -> Iterator[Prunable]:

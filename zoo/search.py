@@ -74,7 +74,7 @@ def search(
     losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
     best = min(map(min, losses))
     if not math.isfinite(best):
-        lower = f"--lr {min(lr for lr, _ in grid) / 10:g}"
+        lower = "--lr auto" if options.lr else "the features are no numbers: choose another model"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
     within = best + CLOSE * objective.chance(inner[1])
     return next(

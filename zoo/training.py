@@ -204,7 +204,9 @@ class Phase:
                 raise KeyboardInterrupt(*[SAVED] * self.save(progress))
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save(progress)
-        self.save(progress)
+        saved = self.save(progress)
+        if self.stop.is_asked:
+            raise KeyboardInterrupt(*[SAVED] * saved)
 
     def save(self, progress: Progress = SILENT) -> bool:
         """Write a checkpoint; whether one was. One that cannot be is told: the training does not depend on it."""

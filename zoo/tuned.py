@@ -79,7 +79,7 @@ def write_model(
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     lineage = msgspec.structs.replace(
-        source.lineage, data=digest, seed=options.seed, options=msgspec.to_builtins(options), versions=versions()
+        source.lineage, data=digest, seed=options.seed, options=recorded(options), versions=versions()
     )
     if isinstance(preprocess, TextPreprocess):
         shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
@@ -145,7 +145,7 @@ def write_records(
         features=result.features,
         thresholds=trained.thresholds,
         class_weights=trained.class_weights,
-        options=msgspec.to_builtins(options),
+        options=recorded(options),
         versions=draft.lineage.versions,
         notes=result.notes,
     )
@@ -153,6 +153,12 @@ def write_records(
     manifest = msgspec.structs.replace(draft, files=describe_files(folder), metrics=result.metrics)
     write_manifest(folder, manifest)
     return manifest
+
+
+def recorded(options: FinetuneOptions) -> dict[str, object]:
+    """The options that shape a model; how it came to its end, at once or by `resume`, does not."""
+    facts: dict[str, object] = msgspec.to_builtins(options)
+    return {name: value for name, value in facts.items() if name not in ("resume", "auto_batch", "device")}
 
 
 def tuned_reference(bundle: Bundle, backbone: Backbone) -> "Reference":

@@ -1,0 +1,94 @@
+"""Trainings under ZOO_HOME/training: what each is of, and where its checkpoints lie."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from zoo.bundle import Bundle
+from zoo.data import Dataset
+from zoo.disk import write_atomic
+from zoo.errors import NotFoundError, UsageError
+from zoo.schema import FinetuneOptions
+
+#: What a training is of, beside its checkpoints.
+FILE = "run.json"
+#: Trainings that are kept: the ones that were started last.
+KEPT = 20
+#: Options that may be others when a training goes on.
+MAY_CHANGE = frozenset(
+    {
+        *("epochs", "patience", "lr", "weight_decay", "max_bad", "auto_batch"),
+        *("resume", "device", "text", "image", "label", "val"),
+    }
+)
+#: What is known before the features are computed, which may leave items out.
+PARTS = frozenset({"training items", "held-out items", "labels"})
+
+
+def identity(
+    base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
+) -> dict[str, Any]:
+    """What must be the same for a training to go on."""
+    # As JSON has them, in which a list is no tuple: they are compared with what was written.
+    facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
+    return {
+        "model": base.manifest.lineage.entry.name,
+        "features graph": base.digest("model.onnx")[:16],
+        "training items": f"{len(parts[0].examples)} ({parts[0].digest[:16]})",
+        "held-out items": f"{len(parts[1].examples)} ({parts[1].digest[:16]})",
+        "labels": list(labels),
+        **facts,
+    }
+
+
+def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bool) -> Path:
+    """The folder of the checkpoints of the training that writes `out`; with `resume` what `check` raises.
+
+    Those of an earlier training stay until this one has begun: see zoo.fit. Of many trainings the oldest are removed.
+    """
+    if resume:
+        return check(trainings, out, facts)
+    folder = _folder(trainings, out)
+    write_atomic(folder / FILE, msgspec.json.encode({"out": str(out.resolve()), **facts}))
+    others = sorted(trainings.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[KEPT:]:
+        shutil.rmtree(path.parent, ignore_errors=True)
+    return folder
+
+
+def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool = True) -> Path:
+    """The folder of the training that writes `out`, if it is of what `facts` say; `parts`: also of the same items.
+
+    Raises NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
+    """
+    folder = _folder(trainings, out)
+    try:
+        before = msgspec.json.decode((folder / FILE).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
+    names = facts if parts else facts.keys() - PARTS
+    changed = [name for name in facts if name in names and before.get(name) != facts[name]]
+    if changed:
+        differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
+        raise UsageError(
+            f"the training of {out} was of something else: {'; '.join(differences)}",
+            hint="give what it was started with, or leave --resume out",
+        )
+    return folder
+
+
+def run_of(folder: Path) -> str:
+    """The bundle that a training writes; the folder's own name where that is not known any more."""
+    try:
+        return str(msgspec.json.decode((folder / FILE).read_bytes(), type=dict[str, Any])["out"])
+    except (OSError, KeyError, msgspec.MsgspecError):
+        return folder.name
+
+
+def _folder(trainings: Path, out: Path) -> Path:
+    return trainings / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
