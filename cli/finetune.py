@@ -35,7 +35,7 @@ def command(
     lr: Annotated[str, typer.Option(help="Learning rate, or auto: it is searched for.")] = AUTO,
     weight_decay: Annotated[str, typer.Option(help="A number, or auto: it is searched for.")] = AUTO,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Items in a training step: 64 for a head, 32 with --unfreeze.")
+        int | None, typer.Option(min=1, help="Items in a training step: 64 to 1,024 for a head, 32 with --unfreeze.")
     ] = None,
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="Halve --batch, at most five times, when memory does not suffice.")

@@ -1,7 +1,8 @@
 """AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), each parameter at a rate and a decay of its own.
 
-torch's own costs more to import (its compiler comes along) than a head takes to train, and wants one rate a parameter:
-here a rate may be a tensor, so that candidates stacked along an axis each have theirs.
+torch's optimiser class costs more to import (its compiler comes along) than a head takes to train, so its fused
+kernel is called by its functional form. That wants one rate a parameter: where the rate is a tensor, so that candidates
+stacked along an axis each have theirs, the same arithmetic stands here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ class AdamW:
     def step(self, factor: float) -> None:
         """One update from the gradients, every rate times `factor`; a parameter without a gradient stays."""
         import torch
+        from torch.optim.adamw import adamw
 
         self.steps += 1
         first, second = (1 - beta**self.steps for beta in BETAS)
@@ -45,6 +47,13 @@ class AdamW:
                 if parameter.grad is None:
                     continue
                 lr = rate * factor
+                if not isinstance(lr, torch.Tensor) and not isinstance(decay, torch.Tensor):
+                    before = torch.tensor(self.steps - 1.0, device=parameter.device)
+                    adamw(
+                        [parameter], [parameter.grad], [mean], [square], [], [before], fused=True, amsgrad=False,
+                        beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON, lr=lr, weight_decay=decay, maximize=False,
+                    )  # fmt: skip
+                    continue
                 mean.lerp_(parameter.grad, 1 - BETAS[0])
                 square.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
                 root = (square / second).sqrt_().add_(EPSILON)

@@ -19,7 +19,7 @@ from zoo.interrupt import Interrupt
 from zoo.objective import Objective, best_thresholds
 from zoo.progress import SILENT, Progress
 from zoo.schema import Epoch, FinetuneOptions, Task
-from zoo.search import BATCH, EPOCHS, Choice, search
+from zoo.search import EPOCHS, Choice, batch_of, search
 from zoo.torchkit import threads
 from zoo.training import Part, Phase, Plan, Training
 
@@ -185,7 +185,7 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
 
     plan = Plan(
         count=len(features),
-        batch=options.batch or BATCH,
+        batch=batch_of(options, len(features)),
         seed=options.seed,
         weight_decay=choice.weight_decay,
         decay=DECAY,

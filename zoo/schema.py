@@ -312,11 +312,11 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 class FinetuneOptions(Struct, frozen=True, kw_only=True):
     """How a model is trained. `val` is a fraction held out of the data, or the path of a data set of its own.
 
-    `lr` and `weight_decay` are searched for on the features where they are None. `batch` is items in a step: 64 of a
-    head's, 32 of the last stages' where it is None; `auto_batch` halves that when memory does not suffice. Training
-    stops early after `patience` epochs without a better inner loss. `unfreeze` is how many of the last stages are
-    trained with the head, `augment` how many random views of each picture, `max_bad` the fraction of the items that may
-    be unreadable.
+    `lr` and `weight_decay` are searched for on the features where they are None. `batch` is items in a step: where it
+    is None 64 to 1,024 of a head's, by how many there are, and 32 of the last stages'; `auto_batch` halves that when
+    memory does not suffice. Training stops early after `patience` epochs without a better inner loss. `unfreeze` is how
+    many of the last stages are trained with the head, `augment` how many random views of each picture, `max_bad` the
+    fraction of the items that may be unreadable.
     Raises UsageError for numbers that make no sense.
     """
 

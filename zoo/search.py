@@ -37,10 +37,10 @@ GRID = (
     *((3e-3, 0.01), (1e-3, 0.01), (1e-2, 1.0), (3e-4, 1.0), (1e-2, 0.01), (3e-2, 0.1)),
 )
 FEWEST = 3
-#: Items in a step of a head's training.
-BATCH = 64
-#: Floating-point operations that the search may take: a second or so on two cores.
-WORK = 1.2e11
+#: Steps in an epoch of a head's training, and the fewest and the most items in one of them.
+STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
+#: Floating-point operations that the search may take: a second or so on one core.
+WORK = 5e10
 DEFAULT_DECAY = 0.1
 
 
@@ -85,6 +85,11 @@ def search(
     )
 
 
+def batch_of(options: FinetuneOptions, items: int) -> int:
+    """Items in a step of a head's training: more where there are many, so that an epoch has about STEPS of them."""
+    return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
+
+
 def _grid(options: FinetuneOptions, items: int, dim: int, outputs: int) -> Sequence[tuple[float, float]]:
     """The candidates: what the options leave open, as many as the work allows."""
     widths = (dim, *options.hidden, outputs)
@@ -124,7 +129,7 @@ def _losses(
         for column in zip(*grid, strict=True)
     )
     optimizer = AdamW(stacked, rates, decays)
-    batch = options.batch or BATCH
+    batch = batch_of(options, len(x))
     plan = Plan(count=len(x), batch=batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
     generator = torch.Generator().manual_seed(options.seed)
     best = [math.inf] * len(grid)
