@@ -120,7 +120,7 @@ def test_what_is_no_picture_is_left_out_and_listed(shelf: Path, zoo_home: Path, 
     assert said["features_computed"] == len(GOOD)
     # The command that it says to be next works on this data.
     done = zoo("finetune", "tiny-lite", spoilt, "-o", out, "--epochs", 2, "--max-bad", 0.3)
-    assert f"left out: {len(BAD)} items" in done.stderr
+    assert f"{len(BAD)} left out of " in done.stderr
     [following] = [line for line in done.stderr.splitlines() if line.startswith("next: zoo ")]
     judged = zoo(*shlex.split(following.removeprefix("next: zoo ")), "--json")
     assert parsed(judged)["evaluation"]["metrics"]["n"] == said["metrics"]["n"]

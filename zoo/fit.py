@@ -116,8 +116,6 @@ def fit(
     with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), threads(1):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
-        if stop.is_asked:
-            raise KeyboardInterrupt
         _begin(checkpoints, resume, progress)
         module, training = _training(problem, problem.fit, choice)
         phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))

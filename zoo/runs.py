@@ -62,18 +62,18 @@ def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bo
 
 
 def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool = True) -> Path:
-    """The folder of the training that writes `out`, if it is of what `facts` say; `parts`: also of the same items.
+    """The folder of the training that writes `out`, if it is of what `facts` say.
 
-    Raises NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
+    Without `parts` other items alone are no reason to refuse: some may yet turn out to be unreadable. Raises
+    NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
     """
     folder = _folder(trainings, out)
     try:
         before = msgspec.json.decode((folder / FILE).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
         raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
-    names = facts if parts else facts.keys() - PARTS
-    changed = [name for name in facts if name in names and before.get(name) != facts[name]]
-    if changed:
+    changed = [name for name, value in facts.items() if before.get(name) != value]
+    if set(changed) - (set() if parts else PARTS):
         differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
         raise UsageError(
             f"the training of {out} was of something else: {'; '.join(differences)}",
