@@ -29,9 +29,9 @@ def examples(texts: Sequence[str]) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def trunks(shelf_file: Path, built_home: Path) -> dict[str, Bundle]:
+def trunks(shelf_file: Path, kept_home: Path) -> dict[str, Bundle]:
     """The first stages of the tiny models, built once by the real child process."""
-    zoo = Zoo(home=built_home, registry=shelf_file)
+    zoo = Zoo(home=kept_home, registry=shelf_file)
     return {name: zoo.graph(name, cut) for name, cut in (("tiny-bert", 1), ("tiny-lite", 8))}
 
 

@@ -178,7 +178,7 @@ def test_files_for_predictions_that_cannot_be(shelf: Path, tmp_path: Path, monke
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         check_predictions(tmp_path / "p.parquet")
-    assert (caught.value.package, caught.value.extra) == ("pyarrow", "words")
+    assert (caught.value.package, caught.value.extra) == ("pyarrow", "data")
 
 
 def many(count: int) -> Metrics:

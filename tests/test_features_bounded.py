@@ -141,5 +141,5 @@ def test_memory_does_not_grow_with_the_pictures(shelf: Path, tmp_path: Path) -> 
         child = subprocess.run([sys.executable, "-c", PEAK, *arguments], cwd=ROOT, capture_output=True, check=True)
         peaks.append(int(child.stdout) * 1024)
     assert peaks[1] < 1e9
-    # What a picture leaves behind, times 20,000, is little.
-    assert (peaks[1] - peaks[0]) / 240 * 20_000 < 1e9, peaks
+    # What a picture may leave behind, times 20,000, and what the work takes anyhow.
+    assert peaks[1] + (peaks[1] - peaks[0]) / 240 * 20_000 < 2e9, peaks

@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 from zoo_plugins.backbones.efficientnet import EfficientNet
 
 from tests.test_gate import gate
-from zoo import GateError, Zoo, graph, head, parity
+from tests.test_head import train
+from zoo import GateError, Zoo, graph, parity
 from zoo.build import encoder
 from zoo.samples import bundled
 from zoo.schema import FinetuneOptions
@@ -125,7 +126,7 @@ def test_a_wrong_head_is_refused(shelf: Path) -> None:
     samples, origin = bundled(bundle.manifest.preprocess)
     features = zoo.session("tiny-lite", "cpu").features(samples)
     targets = np.arange(len(samples)) % 2
-    right = head.train(features, targets, 2, FinetuneOptions(epochs=20, lr=0.01)).layers
+    right = train(features, targets, 2, FinetuneOptions(epochs=20, lr=0.01)).layers
     swapped = [*right[:-1], tuple(array[::-1].copy() for array in right[-1])]
     backbone = EfficientNet(entry, zoo.pull("tiny-lite"))
     body = onnx.load_from_string(bundle.read_model())

@@ -131,8 +131,13 @@ def test_a_text_without_a_known_word_is_named_by_its_row(words: Zoo, tmp_path: P
     (tmp_path / "odd.csv").write_text("\n".join([*rows[:16], f"qqq zzz,{rows[1].rpartition(',')[2]}", *rows[16:]]))
     wanted = f"^odd.csv:17: no word of 'qqq zzz' is among the {len(WORDS)} words"
     items, names = words.inputs("npy", [str(tmp_path / "odd.csv")])
+    # One in a hundred may be left out of a training.
+    found = words.finetune("npy", tmp_path / "odd.csv", tmp_path / "new", FinetuneOptions(epochs=1))
+    assert len(found.skipped) == 1
+    assert found.skipped[0].startswith("odd.csv:17 (no word of 'qqq zzz'")
+    with pytest.raises(DataError, match=r"odd\.csv:17 \(no word of 'qqq zzz'"):
+        words.finetune("npy", tmp_path / "odd.csv", tmp_path / "new", FinetuneOptions(max_bad=0))
     for verb in (
-        lambda: words.finetune("npy", tmp_path / "odd.csv", tmp_path / "new"),
         lambda: words.evaluate(str(tmp_path / "out"), tmp_path / "odd.csv"),
         lambda: words.run("npy", items, names=names),
     ):
