@@ -26,7 +26,7 @@ MAY_CHANGE = frozenset(
         *("resume", "device", "text", "image", "label", "val"),
     }
 )
-#: What is known before the features are computed, which may leave items out.
+#: What the computing of features may yet change, by leaving out items that cannot be read.
 PARTS = frozenset({"training items", "held-out items", "labels"})
 
 
