@@ -118,7 +118,7 @@ def export_tail(
 
 def merge(
     base: Bundle,
-    tail: Path,
+    tail: Path | None,
     path: Path,
     *,
     head: "onnx.ModelProto | None" = None,
@@ -126,14 +126,16 @@ def merge(
 ) -> "tuple[onnx.ModelProto, bytes]":
     """Write the whole chain at `path`: the trunk `base`, what `export_tail` wrote at `tail`, and the `head`.
 
-    `facts` become the model's metadata. Files of the trunk's external data are copied beside `path`. The outputs are
-    `features`, and the head's; the trunk's cut after the preprocessing stays declared.
+    Without `tail` `base` is a features bundle. `facts` become the model's metadata. Files of external data are copied
+    beside `path`. The outputs are `features`, and the head's; the cut after the preprocessing stays declared.
     """
     import onnx
 
     data = base.read_model()
     external.copy(data, base.path, path.parent)
-    whole = graph.join(onnx.load_from_string(data), graph.load(tail))
+    whole = onnx.load_from_string(data)
+    if tail is not None:
+        whole = graph.join(whole, graph.load(tail))
     if head is not None:
         whole = graph.join(whole, head, keep=[graph.FEATURES])
     graph.describe(whole, facts)

@@ -188,29 +188,13 @@ def _merge(
     """(the model, its bytes as written, what it must equal): the frozen part, the tuned stages, the head."""
     layers = graph.head(top.layers, top.activation)
     if tuned.stages is None:
-        return *merge_head(tuned.frozen, layers, facts, folder / MODEL), backbone.reference
+        return *trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
     stages, tail = list(tuned.stages), folder / ".tail.onnx"
     trunk.export_tail(tail, stages, backbone)
     whole, model = trunk.merge(tuned.frozen, tail, folder / MODEL, head=layers, facts=facts)
     tail.unlink()
     trunk.save_tail(stages, folder / trunk.TAIL_FILE)
     return whole, model, trunk.tuned_reference(backbone, stages)
-
-
-def merge_head(
-    base: Bundle, layers: "onnx.ModelProto", facts: dict[str, str], path: Path
-) -> "tuple[onnx.ModelProto, bytes]":
-    """Put the head behind the features graph of `base` and write the whole chain at `path`, its tables beside it."""
-    import onnx
-
-    data = base.read_model()
-    external.copy(data, base.path, path.parent)
-    body = onnx.load_from_string(data)
-    cut = [value for value in body.graph.value_info if value.name == base.manifest.cut]
-    whole = graph.join(body, layers, keep=[graph.FEATURES])
-    whole.graph.value_info.extend(cut)
-    graph.describe(whole, facts)
-    return whole, graph.save(whole, path)
 
 
 def _lines(rows: Sequence[msgspec.Struct]) -> bytes:
