@@ -19,7 +19,7 @@ from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.bridged import Bridged
 from zoo.encode import TextEncoder, decode_image
 from zoo.errors import NotFoundError
-from zoo.parity import pillow_pixels
+from zoo.expected import pillow_pixels
 from zoo.runtime import create_session
 from zoo.samples import FOLDER
 from zoo.schema import Entry, ImagePreprocess

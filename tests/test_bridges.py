@@ -13,7 +13,7 @@ from tests.hub import FakeHub, HubRepo
 from tests.libraries import change_json, hub_repo, pooled, write_encoder, write_json, write_timm
 from tests.test_bert import tokens
 from zoo import IntegrityError, MissingExtraError, NotFoundError, UsageError, Zoo
-from zoo.parity import pillow_pixels
+from zoo.expected import pillow_pixels
 from zoo.samples import FOLDER
 from zoo.schema import ImagePreprocess, TextPreprocess, WordPiece
 

@@ -12,6 +12,7 @@ from zoo_plugins.backbones.efficientnet import EfficientNet
 
 from zoo import GateError, IntegrityError, Zoo, parity
 from zoo.build import encoder
+from zoo.expected import expect
 from zoo.samples import bundled
 
 
@@ -23,9 +24,8 @@ def gate(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> pari
     family = {"bert": Bert, "efficientnet": EfficientNet}[zoo.entry(name).family]
     backbone = family(zoo.entry(name), zoo.pull(name))
     preprocess = bundle.manifest.preprocess
-    return parity.check(
-        model.SerializeToString(), backbone.reference, *bundled(preprocess), preprocess=encoder(preprocess, bundle.path)
-    )
+    expected = expect(backbone.reference, *bundled(preprocess), encoder(preprocess, bundle.path))
+    return parity.check(model.SerializeToString(), expected)
 
 
 def nothing(model: onnx.ModelProto) -> None:

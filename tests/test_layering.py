@@ -21,12 +21,13 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "graph", "parity", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk", "head",
-        "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint", "interrupt",
-        "objective", "training",
+        "graph", "parity", "expected", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk",
+        "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
+        "interrupt", "objective", "training",
     },
     {
         "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
+        "drawing",
         "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
     },
     {"__init__"},

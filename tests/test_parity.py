@@ -13,6 +13,7 @@ from tests.test_gate import gate
 from tests.test_head import train
 from zoo import GateError, Zoo, graph, parity
 from zoo.build import encoder
+from zoo.expected import expect
 from zoo.samples import bundled
 from zoo.schema import FinetuneOptions
 
@@ -135,14 +136,9 @@ def test_a_wrong_head_is_refused(shelf: Path) -> None:
         whole = graph.join(body, graph.head(layers, "softmax"), keep=["features"])
         whole.graph.value_info.extend(cut)
         try:
-            report = parity.check(
-                whole.SerializeToString(),
-                backbone.reference,
-                samples,
-                origin,
-                preprocess=encoder(bundle.manifest.preprocess, bundle.path),
-                top=parity.Top(right, "softmax"),
-            )
+            reader = encoder(bundle.manifest.preprocess, bundle.path)
+            expected = expect(backbone.reference, samples, origin, reader)
+            report = parity.check(whole.SerializeToString(), expected, top=parity.Top(right, "softmax"))
         except GateError as error:
             report = error.report
         assert report.passed == (layers is right)

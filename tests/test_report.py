@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import shutil
+import signal
+import sys
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from zoo.data import Example
+from zoo.drawing import Drawing
 from zoo.metrics import Bin, expected_error, measure
 from zoo.page import render
 from zoo.report import Facts, Report, confused, project, write_report
@@ -97,6 +100,40 @@ def written(pictures: list[Path | str | bytes], tmp_path_factory: pytest.TempPat
         folders[name] = tmp_path_factory.mktemp(name)
         write_report(folders[name], report)
     return folders
+
+
+def test_a_child_draws_the_same(pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path) -> None:
+    for name, report in three(pictures).items():
+        with Drawing() as drawing:
+            drawing.begin(report)
+            write_report(tmp_path / name, report, drawing.result())
+        assert {path.name for path in (tmp_path / name).iterdir()} == {path.name for path in written[name].iterdir()}
+        for path in written[name].iterdir():
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("way", ["cannot start", "ends at once", "is killed", "talks nonsense"])
+def test_without_the_child_the_plots_are_drawn_here(
+    written: dict[str, Path], pictures: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    command = {
+        "cannot start": ["/nowhere/python"],
+        "ends at once": [sys.executable, "-c", "raise SystemExit(3)"],
+        "is killed": [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
+        "talks nonsense": [sys.executable, "-c", "import sys; sys.stdin.buffer.read(); print('nonsense')"],
+    }[way]
+    monkeypatch.setattr("zoo.drawing.python", lambda *_: command)
+    with Drawing() as drawing:
+        drawing.begin(three(pictures)["number"])
+        _, images = drawing.result()
+    assert images == {path.name: path.read_bytes() for path in written["number"].glob("*.png")}
+
+
+def test_a_child_ends_with_its_context() -> None:
+    with Drawing() as drawing:
+        child = drawing._child
+    assert child is not None
+    assert child.returncode == -signal.SIGKILL
 
 
 class Page(HTMLParser):

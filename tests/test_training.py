@@ -192,7 +192,7 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     curve = iter([1.0, 0.5, 0.49999, 0.7, 0.8, 0.3])
     run = training()
-    phase = Phase(run, None, Interrupt(), lambda: (next(curve), 0.0))
+    phase = Phase(run, None, Interrupt(), lambda: (next(curve), 0.0), tolerance=0.001)
     phase.run(50, patience=3)
     # A loss that is lower by next to nothing is no better one.
     assert (phase.best_epoch, run.epoch) == (2, 5)

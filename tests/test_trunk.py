@@ -14,6 +14,7 @@ from tests.upstream import Upstream
 from zoo import GateError, IntegrityError, UsageError, Zoo, graph, parity, samples, trunk
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata
+from zoo.expected import expect
 from zoo.runtime import create_session
 from zoo.schema import ExportOptions
 from zoo.torchkit import TorchBackbone
@@ -91,9 +92,9 @@ def test_the_chain_from_a_built_trunk(shelf: Path, tmp_path: Path, name: str, cu
     items, origin = samples.bundled(base.manifest.preprocess)
     reader = encoder(base.manifest.preprocess, base.path)
     right = trunk.tuned_reference(backbone, tuned)
-    assert parity.check(data, right, items, origin, preprocess=reader, top=top).passed
+    assert parity.check(data, expect(right, items, origin, reader), top=top).passed
     with pytest.raises(GateError):
-        parity.check(data, backbone.reference, items, origin, preprocess=reader, top=top)
+        parity.check(data, expect(backbone.reference, items, origin, reader), top=top)
 
 
 def test_what_is_shared_with_the_trunk_is_not_tuned_there(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from zoo.child import python
 from zoo.disk import staged_dir
 from zoo.encode import TextEncoder, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
+from zoo.expected import expect, torchvision_pixels
 from zoo.progress import Progress
 from zoo.schema import (
     Entry,
@@ -94,15 +95,9 @@ def build(
         model = graph.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, gate_words(entry, reader))
-        report = parity.check(
-            model,
-            trunk.reference(backbone, cut) if cut else backbone.reference,
-            items,
-            origin,
-            preprocess=reader,
-            expected=parity.torchvision_pixels,
-            tables=external.files(model, external.beside(folder)),
-        )
+        reference = trunk.reference(backbone, cut) if cut else backbone.reference
+        expected = expect(reference, items, origin, reader, torchvision_pixels)
+        report = parity.check(model, expected, tables=external.files(model, external.beside(folder)))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=entry.name,

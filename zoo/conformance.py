@@ -19,6 +19,7 @@ from zoo.bundle import MODEL
 from zoo.child import python
 from zoo.encode import TextEncoder, decode_image
 from zoo.errors import quote
+from zoo.expected import BATCHES, Case
 from zoo.points import brief
 from zoo.runtime import create_session
 from zoo.schema import Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
@@ -106,7 +107,7 @@ class Subject:
             together = lambda chosen: {graph.PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
         else:
             rows, together = list(how.tokens([str(item) for item in items])), how.batch
-        return [together([rows[index % len(rows)] for index in range(size)]) for size in parity.BATCHES]
+        return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
 
     def features(self, feeds: "TensorMap") -> Any:
         """What the family's own arithmetic says: float [batch, dim]."""
@@ -255,7 +256,7 @@ def _any_batch(subject: Subject) -> str:
         if features.shape != (_size(feeds), subject.entry.dim) or not np.isfinite(features).all():
             raise BrokenError(f"at batch {_size(feeds)} the graph gives {list(features.shape)}, or numbers not finite")
     lengths = {feeds[spec.name].shape[1] for feeds in subject.batches for spec in inputs if "sequence" in spec.shape}
-    return f"batch {_listed(parity.BATCHES)}" + (f", sequence {_listed(sorted(lengths))}" if lengths else "")
+    return f"batch {_listed(BATCHES)}" + (f", sequence {_listed(sorted(lengths))}" if lengths else "")
 
 
 def _graph_repeats(subject: Subject) -> str:
@@ -271,7 +272,7 @@ def _parity(subject: Subject) -> str:
     checks = [
         check
         for feeds in subject.batches
-        for check in parity.compare(subject.session, subject.backbone.reference, None, feeds, feeds)
+        for check in parity.compare(subject.session, Case(feeds, subject.backbone.reference(feeds)))
     ]
     worst = max(checks, key=lambda check: check.value / check.bound)
     if not worst.passed:

@@ -38,6 +38,8 @@ HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 #: Epochs after which the rates have halved.
 DECAY = 4.0
+#: A better inner loss is one that is lower by this part of the loss of knowing nothing: the head has done most already.
+BETTER = 1e-4
 #: Items in a step: those of a head's step would be many for a tail.
 BATCH = 32
 #: How torch says that an allocation failed, on a GPU and on a CPU.
@@ -194,7 +196,9 @@ def _fit(
         rates = _rates(problem, len(model.stages), is_text=activations.is_text)  # type: ignore[arg-type]
         training = task.training(model, problem.fit, rates)
         folder = _folder(checkpoints, "tail-inner")
-        phase = Phase(training, folder, stop, lambda: task.judge(model), from_start=True)
+        phase = Phase(
+            training, folder, stop, lambda: task.judge(model), tolerance=BETTER * problem.chance, from_start=True
+        )  # fmt: skip
         phase.continued(resume).run(epochs, problem.options.patience, bar, progress)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*task.inner(model))

@@ -11,6 +11,7 @@ from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
 from zoo.disk import staged_dir
 from zoo.errors import IntegrityError
+from zoo.expected import expect
 from zoo.parity import Top
 from zoo.progress import Progress
 from zoo.tuned import tuned_reference
@@ -35,10 +36,7 @@ def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) ->
         items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
         report = parity.check(
             model,
-            tuned_reference(source, backbone),
-            items,
-            origin,
-            preprocess=reader,
+            expect(tuned_reference(source, backbone), items, origin, reader),
             top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
             tables=external.files(model, external.beside(folder)),
         )

@@ -3,9 +3,11 @@
 With `unfreeze` the last stages are then trained together with the head, on the activations of those before them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -15,22 +17,42 @@ from zoo.bundle import Bundle
 from zoo.data import Dataset, require_classes
 from zoo.deep import fit_tail
 from zoo.disk import staged_dir, storage_errors
+from zoo.drawing import Drawing
 from zoo.errors import DataError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
-from zoo.fit import Problem, TrainedHead, fit
+from zoo.fit import Problem, TrainedHead, cores, fit, is_narrow
 from zoo.interrupt import noticing
-from zoo.metrics import measure
 from zoo.notes import survey
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, ImagePreprocess, Outcome, Preprocess
+from zoo.schema import FinetuneOptions, ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
 from zoo.split import divide
-from zoo.tuned import Materials, Result, Tuned
+from zoo.tuned import Materials, Tuned
 from zoo.views import View
 
 if TYPE_CHECKING:
+    from zoo.expected import Expected
     from zoo.objective import Floats
+
+
+class Known(NamedTuple):
+    """The readable items of both parts (training, held out) and their features [items, dim], those of views too.
+
+    `computed` of them were not in the cache; `device` is where.
+    """
+
+    parts: tuple[Dataset, Dataset]
+    train: "Floats"
+    held: "Floats"
+    views: "Sequence[Floats]"
+    computed: int
+    device: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, as the training items have them."""
+        return self.parts[0].labels
 
 
 def finetune(
@@ -45,7 +67,6 @@ def finetune(
     Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
     is finished and saved, KeyboardInterrupt is raised, and `options.resume` goes on from there.
     """
-    source = parts[0].source
     notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
     for note in notes:
         progress.note(note)
@@ -54,47 +75,21 @@ def finetune(
         runs.check(
             materials.trainings, out, runs.identity(materials.base, parts, parts[0].labels, options), parts=False
         )
-    session = Session(materials.base, options.device)
-    cache = FeatureCache(materials.cache, session)
-    parts, (vectors, held_vectors), computed = _features(cache, parts, options, progress)
-    train, held = parts
-    labels = train.labels
-    targets, held_targets = (part.targets(labels) for part in parts)
-    views = []
-    for number in range(options.augment):
-        views.append(cache.features(train.examples, progress, view=View(options.seed, number + 1)))
-        computed += cache.computed
-    facts = runs.identity(materials.base, parts, labels, options)
-    with storage_errors(materials.trainings):
-        run = runs.open_run(materials.trainings, out, facts, resume=options.resume)
-    problem = Problem(vectors, targets, len(labels), options, views)
-    with noticing() as stop:
-        trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
-    model = Tuned(frozen=materials.base, head=trained, labels=labels)
-    if options.unfreeze:
-        model = _unfrozen(materials, problem, trained, train, labels, session.device, run, progress)
-    with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
-        draft = tuned.write_model(folder, materials.base, materials.backbone(), model, parts, options)
-        scores = head.apply(model.head.layers, held_vectors, model.head.activation)
-        if model.stages is not None:
-            # The features are no longer those of the cache: the file itself is judged.
-            found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
-            scores, held_vectors = found["scores"], found["features"]
-        metrics = measure(
-            options.task, scores, held_targets, labels,
-            thresholds=model.head.thresholds, class_weights=model.head.class_weights,
-        )  # fmt: skip
-        result = Result(
-            train=train, held=held, scores=scores, features=held_vectors, targets=held_targets, metrics=metrics,
-            notes=(*notes, *(f"left out: {each}" for each in (*train.skipped, *held.skipped))),
-        )  # fmt: skip
-        manifest = tuned.write_records(folder, draft, model, result, options, source)
+    with Drawing() as drawing:
+        known = _known(materials, parts, options, progress)
+        facts = runs.identity(materials.base, known.parts, known.labels, options)
+        with storage_errors(materials.trainings):
+            run = runs.open_run(materials.trainings, out, facts, resume=options.resume)
+        model, expected = _train(materials, known, options, run, progress)
+        with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
+            manifest, metrics = _write(folder, materials, model, known, options, notes, expected, drawing)
+    train, held = known.parts
     return Outcome(
         manifest=manifest,
         metrics=metrics,
         curve=model.head.curve,
         best_epoch=model.head.best_epoch,
-        computed=computed,
+        computed=known.computed,
         items=len(train.examples) + len(held.examples),
         skipped=tuple(str(each) for each in (*train.skipped, *held.skipped)),
     )
@@ -116,6 +111,60 @@ def load(
         raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
     train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
+
+
+def _known(materials: Materials, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress) -> Known:
+    """The features of all items that can be read, from the cache as far as it has them."""
+    session = Session(materials.base, options.device)
+    cache = FeatureCache(materials.cache, session)
+    parts, (vectors, held), computed = _features(cache, parts, options, progress)
+    views = []
+    for number in range(options.augment):
+        views.append(cache.features(parts[0].examples, progress, view=View(options.seed, number + 1)))
+        computed += cache.computed
+    return Known(parts, vectors, held, views, computed, session.device)
+
+
+def _train(
+    materials: Materials, known: Known, options: FinetuneOptions, run: Path, progress: Progress
+) -> "tuple[Tuned, Callable[[], Expected] | None]":
+    """(the trained model, what its file must answer where the whole backbone stayed as it was)."""
+    train, held = known.parts
+    backbone, expected = materials.backbone(), None
+    with noticing() as stop:
+        problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
+        with cores(problem), ThreadPoolExecutor(1) as beside:
+            if is_narrow(problem) and not options.unfreeze:
+                # The head trains on one core. On another it is found out what the frozen part must answer.
+                expected = beside.submit(tuned.expectation, materials.base, backbone.reference, held).result
+            trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
+    if options.unfreeze:
+        return _unfrozen(materials, problem, trained, known, run, progress), None
+    return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected
+
+
+def _write(
+    folder: Path,
+    materials: Materials,
+    model: Tuned,
+    known: Known,
+    options: FinetuneOptions,
+    notes: Sequence[str],
+    expected: "Callable[[], Expected] | None",
+    drawing: Drawing,
+) -> tuple[Manifest, Metrics]:
+    """Write the whole bundle; the report is drawn beside that as soon as its numbers are there."""
+    held, report = known.parts[1], None
+    report_on = partial(tuned.report_on, materials.base.manifest, model, known.parts, options, notes)
+    if model.stages is None:
+        scores = head.apply(model.head.layers, known.held, model.head.activation)
+        drawing.begin(report := report_on(scores, known.held))
+    draft = tuned.write_model(folder, materials.base, materials.backbone(), model, known.parts, options, expected)
+    if report is None:
+        # The features are no longer those of the cache: the file itself is judged.
+        found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
+        drawing.begin(report := report_on(found["scores"], found["features"]))
+    return tuned.write_records(folder, draft, model, known.parts, report, drawing), report.metrics
 
 
 def _features(
@@ -165,9 +214,7 @@ def _unfrozen(
     materials: Materials,
     problem: Problem,
     trained: TrainedHead,
-    train: Dataset,
-    labels: tuple[str, ...],
-    device: str,
+    known: Known,
     run: Path,
     progress: Progress,
 ) -> Tuned:
@@ -175,22 +222,22 @@ def _unfrozen(
     options, backbone = problem.options, materials.backbone()
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen = materials.trunk(cut)
-    session = Session(frozen, device)
+    session = Session(frozen, known.device)
     # Ctrl-C ends the computing of activations, which keeps what it has, at once.
     with (
         Activations.open(
-            materials.cache, session, train.examples, progress, views=options.augment, seed=options.seed
+            materials.cache, session, known.parts[0].examples, progress, views=options.augment, seed=options.seed
         ) as activations,
         noticing() as stop,
     ):
         found = fit_tail(
             problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
-            device=device, checkpoints=run, resume=options.resume, progress=progress,
+            device=known.device, checkpoints=run, resume=options.resume, progress=progress,
         )  # fmt: skip
     if not found.best_epoch:
         progress.note(f"training the last {options.unfreeze} stages made nothing better: they stay as they were")
-        return Tuned(frozen=materials.base, head=trained, labels=labels)
-    return Tuned(frozen=frozen, head=found.head, labels=labels, stages=found.stages)
+        return Tuned(frozen=materials.base, head=trained, labels=known.labels)
+    return Tuned(frozen=frozen, head=found.head, labels=known.labels, stages=found.stages)
 
 
 def _in_order(part: Dataset) -> Dataset:

@@ -7,7 +7,9 @@ then fitted again to all training items for as many epochs.
 import copy
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from contextlib import AbstractContextManager
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +34,14 @@ if TYPE_CHECKING:
 
 #: Part of the training items that chooses scaling, rates and epoch.
 INNER = 0.15
+#: A better inner loss is one that is lower by this part of the loss of knowing nothing.
+BETTER = 2e-3
 #: Epochs after which the rate of a head has halved.
 DECAY = 12.0
+
+
+#: Weights from which on the head's products keep more than one core busy.
+WIDE = 100_000
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
@@ -72,6 +80,8 @@ class Problem:
         self.views = views
         self.objective = Objective(options, targets, outputs)
         self.fit, self.inner = inner_split(options.task, targets, options.seed)
+        #: The loss of knowing nothing.
+        self.chance = self.objective.chance(targets[self.inner])
 
     def with_options(self, options: FinetuneOptions) -> "Problem":
         """The same problem, to be trained otherwise."""
@@ -85,6 +95,13 @@ class Problem:
 
         together = [each[chosen] for each in (self.features, *self.views)]
         return np.concatenate(together), np.concatenate([self.targets[chosen]] * len(together))
+
+    @cached_property
+    def judged(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Features and targets of the inner items, as tensors."""
+        import torch
+
+        return torch.from_numpy(self.features[self.inner]), self.objective.tensor(self.targets[self.inner])
 
     def thresholds(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, ...]:
         """The score from which each of several labels holds, by these answers; nothing for other tasks."""
@@ -112,13 +129,13 @@ def fit(
     # Before the last stages are trained the head is what it would be alone: --epochs then counts theirs.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
-    # The products are small: a second thread would spend its time waiting for the first.
-    with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), threads(1):
+    with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), cores(problem):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
         _begin(checkpoints, resume, progress)
         module, training = _training(problem, problem.fit, choice)
-        phase = Phase(training, _folder(checkpoints, "inner"), stop, lambda: _judge(problem, module))
+        folder = _folder(checkpoints, "inner")
+        phase = Phase(training, folder, stop, lambda: _judge(problem, module), tolerance=BETTER * problem.chance)
         phase.continued(resume).run(length.epochs, length.patience, bar, progress)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*_inner(problem, module))
@@ -153,6 +170,19 @@ def inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.
     return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)
 
 
+def is_narrow(problem: Problem) -> bool:
+    """Whether the head's products are small: a second thread would spend its time waiting for the first."""
+    widths: tuple[int, ...] = (problem.features.shape[1], *problem.options.hidden, problem.objective.outputs)
+    return sum(a * b for a, b in pairwise(widths)) < WIDE
+
+
+def cores(problem: Problem) -> AbstractContextManager[None]:
+    """Inside, torch computes on as many threads as a head's training takes."""
+    import torch
+
+    return threads(1 if is_narrow(problem) else torch.get_num_threads())
+
+
 def _begin(checkpoints: Path | None, resume: bool, progress: Progress) -> None:
     """Remove what an earlier training of the same bundle saved, which this one does not go on with."""
     if checkpoints is None:
@@ -179,7 +209,7 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
         return scaled
 
     def loss(rows: "torch.Tensor") -> "torch.Tensor":
-        return objective.loss(net(x()[rows]), y[rows], smooth=True)  # type: ignore[operator]
+        return objective.loss(net(x().index_select(0, rows)), y[rows], smooth=True)  # type: ignore[operator]
 
     plan = Plan(
         count=len(features),
@@ -199,10 +229,11 @@ def _judge(problem: Problem, module: "torch.nn.Module") -> tuple[float, float]:
 def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
     import torch
 
+    features, wanted = problem.judged
     module.eval()
     with torch.inference_mode():
-        logits: torch.Tensor = module(torch.from_numpy(problem.features[problem.inner]))
-    return logits, problem.objective.tensor(problem.targets[problem.inner])
+        logits: torch.Tensor = module(features)
+    return logits, wanted
 
 
 def _folder(checkpoints: Path | None, phase: str) -> Checkpoints | None:

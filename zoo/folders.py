@@ -69,7 +69,7 @@ def read_classes(root: Path, top: Path) -> Content:
             if path.is_dir():
                 raise DataError(f"{path} is a folder in a class folder", path=path, hint=LAYOUT)
             name = str(path.relative_to(top))
-            result = read_picture(path, inside, name)
+            result = read_picture(path, inside, name, is_below=True)
             if isinstance(result, Skipped):
                 content.skipped.append(result)
             else:
@@ -81,16 +81,18 @@ def read_classes(root: Path, top: Path) -> Content:
     return content
 
 
-def read_picture(path: Path, inside: Path, name: str) -> str | Skipped:
+def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False) -> str | Skipped:
     """The digest of a picture's bytes, or why the item `name` is left out; `inside` is a resolved folder.
 
-    Only names and bytes are looked at: whether it can be decoded is not known yet.
+    With `is_below` the picture's own folder is known to lie there, and only its last name may be a link. Only
+    names and bytes are looked at: whether it can be decoded is not known yet.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return Skipped(name, "not a picture")
     try:
         # Every folder on the way may be a link, not the last name alone.
-        if not path.resolve(strict=True).is_relative_to(inside):
+        may_leave = not is_below or path.is_symlink()
+        if may_leave and not path.resolve(strict=True).is_relative_to(inside):
             return Skipped(name, "a link out of the folder")
         # Reading a pipe would wait for ever.
         return digest_of(path) if path.is_file() else Skipped(name, "not a file")

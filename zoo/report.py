@@ -111,16 +111,19 @@ class Facts(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
-def write_report(folder: Path, report: Report) -> Facts:
+def write_report(folder: Path, report: Report, drawn: "tuple[Facts, dict[str, bytes]] | None" = None) -> Facts:
     """Write `report.html`, `report.json` and `report-*.png` into `folder`; the same facts give the same bytes.
 
-    Returns what the JSON file holds. Raises MissingExtraError without matplotlib.
+    `drawn` is what `zoo.drawing` made of the report already. Returns what the JSON file holds. Raises MissingExtraError
+    without matplotlib.
     """
     require("the report", *REPORT)
     from zoo import page, plots
 
-    facts = gather(report)
-    images = plots.draw(facts)
+    if drawn is None:
+        facts = gather(report)
+        drawn = facts, plots.draw(facts)
+    facts, images = drawn
     for name, data in images.items():
         write_atomic(folder / name, data)
     items = [report.examples[mistake.place].item for mistake in facts.mistakes]

@@ -34,9 +34,10 @@ CLOSE = 0.02
 #: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
-    *((3e-3, 0.01), (1e-3, 0.01), (1e-2, 1.0), (3e-4, 1.0), (1e-2, 0.01), (3e-2, 0.1)),
+    *((1e-2, 1.0), (3e-3, 3.0), (1e-2, 3.0), (3e-3, 0.01), (1e-2, 0.01), (3e-2, 0.1)),
 )
-FEWEST = 3
+#: Of both, however much work they are.
+FEWEST, FEWEST_ITEMS = 3, 1024
 #: Steps in an epoch of a head's training, and the fewest and the most items in one of them.
 STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
 #: Floating-point operations that the search may take: a second or so on one core.
@@ -60,29 +61,33 @@ def search(
     options: FinetuneOptions,
     bar: Bar,
 ) -> Choice:
-    """The likeliest choice whose loss on `inner` (features, targets) is nearly the lowest.
+    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the one that decays the most.
 
-    Losses within CLOSE of that are no reason to leave the rates that do well nearly always: items of one source, such
-    as crops of one photograph, make high rates look better than they are. Raises DivergedError when no loss is finite.
+    As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), losses within CLOSE
+    of each other are no reason for the less regular model: items of one source, such as crops of one photograph, make
+    it look better than it is. Raises DivergedError when no loss is finite.
     """
     import numpy as np
 
-    chosen = np.random.default_rng(options.seed).permutation(len(features))[:ITEMS]
+    one = _work(options, features.shape[1], objective.outputs)
+    items = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * one))))
+    chosen = np.random.default_rng(options.seed).permutation(len(features))[:items]
     features, targets = features[chosen], targets[chosen]
     inner = inner[0][:ITEMS], inner[1][:ITEMS]
-    grid = _grid(options, len(features), features.shape[1], objective.outputs)
+    grid = _grid(options, max(FEWEST, int(WORK / (one * len(features)))))
     losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
     best = min(map(min, losses))
     if not math.isfinite(best):
         lower = "--lr auto" if options.lr else "the features are no numbers: choose another model"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
     within = best + CLOSE * objective.chance(inner[1])
-    return next(
+    close = [
         Choice(scaling, lr, decay)
         for place, (lr, decay) in enumerate(grid)
         for scaling, row in zip(head.SCALINGS, losses, strict=True)
         if row[place] <= within
-    )
+    ]
+    return max(close, key=lambda choice: choice.weight_decay)
 
 
 def batch_of(options: FinetuneOptions, items: int) -> int:
@@ -90,12 +95,15 @@ def batch_of(options: FinetuneOptions, items: int) -> int:
     return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
 
 
-def _grid(options: FinetuneOptions, items: int, dim: int, outputs: int) -> Sequence[tuple[float, float]]:
-    """The candidates: what the options leave open, as many as the work allows."""
+def _work(options: FinetuneOptions, dim: int, outputs: int) -> int:
+    """Operations that one candidate takes for one item."""
     widths = (dim, *options.hidden, outputs)
     # Forward, and twice that backward; a multiplication and an addition each.
-    one = 6 * items * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
-    affordable = max(FEWEST, int(WORK / one))
+    return 6 * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
+
+
+def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, float]]:
+    """The candidates: what the options leave open, as many as can be afforded."""
     given = [
         (options.lr or lr, decay if options.weight_decay is None else options.weight_decay)
         for lr, decay in GRID

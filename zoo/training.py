@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 SAVE_EVERY = 20.0
 #: What KeyboardInterrupt says once a checkpoint is written.
 SAVED = "the training is saved: the same command with --resume goes on"
-#: A better inner loss than the best so far is one that is lower by this part of it.
-BETTER = 1e-4
 
 
 class Part(Struct, frozen=True):
@@ -143,8 +141,9 @@ class Training:
 class Phase:
     """A training that is watched: its curve, its best epoch, its early end, its checkpoints.
 
-    `judge` gives (loss, score) on items that are not trained on; without it every epoch is as good as the last. With
-    `from_start` the modules as they came are a candidate too: epoch 0.
+    `judge` gives (loss, score) on items that are not trained on; without it every epoch is as good as the last. A
+    better loss is one that is lower than the best so far by more than `tolerance`. With `from_start` the modules as
+    they came are a candidate too: epoch 0.
     """
 
     def __init__(
@@ -154,12 +153,14 @@ class Phase:
         stop: Interrupt,
         judge: "Judge | None" = None,
         *,
+        tolerance: float = 0.0,
         from_start: bool = False,
     ) -> None:
         self.training = training
         self.checkpoints = checkpoints
         self.stop = stop
         self.judge = judge
+        self.tolerance = tolerance
         self.from_start = from_start
         self.curve: list[Epoch] = []
         self.best_epoch = 0
@@ -234,7 +235,7 @@ class Phase:
         line = Epoch(epoch=self.training.epoch, train_loss=trained, val_loss=val_loss, val_score=score)
         lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
         self.curve.append(line)
-        if not val_loss >= lowest * (1 - BETTER):
+        if val_loss < lowest - self.tolerance:
             self.best_epoch = line.epoch
             self.best = self.training.weights()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.backbone import TensorMap
-    from zoo.parity import Reference
+    from zoo.expected import Reference
 
 #: A bundle's file with the parameters of the stages that were trained.
 TAIL_FILE = "tail.safetensors"

@@ -14,18 +14,20 @@ from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data import Dataset, Item
+from zoo.drawing import Drawing
+from zoo.expected import Expected, expect
+from zoo.metrics import measure
 from zoo.parity import Top
 from zoo.report import Report, write_report
-from zoo.schema import FinetuneOptions, HeadSpec, Manifest, Metrics, TextPreprocess
+from zoo.schema import FinetuneOptions, HeadSpec, Manifest, TextPreprocess
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
     import torch
-    from numpy.typing import NDArray
 
+    from zoo.expected import Reference
     from zoo.fit import TrainedHead
-    from zoo.parity import Reference
+    from zoo.objective import Floats
 
 #: The learning curve; items that were left out, a JSON object each.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
@@ -52,18 +54,6 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     stages: "torch.nn.ModuleList | None" = None
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """How it did on the held-out items: scores [items, labels], features [items, dim], targets, metrics."""
-
-    train: Dataset
-    held: Dataset
-    scores: "NDArray[np.float32]"
-    features: "NDArray[np.float32]"
-    targets: "NDArray[np.generic]"
-    metrics: Metrics
-    notes: tuple[str, ...]
-
-
 def write_model(
     folder: Path,
     base: Bundle,
@@ -71,10 +61,12 @@ def write_model(
     tuned: Tuned,
     parts: tuple[Dataset, Dataset],
     options: FinetuneOptions,
+    expected: "Callable[[], Expected] | None" = None,
 ) -> Manifest:
     """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
 
-    Raises GateError when the file is not the model.
+    `expected` gives what `expectation` says, where that is known already. Raises GateError when the file is not the
+    model.
     """
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
@@ -85,15 +77,8 @@ def write_model(
         shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
     top = Top(trained.layers, trained.activation)
     whole, model, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
-    report = parity.check(
-        model,
-        reference,
-        gate_samples(parts[1]),
-        "the held-out items",
-        preprocess=encoder(preprocess, folder),
-        top=top,
-        tables=external.files(model, external.beside(folder)),
-    )
+    wanted = expected() if expected else expectation(base, reference, parts[1])
+    report = parity.check(model, wanted, top=top, tables=external.files(model, external.beside(folder)))
     head.save(trained.layers, folder / HEAD)
     inputs, outputs = graph.tensor_specs(whole)
     choice = trained.choice
@@ -116,41 +101,60 @@ def write_model(
     )
 
 
-def write_records(
-    folder: Path, draft: Manifest, tuned: Tuned, result: Result, options: FinetuneOptions, source: str
-) -> Manifest:
-    """Write how the model was trained and how it did beside it, and the manifest last."""
-    trained, train, held = tuned.head, result.train, result.held
-    lines = [Held(example.digest, example.label, False) for example in train.examples]
-    rows = zip(held.examples, result.scores.tolist(), strict=True)
-    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
-    (folder / SPLIT).write_bytes(_lines(lines))
-    if skipped := (*train.skipped, *held.skipped):
-        (folder / SKIPPED).write_bytes(_lines(skipped))
-    curve = {"best_epoch": trained.best_epoch, "curve": [msgspec.to_builtins(epoch) for epoch in trained.curve]}
-    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
-    facts = Report(
-        name=draft.name,
-        backbone=draft.lineage.entry.name,
-        data=source,
+def report_on(
+    base: Manifest,
+    tuned: Tuned,
+    parts: tuple[Dataset, Dataset],
+    options: FinetuneOptions,
+    notes: Sequence[str],
+    scores: "Floats",
+    features: "Floats",
+) -> Report:
+    """How it did on the held-out items, in `scores` [items, labels]; measured and ready to be shown."""
+    train, held = parts
+    trained, targets = tuned.head, held.targets(tuned.labels)
+    metrics = measure(
+        options.task, scores, targets, tuned.labels,
+        thresholds=trained.thresholds, class_weights=trained.class_weights,
+    )  # fmt: skip
+    left_out = (f"left out: {each}" for each in (*train.skipped, *held.skipped))
+    return Report(
+        name=base.name,
+        backbone=base.lineage.entry.name,
+        data=train.source,
         task=options.task,
         labels=tuned.labels,
-        metrics=result.metrics,
+        metrics=metrics,
         trained_on=len(train.examples),
         curve=trained.curve,
         best_epoch=trained.best_epoch,
         examples=held.examples,
-        scores=result.scores,
-        targets=result.targets,
-        features=result.features,
+        scores=scores,
+        targets=targets,
+        features=features,
         thresholds=trained.thresholds,
         class_weights=trained.class_weights,
         options=recorded(options),
-        versions=draft.lineage.versions,
-        notes=result.notes,
+        versions=versions(),
+        notes=(*notes, *left_out),
     )
-    write_report(folder, facts)
-    manifest = msgspec.structs.replace(draft, files=describe_files(folder), metrics=result.metrics)
+
+
+def write_records(
+    folder: Path, draft: Manifest, tuned: Tuned, parts: tuple[Dataset, Dataset], report: Report, drawing: Drawing
+) -> Manifest:
+    """Write how the model was trained and how it did beside it, and the manifest last."""
+    train, held = parts
+    lines = [Held(example.digest, example.label, False) for example in train.examples]
+    rows = zip(held.examples, report.scores.tolist(), strict=True)
+    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
+    (folder / SPLIT).write_bytes(_lines(lines))
+    if skipped := (*train.skipped, *held.skipped):
+        (folder / SKIPPED).write_bytes(_lines(skipped))
+    curve = {"best_epoch": report.best_epoch, "curve": [msgspec.to_builtins(epoch) for epoch in report.curve]}
+    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    write_report(folder, report, drawing.result())
+    manifest = msgspec.structs.replace(draft, files=describe_files(folder), metrics=report.metrics)
     write_manifest(folder, manifest)
     return manifest
 
@@ -169,6 +173,12 @@ def tuned_reference(bundle: Bundle, backbone: Backbone) -> "Reference":
     stages = list(trunk.tail(backbone, trunk.cut_at(backbone, bundle.manifest.unfrozen)))
     trunk.load_tail(bundle.path / trunk.TAIL_FILE, stages)
     return trunk.tuned_reference(backbone, stages)
+
+
+def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected:
+    """What the features of some held-out items must be by `reference`."""
+    reader = encoder(base.manifest.preprocess, base.path)
+    return expect(reference, gate_samples(held), "the held-out items", reader)
 
 
 def gate_samples(held: Dataset) -> Sequence[Item]:
