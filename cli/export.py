@@ -7,23 +7,53 @@ import typer
 from zoo_cli.output import human_size, next_command, print_json, reference, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import to_plain
+from zoo import Variant, to_plain
 
 
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A registry name, or a bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs).")] = "fp32",
+    calibrate: Annotated[
+        str | None, typer.Option(help="Data to calibrate int8 with, and to judge it by: what it was fine-tuned on.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="What int8 may lose of the accuracy; one item where that is more.")
+    ] = (Variant().max_drop),
+    text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of picture paths.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    max_bad: Annotated[float, typer.Option(help="Fraction of items that may be unreadable.")] = Variant().max_bad,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Export a model as one ONNX file that equals the original weights' own arithmetic, or write nothing."""
-    bundle = make_zoo(context).export(model, out)
+    """Export a model as one ONNX file that equals the original weights' own arithmetic, or write nothing.
+
+    In half precision within wider bounds, in eight bits as long as its answers on held-out items stay as good.
+    """
+    variant = Variant(
+        precision=precision, calibrate=calibrate, max_drop=max_drop,  # type: ignore[arg-type]
+        text=text, image=image, label=label, max_bad=max_bad,
+    )  # fmt: skip
+    bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest
     if json:
-        print_json("export", {"path": str(bundle.model), "parity": to_plain(manifest.parity)})
+        facts = {
+            "precision": manifest.precision,
+            "parity": to_plain(manifest.parity),
+            "guard": to_plain(manifest.guard),
+        }
+        print_json("export", {"path": str(bundle.model), **facts})
         return
     for check in manifest.parity.checks:
         say(f"  ✓ {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")
+    if (guard := manifest.guard) is not None:
+        interval = f" (95 %: {guard.interval[0]:.3f} to {guard.interval[1]:.3f})" if guard.interval else ""
+        say(f"  ✓ {guard.before:.4f} before, {guard.after:.4f} after{interval}, n = {guard.n}: {guard.items}")
+        if guard.refitted:
+            say("    the head was fitted again to the features of this precision")
+        if guard.excluded:
+            say(f"    these layers stay in float: {', '.join(guard.excluded)}")
     size = bundle.model.stat().st_size
     say(f"{manifest.precision}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")

@@ -1,5 +1,6 @@
 """The parity gate: passes the real graph, refuses a wrong one. And what every exported file promises."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def gate(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> pari
     backbone = family(zoo.entry(name), zoo.pull(name))
     preprocess = bundle.manifest.preprocess
     expected = expect(backbone.reference, *bundled(preprocess), encoder(preprocess, bundle.path))
-    return parity.check(model.SerializeToString(), expected)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        return parity.check(path, expected)
 
 
 def nothing(model: onnx.ModelProto) -> None:

@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "graph", "parity", "expected", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk",
+        "graph", "parity", "expected", "fresh", "runtime", "features", "views", "activations", "convert", "torchkit", "trunk",
         "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
         "interrupt", "objective", "training",
     },

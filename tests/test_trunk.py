@@ -86,15 +86,15 @@ def test_the_chain_from_a_built_trunk(shelf: Path, tmp_path: Path, name: str, cu
     facts = metadata(base.manifest.lineage, base.manifest.preprocess, ("a", "b"))
     layers = [(np.eye(2, backbone.entry.dim, dtype=np.float32), np.zeros(2, np.float32))]
     head = graph.head(layers, "softmax")
-    whole, data = trunk.merge(base, tmp_path / "tail.onnx", tmp_path / "model.onnx", head=head, facts=facts)
+    whole = trunk.merge(base, tmp_path / "tail.onnx", tmp_path / "model.onnx", head=head, facts=facts)
     assert [spec.name for spec in graph.tensor_specs(whole)[1]] == ["features", "scores"]
     top = parity.Top(layers, "softmax")
     items, origin = samples.bundled(base.manifest.preprocess)
     reader = encoder(base.manifest.preprocess, base.path)
     right = trunk.tuned_reference(backbone, tuned)
-    assert parity.check(data, expect(right, items, origin, reader), top=top).passed
+    assert parity.check(tmp_path / "model.onnx", expect(right, items, origin, reader), top=top).passed
     with pytest.raises(GateError):
-        parity.check(data, expect(backbone.reference, items, origin, reader), top=top)
+        parity.check(tmp_path / "model.onnx", expect(backbone.reference, items, origin, reader), top=top)
 
 
 def test_what_is_shared_with_the_trunk_is_not_tuned_there(tmp_path: Path) -> None:

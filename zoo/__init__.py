@@ -39,7 +39,7 @@ from zoo.errors import (
 from zoo.evaluate import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
-from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, Task, parse_head
+from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, Task, Variant, parse_head
 
 __all__ = [
     "AccessError",
@@ -73,6 +73,7 @@ __all__ = [
     "UnknownPluginError",
     "UnpinnedError",
     "UsageError",
+    "Variant",
     "Zoo",
     "ZooError",
     "check_predictions",

@@ -21,7 +21,7 @@ from zoo.errors import (
 )
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.registry import Registry
-from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, WordsPreprocess
+from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, Variant, WordsPreprocess
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile
@@ -302,10 +302,11 @@ class Zoo(Environment):
             progress=self.progress,
         )  # fmt: skip
 
-    def export(self, model: str, out: Path) -> Bundle:
+    def export(self, model: str, out: Path, variant: Variant | None = None) -> Bundle:
         """Write a registry row's features bundle, or a fine-tuned bundle, at `out` after checking it again.
 
-        Raises GateError, with nothing written, when the file differs from the family's own arithmetic.
+        `variant` says in which precision. Raises GateError, with nothing written, when the file differs from the
+        family's own arithmetic or loses too much accuracy.
         """
         from zoo.download import pull
         from zoo.export import export
@@ -324,7 +325,8 @@ class Zoo(Environment):
             entry, self.store, self.lock, self.plugins.source,
             progress=self.progress, trust_first=False, only=None, offline=self.offline,
         )  # fmt: skip
-        return export(source, out, self.plugins.make(entry, folder), self.progress)
+        made = self.plugins.make(entry, folder)
+        return export(source, out, made, variant, offline=self.offline, progress=self.progress)
 
     def _prepares(self, entry: Entry) -> bool:
         """Whether the family prepares what was pulled. One that cannot be used does not stop a pull."""

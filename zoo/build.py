@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import external, graph, parity, samples, trunk
+from zoo import graph, parity, samples, trunk
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
 from zoo.child import python
@@ -92,12 +92,12 @@ def build(
         options = {"cut": cut} if cut else {}
         lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions(), options=options)
         graph.describe(whole, metadata(lineage, preprocess, ()))
-        model = graph.save(whole, folder / MODEL)
+        graph.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, gate_words(entry, reader))
         reference = trunk.reference(backbone, cut) if cut else backbone.reference
         expected = expect(reference, items, origin, reader, torchvision_pixels)
-        report = parity.check(model, expected, tables=external.files(model, external.beside(folder)))
+        report = parity.check(folder / MODEL, expected)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=entry.name,

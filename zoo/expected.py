@@ -50,9 +50,18 @@ def expect(
     words = f"{len(samples)} of {origin}"
     if isinstance(preprocess, ImagePreprocess):
         return _pictures(reference, samples, words, preprocess, pixels_of or pillow_pixels)
-    rows = preprocess.tokens(samples)
-    batches = [preprocess.batch([rows[index % len(rows)] for index in range(batch)]) for batch in BATCHES]
+    # The shortest alone, then longer ones: as many lengths as the samples have, each padded beside others.
+    rows = sorted(preprocess.tokens(samples), key=len)
+    starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
+    batches = [
+        preprocess.batch([rows[(start + index) % len(rows)] for index in range(batch)])
+        for start, batch in zip(starts, BATCHES, strict=True)
+    ]
     return Expected(words, [Case(feeds, reference(feeds)) for feeds in batches])
+
+
+def _odd(side: int) -> int:
+    return side if side % 2 else max(1, side - 1)
 
 
 def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
@@ -106,7 +115,7 @@ def _pictures(
     for batch in BATCHES:
         # A batch is one array, so its pictures are cut to a common size.
         chosen = [pictures[index % len(pictures)] for index in range(batch)]
-        height, width = (min(picture.shape[axis] for picture in chosen) for axis in (0, 1))
+        height, width = (_odd(min(picture.shape[axis] for picture in chosen)) for axis in (0, 1))
         feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
         [pixels] = prefix.run([graph.PIXELS], dict(feeds))
         cases.append(Case(feeds, reference({graph.PIXELS: pixels})))

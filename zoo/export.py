@@ -1,45 +1,93 @@
-"""Export: a bundle checked again against the original weights, then written where it was asked for."""
+"""Export: a bundle in the precision that is asked for, checked against the original weights before it is there."""
 
 import shutil
 from pathlib import Path
 
 import msgspec
+import onnx
 
-from zoo import external, head, parity, samples
+from zoo import graph, guard, head, parity, precision, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
-from zoo.bundle import HEAD, MANIFEST, Bundle, describe_files, write_manifest
+from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
 from zoo.disk import staged_dir
-from zoo.errors import IntegrityError
+from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
-from zoo.parity import Top
-from zoo.progress import Progress
+from zoo.parity import BOUNDS, Top
+from zoo.progress import SILENT, Progress
+from zoo.schema import Manifest, Variant, WordsPreprocess
 from zoo.tuned import tuned_reference
 
 
-def export(source: Bundle, out: Path, backbone: Backbone, progress: Progress) -> Bundle:
-    """Copy `source` to `out` when its ONNX file still equals `backbone`'s own arithmetic and the head's.
+def export(
+    source: Bundle,
+    out: Path,
+    backbone: Backbone,
+    variant: Variant | None = None,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Write `source` at `out` as `variant` says, when its file equals `backbone`'s own arithmetic and the head's.
 
-    Raises IntegrityError for a file that is not the manifest's, GateError when the numbers differ; `out` is then
-    untouched.
+    Within the bounds of its precision (zoo.parity.BOUNDS); eight bits must also keep the accuracy (zoo.guard). Raises
+    IntegrityError for a file that is not the manifest's, UsageError for a precision that this model cannot have,
+    GateError when the numbers differ or too much is lost; `out` is then untouched.
     """
-    layers = source.path / HEAD
+    variant = variant or Variant(precision=source.manifest.precision)
+    _check(source, variant)
+    preprocess = source.manifest.preprocess
+    with staged_dir(out) as folder:
+        for path in source.path.iterdir():
+            if path.name not in (MANIFEST, MODEL):
+                shutil.copyfile(path, folder / path.name)
+        draft = _convert(source, variant, folder, offline, progress)
+        layers = folder / HEAD
+        with progress.task("checking the ONNX file", None):
+            reader = encoder(preprocess, folder)
+            items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
+            report = parity.check(
+                folder / MODEL,
+                expect(tuned_reference(source, backbone), items, origin, reader),
+                top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
+                bounds=BOUNDS[variant.precision],
+            )
+        manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)
+        write_manifest(folder, manifest)
+    return Bundle(out, manifest)
+
+
+def _check(source: Bundle, variant: Variant) -> None:
+    manifest = source.manifest
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
-    preprocess = source.manifest.preprocess
-    with progress.task("checking the ONNX file", None), staged_dir(out) as folder:
-        for path in source.path.iterdir():
-            if path.name != MANIFEST:
-                shutil.copyfile(path, folder / path.name)
-        reader, model = encoder(preprocess, folder), source.read_model()
-        items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
-        report = parity.check(
-            model,
-            expect(tuned_reference(source, backbone), items, origin, reader),
-            top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
-            tables=external.files(model, external.beside(folder)),
+    if variant.precision == manifest.precision:
+        return
+    if manifest.precision != "fp32":
+        raise UsageError(
+            f"{manifest.name} at {source.path} is {manifest.precision} already",
+            hint="export the fp32 model it came from",
         )
-        manifest = msgspec.structs.replace(source.manifest, files=describe_files(folder), parity=report)
-        write_manifest(folder, manifest)
-    return Bundle(out, manifest)
+    if isinstance(manifest.lineage.entry.preprocess, WordsPreprocess):
+        raise UsageError("a table of words has no other precision yet", hint="--precision fp32")
+
+
+def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:
+    """Write the model into `folder`; the manifest with what changes by it."""
+    manifest = source.manifest
+    if variant.precision == manifest.precision:
+        shutil.copyfile(source.path / MODEL, folder / MODEL)
+        return manifest
+    if variant.precision == "fp16":
+        with progress.task("converting to half precision", None):
+            graph.save(precision.fp16(onnx.load_from_string(source.read_model())), folder / MODEL)
+        return msgspec.structs.replace(manifest, precision="fp16")
+    data = guard.material(source, variant, offline=offline, progress=progress)
+    found = guard.quantise(source, variant, data, folder, progress)
+    graph.save(found.model, folder / MODEL)
+    if found.layers is not None:
+        head.save(found.layers, folder / HEAD)
+    return msgspec.structs.replace(
+        manifest, precision="int8", guard=found.guard, metrics=found.metrics or manifest.metrics
+    )

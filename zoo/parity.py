@@ -6,12 +6,14 @@ row of the largest batch with that row alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import graph, head
+from zoo import external, graph, head
 from zoo.errors import GateError
 from zoo.expected import Case, Expected
-from zoo.runtime import create_session
+from zoo.fresh import FreshSession
+from zoo.runtime import cores, create_session
 from zoo.schema import ImagePreprocess, Parity, ParityCheck
 
 if TYPE_CHECKING:
@@ -29,26 +31,50 @@ class Top(NamedTuple):
     activation: str
 
 
-#: Differences are relative to the largest reference value where that is above 1.
-FEATURES_BOUND = 1e-4
-COSINE_BOUND = 1e-5
-SCORES_BOUND = 1e-4
+class Bounds(NamedTuple):
+    """What may differ at most: features and scores (relative to the largest reference value where that is above 1),
+    1 - cosine of features, and each row of a batch from that row alone."""  # noqa: D205, D209
+
+    features: float
+    cosine: float
+    scores: float
+    alone: float
+
+
+#: Half precision has 11 bits and a CPU computes with them in single precision; int8 has 256 levels a tensor, and its
+#: worth is judged by the accuracy that is left (zoo.guard).
+BOUNDS = {
+    "fp32": Bounds(features=1e-4, cosine=1e-5, scores=1e-4, alone=1e-4),
+    "fp16": Bounds(features=2e-2, cosine=1e-4, scores=1e-2, alone=2e-3),
+    "int8": Bounds(features=0.5, cosine=5e-2, scores=0.25, alone=1e-4),
+}
+EXACT = BOUNDS["fp32"]
 #: Grey levels (of 256) between the graph's preprocessing and Pillow's.
 LEVELS_BOUND = 1.001
 
 
 def check(
-    model: bytes, expected: Expected, *, top: "Top | None" = None, tables: "Mapping[str, Bytes] | None" = None
+    path: Path,
+    expected: Expected,
+    *,
+    top: "Top | None" = None,
+    bounds: Bounds = EXACT,
+    fresh: FreshSession | None = None,
 ) -> Parity:
-    """Compare `model` with what is expected of it, and with `top` on the expected features.
+    """Compare the file at `path` with what is expected of it, and with `top` on the expected features.
 
-    `tables` are the files of its external data. Raises GateError, with the report, when a check fails.
+    A process of its own opens the file: `fresh`, where one is there already. Raises GateError, with the report, when a
+    check fails.
     """
-    whole = create_session(model, "cpu", tables=tables, spins=False)
+    model = path.read_bytes()
+    # Said before a runtime may follow a path: where the file's external data lies.
+    tables = external.files(model, external.beside(path.parent))
     checks = list(_check_pixels(model, expected, expected.preprocess, tables)) if expected.preprocess else []
-    for case in expected.cases:
-        checks += compare(whole, case, top)
-    checks.append(rows_alone(whole, expected.cases[-1].feeds))
+    with fresh or FreshSession() as whole:
+        whole.open(path, cores())
+        for case in expected.cases:
+            checks += compare(whole, case, top, bounds)
+        checks.append(rows_alone(whole, expected.cases[-1].feeds, bounds))
     report = Parity(samples=expected.samples, checks=tuple(checks))
     if not report.passed:
         failed = [check for check in checks if not check.passed]
@@ -82,7 +108,7 @@ def _check_pixels(
             yield _judge("preprocessing (batches)", len(case.feeds[graph.IMAGE]), float("inf"), LEVELS_BOUND)
 
 
-def compare(session: Any, case: Case, top: "Top | None" = None) -> Iterator[ParityCheck]:
+def compare(session: Any, case: Case, top: "Top | None" = None, bounds: Bounds = EXACT) -> Iterator[ParityCheck]:
     """The graph in `session` against what is wanted of it (and the head `top` on that) on one batch.
 
     Of a graph that ends before the features, every tensor that is wanted.
@@ -94,19 +120,19 @@ def compare(session: Any, case: Case, top: "Top | None" = None) -> Iterator[Pari
     features, scores = got.get(graph.FEATURES), got.get(graph.SCORES)
     if graph.FEATURES not in case.wanted:
         for name, tensor in case.wanted.items():
-            yield _judge(f"{name} (max difference)", batch, _difference(got.get(name), tensor), FEATURES_BOUND)
+            yield _judge(f"{name} (max difference)", batch, _difference(got.get(name), tensor), bounds.features)
         return
     wanted = np.asarray(case.wanted[graph.FEATURES], np.float32)
-    yield _judge("features (max difference)", batch, _difference(features, wanted), FEATURES_BOUND)
-    yield _judge("features (1 - cosine)", batch, _angle(features, wanted), COSINE_BOUND)
+    yield _judge("features (max difference)", batch, _difference(features, wanted), bounds.features)
+    yield _judge("features (1 - cosine)", batch, _angle(features, wanted), bounds.cosine)
     if top is not None:
         right = head.apply(top.layers, wanted, top.activation)
-        yield _judge("scores (max difference)", batch, _difference(scores, right), SCORES_BOUND)
+        yield _judge("scores (max difference)", batch, _difference(scores, right), bounds.scores)
         if top.activation == "softmax":
-            yield _judge("top-1 (rows that differ)", batch, _moved(scores, right), 0.5)
+            yield _judge("top-1 (rows that differ)", batch, _moved(scores, right, bounds.scores), 0.5)
 
 
-def rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:
+def rows_alone(session: Any, feeds: "TensorMap", bounds: Bounds = EXACT) -> ParityCheck:
     """Each row of a batch against that row alone: a frozen or leaking batch axis shows here."""
     import numpy as np
 
@@ -116,7 +142,7 @@ def rows_alone(session: Any, feeds: "TensorMap") -> ParityCheck:
     for name, together in _run(session, feeds).items():
         one_by_one = np.concatenate([answer[name] for answer in alone]) if all(alone) else None
         worst = max(worst, _difference(one_by_one, together))
-    return _judge("each row alone (max difference)", batch, worst, FEATURES_BOUND)
+    return _judge("each row alone (max difference)", batch, worst, bounds.alone)
 
 
 def _run(session: Any, feeds: "TensorMap") -> "TensorMap":
@@ -136,14 +162,14 @@ def _levels(got: "NDArray[Any] | None", wanted: "NDArray[Any]", grey: "NDArray[A
     return _finite(float(np.abs((got - wanted) * grey).max()))
 
 
-def _moved(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
-    """Rows whose best class is another one, where the reference is not on the fence itself."""
+def _moved(got: "NDArray[Any] | None", wanted: "NDArray[Any]", room: float) -> float:
+    """Rows whose best class is another one, where the reference's own is ahead by more than `room`."""
     import numpy as np
 
     if got is None or got.shape != wanted.shape:
         return float("inf")
     top = np.sort(wanted, axis=1)
-    clear = top[:, -1] - top[:, -2] > SCORES_BOUND
+    clear = top[:, -1] - top[:, -2] > room
     return float(((got.argmax(1) != wanted.argmax(1)) & clear).sum())
 
 

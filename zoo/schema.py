@@ -2,7 +2,7 @@
 
 import math
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct, field
 
@@ -18,6 +18,7 @@ FilePath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*
 SourceUrl: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+-]*://\S+\Z", max_length=2048)]
 Positive: TypeAlias = Annotated[int, Meta(gt=0)]
 Rgb: TypeAlias = tuple[float, float, float]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,6 +232,23 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return best
 
 
+class Guard(Struct, frozen=True, kw_only=True):
+    """What a lower precision costs: the score (`Metrics.score`) of both files on the same `n` held-out items.
+
+    At most `allowed` may be lost; `interval` is that of the score after, where it is a share. `excluded` are layers that
+    stay in float, the head was `refitted` to the new features. `items` says where they come from.
+    """
+
+    n: int
+    items: str
+    before: float
+    after: float
+    allowed: float
+    interval: tuple[float, float] | None = None
+    excluded: tuple[str, ...] = ()
+    refitted: bool = False
+
+
 class Lineage(Struct, frozen=True, kw_only=True):
     """Where a bundle comes from: the entry with the digests of its files, the data, the options, the versions."""
 
@@ -248,7 +266,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     schema_version: int
     name: str
     task: Task
-    precision: Literal["fp32"]
+    precision: Precision
     preprocess: Preprocess
     dim: int
     inputs: tuple[TensorSpec, ...]
@@ -268,6 +286,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     cut: str | None = None
     head: HeadSpec | None = None
     metrics: Metrics | None = None
+    guard: Guard | None = None
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
@@ -307,6 +326,37 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
     opset: int = 20
     ir_version: int = 10
     cut: int | None = None
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """How a model is exported. `calibrate` is data from which int8 reads ranges and on whose held-out items it is judged.
+
+    At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad` are
+    read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
+    """
+
+    precision: Precision = "fp32"
+    calibrate: str | None = None
+    max_drop: float = 0.01
+    text: str | None = None
+    image: str | None = None
+    label: str | None = None
+    max_bad: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"the precision {self.precision} is not known", hint=f"--precision {', '.join(get_args(Precision))}"
+            )
+        if not 0 <= self.max_drop < 1:
+            raise UsageError(f"--max-drop {self.max_drop} is not a fraction", hint="--max-drop 0.01")
+        if self.precision == "int8" and not self.calibrate:
+            raise UsageError(
+                "int8 needs data to read the ranges of activations from",
+                hint="--calibrate DATA, as it was fine-tuned on",
+            )
+        if self.calibrate and self.precision != "int8":
+            raise UsageError("only int8 is calibrated", hint="--precision int8, or leave --calibrate out")
 
 
 class FinetuneOptions(Struct, frozen=True, kw_only=True):

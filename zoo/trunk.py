@@ -123,8 +123,8 @@ def merge(
     *,
     head: "onnx.ModelProto | None" = None,
     facts: Mapping[str, str],
-) -> "tuple[onnx.ModelProto, bytes]":
-    """Write the whole chain at `path`: the trunk `base`, what `export_tail` wrote at `tail`, and the `head`.
+) -> "onnx.ModelProto":
+    """Write the whole chain at `path`, and return it: the trunk `base`, what `export_tail` wrote at `tail`, and the `head`.
 
     Without `tail` `base` is a features bundle. `facts` become the model's metadata. Files of external data are copied
     beside `path`. The outputs are `features`, and the head's; the cut after the preprocessing stays declared.
@@ -139,7 +139,8 @@ def merge(
     if head is not None:
         whole = graph.join(whole, head, keep=[graph.FEATURES])
     graph.describe(whole, facts)
-    return whole, graph.save(whole, path)
+    graph.save(whole, path)
+    return whole
 
 
 def save_tail(stages: "Sequence[torch.nn.Module]", path: Path) -> None:

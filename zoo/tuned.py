@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import external, graph, head, parity, trunk
+from zoo import graph, head, parity, trunk
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
@@ -77,9 +77,9 @@ def write_model(
     if isinstance(preprocess, TextPreprocess):
         shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
     top = Top(trained.layers, trained.activation)
-    whole, model, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
+    whole, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
     wanted = expected() if expected else expectation(base, reference, parts[1])
-    report = parity.check(model, wanted, top=top, tables=external.files(model, external.beside(folder)))
+    report = parity.check(folder / MODEL, wanted, top=top)
     head.save(trained.layers, folder / HEAD)
     inputs, outputs = graph.tensor_specs(whole)
     choice = trained.choice
@@ -196,17 +196,17 @@ def gate_samples(held: Dataset) -> Sequence[Item]:
 
 def _merge(
     folder: Path, backbone: Backbone, tuned: Tuned, top: Top, facts: dict[str, str]
-) -> "tuple[onnx.ModelProto, bytes, Reference]":
-    """(the model, its bytes as written, what it must equal): the frozen part, the tuned stages, the head."""
+) -> "tuple[onnx.ModelProto, Reference]":
+    """(the model as written, what it must equal): the frozen part, the tuned stages, the head."""
     layers = graph.head(top.layers, top.activation)
     if tuned.stages is None:
-        return *trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
+        return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
     stages, tail = list(tuned.stages), folder / ".tail.onnx"
     trunk.export_tail(tail, stages, backbone)
-    whole, model = trunk.merge(tuned.frozen, tail, folder / MODEL, head=layers, facts=facts)
+    whole = trunk.merge(tuned.frozen, tail, folder / MODEL, head=layers, facts=facts)
     tail.unlink()
     trunk.save_tail(stages, folder / trunk.TAIL_FILE)
-    return whole, model, trunk.tuned_reference(backbone, stages)
+    return whole, trunk.tuned_reference(backbone, stages)
 
 
 def _lines(rows: Sequence[msgspec.Struct]) -> bytes:

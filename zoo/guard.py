@@ -1,0 +1,173 @@
+"""The accuracy guard: eight bits are worth having only if the model still answers as well, on items it never saw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from zoo import graph, head, precision
+from zoo.bundle import MODEL, Bundle, describe_files, read_split
+from zoo.data import Dataset, Item, load
+from zoo.errors import DataError, GateError
+from zoo.metrics import measure
+from zoo.progress import Progress
+from zoo.runtime import Session
+from zoo.schema import FinetuneOptions, Guard, Manifest, Metrics, Variant
+from zoo.split import split
+
+if TYPE_CHECKING:
+    import onnx
+
+    from zoo.objective import Layer
+
+#: Items whose activations give the ranges, and those on which the layers are compared when too much was lost.
+CALIBRATED, COMPARED = 128, 8
+#: How often layers are taken out, and which part of all of them each time.
+ROUNDS, PART = 3, 0.1
+
+
+class Material(NamedTuple):
+    """Items to calibrate with, labelled ones that were trained on, and labelled ones to judge by, with where from."""
+
+    calibrate: Sequence[Item]
+    trained: Dataset | None
+    held: Dataset | None
+    origin: str
+
+
+class Quantised(NamedTuple):
+    """What came of it: the graph, the layers of a head that was fitted again, metrics on the held-out items."""
+
+    model: "onnx.ModelProto"
+    layers: "list[Layer] | None"
+    guard: Guard | None
+    metrics: Metrics | None
+
+
+def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progress) -> Material:
+    """Read the data of `variant`: what fine-tuning held out judges, the rest calibrates.
+
+    Where it held out none of these items a fifth of them is held out here. A model without labels is not judged. Raises
+    DataError for labels that the model does not know.
+    """
+    manifest = source.manifest
+    assert variant.calibrate is not None
+    task = manifest.task if manifest.head else FinetuneOptions().task
+    data = load(
+        variant.calibrate, manifest.preprocess, task=task, text=variant.text, image=variant.image,
+        label=variant.label, max_bad=variant.max_bad, offline=offline, progress=progress,
+    )  # fmt: skip
+    if manifest.head is None:
+        return Material(_some(data), None, None, data.source)
+    data.targets(manifest.labels)
+    known = read_split(source)
+    held = data.only(e for e in data.examples if e.digest in known and known[e.digest].held_out)
+    rest = data.only(e for e in data.examples if not (e.digest in known and known[e.digest].held_out))
+    origin = f"what was held out of {data.source}"
+    if not held.examples:
+        rest, held = split(data, FinetuneOptions().val, 0)  # type: ignore[arg-type]
+        origin = f"a fifth of {data.source}, of which fine-tuning held out nothing"
+    if not rest.examples:
+        raise DataError(
+            f"{data.source} has nothing but items that were held out",
+            path=data.source,
+            hint="add those it was trained on",
+        )
+    trained = rest.only(e for e in rest.examples if e.digest in known)
+    return Material(_some(rest), trained if trained.examples else None, held, origin)
+
+
+def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, progress: Progress) -> Quantised:
+    """`source` in eight bits, judged; `folder` holds what a bundle of it has beside the model.
+
+    Where more than `variant.max_drop` (or one item) is lost the head is fitted again to the new features, then the
+    layers that lose most stay in float. Raises GateError, naming them, when that does not save it.
+    """
+    import onnx
+
+    model = onnx.load_from_string(source.read_model())
+    session = Session(source, "cpu")
+    batches = list(precision.calibration(session, data.calibrate))
+    if data.held is None:
+        return Quantised(precision.int8(model, batches), None, None, None)
+    before = _metrics(session, data.held, source.manifest)
+    allowed = max(variant.max_drop, 1 / before.n)
+    excluded: list[str] = []
+    for attempt in range(ROUNDS + 1):
+        with progress.task("quantising and judging" + f", attempt {attempt + 1}" * bool(attempt), None):
+            converted, layers = precision.int8(model, batches, excluded), None
+            candidate = _bundle(converted, source.manifest, folder)
+            after = _metrics(Session(candidate, "cpu"), data.held, source.manifest)
+            if before.score - after.score > 0 and data.trained is not None:
+                layers, again = _refitted(candidate, source, data.trained, data.held)
+                if again.score > after.score:
+                    after, converted = again, _with_head(converted, layers, source.manifest)
+                else:
+                    layers = None
+        guard = Guard(
+            n=before.n, items=data.origin, before=before.score, after=after.score, allowed=allowed,
+            interval=after.accuracy_interval, excluded=tuple(excluded), refitted=layers is not None,
+        )  # fmt: skip
+        if before.score - after.score <= allowed + 1e-9:
+            return Quantised(converted, layers, guard, after)
+        ranked = precision.worst_layers(model, batches[:COMPARED], excluded)
+        excluded += ranked[: max(1, round(PART * (len(ranked) + len(excluded))))]
+        progress.note(f"{before.score:.4f} became {after.score:.4f}: these layers stay in float: {', '.join(excluded)}")
+    raise GateError(
+        f"int8 loses too much: {guard.before:.4f} became {guard.after:.4f} on n = {guard.n} ({guard.items}), at most "
+        f"{allowed:.4f} may be lost; the layers that lose most: {', '.join(excluded[:5])}; nothing was written",
+        report=guard,
+        hint="calibrate with the data that it was trained on, allow more with --max-drop, or export fp32",
+    )
+
+
+def _some(data: Dataset) -> list[Item]:
+    """Some of the items, the same ones whatever their order."""
+    return [example.item for example in sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]]
+
+
+def _bundle(model: "onnx.ModelProto", manifest: Manifest, folder: Path) -> Bundle:
+    """The model as a bundle in `folder`, to be run."""
+    graph.save(model, folder / MODEL)
+    return Bundle(folder, msgspec.structs.replace(manifest, files=describe_files(folder)))
+
+
+def _metrics(session: Session, held: Dataset, manifest: Manifest) -> Metrics:
+    scores = session.scores(held.items)
+    return _measured(scores, held, manifest)
+
+
+def _measured(scores: Any, held: Dataset, manifest: Manifest) -> Metrics:
+    return measure(
+        manifest.task, scores, held.targets(manifest.labels), manifest.labels,
+        thresholds=manifest.thresholds, class_weights=manifest.class_weights,
+    )  # fmt: skip
+
+
+def _refitted(candidate: Bundle, source: Bundle, trained: Dataset, held: Dataset) -> "tuple[list[Layer], Metrics]":
+    """The head fitted to the candidate's own features, as it was fitted before, and how that does."""
+    from zoo.fit import Problem, fit
+    from zoo.interrupt import Interrupt
+
+    manifest, spec = source.manifest, source.manifest.head
+    assert spec is not None
+    kept = {
+        name: value for name, value in manifest.lineage.options.items() if name in FinetuneOptions.__struct_fields__
+    }
+    options = msgspec.convert(
+        {**kept, "lr": spec.lr, "weight_decay": spec.weight_decay, "unfreeze": 0, "augment": 0}, FinetuneOptions
+    )
+    session = Session(candidate, "cpu")
+    found = session.features([*trained.items, *held.items])
+    border = len(trained.examples)
+    problem = Problem(found[:border], trained.targets(manifest.labels), len(manifest.labels) or 1, options)
+    fitted = fit(problem, Interrupt())
+    scores = head.apply(fitted.layers, found[border:], fitted.activation)
+    return fitted.layers, _measured(scores, held, manifest)
+
+
+def _with_head(model: "onnx.ModelProto", layers: "Sequence[Layer]", manifest: Manifest) -> "onnx.ModelProto":
+    parts = precision.pieces(model)
+    top = graph.head(layers, manifest.activation or "softmax")
+    return precision.whole(parts._replace(head=top), precision.facts(model))

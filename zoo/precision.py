@@ -1,0 +1,200 @@
+"""A graph in another precision: half floats for GPUs, eight-bit integers (static QDQ) for CPUs.
+
+Only the backbone between the preprocessing and the features changes; what is before and after it, which is exact and
+cheap, stays as it is. Conversion is onnxruntime's own (onnxruntime.transformers.float16, onnxruntime.quantization).
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo import graph
+from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from zoo.backbone import TensorMap
+
+#: What quantises well and is much of a CNN's work; the rest stays in float where it stands alone.
+QUANTISED = (
+    *("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"),
+)
+
+
+#: Decibels of signal over noise that count as none.
+CLEAN = 60.0
+
+
+class Pieces(NamedTuple):
+    """A model in three: images to pixels, pixels (or token ids) to features, features to scores."""
+
+    prefix: "onnx.ModelProto | None"
+    body: "onnx.ModelProto"
+    head: "onnx.ModelProto | None"
+
+
+def pieces(model: "onnx.ModelProto") -> Pieces:
+    """Cut a model where its preprocessing ends and where its head begins."""
+    inputs = [item.name for item in model.graph.input]
+    outputs = [item.name for item in model.graph.output]
+    prefix = graph.extract(model, [graph.IMAGE], [graph.PIXELS]) if graph.IMAGE in inputs else None
+    taken = [graph.PIXELS] if prefix is not None else inputs
+    body = graph.extract(model, taken, [graph.FEATURES])
+    head = graph.extract(model, [graph.FEATURES], [graph.SCORES]) if graph.SCORES in outputs else None
+    return Pieces(prefix, body, head)
+
+
+def whole(parts: Pieces, metadata: "dict[str, str]") -> "onnx.ModelProto":
+    """The model of these pieces, with `metadata`."""
+    model = parts.body
+    if parts.prefix is not None:
+        cut = parts.prefix.graph.output[0]
+        model = graph.join(parts.prefix, model)
+        model.graph.value_info.append(cut)
+    if parts.head is not None:
+        model = graph.join(model, parts.head, keep=[graph.FEATURES])
+    graph.describe(model, metadata)
+    return model
+
+
+def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The body in half floats; its inputs and outputs stay single floats."""
+    with _quiet():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        parts = pieces(model)
+        body = convert_float_to_float16(parts.body, keep_io_types=True, disable_shape_infer=False)
+    return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
+
+
+def int8(model: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
+    """The body of a model of pictures in eight bits: each weight's channel and each activation has a scale of its own.
+
+    `batches` give the `pixels` from which the activations' ranges are read; the nodes `exclude` stay in float.
+    Raises UsageError for a model of texts.
+    """
+    parts = pieces(model)
+    if parts.prefix is None:
+        raise UsageError("int8 is for models of pictures so far", hint="--precision fp32, or fp16")
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
+        body = graph.load(_quantised(parts.body, batches, exclude, Path(folder))[1])
+    return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
+
+
+def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
+    """Names of the layers with weights, those first that lose most by being quantised.
+
+    Loss is by how many decibels the signal-to-noise ratio of a layer's output is below that of its input, on `batches`
+    (onnxruntime.quantization.qdq_loss_debug): what came before it is not its fault.
+    """
+    parts = pieces(model)
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
+        from onnxruntime.quantization.qdq_loss_debug import (
+            collect_activations,
+            compute_signal_to_quantization_noice_ratio,
+            modify_model_output_intermediate_tensors,
+        )
+
+        ready, done = _quantised(parts.body, batches, exclude, Path(folder))
+        found = []
+        for path in (ready, done):
+            modify_model_output_intermediate_tensors(str(path), str(path) + ".all")
+            found.append(collect_activations(str(path) + ".all", iter(batches)))
+        layers = [node for node in graph.load(ready).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    exact, rounded = found
+
+    def ratio(name: str) -> float:
+        # What both compute alike, such as the graph's own input, has no noise.
+        if name not in exact or name not in rounded:
+            return CLEAN
+        return min(CLEAN, float(compute_signal_to_quantization_noice_ratio(exact[name], rounded[name])))
+
+    gained = {node.name: ratio(node.output[0]) - ratio(node.input[0]) for node in layers if node.name not in exclude}
+    return sorted(gained, key=gained.__getitem__)
+
+
+def has_vnni() -> bool:
+    """Whether this processor multiplies and adds bytes in one instruction (AVX512-VNNI or AVX-VNNI)."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def _quantised(
+    body: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequence[str], folder: Path
+) -> tuple[Path, Path]:
+    """(the body made ready, the body quantised), as files in `folder`."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(batches)
+
+        def get_next(self) -> "TensorMap | None":
+            return next(self.rest, None)
+
+    ready, done = folder / "ready.onnx", folder / "int8.onnx"
+    quant_pre_process(body, str(ready), skip_symbolic_shape=True)
+    quantize_static(
+        str(ready),
+        str(done),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(QUANTISED),
+        per_channel=True,
+        # Without VNNI sums of unsigned and signed products overflow sixteen bits.
+        reduce_range=not has_vnni(),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=list(exclude),
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    return ready, done
+
+
+def _adopted(body: "onnx.ModelProto", before: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A converter's model as we ship it, under the names and with the inputs and outputs that it had before."""
+    for ours, theirs in ((before.graph.input, body.graph.input), (before.graph.output, body.graph.output)):
+        del theirs[:]
+        theirs.extend(ours)
+    return graph.clean(body, f"{before.graph.name}/converted")
+
+
+def facts(model: "onnx.ModelProto") -> dict[str, str]:
+    """The metadata of a model."""
+    return {item.key: item.value for item in model.metadata_props}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the converters say of themselves."""
+    import warnings
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def calibration(session: Any, items: Sequence[object]) -> "Iterator[TensorMap]":
+    """The body's inputs for each of `items`, one at a time, as the runtime itself makes them."""
+    for _, arrays in session.stream(items, [graph.PIXELS]):
+        for row in range(len(arrays[graph.PIXELS])):
+            yield {graph.PIXELS: arrays[graph.PIXELS][row : row + 1]}
