@@ -5,10 +5,8 @@ more than caches may (`zoo.space.limit`), nothing is kept and the trunk runs aga
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import islice
 from math import prod
 from pathlib import Path
 from types import TracebackType
