@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_chain import write_pictures
 from tests.pulls import Notes
+from tests.test_chain import write_pictures
 from tests.test_data import IMAGE, TEXT, write
 from zoo import DataError, FinetuneOptions
 from zoo.data import Dataset, Example
@@ -205,7 +205,7 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes() + bytes([number]))
     told = Notes()
     train, held = divide(root, IMAGE, FinetuneOptions(), progress=told)  # type: ignore[arg-type]
-    assert told.notes == [f"{root / 'test'}: 9 items left for zoo evaluate, nothing is trained on them"]
+    assert told.notes == [f"{root / 'test'}: 9 items are left for zoo evaluate"]
     assert [len(train.examples), len(held.examples)] == [18, 6]
     assert train.labels == held.labels == ("blue", "green", "red")
     assert held.examples[0].name == "valid/blue/00.png"

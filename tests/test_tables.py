@@ -94,7 +94,8 @@ def test_a_list_of_labels_is_several(tmp_path: Path, kind: str) -> None:
 
 def test_a_label_in_a_list_is_one(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    for value, message in (('["a|b"]', "the label 'a|b' contains '|'"), ('[["a"]]', "is not one value"), ("[null]", "empty")):
+    wrong = {'["a|b"]': "the label 'a|b' contains '|'", '[["a"]]': "is not one value", "[null]": "empty"}
+    for value, message in wrong.items():
         path.write_text(f'{{"text": "x", "label": {value}}}\n')
         with pytest.raises(DataError, match=re.escape(message)):
             load(path, TEXT, task=Task.MULTI_LABEL)

@@ -46,7 +46,7 @@ def divide(
     elif others and options.val == FinetuneOptions().val:
         held = others[0]
         for more in others[1:]:
-            progress.note(f"{more.source}: {len(more.examples):,} items left for zoo evaluate, nothing is trained on them")
+            progress.note(f"{more.source}: {len(more.examples):,} items are left for zoo evaluate")
     else:
         return split(train, options.val, options.seed)
     both = {example.digest for example in train.examples} & {example.digest for example in held.examples}
