@@ -18,9 +18,9 @@ def command(
     calibrate: Annotated[
         str | None, typer.Option(help="Data to calibrate int8 with, and to judge it by: what it was fine-tuned on.")
     ] = None,
-    max_drop: Annotated[
-        float, typer.Option(help="What int8 may lose of the accuracy; one item where that is more.")
-    ] = (Variant().max_drop),
+    max_drop: Annotated[float, typer.Option(help="What int8 may lose of the accuracy; one item if that is more.")] = (
+        Variant().max_drop
+    ),
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of picture paths.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import graph
 from zoo.errors import UsageError
+from zoo.runtime import onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -63,6 +64,7 @@ def whole(parts: Pieces, metadata: "dict[str, str]") -> "onnx.ModelProto":
 
 def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """The body in half floats; its inputs and outputs stay single floats."""
+    onnxruntime()
     with _quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -129,6 +131,7 @@ def _quantised(
     body: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequence[str], folder: Path
 ) -> tuple[Path, Path]:
     """(the body made ready, the body quantised), as files in `folder`."""
+    onnxruntime()
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,

@@ -235,8 +235,8 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Guard(Struct, frozen=True, kw_only=True):
     """What a lower precision costs: the score (`Metrics.score`) of both files on the same `n` held-out items.
 
-    At most `allowed` may be lost; `interval` is that of the score after, where it is a share. `excluded` are layers that
-    stay in float, the head was `refitted` to the new features. `items` says where they come from.
+    At most `allowed` may be lost; `interval` is that of the score after, where it is a share. `excluded` are layers
+    that stay in float, the head was `refitted` to the new features. `items` says where they come from.
     """
 
     n: int
@@ -329,10 +329,10 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """How a model is exported. `calibrate` is data from which int8 reads ranges and on whose held-out items it is judged.
+    """How a model is exported. `calibrate` is data from which int8 reads ranges; its held-out items judge the result.
 
-    At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad` are
-    read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
+    At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad`
+    are read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
     """
 
     precision: Precision = "fp32"

@@ -124,7 +124,7 @@ def merge(
     head: "onnx.ModelProto | None" = None,
     facts: Mapping[str, str],
 ) -> "onnx.ModelProto":
-    """Write the whole chain at `path`, and return it: the trunk `base`, what `export_tail` wrote at `tail`, and the `head`.
+    """Write the whole chain at `path` and return it: the trunk `base`, what `export_tail` wrote at `tail`, the `head`.
 
     Without `tail` `base` is a features bundle. `facts` become the model's metadata. Files of external data are copied
     beside `path`. The outputs are `features`, and the head's; the cut after the preprocessing stays declared.
