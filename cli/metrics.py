@@ -53,7 +53,7 @@ def print_summary(metrics: Metrics, device: str) -> None:
 
 
 def print_labels(metrics: Metrics) -> None:
-    """A row a label."""
+    """A row a label; of many labels those that go worst."""
     if not metrics.per_class:
         return
     names = {"n": "N", "precision": "PRECISION", "recall": "RECALL", "f1": "F1", "average_precision": "AP"}
@@ -63,6 +63,10 @@ def print_labels(metrics: Metrics) -> None:
         for label, facts in metrics.per_class.items()
     ]
     write()
+    if len(rows) > FULL:
+        worst = sorted(metrics.per_class, key=lambda label: metrics.per_class[label]["f1"])[:FULL]
+        rows = [row for row in rows if row[0] in worst]
+        write(f"the {FULL} of {len(metrics.per_class):,} classes that go worst (--json has all):")
     print_table(("CLASS", *(names[name] for name in kept)), rows)
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,20 @@ def print_error(error: ZooError, *, as_json: bool) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns padded to their widest cell; numbers are the caller's to right-align."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    widths = [max(_width(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
-        write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        write("  ".join(padded).rstrip())
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for it: letters of East Asia take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
 
 
 def human_size(size: int | None) -> str:

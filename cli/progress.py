@@ -73,7 +73,14 @@ class _Told:
         return human_size(self.done) if self.unit == "B" else f"{self.done:,} {self.unit}"
 
     def _rate(self, rate: float) -> str:
-        return f"{human_size(int(rate))}/s" if self.unit == "B" else f"{rate:,.0f} {self.unit}/s"
+        return f"{human_size(int(rate))}/s" if self.unit == "B" else _per_second(rate, self.unit)
+
+
+def _per_second(rate: float, unit: str) -> str:
+    """120 it/s, 1.2 it/s, or 5.0 s/it where it takes longer than a second."""
+    if 0 < rate < 1:
+        return f"{1 / rate:,.1f} s/{unit}"
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
 def _time(seconds: float) -> str:
@@ -104,7 +111,7 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
 
     class Rate(bars.ProgressColumn):
         def render(self, task: bars.Task) -> Text:
-            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "", style="progress.data.speed")
+            return Text(_per_second(task.speed, unit) if task.speed else "", style="progress.data.speed")
 
     counts: tuple[bars.ProgressColumn, ...] = ()
     if unit == "B":

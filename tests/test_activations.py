@@ -99,13 +99,6 @@ def test_only_new_items_are_computed(texts: Session, tmp_path: Path) -> None:
         assert data.stat().st_size == size <= third.nbytes
 
 
-def test_batches_come_in_order(texts: Session, tmp_path: Path) -> None:
-    with Activations.open(tmp_path, texts, examples(TEXTS)) as activations:
-        groups = [[0, 1], [2, 3, 4], [5]]
-        for group, batch in zip(groups, activations.batches(groups), strict=True):
-            np.testing.assert_array_equal(batch["hidden"], activations.batch(group)["hidden"])
-
-
 CHILD = """
 import sys
 from pathlib import Path

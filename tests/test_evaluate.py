@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from zoo_cli.metrics import print_confusion, print_labels, print_summary, summary
+from zoo_cli.output import print_table
 
 from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
@@ -199,6 +200,7 @@ def test_tables_of_many_classes_stay_narrow(capsys: pytest.CaptureFixture[str]) 
         assert max(map(len, lines)) <= 110, count
         pairs = [line for line in lines if line.startswith("MOST CONFUSED")]
         assert bool(pairs) == (count > 20)
+        assert sum(line.startswith("the 20 of ") for line in lines) == (count > 20)
         if count > 20:
             shown = lines[lines.index(pairs[0]) + 1 :]
             assert len(shown) == 20
@@ -224,3 +226,8 @@ def test_the_floor_is_named_in_json(several: Path) -> None:
     error = json.loads(done.stdout)["error"]
     assert error["message"].startswith("macro-F1 0.")
     assert error["report"]["n"] == 40
+
+
+def test_columns_line_up_in_every_script(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("CLASS", "N"), [("kitten", "1"), ("子猫", "2"), ("ko\u0308nig", "3")])
+    assert capsys.readouterr().out == "CLASS   N\nkitten  1\n子猫    2\nko\u0308nig   3\n"

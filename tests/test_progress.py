@@ -24,6 +24,6 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: py
         "features: 500 it in 26.0 s, 19 it/s",
         "pull: 20.0 MB of 5.0 GB, 1.0 MB/s, 1:23:00 left",
         "pull: 20.0 MB in 20.0 s, 1.0 MB/s",
-        "unknown: 3 it, 0 it/s",
-        "unknown: 3 it in 11.0 s, 0 it/s",
+        "unknown: 3 it, 3.7 s/it",
+        "unknown: 3 it in 11.0 s, 3.7 s/it",
     ]

@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,30 @@ def test_texts_in_parquet_are_those_of_the_same_csv(tmp_path: Path) -> None:
 )
 def test_values_of_every_kind_are_labels(tmp_path: Path, values: Any, labels: tuple[str, ...]) -> None:
     assert load(write_parquet(tmp_path / "t.parquet", {"text": ["x", "y"], "label": values}), TEXT).labels == labels
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_list_of_labels_is_several(tmp_path: Path, kind: str) -> None:
+    path, labels = tmp_path / f"t.{kind}", [["sea", "snow"], ["sea"], []]
+    if kind == "parquet":
+        write_parquet(path, {"text": ["x", "y", "z"], "label": labels})
+    else:
+        rows = zip("xyz", labels, strict=True)
+        path.write_text("".join(json.dumps({"text": text, "label": each}) + "\n" for text, each in rows))
+    data = load(path, TEXT, task=Task.MULTI_LABEL)
+    assert [example.label for example in data.examples] == ["sea|snow", "sea", ""]
+    assert data.targets(("sea", "snow")).tolist() == [[1, 1], [1, 0], [0, 0]]
+    with pytest.raises(DataError, match="'label' is not one value"):
+        load(path, TEXT)
+
+
+def test_a_label_in_a_list_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    wrong = {'["a|b"]': "the label 'a|b' contains '|'", '[["a"]]': "is not one value", "[null]": "empty"}
+    for value, message in wrong.items():
+        path.write_text(f'{{"text": "x", "label": {value}}}\n')
+        with pytest.raises(DataError, match=re.escape(message)):
+            load(path, TEXT, task=Task.MULTI_LABEL)
 
 
 def test_numbers_of_classes_have_their_names(tmp_path: Path) -> None:

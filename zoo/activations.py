@@ -5,10 +5,8 @@ more than caches may (`zoo.space.limit`), nothing is kept and the trunk runs aga
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import islice
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -110,10 +108,6 @@ class Activations:
         """Let other processes remove what is kept, when they need the space."""
         self._close()
 
-    def is_readable(self, row: int) -> bool:
-        """Whether a batch may ask for this row."""
-        return self.examples[row % len(self.examples)].digest not in self._bad
-
     def batch(self, rows: Sequence[int]) -> "TensorMap":
         """The tensors of these rows, float32 [len(rows), ...] by name; texts padded with 0 to the longest of the batch.
 
@@ -122,16 +116,6 @@ class Activations:
         if self._records is None:
             return self._joined(self._recomputed(rows))
         return self._joined([self._unpacked(self._key(row)) for row in rows])
-
-    def batches(self, groups: "Iterable[Sequence[int]]") -> "Iterator[TensorMap]":
-        """`batch` of one group after another, each made on a thread while the one before it is used."""
-        todo = iter(groups)
-        with ThreadPoolExecutor(1, "zoo-activations") as pool:
-            coming = [pool.submit(self.batch, rows) for rows in islice(todo, 1)]
-            while coming:
-                found = coming.pop().result()
-                coming = [pool.submit(self.batch, rows) for rows in islice(todo, 1)]
-                yield found
 
     def _fill(self, progress: Progress, skip: Skip | None) -> None:
         with unusable(self.folder):

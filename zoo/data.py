@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from zoo.errors import DataError, UsageError
-from zoo.examples import Example, Item, Skipped, check_bad, quoted
+from zoo.examples import SEPARATOR, Example, Item, Skipped, check_bad, quoted
 from zoo.folders import Content, read_classes, split_folders
 from zoo.progress import SILENT, Progress
 from zoo.schema import FinetuneOptions, ImagePreprocess, Preprocess, Task
@@ -25,8 +25,6 @@ __all__ = ["Dataset", "Example", "Item", "Skipped", "check_bad", "check_kind", "
 
 #: How a table of the Hugging Face Hub begins, also after a Path has made one slash of two.
 HUB = re.compile(r"hf:/{1,2}")
-#: Between the labels of one cell.
-SEPARATOR = "|"
 
 
 class Dataset(Struct, frozen=True):

@@ -227,7 +227,7 @@ def _model(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -
     import torch
     from torch import nn
 
-    class Tuned(nn.Module):
+    class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.stages = stages
@@ -238,14 +238,14 @@ def _model(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -
             answer: torch.Tensor = self.head(features)
             return answer
 
-        def train(self, mode: bool = True) -> "Tuned":
+        def train(self, mode: bool = True) -> "Whole":
             super().train(mode)
             for part in self.modules():
                 if isinstance(part, nn.modules.batchnorm._BatchNorm):
                     part.eval()
             return self
 
-    model: nn.Module = Tuned().to(device).to(memory_format=torch.channels_last)
+    model: nn.Module = Whole().to(device).to(memory_format=torch.channels_last)
     return model
 
 

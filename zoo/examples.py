@@ -12,6 +12,8 @@ from zoo.errors import DataError, short
 
 #: A picture's path or its bytes, or a text.
 Item: TypeAlias = Path | str | bytes
+#: Between the labels of one cell.
+SEPARATOR = "|"
 #: Names that a message lists before it only counts.
 LISTED = 5
 

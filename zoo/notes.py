@@ -5,8 +5,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from zoo.data import SEPARATOR, Dataset, class_counts
-from zoo.examples import listed, quoted
+from zoo.data import Dataset, class_counts
+from zoo.examples import SEPARATOR, listed, quoted
 from zoo.schema import Task
 
 #: Classes below this many items are named.

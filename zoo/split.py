@@ -45,6 +45,8 @@ def divide(
         )  # fmt: skip
     elif others and options.val == FinetuneOptions().val:
         held = others[0]
+        for more in others[1:]:
+            progress.note(f"{more.source}: {len(more.examples):,} items are left for zoo evaluate")
     else:
         return split(train, options.val, options.seed)
     both = {example.digest for example in train.examples} & {example.digest for example in held.examples}

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from zoo.errors import DataError, quote
-from zoo.examples import Example, Skipped
+from zoo.examples import SEPARATOR, Example, Skipped
 from zoo.extras import require
 from zoo.folders import Content, read_picture
 from zoo.schema import Task
@@ -196,6 +196,8 @@ def _named(value: Any, names: list[str] | None) -> Any:
 
 
 def _label(value: Any, column: str, path: Path, line: int, task: Task) -> str:
+    if task is Task.MULTI_LABEL and isinstance(value, list):
+        value = _joined(value, column, path, line)
     is_missing = value is None and path.suffix.lower() == ".csv"
     # A table written by pandas has NaN where a cell was empty.
     if task is Task.MULTI_LABEL and not is_missing and (value is None or value != value or value == ""):
@@ -208,6 +210,18 @@ def _label(value: Any, column: str, path: Path, line: int, task: Task) -> str:
             f"{path}:{line}: '{column}' is no finite number: {quote(words)}", path=path, hint="correct or remove it"
         )
     return words
+
+
+def _joined(value: list[Any], column: str, path: Path, line: int) -> str:
+    """A list of labels, as JSON and Parquet have them, in the form that a cell of CSV has."""
+    labels = [_cell(each, column, path, line).strip() for each in value]
+    if divided := [label for label in labels if SEPARATOR in label]:
+        raise DataError(
+            f"{path}:{line}: the label {quote(divided[0])} contains '{SEPARATOR}', which stands between labels",
+            path=path,
+            hint="call it otherwise",
+        )
+    return SEPARATOR.join(labels)
 
 
 def _picture(value: Any, column: str, path: Path, line: int) -> bytes | str:

@@ -15,6 +15,7 @@ from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data import Dataset, Item
 from zoo.drawing import Drawing
+from zoo.examples import listed
 from zoo.expected import Expected, expect
 from zoo.metrics import measure
 from zoo.parity import Top
@@ -117,7 +118,8 @@ def report_on(
         options.task, scores, targets, tuned.labels,
         thresholds=trained.thresholds, class_weights=trained.class_weights,
     )  # fmt: skip
-    left_out = (f"left out: {each}" for each in (*train.skipped, *held.skipped))
+    skipped = (*train.skipped, *held.skipped)
+    left_out = [f"{len(skipped)} items are left out, see {SKIPPED}: {listed(skipped)}"] if skipped else []
     return Report(
         name=base.name,
         backbone=base.lineage.entry.name,
