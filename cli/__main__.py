@@ -1,5 +1,5 @@
 """python -m zoo_cli is zoo."""
 
-from zoo_cli.app import main
+from zoo_cli.app import process
 
-main()
+process()

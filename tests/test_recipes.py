@@ -108,7 +108,7 @@ def test_rates_that_are_given_are_used(kept_shelf: Path, texts: Path, tmp_path: 
 
 def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses within a fiftieth of that of knowing nothing are equal; beyond that the lowest counts."""
-    grid = ((1e-3, 0.1), (3e-3, 1.0), (1e-2, 1.0), (3e-2, 3.0))
+    grid = ((3e-3, 0.1), (3e-3, 1.0), (1e-2, 3.0), (3e-2, 3.0))
     features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     targets = np.arange(60) % 2
     options = FinetuneOptions()
@@ -116,9 +116,9 @@ def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.Mon
     room = search.CLOSE * math.log(2)
     monkeypatch.setattr(search, "_grid", lambda *_: grid)
     for losses, wanted in (
-        ([0.2, 0.2 + 0.9 * room, 0.2 + 0.5 * room, 0.2 + 1.1 * room], ("global", 3e-3, 1.0)),
-        ([0.2, 0.2, 0.2, 0.2 + 0.9 * room], ("global", 3e-2, 3.0)),
-        ([0.2, 0.3, 0.3, 0.3], ("global", 1e-3, 0.1)),
+        ([0.2 + 1.1 * room, 0.2 + 0.9 * room, 0.2, 0.2 + 0.5 * room], ("global", 3e-3, 1.0)),
+        ([0.2 + 0.5 * room, 0.2 + 0.9 * room, 0.2, 0.2], ("global", 3e-3, 1.0)),
+        ([0.4, 0.3, 0.3, 0.2], ("global", 3e-2, 3.0)),
     ):
         monkeypatch.setattr(search, "_losses", lambda *_, losses=losses: losses)
         found = search.search(features, targets, (features, targets), objective, options, SILENT)

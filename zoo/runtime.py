@@ -116,6 +116,8 @@ def create_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         ort.preload_dlls()
+        # It warns of kinds of devices that it does not know; what goes wrong is an exception.
+        ort.set_default_logger_severity(4)
         settings = {"device_id": device.partition(":")[2], "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
         providers.insert(0, ("CUDAExecutionProvider", settings))
     try:

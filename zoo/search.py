@@ -34,7 +34,7 @@ CLOSE = 0.02
 #: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
-    *((1e-2, 1.0), (3e-3, 3.0), (1e-2, 3.0), (3e-3, 0.01), (1e-2, 0.01), (3e-2, 0.1)),
+    *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
 )
 #: Of both, however much work they are.
 FEWEST, FEWEST_ITEMS = 3, 1024
@@ -61,7 +61,7 @@ def search(
     options: FinetuneOptions,
     bar: Bar,
 ) -> Choice:
-    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the one that decays the most.
+    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the slowest that decays the most.
 
     As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), losses within CLOSE
     of each other are no reason for the less regular model: items of one source, such as crops of one photograph, make
@@ -87,7 +87,7 @@ def search(
         for scaling, row in zip(head.SCALINGS, losses, strict=True)
         if row[place] <= within
     ]
-    return max(close, key=lambda choice: choice.weight_decay)
+    return min(close, key=lambda choice: (choice.lr, -choice.weight_decay))
 
 
 def batch_of(options: FinetuneOptions, items: int) -> int:
