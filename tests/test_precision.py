@@ -36,7 +36,7 @@ def operators(path: Path) -> set[str]:
 def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     said = parsed(zoo("export", tuned, "-o", tmp_path / "half", "--precision", "fp16", "--json"))["export"]
     assert said["precision"] == "fp16"
-    assert {check["bound"] for check in said["parity"]["checks"]} >= {2e-2, 1e-4, 1e-2}
+    assert {check["bound"] for check in said["parity"]["checks"]} >= {2e-2, 1e-4, 3e-2}
     model = onnx.load(tmp_path / "half" / "model.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer if "converted" in tensor.name}
     assert onnx.TensorProto.FLOAT16 in kinds
@@ -47,7 +47,7 @@ def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     assert (half.inputs, half.outputs, half.labels) == (exact.inputs, exact.outputs, exact.labels)
     pictures = sorted(data.rglob("*.png"))
     near, right = (Zoo().session(str(path), "cpu").scores(pictures) for path in (tmp_path / "half", tuned))
-    np.testing.assert_allclose(near, right, atol=1e-2)
+    np.testing.assert_allclose(near, right, atol=3e-2)
     assert (near != right).any()
     weights = [path.stat().st_size for path in (tmp_path / "half" / "model.onnx", tuned / "model.onnx")]
     assert weights[0] < 0.8 * weights[1]
@@ -125,7 +125,7 @@ def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\nhello,a\n")
     assert zoo(*export, "int8", "--calibrate", texts).returncode in (1, 2, 3)
-    fails(3, "nowhere", *export, "int8", "--calibrate", tmp_path / "nowhere")
+    fails(2, "nowhere: no such file", *export, "int8", "--calibrate", tmp_path / "nowhere")
     assert not out.exists()
     zoo("export", tuned, "-o", out, "--precision", "fp16")
     fails(2, "is fp16 already", "export", out, "-o", tmp_path / "again", "--precision", "int8", "--calibrate", data)

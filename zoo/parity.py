@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
 #: worth is judged by the accuracy that is left (zoo.guard).
 BOUNDS = {
     "fp32": Bounds(features=1e-4, cosine=1e-5, scores=1e-4, alone=1e-4),
-    "fp16": Bounds(features=2e-2, cosine=1e-4, scores=1e-2, alone=2e-3),
+    "fp16": Bounds(features=2e-2, cosine=1e-4, scores=3e-2, alone=2e-3),
     "int8": Bounds(features=0.5, cosine=5e-2, scores=0.25, alone=1e-4),
 }
 EXACT = BOUNDS["fp32"]

@@ -67,9 +67,12 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     onnxruntime()
     with _quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
 
         parts = pieces(model)
-        body = convert_float_to_float16(parts.body, keep_io_types=True, disable_shape_infer=False)
+        body = convert_float_to_float16(parts.body, keep_io_types=True)
+        # It writes the cast of an input behind the nodes that take it.
+        OnnxModel(body).topological_sort()
     return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
 
 
@@ -148,8 +151,9 @@ def _quantised(
         def get_next(self) -> "TensorMap | None":
             return next(self.rest, None)
 
-    ready, done = folder / "ready.onnx", folder / "int8.onnx"
-    quant_pre_process(body, str(ready), skip_symbolic_shape=True)
+    given, ready, done = (folder / f"{name}.onnx" for name in ("given", "ready", "int8"))
+    given.write_bytes(body.SerializeToString())
+    quant_pre_process(str(given), str(ready), skip_symbolic_shape=True)
     quantize_static(
         str(ready),
         str(done),
@@ -198,6 +202,7 @@ def _quiet() -> Iterator[None]:
 
 def calibration(session: Any, items: Sequence[object]) -> "Iterator[TensorMap]":
     """The body's inputs for each of `items`, one at a time, as the runtime itself makes them."""
-    for _, arrays in session.stream(items, [graph.PIXELS]):
+    # Asked for nothing that it computes, the runtime would answer with everything.
+    for _, arrays in session.stream(items, [graph.PIXELS, graph.FEATURES]):
         for row in range(len(arrays[graph.PIXELS])):
             yield {graph.PIXELS: arrays[graph.PIXELS][row : row + 1]}

@@ -352,7 +352,7 @@ class Variant(Struct, frozen=True, kw_only=True):
             raise UsageError(f"--max-drop {self.max_drop} is not a fraction", hint="--max-drop 0.01")
         if self.precision == "int8" and not self.calibrate:
             raise UsageError(
-                "int8 needs data to read the ranges of activations from",
+                "int8 needs data to read ranges from",
                 hint="--calibrate DATA, as it was fine-tuned on",
             )
         if self.calibrate and self.precision != "int8":
