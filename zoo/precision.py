@@ -87,7 +87,8 @@ def int8(model: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequ
         raise UsageError("int8 is for models of pictures so far", hint="--precision fp32, or fp16")
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
         body = graph.load(_quantised(parts.body, batches, exclude, Path(folder))[1])
-    return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
+    converted = parts._replace(prefix=_apart(parts.prefix), body=_adopted(body, parts.body))
+    return whole(converted, facts(model))
 
 
 def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
@@ -169,6 +170,30 @@ def _quantised(
         calibrate_method=CalibrationMethod.MinMax,
     )
     return ready, done
+
+
+def _apart(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The preprocessing, its last tensor reshaped to the shape that it has.
+
+    Eight-bit convolutions want channels last, and ONNX Runtime 1.31 moves the transposition that this takes up through
+    the preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match
+    the number of axes (1)"). It moves none through a Reshape, which costs nothing.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    apart = onnx.ModelProto()
+    apart.CopyFrom(prefix)
+    body = apart.graph
+    shape = [axis.dim_value for axis in body.output[0].type.tensor_type.shape.dim]
+    loose, name = f"{body.name}/pixels", f"{body.name}/pixels_shape"
+    for node in body.node:
+        node.output[:] = [loose if output == graph.PIXELS else output for output in node.output]
+    # 0 keeps the axis as it is: the batch.
+    body.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), name))
+    body.node.append(helper.make_node("Reshape", [loose, name], [graph.PIXELS], name=f"{body.name}/apart"))
+    return apart
 
 
 def _adopted(body: "onnx.ModelProto", before: "onnx.ModelProto") -> "onnx.ModelProto":
