@@ -26,8 +26,7 @@ LAYERS: tuple[set[str], ...] = (
         "interrupt", "objective", "training",
     },
     {
-        "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
-        "drawing",
+        "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots", "drawing",
         "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune", "environment", "api",
     },
     {"__init__"},
