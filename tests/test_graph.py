@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from torchvision.transforms import v2
 
 from tests.test_preprocessing import photographs
-from zoo import IntegrityError, Zoo, graph, parity
+from zoo import IntegrityError, Zoo, graph
+from zoo.expected import pillow_pixels, torchvision_pixels
 from zoo.runtime import create_session
 from zoo.schema import ImagePreprocess
 
@@ -40,7 +41,7 @@ def test_odd_margins_and_borders(interpolation: str, resize: int, crop: int) -> 
     grey = np.array(preprocess.std).reshape(3, 1, 1) * 255
     for picture in photographs():
         pixels = session.run(None, {"image": picture[None]})[0][0]
-        for expected in (parity.pillow_pixels, parity.torchvision_pixels):
+        for expected in (pillow_pixels, torchvision_pixels):
             levels = np.abs(pixels - expected(picture, preprocess)) * grey
             assert levels.max() <= 1.001, (picture.shape, expected.__name__)
 
@@ -55,7 +56,7 @@ def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
         height, width = random.integers(7, 300, 2)
         picture = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
         pixels = run(graph.image_prefix(preprocess), {"image": picture[None]})[0][0]
-        wanted = parity.torchvision_pixels(picture, preprocess)
+        wanted = torchvision_pixels(picture, preprocess)
         levels = np.abs(pixels - wanted) * np.array(preprocess.std).reshape(3, 1, 1) * 255
         assert levels.max() <= 1.001, (picture.shape, preprocess)
 

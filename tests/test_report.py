@@ -102,7 +102,10 @@ def written(pictures: list[Path | str | bytes], tmp_path_factory: pytest.TempPat
     return folders
 
 
-def test_a_child_draws_the_same(pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path) -> None:
+def test_a_child_draws_the_same(
+    pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.plots.draw", lambda *_: pytest.fail("it was drawn here"))
     for name, report in three(pictures).items():
         with Drawing() as drawing:
             drawing.begin(report)
@@ -127,6 +130,14 @@ def test_without_the_child_the_plots_are_drawn_here(
         drawing.begin(three(pictures)["number"])
         _, images = drawing.result()
     assert images == {path.name: path.read_bytes() for path in written["number"].glob("*.png")}
+
+
+def test_after_an_error_nothing_is_drawn(pictures: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.plots.draw", lambda *_: pytest.fail("it was drawn here"))
+    monkeypatch.setattr("zoo.drawing.python", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    with Drawing() as drawing:
+        drawing.begin(three(pictures)["number"])
+    assert drawing.result()[1] == {}
 
 
 def test_a_child_ends_with_its_context() -> None:

@@ -92,6 +92,17 @@ def test_a_list_of_labels_is_several(tmp_path: Path, kind: str) -> None:
         load(path, TEXT)
 
 
+@pytest.mark.parametrize("kind", ["Sequence", "List", None])
+def test_lists_of_numbers_of_classes_have_their_names(tmp_path: Path, kind: str | None) -> None:
+    item = {"names": ["sea", "snow"], "_type": "ClassLabel"}
+    facts = {"info": {"features": {"label": {"feature": item, "_type": kind} if kind else [item]}}}
+    table = pyarrow.table({"text": ["x", "y"], "label": [[0, 1], [1]]})
+    table = table.replace_schema_metadata({b"huggingface": json.dumps(facts).encode()})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", TEXT, task=Task.MULTI_LABEL)
+    assert [example.label for example in data.examples] == ["sea|snow", "snow"]
+
+
 def test_a_label_in_a_list_is_one(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     wrong = {'["a|b"]': "the label 'a|b' contains '|'", '[["a"]]': "is not one value", "[null]": "empty"}

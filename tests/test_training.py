@@ -93,6 +93,28 @@ def test_wherever_it_is_stopped_it_goes_on_as_if_it_had_not_been(stops: list[int
     assert same(weights(run), weights(whole))
 
 
+@pytest.mark.parametrize("large", [0, 10**9])
+def test_adamw_of_one_rate_is_torchs(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    """By torch's kernel and by the arithmetic that small parameters get."""
+    monkeypatch.setattr("zoo.adamw.LARGE", large)
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
+    theirs.load_state_dict(ours.state_dict())
+    right = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.3)
+    mine = AdamW(list(ours.parameters()), [0.01] * 2, [0.3] * 2)
+    for factor in np.linspace(1, 0.2, 40):
+        x = torch.randn(9, 6)
+        for group in right.param_groups:
+            group["lr"] = 0.01 * factor
+        for model, optimizer in ((theirs, right), (ours, mine)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+        right.step()
+        mine.step(float(factor))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_adamw_is_torchs() -> None:
     torch.manual_seed(0)
     ours, theirs = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
@@ -122,7 +144,7 @@ def test_adamw_is_torchs() -> None:
 def test_a_head_is_trained_without_torchs_compiler() -> None:
     """Importing it takes longer than the training."""
     code = (
-        "import sys\nfrom tests.test_training import fitted\nfitted(None, epochs=2)\n"
+        "import sys, zoo.adamw\nzoo.adamw.LARGE = 0\nfrom tests.test_training import fitted\nfitted(None, epochs=2)\n"
         "print('torch._dynamo' in sys.modules, 'torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

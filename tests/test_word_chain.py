@@ -171,7 +171,7 @@ def test_verify_hashes_the_prepared_form(words: Zoo) -> None:
 
 def test_the_chain(words: Zoo, tmp_path: Path) -> None:
     data = write_texts(tmp_path / "tickets.csv")
-    outcome = words.finetune("npy", data, tmp_path / "out", FinetuneOptions(val=0.3, lr=1e-2))
+    outcome = words.finetune("npy", data, tmp_path / "out", FinetuneOptions(val=0.3))
     assert outcome.metrics.accuracy > 0.8
     assert outcome.computed == outcome.items == 120
     check_bundle(words, tmp_path / "out", data, held=36)

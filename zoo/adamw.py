@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Rate: TypeAlias = float | torch.Tensor
 
-#: Numbers from which on a parameter is worth the way to the kernel.
+#: Numbers from which on parameters of one rate are worth the way to the kernel.
 LARGE = 50_000
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
@@ -36,11 +36,13 @@ class AdamW:
         #: Those of the others: small ones, and those whose rate or decay is a tensor.
         self._own: list[int] = []
         for place, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
-            is_small = parameters[place].numel() < LARGE
-            if is_small or isinstance(rate, torch.Tensor) or isinstance(decay, torch.Tensor):
+            if isinstance(rate, torch.Tensor) or isinstance(decay, torch.Tensor):
                 self._own.append(place)
             else:
                 self._shared.setdefault((rate, decay), []).append(place)
+        for shared, places in list(self._shared.items()):
+            if sum(parameters[place].numel() for place in places) < LARGE:
+                self._own += self._shared.pop(shared)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -79,7 +81,7 @@ class AdamW:
         )  # fmt: skip
 
     def _each(self, place: int, factor: float) -> None:
-        """Update the parameter at this place, whose slices have rates and decays of their own."""
+        """Update the parameter at this place; its slices may have rates and decays of their own."""
         parameter, mean, square = self.parameters[place], self.means[place], self.squares[place]
         gradient, lr, decay = parameter.grad, self.rates[place] * factor, self.decays[place]
         first, second = (1 - beta**self.steps for beta in BETAS)

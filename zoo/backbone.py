@@ -54,6 +54,14 @@ class Backbone(ABC):
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         """The family's own arithmetic from the original files: `features` for the same inputs, for the parity gate."""
 
+    def load(self) -> bool:
+        """Do once what `reference` needs; whether it may then be called on another thread than this one.
+
+        It may when it changes nothing that all threads share, such as the state of a random generator. Fine-tuning
+        then calls it beside the head's training.
+        """
+        return False
+
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The consecutive parts that training deeper than the head cuts between: see `TorchBackbone.stages`.
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+#: Seconds that a child may take, which needs about one.
+LIMIT = 60.0
+
+
 class Drawing:
     """A context manager: the child starts with it, and ends with it at the latest.
 
@@ -29,6 +33,7 @@ class Drawing:
         self._child: subprocess.Popen[bytes] | None = None
         self._thread = ThreadPoolExecutor(1)
         self._result: Future[tuple[Facts, dict[str, bytes]]] | None = None
+        self._is_over = False
 
     def __enter__(self) -> "Self":
         # What the child has to say of its own end is of no use to anyone: the plots are drawn in any case.
@@ -45,6 +50,7 @@ class Drawing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._is_over = True
         if self._child:
             self._child.kill()
         self._thread.shutdown(cancel_futures=True)
@@ -65,10 +71,13 @@ class Drawing:
         facts = gather(report)
         if self._child:
             try:
-                images, _ = self._child.communicate(msgspec.msgpack.encode(facts))
+                images, _ = self._child.communicate(msgspec.msgpack.encode(facts), timeout=LIMIT)
                 return facts, msgspec.msgpack.decode(images, type=dict[str, bytes])
-            except (OSError, ValueError, msgspec.DecodeError):
-                pass
+            except (OSError, ValueError, msgspec.DecodeError, subprocess.TimeoutExpired):
+                self._child.kill()
+        if self._is_over:
+            # An error ended the context: nobody will look at them.
+            return facts, {}
         return facts, plots.draw(facts)
 
 

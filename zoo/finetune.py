@@ -4,7 +4,7 @@ With `unfreeze` the last stages are then trained together with the head, on the 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,13 +21,14 @@ from zoo.drawing import Drawing
 from zoo.errors import DataError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
-from zoo.fit import Problem, TrainedHead, cores, fit, is_narrow
+from zoo.fit import Problem, TrainedHead, fit, is_narrow, training_threads
 from zoo.interrupt import noticing
 from zoo.notes import survey
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
 from zoo.split import divide
+from zoo.training import SAVED
 from zoo.tuned import Materials, Tuned
 from zoo.views import View
 
@@ -130,17 +131,26 @@ def _train(
 ) -> "tuple[Tuned, Callable[[], Expected] | None]":
     """(the trained model, what its file must answer where the whole backbone stayed as it was)."""
     train, held = known.parts
-    backbone, expected = materials.backbone(), None
-    with noticing() as stop:
-        problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
-        with cores(problem), ThreadPoolExecutor(1) as beside:
-            if is_narrow(problem) and not options.unfreeze:
-                # The head trains on one core. On another it is found out what the frozen part must answer.
-                expected = beside.submit(tuned.expectation, materials.base, backbone.reference, held).result
-            trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
+    backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
+    expected: Future[Expected] | None = None
+    try:
+        with noticing() as stop:
+            problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
+            with training_threads(problem):
+                if is_narrow(problem) and not options.unfreeze and backbone.load():
+                    # The head trains on one core. On another it is found out what the frozen part must answer.
+                    expected = beside.submit(tuned.expectation, materials.base, backbone.reference, held)
+                trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
+                if expected:
+                    wait([expected])
+            if stop.is_asked:
+                raise KeyboardInterrupt(SAVED)
+    finally:
+        # After an error, or a second Ctrl-C, nobody waits for what no file will be compared with.
+        beside.shutdown(wait=False, cancel_futures=True)
     if options.unfreeze:
         return _unfrozen(materials, problem, trained, known, run, progress), None
-    return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected
+    return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected.result if expected else None
 
 
 def _write(

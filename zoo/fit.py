@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 #: Part of the training items that chooses scaling, rates and epoch.
 INNER = 0.15
-#: A better inner loss is one that is lower by this part of the loss of knowing nothing.
-BETTER = 2e-3
+#: A better inner loss is one that is lower by this part of the loss of knowing nothing: of a number, its variance.
+BETTER = {Task.SINGLE_LABEL: 2e-3, Task.MULTI_LABEL: 2e-3, Task.REGRESSION: 1e-5}
 #: Epochs after which the rate of a head has halved.
 DECAY = 12.0
 
@@ -129,13 +129,23 @@ def fit(
     # Before the last stages are trained the head is what it would be alone: --epochs then counts theirs.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
-    with progress.task("training the head", total, "epoch") as bar, torch.random.fork_rng(devices=[]), cores(problem):
+    with (
+        progress.task("training the head", total, "epoch") as bar,
+        torch.random.fork_rng(devices=[]),
+        training_threads(problem),
+    ):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
         choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
         _begin(checkpoints, resume, progress)
         module, training = _training(problem, problem.fit, choice)
         folder = _folder(checkpoints, "inner")
-        phase = Phase(training, folder, stop, lambda: _judge(problem, module), tolerance=BETTER * problem.chance)
+        phase = Phase(
+            training,
+            folder,
+            stop,
+            lambda: _judge(problem, module),
+            tolerance=BETTER[problem.options.task] * problem.chance,
+        )
         phase.continued(resume).run(length.epochs, length.patience, bar, progress)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*_inner(problem, module))
@@ -176,7 +186,7 @@ def is_narrow(problem: Problem) -> bool:
     return sum(a * b for a, b in pairwise(widths)) < WIDE
 
 
-def cores(problem: Problem) -> AbstractContextManager[None]:
+def training_threads(problem: Problem) -> AbstractContextManager[None]:
     """Inside, torch computes on as many threads as a head's training takes."""
     import torch
 

@@ -247,6 +247,9 @@ class _GuardedBackbone(Backbone):
     def export(self, path: Path, options: ExportOptions) -> None:
         _run(self._plugin, lambda: self._inner.export(path, options))
 
+    def load(self) -> bool:
+        return _run(self._plugin, self._inner.load)
+
     def reference(self, feeds: "TensorMap") -> "TensorMap":
         return _run(self._plugin, lambda: self._inner.reference(feeds))
 

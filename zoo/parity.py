@@ -1,8 +1,8 @@
 """The parity gate: on real samples an exported file gives the numbers of the family's own arithmetic, or is no file.
 
 Pictures: the graph's preprocessing is compared with an image library's, then the whole graph with the family's torch
-code on the same pixels. Texts: the graph with the family's code on the same tokens. Both at batch 1, 2 and 7, and each
-row of the largest batch with that row alone.
+code on the pixels that a preprocessing made anew gives. Texts: the graph with the family's code on the same tokens.
+Both at batch 1, 2 and 7, and each row of the largest batch with that row alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -116,7 +116,8 @@ def create_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         ort.preload_dlls()
-        # It warns of kinds of devices that it does not know; what goes wrong is an exception.
+        # It warns of kinds of devices that it does not know, and `options` do not reach that. There is no asking what
+        # was set before: afterwards it is what it is by default.
         ort.set_default_logger_severity(4)
         settings = {"device_id": device.partition(":")[2], "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
         providers.insert(0, ("CUDAExecutionProvider", settings))
@@ -125,6 +126,9 @@ def create_session(
     except Exception as error:  # onnxruntime's exceptions have no common root of their own
         reason = str(error).splitlines()[0]
         raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
+    finally:
+        if device.startswith("cuda"):
+            ort.set_default_logger_severity(2)
     if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(
             f"{device} was asked for and ONNX Runtime fell back to the CPU",

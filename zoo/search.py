@@ -1,8 +1,8 @@
 """How to scale the features, how fast to learn and how much to decay: tried side by side on cached features.
 
 Every candidate is a head of its own; they all see the same batches, so that one matrix product serves them together
-and a dozen cost little more than one. The candidates train for a few epochs, and the lowest loss on the inner items
-decides.
+and a dozen cost little more than one. The candidates train for a few epochs; of those whose loss on the inner items
+is nearly the lowest, the slowest that decays the most is taken.
 """
 
 import math

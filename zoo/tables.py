@@ -179,16 +179,28 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """The names of columns of classes, which the library `datasets` stores as numbers (features.ClassLabel)."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: _each(feature) for name, feature in features.items()}
         return {
             name: [str(word) for word in feature["names"]]
-            for name, feature in features.items()
+            for name, feature in found.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
+def _each(feature: Any) -> Any:
+    """What the items of a list are, as the library writes it: `[item]`, or a Sequence or List of it."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        return feature.get("feature")
+    return feature
+
+
 def _named(value: Any, names: list[str] | None) -> Any:
+    if names is not None and isinstance(value, list):
+        return [_named(each, names) for each in value]
     if names is None or not isinstance(value, int):
         return value
     # The library's number for "not known", as in a test set without answers.

@@ -126,6 +126,10 @@ class TorchBackbone(Backbone):
         require(f"the family {self.family}", *TRAINING)
         return self.build()
 
+    def load(self) -> bool:
+        """Build the module, which draws its first weights from torch's generator; what it computes then draws none."""
+        return self.module is not None
+
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The module as consecutive parts, earliest first: what training deeper than the head cuts between.
 

@@ -119,7 +119,7 @@ def report_on(
         thresholds=trained.thresholds, class_weights=trained.class_weights,
     )  # fmt: skip
     skipped = (*train.skipped, *held.skipped)
-    left_out = [f"{len(skipped)} items are left out, see {SKIPPED}: {listed(skipped)}"] if skipped else []
+    left_out = [f"left out, see {SKIPPED}: {listed(skipped)} ({len(skipped)} in all)"] if skipped else []
     return Report(
         name=base.name,
         backbone=base.lineage.entry.name,
