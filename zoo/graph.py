@@ -1,6 +1,7 @@
 """ONNX surgery: the preprocessing prefix, the trained head, joining them to a features graph, and cutting them again.
 
-Every graph made here is IR 10, opset 20, standard operators only, and carries no trace of the machine that made it.
+Every graph made here is IR 10, opset 20, of standard operators (but for fused ones: zoo.fusion), and carries no trace
+of the machine that made it.
 Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13, Gemm 13, Softmax 13).
 """
 
@@ -246,7 +247,9 @@ def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
 def _model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
     from onnx import helper
 
-    opset = [helper.make_opsetid("", OPSET)]
+    # Beside the standard operators, those of ONNX Runtime's own where a graph was fused (zoo.fusion).
+    domains = sorted({node.domain for node in graph.node} | {""})
+    opset = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in domains]
     return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="zoo")
 
 
