@@ -85,10 +85,17 @@ def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequ
     parts = pieces(model)
     if parts.prefix is None:
         raise UsageError("int8 is for models of pictures so far", hint="--precision fp32, or fp16")
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        body = graph.load(_quantised(parts.body, batches, exclude, Path(folder))[1])
-    converted = parts._replace(prefix=_apart(parts.prefix), body=_adopted(body, parts.body))
+    converted = parts._replace(prefix=_apart(parts.prefix), body=int8_body(parts.body, batches, exclude))
     return whole(converted, facts(model))
+
+
+def int8_body(
+    body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
+) -> "onnx.ModelProto":
+    """`int8` of a graph that takes `pixels` and gives `features`."""
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
+        converted = graph.load(_quantised(body, batches, exclude, Path(folder))[1])
+    return _adopted(converted, body)
 
 
 def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:

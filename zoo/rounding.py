@@ -64,6 +64,8 @@ def correct_biases(
     import onnx
     from onnx import helper, numpy_helper
 
+    if not _convolutions(model, exclude):
+        return model
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     probe, corrected = onnx.ModelProto(), onnx.ModelProto()
     probe.CopyFrom(model)
