@@ -95,6 +95,29 @@ def write_lite(folder: Path) -> list[Path]:
     return [folder / "lite0.pth"]
 
 
+def write_hostile_shelf(folder: Path, factor: float) -> Path:
+    """The model `hostile`: `tiny-lite` on pictures of 64 pixels, one layer of which eight bits can hardly say.
+
+    A channel that is always zero has weights `factor` times as large as any other of its layer's. They change nothing
+    but the range that 256 levels have to span. Returns the registry file.
+    """
+    import torch
+
+    [path] = write_lite(folder / "lite")
+    state = torch.load(path, weights_only=True)
+    block, channel = "_blocks.0.", 3
+    state[block + "_bn1.weight"][channel], state[block + "_bn1.bias"][channel] = 0, -1
+    project = state[block + "_project_conv.weight"]
+    project[:, channel] = factor * project.abs().max()
+    torch.save(state, path)
+    grey = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    preprocess = {"kind": "image", "resize": 64, "crop": 64, "interpolation": "bilinear", **grey}
+    row = {**_row("efficientnet", "image-features", 1280, preprocess, [path]), "config": {"variant": "lite0"}}
+    registry = folder / "registry.yaml"
+    registry.write_text(json.dumps({"schema_version": 1, "models": {"hostile": row}}, indent=1))
+    return registry
+
+
 def write_tokenizer(path: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 

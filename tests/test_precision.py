@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from PIL import Image
 
+from tests.models import write_hostile_shelf
 from tests.test_chain import write_pictures
 from tests.test_cli import fails, parsed, zoo
-from zoo import GateError, UsageError, Variant, Zoo, graph, precision
+from zoo import GateError, UsageError, Variant, Zoo, graph, parity, precision
 from zoo.bundle import Bundle
+from zoo.examples import digest_of
+from zoo.expected import expect
+from zoo.runtime import create_session
+from zoo.schema import ImagePreprocess
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,7 @@ def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
     assert guard.n == held
     assert guard.before - guard.after <= guard.allowed
     assert guard.items == f"what was held out of {data}"
+    assert bundle.manifest.parity.samples == "8 of the held-out items"
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(bundle.model)
     # Standard operators only: any runtime of opset 20 loads it.
     assert {node.domain for node in onnx.load(bundle.model).graph.node} == {""}
@@ -76,7 +81,7 @@ def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
 def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_path: Path) -> None:
     """Scales are fixed: a loud picture beside it changes nothing of a quiet one's answer."""
     zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
-    session = onnxruntime.InferenceSession(tmp_path / "small" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = create_session((tmp_path / "small" / "model.onnx").read_bytes(), "cpu")
     random = np.random.default_rng(0)
     quiet = random.integers(120, 130, (1, 70, 60, 3), dtype=np.uint8)
     loud = random.choice(np.array([0, 255], np.uint8), (6, 70, 60, 3))
@@ -86,35 +91,111 @@ def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_pa
         np.testing.assert_allclose(many[:1], one, atol=1e-5)
 
 
-def test_bad_calibration_is_refused(tuned: Path, data: Path, tmp_path: Path) -> None:
-    """Ranges read from black pictures clip everything else: the guard sees it on what was held out, and says so."""
-    bad = tmp_path / "bad"
-    shutil.copytree(data, bad)
-    split = {row["digest"]: row for row in map(json.loads, (tuned / "split.jsonl").read_text().splitlines())}
-    from zoo.examples import digest_of
-
-    for path in bad.rglob("*.png"):
-        if not split[digest_of(path)]["held_out"]:
-            # No two are the same file, and all of them are black.
-            Image.fromarray(np.zeros((64, 64 + len(split) % 3, 3), np.uint8)).save(
-                path, compress_level=len(path.name) % 9
+def write_light_pictures(folder: Path, count: int = 16, *, black: bool = False) -> Path:
+    """Pictures in light red, green and blue, and with `black` black ones in their place; no two are the same."""
+    random = np.random.default_rng(1 + black)
+    for channel, label in enumerate(("red", "green", "blue")):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            picture = random.integers(150, 200, (64, 64 + number, 3), dtype=np.uint8)
+            picture[:, :, channel] += 55
+            # Two black pictures of one size are one file.
+            Image.fromarray(0 * picture[: 64 - channel] if black else picture).save(
+                folder / label / f"{number:02d}.png"
             )
+    return folder
+
+
+def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
+    """Ranges read from black pictures cut all light off: the guard sees it on what was held out, and says so."""
+    good = write_light_pictures(tmp_path / "light")
+    zoo("finetune", "tiny-lite", good, "-o", tmp_path / "tuned")
+    split = {
+        row["digest"]: row for row in map(json.loads, (tmp_path / "tuned" / "split.jsonl").read_text().splitlines())
+    }
+    bad = write_light_pictures(tmp_path / "bad", black=True)
+    for path in good.rglob("*.png"):
+        if split[digest_of(path)]["held_out"]:
+            shutil.copyfile(path, bad / path.relative_to(good).parent / f"held-{path.name}")
     out = tmp_path / "small"
-    done = zoo("export", tuned, "-o", out, "--precision", "int8", "--calibrate", bad, "--json")
+    done = zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", bad, "--json")
     assert done.returncode == 6
     error = json.loads(done.stdout)["error"]
     assert "int8 loses too much" in error["message"]
-    assert "the layers that lose most: " in error["message"]
-    assert f"n = {error['report']['n']}" in error["message"]
+    assert "the layers that lose most: efficientnet/" in error["message"]
+    assert f"n = {error['report']['n']} (what was held out of {bad})" in error["message"]
     assert error["report"]["before"] - error["report"]["after"] > error["report"]["allowed"]
     assert not out.exists()
+    # It was the calibration: the same model's own data does it.
+    assert zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", good).returncode == 0
+
+
+def hostile(folder: Path, data: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, Bundle]:
+    """(a model with a layer that eight bits can hardly say, the same in eight bits)."""
+    monkeypatch.setenv("ZOO_REGISTRY", str(write_hostile_shelf(folder / "shelf", factor)))
+    zoo("finetune", "hostile", data, "-o", folder / "tuned")
+    zoo("export", folder / "tuned", "-o", folder / "small", "--precision", "int8", "--calibrate", data)
+    return Bundle.open(folder / "tuned"), Bundle.open(folder / "small")
+
+
+def test_leaving_layers_in_float_saves_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, small = hostile(tmp_path, data, 1e4, monkeypatch)
+    guard = small.manifest.guard
+    assert guard is not None
+    assert guard.excluded
+    assert guard.before - guard.after <= guard.allowed
+    model = onnx.load(small.model)
+    # The layer's own weights are still there in single precision, most others are not.
+    exact = {weight.shape: weight for weight in float_weights(onnx.load(tuned.model))}
+    kept = float_weights(model)
+    assert any(np.abs(weight).max() > 1e3 for weight in kept)
+    assert 0 < len(kept) < len(exact)
+
+
+def float_weights(model: onnx.ModelProto) -> list[np.ndarray]:
+    tensors = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT]
+    return [onnx.numpy_helper.to_array(each) for each in tensors if len(each.dims) == 4]
 
 
 def test_a_features_bundle_is_calibrated_and_gated(shelf: Path, data: Path, tmp_path: Path) -> None:
     zoo("export", "tiny-lite", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     manifest = Bundle.open(tmp_path / "small").manifest
     assert (manifest.precision, manifest.guard) == ("int8", None)
+    assert manifest.parity.samples == "8 of the calibration items"
+    assert {check.batch for check in manifest.parity.checks} == {1, 2, 7}
+    assert {check.bound for check in manifest.parity.checks if "cosine" in check.name} == {0.1}
     assert manifest.parity.passed
+
+
+def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Path) -> None:
+    """Without labels there is no guard: ranges that do not fit show in the features of the items themselves."""
+    bundle = Zoo().export("tiny-lite", tmp_path / "exact")
+    model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, 224, 224), -1, np.float32)}
+    graph.save(precision.int8(model, [black]), tmp_path / "model.onnx")
+    light = sorted(write_light_pictures(tmp_path / "light").rglob("*.png"))
+    backbone = Zoo().plugins.make(bundle.manifest.lineage.entry, Zoo().pull("tiny-lite"))
+    preprocess = bundle.manifest.preprocess
+    assert isinstance(preprocess, ImagePreprocess)
+    with pytest.raises(GateError, match=r"1 - cosine.*above 0\.1"):
+        parity.check(
+            tmp_path / "model.onnx",
+            expect(backbone.reference, light[:8], "light", preprocess),
+            bounds=parity.BOUNDS["int8"],
+        )
+
+
+def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_path: Path) -> None:
+    """--val DATA held out pictures that --calibrate does not name: they are found where fine-tuning read them."""
+    train, val = tmp_path / "train", tmp_path / "val"
+    shutil.copytree(data, train)
+    for path in sorted(train.rglob("0[0-3].png")):
+        (val / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(val / path.parent.name / path.name)
+    zoo("finetune", "tiny-lite", train, "--val", val, "-o", tmp_path / "tuned")
+    zoo("export", tmp_path / "tuned", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", train)
+    guard = Bundle.open(tmp_path / "small").manifest.guard
+    assert guard is not None
+    assert (guard.n, guard.items) == (12, f"what was held out of {val}")
 
 
 def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
