@@ -54,7 +54,8 @@ def command(
             say("    the head was fitted again to the features of this precision")
         if guard.excluded:
             say(f"    these layers stay in float: {', '.join(guard.excluded)}")
-    size = bundle.model.stat().st_size
+    # A table of words lies beside the file.
+    size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     say(f"{manifest.precision}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")
     write(str(bundle.model))

@@ -309,9 +309,13 @@ class Zoo(Environment):
         family's own arithmetic or loses too much accuracy.
         """
         from zoo.download import pull
-        from zoo.export import export
+        from zoo.export import check_variant, export
 
         require("the parity gate", *RUNTIME)
+        if variant is not None:
+            # Said before anything is pulled or built for it.
+            known = Bundle.open(Path(model)).manifest.lineage.entry if self.is_path(model) else self.entry(model)
+            check_variant(known, variant)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry

@@ -6,17 +6,23 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from zoo import graph, guard, head, parity, precision, samples
+from zoo import external, graph, guard, head, narrow, parity, precision, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
 from zoo.disk import staged_dir
 from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
-from zoo.parity import BOUNDS, Top
+from zoo.parity import BOUNDS, WORDS, Top
 from zoo.progress import SILENT, Progress
-from zoo.schema import Manifest, Variant, WordsPreprocess
+from zoo.schema import Entry, Manifest, Variant, WordsPreprocess
 from zoo.tuned import tuned_reference
+
+
+def check_variant(entry: Entry, variant: Variant) -> None:
+    """Raise UsageError when what `variant` asks for needs data that it does not name."""
+    if variant.precision == "int8" and not variant.calibrate and not _has_table(entry):
+        raise UsageError("int8 needs data to read ranges from", hint="--calibrate DATA, as it was fine-tuned on")
 
 
 def export(
@@ -39,7 +45,7 @@ def export(
     preprocess = source.manifest.preprocess
     with staged_dir(out) as folder:
         for path in source.path.iterdir():
-            if path.name not in (MANIFEST, MODEL):
+            if path.name not in {MANIFEST, MODEL, *_rewritten(source, variant)}:
                 shutil.copyfile(path, folder / path.name)
         draft = _convert(source, variant, folder, offline, progress)
         layers = folder / HEAD
@@ -50,7 +56,7 @@ def export(
                 folder / MODEL,
                 expect(tuned_reference(source, backbone), items, origin, reader),
                 top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
-                bounds=BOUNDS[variant.precision],
+                bounds=(WORDS if _has_table(source.manifest.lineage.entry) else BOUNDS)[variant.precision],
             )
         manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)
@@ -69,8 +75,20 @@ def _check(source: Bundle, variant: Variant) -> None:
             f"{manifest.name} at {source.path} is {manifest.precision} already",
             hint="export the fp32 model it came from",
         )
-    if isinstance(manifest.lineage.entry.preprocess, WordsPreprocess):
-        raise UsageError("a table of words has no other precision yet", hint="--precision fp32")
+    if _has_table(manifest.lineage.entry) and variant.calibrate and manifest.head is None:
+        raise UsageError("a table of words is not calibrated, and has no labels to judge", hint="without --calibrate")
+
+
+def _has_table(entry: Entry) -> bool:
+    """Whether the model is a table of words: only that is then converted."""
+    return isinstance(entry.preprocess, WordsPreprocess)
+
+
+def _rewritten(source: Bundle, variant: Variant) -> set[str]:
+    """Files beside the model that the conversion writes itself."""
+    if variant.precision == source.manifest.precision:
+        return set()
+    return {tensor.file for tensor in external.references(source.read_model())}
 
 
 def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:
@@ -79,6 +97,8 @@ def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, prog
     if variant.precision == manifest.precision:
         shutil.copyfile(source.path / MODEL, folder / MODEL)
         return manifest
+    if _has_table(manifest.lineage.entry):
+        return _narrow(source, variant, folder, offline, progress)
     if variant.precision == "fp16":
         with progress.task("converting to half precision", None):
             graph.save(precision.fp16(onnx.load_from_string(source.read_model())), folder / MODEL)
@@ -91,3 +111,17 @@ def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, prog
     return msgspec.structs.replace(
         manifest, precision="int8", guard=found.guard, metrics=found.metrics or manifest.metrics
     )
+
+
+def _narrow(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:
+    """Write the model with its table in fewer bits; judged where there is data for it."""
+    with progress.task(f"converting the table of words to {variant.precision}", None):
+        model = onnx.load_from_string(source.read_model())
+        graph.save(narrow.narrow(model, variant.precision, source.map, folder), folder / MODEL)
+    manifest = msgspec.structs.replace(source.manifest, precision=variant.precision)
+    if not variant.calibrate:
+        return manifest
+    data = guard.material(source, variant, offline=offline, progress=progress)
+    candidate = Bundle(folder, msgspec.structs.replace(manifest, files=describe_files(folder)))
+    found, metrics = guard.judge(source, candidate, data, variant.max_drop)
+    return msgspec.structs.replace(manifest, guard=found, metrics=metrics)

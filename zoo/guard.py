@@ -122,6 +122,28 @@ def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, pro
     )
 
 
+def judge(source: Bundle, candidate: Bundle, data: Material, max_drop: float) -> tuple[Guard, Metrics]:
+    """What `candidate`, which is `source` in fewer bits, loses on the held-out items, and its metrics there.
+
+    Raises GateError when that is more than `max_drop` (or one item).
+    """
+    assert data.held is not None
+    before, after = (_metrics(Session(each, "cpu"), data.held, source.manifest) for each in (source, candidate))
+    allowed = max(max_drop, 1 / before.n)
+    guard = Guard(
+        n=before.n, items=data.origin, before=before.score, after=after.score, allowed=allowed,
+        interval=after.accuracy_interval,
+    )  # fmt: skip
+    if before.score - after.score > allowed + 1e-9:
+        raise GateError(
+            f"{candidate.manifest.precision} loses too much: {before.score:.4f} became {after.score:.4f} on "
+            f"n = {before.n} ({data.origin}), at most {allowed:.4f} may be lost; nothing was written",
+            report=guard,
+            hint="allow more with --max-drop, or export fp16",
+        )
+    return guard, after
+
+
 def _some(data: Dataset) -> list[Item]:
     """Some of the items, the same ones whatever their order."""
     return [example.item for example in sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]]

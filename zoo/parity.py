@@ -49,6 +49,12 @@ BOUNDS = {
     "int8": Bounds(features=0.5, cosine=5e-2, scores=0.25, alone=1e-4),
 }
 EXACT = BOUNDS["fp32"]
+#: Of a table of words only the rows are rounded: by 1 in 2,048 of a number, or 1 in 254 of the row's largest one.
+WORDS = {
+    "fp32": EXACT,
+    "fp16": Bounds(features=2e-3, cosine=1e-5, scores=1e-2, alone=1e-4),
+    "int8": Bounds(features=3e-2, cosine=1e-3, scores=0.1, alone=1e-4),
+}
 #: Grey levels (of 256) between the graph's preprocessing and Pillow's.
 LEVELS_BOUND = 1.001
 
