@@ -15,6 +15,9 @@ def command(
     model: Annotated[str, typer.Argument(help="A registry name, or a bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs).")] = "fp32",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The bare backbone: prepared pixels (or token ids) in, features out.")
+    ] = False,
     calibrate: Annotated[
         str | None, typer.Option(help="Data to calibrate int8 with, and to judge it by: what it was fine-tuned on.")
     ] = None,
@@ -32,7 +35,7 @@ def command(
     In half precision within wider bounds, in eight bits as long as its answers on held-out items stay as good.
     """
     variant = Variant(
-        precision=precision, calibrate=calibrate, max_drop=max_drop,  # type: ignore[arg-type]
+        precision=precision, raw=raw, calibrate=calibrate, max_drop=max_drop,  # type: ignore[arg-type]
         text=text, image=image, label=label, max_bad=max_bad,
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)

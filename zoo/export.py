@@ -15,7 +15,8 @@ from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
 from zoo.parity import BOUNDS, WORDS, Top
 from zoo.progress import SILENT, Progress
-from zoo.schema import Entry, Manifest, Variant, WordsPreprocess
+from zoo.schema import Entry, Manifest, Task, TextPreprocess, Variant, WordsPreprocess
+from zoo.trunk import TAIL_FILE
 from zoo.tuned import tuned_reference
 
 
@@ -48,13 +49,15 @@ def export(
             if path.name not in {MANIFEST, MODEL, *_rewritten(source, variant)}:
                 shutil.copyfile(path, folder / path.name)
         draft = _convert(source, variant, folder, offline, progress)
+        if variant.raw:
+            draft = _bare(draft, folder)
         layers = folder / HEAD
         with progress.task("checking the ONNX file", None):
             reader = encoder(preprocess, folder)
             items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
             report = parity.check(
                 folder / MODEL,
-                expect(tuned_reference(source, backbone), items, origin, reader),
+                expect(tuned_reference(source, backbone), items, origin, reader, raw=_is_raw(draft)),
                 top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
                 bounds=(WORDS if _has_table(source.manifest.lineage.entry) else BOUNDS)[variant.precision],
             )
@@ -75,6 +78,11 @@ def _check(source: Bundle, variant: Variant) -> None:
             f"{manifest.name} at {source.path} is {manifest.precision} already",
             hint="export the fp32 model it came from",
         )
+    if _is_raw(manifest):
+        raise UsageError(
+            f"{manifest.name} at {source.path} is a bare backbone, which is converted no further",
+            hint=f"export the model it came from with --raw --precision {variant.precision}",
+        )
     if _has_table(manifest.lineage.entry) and variant.calibrate and manifest.head is None:
         raise UsageError("a table of words is not calibrated, and has no labels to judge", hint="without --calibrate")
 
@@ -82,6 +90,11 @@ def _check(source: Bundle, variant: Variant) -> None:
 def _has_table(entry: Entry) -> bool:
     """Whether the model is a table of words: only that is then converted."""
     return isinstance(entry.preprocess, WordsPreprocess)
+
+
+def _is_raw(manifest: Manifest) -> bool:
+    """Whether the graph is given pixels, and not pictures."""
+    return graph.PIXELS in {spec.name for spec in manifest.inputs}
 
 
 def _rewritten(source: Bundle, variant: Variant) -> set[str]:
@@ -111,6 +124,25 @@ def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, prog
     return msgspec.structs.replace(
         manifest, precision="int8", guard=found.guard, metrics=found.metrics or manifest.metrics
     )
+
+
+def _bare(draft: Manifest, folder: Path) -> Manifest:
+    """Cut the model in `folder` down to its backbone, and remove what tells of the rest."""
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    body = precision.pieces(model).body
+    graph.describe(body, {name: fact for name, fact in precision.facts(model).items() if name != "zoo.labels"})
+    graph.save(body, folder / MODEL)
+    kept = {MODEL, TAIL_FILE, *(tensor.file for tensor in external.references(body))}
+    if isinstance(draft.preprocess, TextPreprocess):
+        kept.add(draft.preprocess.tokenizer)
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    inputs, outputs = graph.tensor_specs(body)
+    return msgspec.structs.replace(
+        draft, task=Task.EMBEDDING, inputs=inputs, outputs=outputs, activation=None, labels=(), thresholds=(),
+        class_weights=(), cut=None, head=None, metrics=None,
+    )  # fmt: skip
 
 
 def _narrow(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:

@@ -331,12 +331,13 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 class Variant(Struct, frozen=True, kw_only=True):
     """How a model is exported. `calibrate` is data from which int8 reads ranges; its held-out items judge the result.
 
-    A table of words has no ranges: there `calibrate` only judges.
+    A table of words has no ranges: there `calibrate` only judges. `raw` leaves out preprocessing and head.
     At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad`
     are read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
     """
 
     precision: Precision = "fp32"
+    raw: bool = False
     calibrate: str | None = None
     max_drop: float = 0.01
     text: str | None = None
