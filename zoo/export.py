@@ -10,7 +10,7 @@ from zoo import external, graph, guard, head, narrow, parity, precision, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
-from zoo.disk import staged_dir
+from zoo.disk import room_for, staged_dir
 from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
 from zoo.parity import BOUNDS, WORDS, Top
@@ -39,12 +39,12 @@ def export(
 
     Within the bounds of its precision (zoo.parity.BOUNDS); eight bits must also keep the accuracy (zoo.guard). Raises
     IntegrityError for a file that is not the manifest's, UsageError for a precision that this model cannot have,
-    GateError when the numbers differ or too much is lost; `out` is then untouched.
+    GateError when the numbers differ or too much is lost, AccessError when there is no space; `out` is then untouched.
     """
     variant = variant or Variant(precision=source.manifest.precision)
     _check(source, variant)
     preprocess = source.manifest.preprocess
-    with staged_dir(out) as folder:
+    with room_for(out), staged_dir(out) as folder:
         for path in source.path.iterdir():
             if path.name not in {MANIFEST, MODEL, *_rewritten(source, variant)}:
                 shutil.copyfile(path, folder / path.name)
@@ -71,6 +71,8 @@ def _check(source: Bundle, variant: Variant) -> None:
     broken = [file.path for file, is_same in source.verify() if not is_same]
     if broken:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
+    # Also says, in one line, that a graph is newer than the runtime reads.
+    graph.load(source.path / MODEL)
     if variant.precision == manifest.precision:
         return
     if manifest.precision != "fp32":
