@@ -44,6 +44,9 @@ def export(
     variant = variant or Variant(precision=source.manifest.precision)
     _check(source, variant)
     preprocess = source.manifest.preprocess
+    if variant.precision != source.manifest.precision:
+        with progress.task("checking what is converted", None):
+            _gate_original(source, backbone)
     with room_for(out), staged_dir(out) as folder:
         for path in source.path.iterdir():
             if path.name not in {MANIFEST, MODEL, *_rewritten(source, variant)}:
@@ -87,6 +90,16 @@ def _check(source: Bundle, variant: Variant) -> None:
         )
     if _has_table(manifest.lineage.entry) and variant.calibrate and manifest.head is None:
         raise UsageError("a table of words is not calibrated, and has no labels to judge", hint="without --calibrate")
+
+
+def _gate_original(source: Bundle, backbone: Backbone) -> None:
+    """The gate of `source` itself: one wrong weight of it would be lost in the wider bounds of fewer bits."""
+    manifest, layers = source.manifest, source.path / HEAD
+    reader = encoder(manifest.preprocess, source.path)
+    items, origin = samples.bundled(manifest.preprocess, gate_words(manifest.lineage.entry, reader))
+    expected = expect(tuned_reference(source, backbone), items, origin, reader)
+    top = Top(head.load(layers), manifest.activation or "softmax") if layers.is_file() else None
+    parity.check(source.path / MODEL, expected, top=top)
 
 
 def _has_table(entry: Entry) -> bool:
