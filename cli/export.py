@@ -15,6 +15,12 @@ def command(
     model: Annotated[str, typer.Argument(help="A registry name, or a bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs).")] = "fp32",
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Fused attention for GPUs; only ONNX Runtime runs such a file.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The bare backbone: prepared pixels (or token ids) in, features out.")
+    ] = False,
     calibrate: Annotated[
         str | None, typer.Option(help="Data to calibrate int8 with, and to judge it by: what it was fine-tuned on.")
     ] = None,
@@ -32,8 +38,8 @@ def command(
     In half precision within wider bounds, in eight bits as long as its answers on held-out items stay as good.
     """
     variant = Variant(
-        precision=precision, calibrate=calibrate, max_drop=max_drop,  # type: ignore[arg-type]
-        text=text, image=image, label=label, max_bad=max_bad,
+        precision=precision, fuse=fuse, raw=raw, calibrate=calibrate,  # type: ignore[arg-type]
+        max_drop=max_drop, text=text, image=image, label=label, max_bad=max_bad,
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest
@@ -54,7 +60,8 @@ def command(
             say("    the head was fitted again to the features of this precision")
         if guard.excluded:
             say(f"    these layers stay in float: {', '.join(guard.excluded)}")
-    size = bundle.model.stat().st_size
+    # A table of words lies beside the file.
+    size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     say(f"{manifest.precision}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")
     write(str(bundle.model))

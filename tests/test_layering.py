@@ -23,12 +23,12 @@ LAYERS: tuple[set[str], ...] = (
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
         "graph", "parity", "expected", "fresh", "runtime", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
-        "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding",
+        "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",
     },
     {
         "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api",
-        "export", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune",
+        "export", "variants", "conformance", "testing", "probe", "survey", "scaffold", "doctor", "prune",
     },
     {"__init__"},
 )  # fmt: skip

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import signal
 import sys
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import chromium
 from zoo.data import Example
 from zoo.drawing import Drawing
 from zoo.metrics import Bin, expected_error, measure
@@ -335,17 +335,7 @@ def test_the_map_is_principal_components() -> None:
 
 @pytest.mark.parametrize("name", ["single", "several", "number"])
 def test_a_browser_shows_it(written: dict[str, Path], tmp_path: Path, name: str) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium, and it is not installed: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    switches = (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--no-first-run",
-    )  # fmt: skip
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=list(switches))
+    with chromium() as browser:
         for width, scheme in ((1400, "light"), (400, "dark")):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page = context.new_page()
@@ -368,4 +358,3 @@ def test_a_browser_shows_it(written: dict[str, Path], tmp_path: Path, name: str)
             shot = page.screenshot(full_page=True, path=tmp_path / f"{name}-{width}.png")
             assert Image.open(BytesIO(shot)).size[0] == width
             context.close()
-        browser.close()

@@ -310,8 +310,14 @@ class Zoo(Environment):
         """
         from zoo.download import pull
         from zoo.export import export
+        from zoo.variants import check_needs
 
         require("the parity gate", *RUNTIME)
+        if variant is not None:
+            # Said before anything is pulled or built for it.
+            known = Bundle.open(Path(model)).manifest if self.is_path(model) else None
+            has_head = known is not None and known.head is not None
+            check_needs(known.lineage.entry if known else self.entry(model), has_head, variant)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry

@@ -95,6 +95,20 @@ def storage_errors(home: Path) -> Iterator[None]:
         raise AccessError(f"cannot write under {home}: {reason}", hint=hint) from error
 
 
+@contextmanager
+def room_for(out: Path) -> Iterator[None]:
+    """Turn a disk that is full while `out` is written into an AccessError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        # The file that such an error names may be the one that was copied from.
+        raise AccessError(
+            f"cannot write {out}: {os.strerror(error.errno)}", hint="free some space, or choose another -o"
+        ) from error
+
+
 def signature() -> str:
     """Who writes a temporary: host, process, and a word that makes the name unique."""
     return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -42,14 +42,17 @@ def expect(
     origin: str,
     preprocess: ImagePreprocess | TextEncoder,
     pixels_of: "PixelsOf | None" = None,
+    *,
+    raw: bool = False,
 ) -> Expected:
     """What `reference` says of `samples`, which come from `origin`, at batch 1, 2 and 7.
 
-    `pixels_of` says what the graph's preprocessing must make of a picture: `pillow_pixels` unless given.
+    `pixels_of` says what the graph's preprocessing must make of a picture: `pillow_pixels` unless given. A `raw` graph
+    has none: it is given pixels.
     """
     words = f"{len(samples)} of {origin}"
     if isinstance(preprocess, ImagePreprocess):
-        return _pictures(reference, samples, words, preprocess, pixels_of or pillow_pixels)
+        return _pictures(reference, samples, words, preprocess, None if raw else pixels_of or pillow_pixels)
     # The shortest alone, then longer ones: as many lengths as the samples have, each padded beside others.
     rows = sorted(preprocess.tokens(samples), key=len)
     starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
@@ -101,8 +104,13 @@ def torchvision_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess
 
 
 def _pictures(
-    reference: "Reference", samples: Sequence[Any], words: str, preprocess: ImagePreprocess, pixels_of: "PixelsOf"
+    reference: "Reference",
+    samples: Sequence[Any],
+    words: str,
+    preprocess: ImagePreprocess,
+    pixels_of: "PixelsOf | None",
 ) -> Expected:
+    """Batches of pictures; where there is no `pixels_of` that judges preprocessing, of the pixels made of them."""
     import numpy as np
 
     pictures = [decode_image(sample, preprocess.resize) for sample in samples]
@@ -118,6 +126,9 @@ def _pictures(
         height, width = (_odd(min(picture.shape[axis] for picture in chosen)) for axis in (0, 1))
         feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
         [pixels] = prefix.run([graph.PIXELS], dict(feeds))
-        cases.append(Case(feeds, reference({graph.PIXELS: pixels})))
+        given = {graph.PIXELS: pixels}
+        cases.append(Case(feeds if pixels_of else given, reference(given)))
+    if pixels_of is None:
+        return Expected(words, cases)
     shown = [(picture, pixels_of(picture, preprocess)) for picture in pictures]
     return Expected(words, cases, shown, preprocess)

@@ -94,23 +94,23 @@ def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progr
     return Material(_some(rest), trained if trained.examples else None, held, origin, gate)
 
 
-def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, progress: Progress) -> Quantised:
-    """`source` in eight bits, judged; `folder` holds what a bundle of it has beside the model.
+def quantise(
+    source: Bundle, plain: Manifest, model: "onnx.ModelProto", data: Material, max_drop: float,
+    folder: Path, progress: Progress,
+) -> Quantised:  # fmt: skip
+    """The `model` of `source` in eight bits, judged; `folder` holds what a bundle of it has beside the model.
 
-    Where more than `variant.max_drop` (or one item) is lost the head is fitted again to the new features, then the
-    layers that lose most stay in float. Raises GateError, naming them, when that does not save it.
+    `plain` is the manifest that it will have. Where more than `max_drop` (or one item) is lost the head is fitted again
+    to the new features, then the layers that lose most stay in float. Raises GateError, naming them, when that does not
+    save it.
     """
-    import onnx
-
-    model = onnx.load_from_string(source.read_model())
     session = Session(source, "cpu")
     batches = list(precision.calibration(session, data.calibrate))
-    plain = msgspec.structs.replace(source.manifest, precision="int8")
     if data.held is None:
         return Quantised(precision.int8(model, batches), None, plain)
     before = _metrics(session, data.held, plain)
     # One item, where the score is made of items.
-    allowed = max(variant.max_drop, 1 / before.n if before.r2 is None else 0)
+    allowed = max(max_drop, 1 / before.n if before.r2 is None else 0)
     excluded: list[str] = []
     for attempt in range(ROUNDS + 1):
         with progress.task("quantising and judging" + f", attempt {attempt + 1}" * bool(attempt), None):
@@ -142,6 +142,28 @@ def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, pro
         report=guard,
         hint="calibrate with the data that it was trained on, allow more with --max-drop, or export fp32",
     )
+
+
+def judge(source: Bundle, candidate: Bundle, data: Material, max_drop: float) -> tuple[Guard, Metrics]:
+    """What `candidate`, which is `source` in fewer bits, loses on the held-out items, and its metrics there.
+
+    Raises GateError when that is more than `max_drop` (or one item).
+    """
+    assert data.held is not None
+    before, after = (_metrics(Session(each, "cpu"), data.held, source.manifest) for each in (source, candidate))
+    allowed = max(max_drop, 1 / before.n)
+    guard = Guard(
+        n=before.n, items=data.origin, before=before.score, after=after.score, allowed=allowed,
+        interval=after.accuracy_interval,
+    )  # fmt: skip
+    if before.score - after.score > allowed + 1e-9:
+        raise GateError(
+            f"{candidate.manifest.precision} loses too much: {before.score:.4f} became {after.score:.4f} on "
+            f"n = {before.n} ({data.origin}), at most {allowed:.4f} may be lost; nothing was written",
+            report=guard,
+            hint="allow more with --max-drop, or export fp16",
+        )
+    return guard, after
 
 
 def _some(data: Dataset) -> list[Item]:

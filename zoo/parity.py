@@ -14,7 +14,15 @@ from zoo.errors import GateError
 from zoo.expected import Case, Expected
 from zoo.fresh import FreshSession
 from zoo.runtime import cores, create_session
-from zoo.schema import ImagePreprocess, Parity, ParityCheck
+from zoo.schema import (
+    ImagePreprocess,
+    Parity,
+    ParityCheck,
+    Precision,
+    Preprocess,
+    TextPreprocess,
+    WordsPreprocess,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,8 +58,22 @@ BOUNDS = {
     "int8": Bounds(features=0.75, cosine=0.1, scores=0.5, alone=1e-4),
 }
 EXACT = BOUNDS["fp32"]
+#: Of a table of words only the rows are rounded: by 1 in 2,048 of a number, or 1 in 254 of the row's largest one.
+WORDS = {
+    "fp32": EXACT,
+    "fp16": Bounds(features=2e-3, cosine=1e-5, scores=1e-2, alone=1e-4),
+    "int8": Bounds(features=3e-2, cosine=1e-3, scores=0.1, alone=1e-4),
+}
+#: Of an encoder of texts with a scale a row the direction of the features, which a search reads, hardly turns.
+TEXTS = {**BOUNDS, "int8": Bounds(features=0.25, cosine=2e-2, scores=0.25, alone=1e-4)}
 #: Grey levels (of 256) between the graph's preprocessing and Pillow's.
 LEVELS_BOUND = 1.001
+
+
+def bounds_of(precision: Precision, preprocess: Preprocess) -> Bounds:
+    """What a file of that precision, of a row that prepares its input so, may differ by."""
+    kinds = {ImagePreprocess: BOUNDS, TextPreprocess: TEXTS, WordsPreprocess: WORDS}
+    return kinds[type(preprocess)][precision]
 
 
 def check(

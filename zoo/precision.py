@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import graph, rewrite, rounding
-from zoo.errors import UsageError
+from zoo import fusion, graph, rewrite, rounding, rowwise
 from zoo.runtime import onnxruntime
 
 if TYPE_CHECKING:
@@ -76,15 +75,22 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
 
 
-def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
-    """The body of a model of pictures in eight bits: each weight's channel and each activation has a scale of its own.
+def fused(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The body, an encoder of texts, in ONNX Runtime's own operators (zoo.fusion)."""
+    parts = pieces(model)
+    return whole(parts._replace(body=_adopted(fusion.fuse(parts.body).model, parts.body)), facts(model))
 
-    `batches` give the `pixels` from which the activations' ranges are read; the nodes `exclude` stay in float. The file
-    says the same on processors with and without VNNI (zoo.rounding). Raises UsageError for a model of texts.
+
+def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
+    """The body in eight bits; the nodes `exclude` stay in float.
+
+    Of pictures each weight's channel and each activation has a scale of its own, and `batches` give the `pixels` from
+    which the activations' ranges are read. Of texts nothing is read: each row finds its scale (zoo.rowwise). The file
+    says the same on processors with and without VNNI. Raises UsageError for a model without large layers.
     """
     parts = pieces(model)
     if parts.prefix is None:
-        raise UsageError("int8 is for models of pictures so far", hint="--precision fp32, or fp16")
+        return whole(parts._replace(body=_adopted(rowwise.rowwise(parts.body, exclude), parts.body)), facts(model))
     converted = parts._replace(prefix=_apart(parts.prefix), body=int8_body(parts.body, batches, exclude))
     return whole(converted, facts(model))
 
@@ -101,10 +107,13 @@ def int8_body(
 def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
     """Names of the layers with weights, those first that lose most by being quantised.
 
-    Loss is by how many decibels the signal-to-noise ratio of a layer's output is below that of its input, on `batches`
-    (onnxruntime.quantization.qdq_loss_debug): what came before it is not its fault.
+    Of pictures loss is by how many decibels the signal-to-noise ratio of a layer's output is below that of its input,
+    on `batches` (onnxruntime.quantization.qdq_loss_debug): what came before it is not its fault. Of texts it is how far
+    each alone moves the features.
     """
     parts = pieces(model)
+    if parts.prefix is None:
+        return rowwise.worst_layers(parts.body, batches, exclude)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
         from onnxruntime.quantization.qdq_loss_debug import (
             collect_activations,
@@ -230,7 +239,9 @@ def _quiet() -> Iterator[None]:
 
 def calibration(session: Any, items: Sequence[object]) -> "Iterator[TensorMap]":
     """The body's inputs for each of `items`, one at a time, as the runtime itself makes them."""
+    is_text = session.manifest.cut is None
+    taken = [spec.name for spec in session.manifest.inputs] if is_text else [graph.PIXELS]
     # Asked for nothing that it computes, the runtime would answer with everything.
-    for _, arrays in session.stream(items, [graph.PIXELS, graph.FEATURES]):
-        for row in range(len(arrays[graph.PIXELS])):
-            yield {graph.PIXELS: arrays[graph.PIXELS][row : row + 1]}
+    for _, arrays in session.stream(items, [*taken, graph.FEATURES]):
+        for row in range(len(arrays[taken[0]])):
+            yield {name: arrays[name][row : row + 1] for name in taken}

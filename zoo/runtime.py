@@ -242,12 +242,15 @@ class _ImagePipeline:
         whole = onnx.load_from_string(model)
         self.cut = cut or graph.PIXELS
         self.facts = {item.key: item.value for item in whole.metadata_props}
-        known = {name for node in whole.graph.node for name in node.output}
-        if self.cut not in known:
+        given = {item.name for item in whole.graph.input}
+        if self.cut not in given.union(*(node.output for node in whole.graph.node)):
             raise IntegrityError(f"the model has no tensor '{self.cut}' to cut at", hint="write the bundle again")
         outputs = [item.name for item in whole.graph.output]
-        prefix = graph.extract(whole, [graph.IMAGE], [self.cut]).SerializeToString()
-        self.prefix = create_session(prefix, "cpu", threads=1, tables=tables)
+        # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+        prefix = graph.image_prefix(preprocess)
+        if self.cut not in given:
+            prefix = graph.extract(whole, [graph.IMAGE], [self.cut])
+        self.prefix = create_session(prefix.SerializeToString(), "cpu", threads=1, tables=tables)
         body = graph.extract(whole, [self.cut], outputs).SerializeToString()
         # On a CPU the threads that decode want the cores on which its own would spin.
         self.body = create_session(body, device, tables=tables, spins=device != "cpu")

@@ -287,6 +287,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     head: HeadSpec | None = None
     metrics: Metrics | None = None
     guard: Guard | None = None
+    #: Written in ONNX Runtime's own operators.
+    fused: bool = False
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
@@ -331,11 +333,15 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 class Variant(Struct, frozen=True, kw_only=True):
     """How a model is exported. `calibrate` is data from which int8 reads ranges; its held-out items judge the result.
 
+    A table of words has no ranges: there `calibrate` only judges. `raw` leaves out preprocessing and head.
+    `fuse` writes an encoder in ONNX Runtime's own operators, which nothing else runs.
     At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad`
     are read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
     """
 
     precision: Precision = "fp32"
+    fuse: bool = False
+    raw: bool = False
     calibrate: str | None = None
     max_drop: float = 0.01
     text: str | None = None
@@ -350,11 +356,6 @@ class Variant(Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop {self.max_drop} is not a fraction", hint="--max-drop 0.01")
-        if self.precision == "int8" and not self.calibrate:
-            raise UsageError(
-                "int8 needs data to read ranges from",
-                hint="--calibrate DATA, as it was fine-tuned on",
-            )
         if self.calibrate and self.precision != "int8":
             raise UsageError("only int8 is calibrated", hint="--precision int8, or leave --calibrate out")
 
