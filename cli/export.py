@@ -62,6 +62,7 @@ def command(
             say(f"    these layers stay in float: {', '.join(guard.excluded)}")
     # A table of words lies beside the file.
     size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
-    say(f"{manifest.precision}, {human_size(size)}, checked on {manifest.parity.samples}")
+    form = f"{manifest.precision}, fused" if manifest.fused else manifest.precision
+    say(f"{form}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")
     write(str(bundle.model))
