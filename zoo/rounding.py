@@ -39,7 +39,7 @@ def weight_ranges(model: "onnx.ModelProto") -> "dict[str, NDArray[np.float32]]":
         bias = numpy_helper.to_array(values[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
         least = np.maximum(OF_BIAS * np.abs(bias), np.finfo(np.float32).tiny * LEVELS)
         # Depthwise convolutions do not sum in pairs, but it would cost them little: nine weights a channel.
-        found = np.maximum(_range(weight), least).astype(np.float32)
+        found = np.maximum(fitting_range(weight), least).astype(np.float32)
         ranges[node.input[1]] = np.maximum(found, ranges.get(node.input[1], found))
     return ranges
 
@@ -113,8 +113,11 @@ def _convolutions(model: "onnx.ModelProto", exclude: Sequence[str] = ()) -> "lis
     ]
 
 
-def _range(weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """What LEVELS stands for in each channel: the largest weight, or more where two neighbours would not fit."""
+def fitting_range(weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """What LEVELS stands for in each channel of `weight` [out, in, height, width]: float32 [out].
+
+    The largest weight, or more where two neighbours would not fit.
+    """
     import numpy as np
 
     found = np.abs(weight).reshape(len(weight), -1).max(1)

@@ -3,7 +3,8 @@
 A scale that a whole tensor shares would let a loud text change its neighbours' answers in a batch (so does ONNX
 Runtime's dynamic quantisation), and one that is fixed beforehand fits no text well. With one a row (a token) no text
 depends on another, and nothing is calibrated. The graph says it in standard operators (QuantizeLinear,
-DequantizeLinear), which ONNX Runtime fuses with the product.
+DequantizeLinear), which ONNX Runtime fuses with the product. Weights are rounded so that every processor sums them
+alike (zoo.rounding).
 
 Rows scaled so are "token-wise dynamic quantisation" in the literature: Yao et al., https://arxiv.org/abs/2206.01861.
 """
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import UsageError
+from zoo.rounding import fitting_range
 from zoo.runtime import create_session
 
 if TYPE_CHECKING:
@@ -21,11 +23,10 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: Weights use seven bits: processors without VNNI add two products in sixteen, 2 * 255 * 64 fits there, and a file that
-#: is right on one machine must be so on all. Tables are only looked up.
-WEIGHT, TABLE = 64, 127
+#: Levels on either side of zero.
+LEVELS = 127
 #: Activations are bytes around the middle one; behind a GELU, which has no answer below -0.17, from that one up.
-MIDDLE, ACTIVATION = 128, 127
+MIDDLE = 128
 GELU, LEAST = ("Gelu", "BiasGelu"), 0.17
 #: A row of zeros has a scale, too.
 TINY = 1e-9
@@ -156,7 +157,8 @@ class _Writer:
         from onnx import TensorProto
 
         (table, index), output = node.input, node.output[0]
-        scale, rounded = _rounded(self._array(table).T, TABLE)
+        rows = self._array(table)
+        scale, rounded = _rounded(rows.T, np.abs(rows).max(1))
         bytes_ = self._constant(f"{table}/bytes", np.ascontiguousarray(rounded.T), "int8")
         scales = self._constant(f"{table}/scale", scale[:, None])
         found = self._node("Gather", [bytes_, index], f"{output}/bytes")
@@ -186,7 +188,7 @@ class _Writer:
             largest = self._node(
                 "Max", [most, self._node("Neg", [lowest], f"{values}/negative"), tiny], f"{values}/size"
             )
-            given, step, origin = values, 1 / ACTIVATION, MIDDLE
+            given, step, origin = values, 1 / LEVELS, MIDDLE
         scale = self._constant(f"{self.name}/step_{origin}", step)
         zero = self._constant(f"{self.name}/origin_{origin}", origin, "uint8")
         relative = self._node("Div", [given, largest], f"{values}/relative")
@@ -196,7 +198,8 @@ class _Writer:
     def _columns(self, weight: str) -> Columns:
         import numpy as np
 
-        scale, rounded = _rounded(self._array(weight), WEIGHT)
+        columns = self._array(weight)
+        scale, rounded = _rounded(columns, fitting_range(columns.T[:, :, None, None]))
         inputs = [
             self._constant(f"{weight}/bytes", rounded, "int8"),
             self._constant(f"{weight}/scale", scale),
@@ -226,9 +229,11 @@ class _Writer:
         return name
 
 
-def _rounded(weight: "NDArray[np.float32]", most: int) -> "tuple[NDArray[np.float32], NDArray[np.int8]]":
-    """(each column's scale, the weight over that): whole numbers from -`most` to `most`."""
+def _rounded(
+    weight: "NDArray[np.float32]", ranges: "NDArray[np.float32]"
+) -> "tuple[NDArray[np.float32], NDArray[np.int8]]":
+    """(each column's scale, by which its range has LEVELS steps, and the weight over that in whole numbers)."""
     import numpy as np
 
-    scale = np.maximum(np.abs(weight).max(0), np.float32(TINY)) / np.float32(most)
-    return scale, np.clip(np.rint(weight / scale), -most, most).astype(np.int8)
+    scale = np.maximum(ranges, np.float32(TINY)) / np.float32(LEVELS)
+    return scale, np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8)
