@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
         "graph", "parity", "expected", "fresh", "runtime", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
-        "interrupt", "objective", "training", "precision", "narrow",
+        "interrupt", "objective", "training", "precision", "narrow", "rewrite", "rounding",
     },
     {
         "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",

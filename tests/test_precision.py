@@ -96,7 +96,9 @@ def test_bad_calibration_is_refused(tuned: Path, data: Path, tmp_path: Path) -> 
     for path in bad.rglob("*.png"):
         if not split[digest_of(path)]["held_out"]:
             # No two are the same file, and all of them are black.
-            Image.fromarray(np.zeros((64, 64 + len(split) % 3, 3), np.uint8)).save(path, compress_level=len(path.name) % 9)
+            Image.fromarray(np.zeros((64, 64 + len(split) % 3, 3), np.uint8)).save(
+                path, compress_level=len(path.name) % 9
+            )
     out = tmp_path / "small"
     done = zoo("export", tuned, "-o", out, "--precision", "int8", "--calibrate", bad, "--json")
     assert done.returncode == 6

@@ -1,6 +1,7 @@
 """Export: a bundle in the precision that is asked for, checked against the original weights before it is there."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from zoo import external, graph, guard, head, narrow, parity, precision, samples
 from zoo.backbone import Backbone
 from zoo.build import encoder, gate_words
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
+from zoo.data import Item
 from zoo.disk import room_for, staged_dir
 from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
@@ -51,13 +53,13 @@ def export(
         for path in source.path.iterdir():
             if path.name not in {MANIFEST, MODEL, *_rewritten(source, variant)}:
                 shutil.copyfile(path, folder / path.name)
-        draft = _convert(source, variant, folder, offline, progress)
+        draft, own = _convert(source, variant, folder, offline, progress)
         if variant.raw:
             draft = _bare(draft, folder)
         layers = folder / HEAD
         with progress.task("checking the ONNX file", None):
             reader = encoder(preprocess, folder)
-            items, origin = samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
+            items, origin = own or samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
             report = parity.check(
                 folder / MODEL,
                 expect(tuned_reference(source, backbone), items, origin, reader, raw=_is_raw(draft)),
@@ -119,26 +121,29 @@ def _rewritten(source: Bundle, variant: Variant) -> set[str]:
     return {tensor.file for tensor in external.references(source.read_model())}
 
 
-def _convert(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:
-    """Write the model into `folder`; the manifest with what changes by it."""
+def _convert(
+    source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress
+) -> tuple[Manifest, tuple[Sequence[Item], str] | None]:
+    """Write the model into `folder`; (the manifest with what changes by it, the user's own items for the gate).
+
+    Eight bits have ranges, read from the user's data: of anything else they promise nothing.
+    """
     manifest = source.manifest
     if variant.precision == manifest.precision:
         shutil.copyfile(source.path / MODEL, folder / MODEL)
-        return manifest
+        return manifest, None
     if _has_table(manifest.lineage.entry):
-        return _narrow(source, variant, folder, offline, progress)
+        return _narrow(source, variant, folder, offline, progress), None
     if variant.precision == "fp16":
         with progress.task("converting to half precision", None):
             graph.save(precision.fp16(onnx.load_from_string(source.read_model())), folder / MODEL)
-        return msgspec.structs.replace(manifest, precision="fp16")
+        return msgspec.structs.replace(manifest, precision="fp16"), None
     data = guard.material(source, variant, offline=offline, progress=progress)
     found = guard.quantise(source, variant, data, folder, progress)
     graph.save(found.model, folder / MODEL)
     if found.layers is not None:
         head.save(found.layers, folder / HEAD)
-    return msgspec.structs.replace(
-        manifest, precision="int8", guard=found.guard, metrics=found.metrics or manifest.metrics
-    )
+    return found.manifest, data.gate
 
 
 def _bare(draft: Manifest, folder: Path) -> Manifest:

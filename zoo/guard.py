@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from zoo import graph, head, precision
+from zoo import graph, precision
 from zoo.bundle import MODEL, Bundle, describe_files, read_split
 from zoo.data import Dataset, Item, load
 from zoo.errors import DataError, GateError
@@ -15,10 +15,12 @@ from zoo.progress import Progress
 from zoo.runtime import Session
 from zoo.schema import FinetuneOptions, Guard, Manifest, Metrics, Variant
 from zoo.split import split
+from zoo.tuned import gate_samples
 
 if TYPE_CHECKING:
     import onnx
 
+    from zoo.fit import TrainedHead
     from zoo.objective import Layer
 
 #: Items whose activations give the ranges, and those on which the layers are compared when too much was lost.
@@ -28,43 +30,56 @@ ROUNDS, PART = 3, 0.1
 
 
 class Material(NamedTuple):
-    """Items to calibrate with, labelled ones that were trained on, and labelled ones to judge by, with where from."""
+    """Items to calibrate with, labelled ones that were trained on, and labelled ones to judge by, with where from.
+
+    `gate` are those that the parity gate looks at, and what a report calls them.
+    """
 
     calibrate: Sequence[Item]
     trained: Dataset | None
     held: Dataset | None
     origin: str
+    gate: tuple[Sequence[Item], str]
 
 
 class Quantised(NamedTuple):
-    """What came of it: the graph, the layers of a head that was fitted again, metrics on the held-out items."""
+    """What came of it: the graph, the layers of a head that was fitted again, the manifest with what it says of it."""
 
     model: "onnx.ModelProto"
     layers: "list[Layer] | None"
-    guard: Guard | None
-    metrics: Metrics | None
+    manifest: Manifest
 
 
 def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progress) -> Material:
     """Read the data of `variant`: what fine-tuning held out judges, the rest calibrates.
 
-    Where it held out none of these items a fifth of them is held out here. A model without labels is not judged. Raises
-    DataError for labels that the model does not know.
+    Where it held out none of these items it is the data that it was validated on, if that is still there, or else a
+    fifth of them. A model without labels is not judged. Raises DataError for labels that the model does not know.
     """
     manifest = source.manifest
     assert variant.calibrate is not None
     task = manifest.task if manifest.head else FinetuneOptions().task
-    data = load(
-        variant.calibrate, manifest.preprocess, task=task, text=variant.text, image=variant.image,
-        label=variant.label, max_bad=variant.max_bad, offline=offline, progress=progress,
-    )  # fmt: skip
+
+    def read(path: str) -> Dataset:
+        return load(
+            path, manifest.preprocess, task=task, text=variant.text, image=variant.image,
+            label=variant.label, max_bad=variant.max_bad, offline=offline, progress=progress,
+        )  # fmt: skip
+
+    data = read(variant.calibrate)
     if manifest.head is None:
-        return Material(_some(data), None, None, data.source)
+        return Material(_some(data), None, None, data.source, (gate_samples(data), "the calibration items"))
     data.targets(manifest.labels)
     known = read_split(source)
-    held = data.only(e for e in data.examples if e.digest in known and known[e.digest].held_out)
-    rest = data.only(e for e in data.examples if not (e.digest in known and known[e.digest].held_out))
-    origin = f"what was held out of {data.source}"
+    was_held = {digest for digest, line in known.items() if line.held_out}
+    held = data.only(example for example in data.examples if example.digest in was_held)
+    rest = data.only(example for example in data.examples if example.digest not in was_held)
+    own = manifest.lineage.options.get("val")
+    if not held.examples and isinstance(own, str) and Path(own).exists():
+        # By their digests: whatever lies at that path by now, only what was held out is taken of it.
+        held = read(own)
+        held = held.only(example for example in held.examples if example.digest in was_held)
+    origin = f"what was held out of {held.source}"
     if not held.examples:
         rest, held = split(data, FinetuneOptions().val, 0)  # type: ignore[arg-type]
         origin = f"a fifth of {data.source}, of which fine-tuning held out nothing"
@@ -75,7 +90,8 @@ def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progr
             hint="add those it was trained on",
         )
     trained = rest.only(e for e in rest.examples if e.digest in known)
-    return Material(_some(rest), trained if trained.examples else None, held, origin)
+    gate = gate_samples(held), "the held-out items"
+    return Material(_some(rest), trained if trained.examples else None, held, origin, gate)
 
 
 def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, progress: Progress) -> Quantised:
@@ -89,31 +105,37 @@ def quantise(source: Bundle, variant: Variant, data: Material, folder: Path, pro
     model = onnx.load_from_string(source.read_model())
     session = Session(source, "cpu")
     batches = list(precision.calibration(session, data.calibrate))
+    plain = msgspec.structs.replace(source.manifest, precision="int8")
     if data.held is None:
-        return Quantised(precision.int8(model, batches), None, None, None)
-    before = _metrics(session, data.held, source.manifest)
-    allowed = max(variant.max_drop, 1 / before.n)
+        return Quantised(precision.int8(model, batches), None, plain)
+    before = _metrics(session, data.held, plain)
+    # One item, where the score is made of items.
+    allowed = max(variant.max_drop, 1 / before.n if before.r2 is None else 0)
     excluded: list[str] = []
     for attempt in range(ROUNDS + 1):
         with progress.task("quantising and judging" + f", attempt {attempt + 1}" * bool(attempt), None):
-            converted, layers = precision.int8(model, batches, excluded), None
-            candidate = _bundle(converted, source.manifest, folder)
-            after = _metrics(Session(candidate, "cpu"), data.held, source.manifest)
-            if before.score - after.score > 0 and data.trained is not None:
-                layers, again = _refitted(candidate, source, data.trained, data.held)
+            converted, layers, manifest = precision.int8(model, batches, excluded), None, plain
+            candidate = _bundle(converted, plain, folder)
+            after = _metrics(Session(candidate, "cpu"), data.held, plain)
+            if before.score > after.score and data.trained is not None:
+                fitted = _refitted(candidate, source, data.trained)
+                refitted = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
+                converted_again = _with_head(converted, fitted.layers, refitted)
+                again = _metrics(Session(_bundle(converted_again, refitted, folder), "cpu"), data.held, refitted)
                 if again.score > after.score:
-                    after, converted = again, _with_head(converted, layers, source.manifest)
-                else:
-                    layers = None
+                    after, converted, layers, manifest = again, converted_again, fitted.layers, refitted
         guard = Guard(
             n=before.n, items=data.origin, before=before.score, after=after.score, allowed=allowed,
             interval=after.accuracy_interval, excluded=tuple(excluded), refitted=layers is not None,
         )  # fmt: skip
         if before.score - after.score <= allowed + 1e-9:
-            return Quantised(converted, layers, guard, after)
-        ranked = precision.worst_layers(model, batches[:COMPARED], excluded)
-        excluded += ranked[: max(1, round(PART * (len(ranked) + len(excluded))))]
-        progress.note(f"{before.score:.4f} became {after.score:.4f}: these layers stay in float: {', '.join(excluded)}")
+            return Quantised(converted, layers, msgspec.structs.replace(manifest, guard=guard, metrics=after))
+        if attempt < ROUNDS:
+            ranked = precision.worst_layers(model, batches[:COMPARED], excluded)
+            excluded += ranked[: max(1, round(PART * (len(ranked) + len(excluded))))]
+            progress.note(
+                f"{before.score:.4f} became {after.score:.4f}: these layers stay in float: {', '.join(excluded)}"
+            )
     raise GateError(
         f"int8 loses too much: {guard.before:.4f} became {guard.after:.4f} on n = {guard.n} ({guard.items}), at most "
         f"{allowed:.4f} may be lost; the layers that lose most: {', '.join(excluded[:5])}; nothing was written",
@@ -156,19 +178,14 @@ def _bundle(model: "onnx.ModelProto", manifest: Manifest, folder: Path) -> Bundl
 
 
 def _metrics(session: Session, held: Dataset, manifest: Manifest) -> Metrics:
-    scores = session.scores(held.items)
-    return _measured(scores, held, manifest)
-
-
-def _measured(scores: Any, held: Dataset, manifest: Manifest) -> Metrics:
     return measure(
-        manifest.task, scores, held.targets(manifest.labels), manifest.labels,
+        manifest.task, session.scores(held.items), held.targets(manifest.labels), manifest.labels,
         thresholds=manifest.thresholds, class_weights=manifest.class_weights,
     )  # fmt: skip
 
 
-def _refitted(candidate: Bundle, source: Bundle, trained: Dataset, held: Dataset) -> "tuple[list[Layer], Metrics]":
-    """The head fitted to the candidate's own features, as it was fitted before, and how that does."""
+def _refitted(candidate: Bundle, source: Bundle, trained: Dataset) -> "TrainedHead":
+    """The head fitted to the candidate's own features of what it was trained on, as it was fitted before."""
     from zoo.fit import Problem, fit
     from zoo.interrupt import Interrupt
 
@@ -180,13 +197,9 @@ def _refitted(candidate: Bundle, source: Bundle, trained: Dataset, held: Dataset
     options = msgspec.convert(
         {**kept, "lr": spec.lr, "weight_decay": spec.weight_decay, "unfreeze": 0, "augment": 0}, FinetuneOptions
     )
-    session = Session(candidate, "cpu")
-    found = session.features([*trained.items, *held.items])
-    border = len(trained.examples)
-    problem = Problem(found[:border], trained.targets(manifest.labels), len(manifest.labels) or 1, options)
-    fitted = fit(problem, Interrupt())
-    scores = head.apply(fitted.layers, found[border:], fitted.activation)
-    return fitted.layers, _measured(scores, held, manifest)
+    features = Session(candidate, "cpu").features(trained.items)
+    problem = Problem(features, trained.targets(manifest.labels), len(manifest.labels) or 1, options)
+    return fit(problem, Interrupt())
 
 
 def _with_head(model: "onnx.ModelProto", layers: "Sequence[Layer]", manifest: Manifest) -> "onnx.ModelProto":

@@ -41,12 +41,13 @@ class Bounds(NamedTuple):
     alone: float
 
 
-#: Half precision has 11 bits and a CPU computes with them in single precision; int8 has 256 levels a tensor, and its
-#: worth is judged by the accuracy that is left (zoo.guard).
+#: Half precision has 11 bits and a CPU computes with them in single precision. Of int8, with 256 levels a tensor, the
+#: direction of the features has to stay, which is what a head or a search reads; single numbers and the scores of
+#: items that are in doubt move. Its worth is judged by the accuracy that is left (zoo.guard).
 BOUNDS = {
     "fp32": Bounds(features=1e-4, cosine=1e-5, scores=1e-4, alone=1e-4),
     "fp16": Bounds(features=2e-2, cosine=1e-4, scores=3e-2, alone=2e-3),
-    "int8": Bounds(features=0.5, cosine=5e-2, scores=0.25, alone=1e-4),
+    "int8": Bounds(features=0.75, cosine=0.1, scores=0.5, alone=1e-4),
 }
 EXACT = BOUNDS["fp32"]
 #: Of a table of words only the rows are rounded: by 1 in 2,048 of a number, or 1 in 254 of the row's largest one.

@@ -6,12 +6,12 @@ cheap, stays as it is. Conversion is onnxruntime's own (onnxruntime.transformers
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import graph
+from zoo import graph, rewrite, rounding
 from zoo.errors import UsageError
 from zoo.runtime import onnxruntime
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 QUANTISED = (
     *("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"),
 )
-
-
 #: Decibels of signal over noise that count as none.
 CLEAN = 60.0
+#: Batches over which the errors of rounded weights are averaged.
+CORRECTED = 32
 
 
 class Pieces(NamedTuple):
@@ -76,11 +76,11 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
 
 
-def int8(model: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
+def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
     """The body of a model of pictures in eight bits: each weight's channel and each activation has a scale of its own.
 
-    `batches` give the `pixels` from which the activations' ranges are read; the nodes `exclude` stay in float.
-    Raises UsageError for a model of texts.
+    `batches` give the `pixels` from which the activations' ranges are read; the nodes `exclude` stay in float. The file
+    says the same on processors with and without VNNI (zoo.rounding). Raises UsageError for a model of texts.
     """
     parts = pieces(model)
     if parts.prefix is None:
@@ -123,16 +123,8 @@ def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclu
     return sorted(gained, key=gained.__getitem__)
 
 
-def has_vnni() -> bool:
-    """Whether this processor multiplies and adds bytes in one instruction (AVX512-VNNI or AVX-VNNI)."""
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
 def _quantised(
-    body: "onnx.ModelProto", batches: "Iterable[TensorMap]", exclude: Sequence[str], folder: Path
+    body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str], folder: Path
 ) -> tuple[Path, Path]:
     """(the body made ready, the body quantised), as files in `folder`."""
     onnxruntime()
@@ -152,18 +144,22 @@ def _quantised(
         def get_next(self) -> "TensorMap | None":
             return next(self.rest, None)
 
-    given, ready, done = (folder / f"{name}.onnx" for name in ("given", "ready", "int8"))
-    given.write_bytes(body.SerializeToString())
+    given, ready, mended, done = (folder / f"{name}.onnx" for name in ("given", "ready", "mended", "int8"))
+    given.write_bytes(rewrite.pools_after(body)[0].SerializeToString())
     quant_pre_process(str(given), str(ready), skip_symbolic_shape=True)
+    exact = graph.load(ready)
+    ranges = rounding.weight_ranges(exact)
+    mended.write_bytes(rounding.correct_biases(exact, ranges, batches[:CORRECTED], exclude).SerializeToString())
     quantize_static(
-        str(ready),
+        str(mended),
         str(done),
         Reader(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(QUANTISED),
         per_channel=True,
-        # Without VNNI sums of unsigned and signed products overflow sixteen bits.
-        reduce_range=not has_vnni(),
+        # Weights of what is no convolution have seven bits, which no sum of two products overflows.
+        reduce_range=True,
+        extra_options={"TensorQuantOverrides": rounding.overrides(ranges)},
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=list(exclude),
