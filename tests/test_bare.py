@@ -81,6 +81,8 @@ def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPa
         for name, source in (("surfaces-model", "tuned-pictures"), ("tickets-model", "tuned-texts")):
             house.export(str(folder / source), folder / name)
             house.export(str(folder / source), folder / f"{name}-fp16", Variant(precision="fp16"))
+        int8 = Variant(precision="int8", calibrate=str(folder / "train"), max_drop=0.5)
+        house.export(str(folder / "tuned-pictures"), folder / "surfaces-model-int8", int8)
         (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
         rows = {"words": row(folder / "v.bin", None, 16)}
         house = Zoo(home=folder / "home", registry=write_shelf(folder / "words.json", rows))
@@ -114,7 +116,7 @@ def same(got: np.ndarray, wanted: np.ndarray) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("bundle", ["surfaces-model", "surfaces-model-fp16"])
+@pytest.mark.parametrize("bundle", ["surfaces-model", "surfaces-model-fp16", "surfaces-model-int8"])
 def test_pictures_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle: str) -> None:
     session = Zoo().session(str(exported / bundle), "cpu")
     for number in range(len(SIZES)):
@@ -136,8 +138,9 @@ def test_texts_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle:
 
 
 @pytest.mark.network
-def test_pictures_in_a_browser(web_runtime: Path, exported: Path) -> None:
-    bundle = exported / "surfaces-model"
+@pytest.mark.parametrize("name", ["surfaces-model", "surfaces-model-int8"])
+def test_pictures_in_a_browser(web_runtime: Path, exported: Path, name: str) -> None:
+    bundle = exported / name
     pictures = [decode_image(exported / f"{number}.png", 1) for number in range(len(SIZES))]
     batches = [{"image": picture[None]} for picture in pictures]
     # Several in one batch, which have one size.

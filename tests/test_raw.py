@@ -69,6 +69,12 @@ def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_pat
     assert "zoo.labels" not in {item.key for item in onnx.load(bundle.model).metadata_props}
     session, whole = (zoo.session(str(tmp_path / name), "cpu") for name in ("raw", "tuned"))
     np.testing.assert_allclose(session.features(PICTURES), whole.features(PICTURES), atol=1e-5)
+    int8 = zoo.export(
+        str(tmp_path / "tuned"), tmp_path / "int8", Variant(raw=True, precision="int8", calibrate=str(data))
+    )
+    assert {path.name for path in int8.path.iterdir()} == {"model.onnx", "zoo.json"}
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(int8.model).graph.node}
+    assert bare(int8, {"pixels": np.zeros((2, 3, 224, 224), np.float32)}).shape == (2, 1280)
     fails(2, "has no labels", "evaluate", bundle.path, data)
     # It is what it is: exported again it stays bare, and is converted no further.
     again = zoo.export(str(bundle.path), tmp_path / "again")
