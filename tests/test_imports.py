@@ -64,6 +64,7 @@ def test_the_library_imports_nothing_heavy(code: str) -> None:
         ["pull", "--help"],
         ["finetune", "--help"],
         ["run", "--help"],
+        ["bench", "--help"],
     ],
     ids=" ".join,
 )

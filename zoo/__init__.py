@@ -15,6 +15,7 @@ from msgspec import to_builtins as to_plain
 
 from zoo.answers import Answer, Evaluation, Failure, Row, RunResult, to_json
 from zoo.api import Zoo, version
+from zoo.benchmark import Benchmark, BenchOptions, ColdStart, Timing, Verdict
 from zoo.bundle import Bundle
 from zoo.errors import (
     AccessError,
@@ -44,7 +45,10 @@ from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, Task,
 __all__ = [
     "AccessError",
     "Answer",
+    "BenchOptions",
+    "Benchmark",
     "Bundle",
+    "ColdStart",
     "DataError",
     "DeviceError",
     "DivergedError",
@@ -69,11 +73,13 @@ __all__ = [
     "Row",
     "RunResult",
     "Task",
+    "Timing",
     "UnknownEntryError",
     "UnknownPluginError",
     "UnpinnedError",
     "UsageError",
     "Variant",
+    "Verdict",
     "Zoo",
     "ZooError",
     "check_predictions",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.answers import Answer, Evaluation, Row, RunResult
+from zoo.benchmark import Benchmark, BenchOptions
 from zoo.bundle import Bundle, check_target
 from zoo.disk import storage_errors
 from zoo.environment import Environment
@@ -308,7 +309,6 @@ class Zoo(Environment):
         `variant` says in which precision. Raises GateError, with nothing written, when the file differs from the
         family's own arithmetic or loses too much accuracy.
         """
-        from zoo.download import pull
         from zoo.export import export
         from zoo.variants import check_needs
 
@@ -323,16 +323,40 @@ class Zoo(Environment):
         entry = source.manifest.lineage.entry
         heads = ("safetensors",) if source.manifest.head else ()
         require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
+        made = self.plugins.make(entry, self._originals(entry, "the gate"))
+        return export(source, out, made, variant, offline=self.offline, progress=self.progress)
+
+    def bench(self, model: str, options: BenchOptions | None = None) -> Benchmark:
+        """Time a registry row's features bundle, or a fine-tuned one, and torch with the same weights if asked for.
+
+        Raises UsageError for a length that the model cannot have and for a family without a torch module.
+        """
+        from zoo.bench import Rival, bench
+        from zoo.runtime import choose_device
+
+        options = options or BenchOptions()
+        choose_device(options.device)
+        require("timing a model", *RUNTIME)
+        bundle, rival = self.open(model), None
+        if options.against is not None:
+            entry = bundle.manifest.lineage.entry
+            packages = self.plugins.make(entry, self.store.models).packages
+            require(f"timing {options.against}", options.against, *packages, "safetensors")
+            rival = Rival(entry, self._originals(entry, options.against))
+        return bench(bundle, model, options, rival=rival, progress=self.progress)
+
+    def _originals(self, entry: Entry, who: str) -> Path:
+        """The folder of an entry's own files, fetched where they are not here and may be."""
+        from zoo.download import pull
+
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
-                f"the gate needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
+                f"{who} needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
             )
-        folder = pull(
+        return pull(
             entry, self.store, self.lock, self.plugins.source,
             progress=self.progress, trust_first=False, only=None, offline=self.offline,
         )  # fmt: skip
-        made = self.plugins.make(entry, folder)
-        return export(source, out, made, variant, offline=self.offline, progress=self.progress)
 
     def _prepares(self, entry: Entry) -> bool:
         """Whether the family prepares what was pulled. One that cannot be used does not stop a pull."""

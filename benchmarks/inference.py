@@ -1,0 +1,107 @@
+"""Inference beside torch, OpenVINO and sentence-transformers: float32 and eight bits, pictures and texts.
+
+    python benchmarks/inference.py --rounds 7 --record
+    python benchmarks/inference.py --models resnet50 --systems zoo,torch --rounds 1 --seconds 0.3
+
+Each system is a process of its own and they take turns, round by round; printed are medians as one JSON object, with
+the goals beside them, and `--record` writes them into RESULTS.md. ResNet-50 and Inception v3 have random weights, which
+are made here: times mean something, accuracies nothing. MiniLM's are the real ones, by `zoo pull`.
+
+The files come from `zoo export`. What an export, a library or its installation refuses is left out with the reason.
+OpenVINO, with NNCF, and sentence-transformers live in environments of their own under `--peers`, made when they are
+first needed: `python -m venv DIR; DIR/bin/pip install ...` with the packages of PEERS in inference_systems.py.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import inference_tables as tables
+import record
+from inference_models import CNNS, pictures, texts
+from inference_systems import Bench, Turn, say
+
+from zoo import ZooError
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, round by round; returns what is printed."""
+    with ExitStack() as children:
+        bench = Bench(arguments, children)
+        for model in arguments.models.split(","):
+            if model in CNNS:
+                pictures(bench, model)
+            elif model == "minilm":
+                texts(bench)
+            else:
+                raise SystemExit(f"--models {model} is none of {', '.join([*CNNS, 'minilm'])}")
+        # Whatever was started has given its first answer: from here on only one of them computes at a time.
+        times, loads = rounds(bench)
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for turn, found in times.items():
+        each = [1000 * calls / turn.items for calls in found]
+        value = {"ms": median(each), "low": min(each), "high": max(each)}
+        rows.setdefault(turn.model, {}).setdefault(turn.system, {})[turn.shape] = value
+    return {
+        "rows": rows,
+        "goals": list(tables.judged(rows, bench.facts)),
+        "skipped": {f"{model}, {system}": reason for (model, system), reason in bench.skipped.items()},
+        "facts": bench.facts,
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "load": [min(loads), max(loads)],
+        "machine": {**record.machine(), **versions(bench)},
+    }
+
+
+def rounds(bench: Bench) -> tuple[dict[Turn, list[float]], list[float]]:
+    """(of each turn the median call in seconds, round by round; the machine's load before each round)."""
+    times: dict[Turn, list[float]] = {turn: [] for turn in bench.running}
+    loads = []
+    for number in range(bench.arguments.rounds):
+        loads.append(round(os.getloadavg()[0], 1))
+        for turn, child in list(bench.running.items()):
+            try:
+                times[turn].append(median(child.time(turn.batch, bench.arguments.seconds)))
+            except ZooError as error:
+                bench.skip(turn.model, turn.system, str(error))
+                del bench.running[turn], times[turn]
+        say(f"round {number + 1} of {bench.arguments.rounds}, load {loads[-1]}")
+    return times, loads
+
+
+def versions(bench: Bench) -> dict[str, str]:
+    """Of the peers that were started."""
+    code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
+    names = {"openvino": ["openvino", "nncf"], "sentence": ["sentence-transformers"]}
+    found: dict[str, str] = {}
+    for name, python in bench._pythons.items():
+        if isinstance(python, str):
+            done = subprocess.run([python, "-c", code % names[name]], capture_output=True, text=True, check=True)
+            found |= json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", default="resnet50,inception,minilm")
+    parser.add_argument("--systems", default="", help="parts of the names of the systems to time; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn, for each system and shape")
+    parser.add_argument(
+        "--work", type=Path, default=record.HERE / "out", help="exports and, unless --home says, ZOO_HOME"
+    )
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--peers", type=Path, default=record.HERE / "out" / "peers")
+    parser.add_argument("--record", action="store_true", help="write RESULTS.md")
+    options = parser.parse_args()
+    os.environ.pop("ZOO_HOME", None)
+    result = main(options)
+    if options.record:
+        record.write_section("Inference", tables.markdown(result))
+    print(json.dumps(result))

@@ -1,0 +1,171 @@
+"""A runtime that zoo is compared with, in a process and an environment of its own, where zoo need not be.
+
+It speaks as zoo.stopwatch does: a line of JSON says what to time, each further one a batch and how long; the answers
+are lines of JSON with the seconds of each call. `inference.py` starts it.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: One call: answers the first so many items, or all texts.
+Call = Callable[[int], Any]
+
+
+def openvino(spec: dict[str, Any]) -> Call:
+    """A graph on fixed shapes, which OpenVINO likes best: compiled once for each batch."""
+    with np.load(spec["feeds"]) as stored:
+        feeds = {name: stored[name] for name in stored}
+    ready: dict[int, Any] = {}
+
+    def call(batch: int) -> Any:
+        if batch not in ready:
+            ready[batch] = compiled(spec, {name: (batch, *array.shape[1:]) for name, array in feeds.items()})
+        return ready[batch].infer({name: array[:batch] for name, array in feeds.items()}, share_inputs=True)
+
+    return call
+
+
+def openvino_texts(spec: dict[str, Any]) -> Call:
+    """Texts to features: tokens, then batches of similar length within a budget of tokens, as zoo's runtime does."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(spec["tokenizer"])
+    tokenizer.enable_truncation(spec["max_length"])
+    tokenizer.no_padding()
+    texts = json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))
+    request = compiled(spec, dict.fromkeys(("input_ids", "attention_mask"), (-1, -1)))
+
+    def call(_: int) -> Any:
+        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        found: list[Any] = [None] * len(rows)
+        for places, feeds in batches(rows, spec["budget"]):
+            answer = request.infer(feeds, share_inputs=True)
+            for place, features in zip(places, answer[0], strict=True):
+                found[place] = np.array(features)
+        return np.stack(found)
+
+    return call
+
+
+def batches(rows: list[list[int]], budget: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """(places of rows, their ids and mask), shortest first."""
+    places: list[int] = []
+    for place in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+        if places and len(rows[place]) * (len(places) + 1) > budget:
+            yield places, padded([rows[each] for each in places])
+            places = []
+        places.append(place)
+    yield places, padded([rows[each] for each in places])
+
+
+def padded(rows: list[list[int]]) -> dict[str, Any]:
+    """Ids and mask, int64 [rows, longest]."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def compiled(spec: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
+    """An infer request of the model on these shapes, on as many threads as asked for."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(spec["model"])
+    model.reshape({name: ov.PartialShape(list(shape)) for name, shape in shapes.items()})
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": spec["threads"],
+        # On processors with half floats it would compute with them.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    return core.compile_model(model, "CPU", settings).create_infer_request()
+
+
+def sentence_transformers(spec: dict[str, Any]) -> Call:
+    """The library that published the model, as its documentation uses it."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(spec["threads"])
+    model = SentenceTransformer(spec["model"], device="cpu")
+    texts = json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))
+    return lambda _: model.encode(texts, batch_size=32, show_progress_bar=False, normalize_embeddings=True)
+
+
+def zoo_texts(spec: dict[str, Any]) -> Call:
+    """Zoo's own runtime from texts to features."""
+    from zoo.bundle import Bundle
+    from zoo.runtime import Session
+
+    session = Session(Bundle.open(Path(spec["model"])), "cpu")
+    texts = json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))
+    return lambda _: session.features(texts)
+
+
+def nncf(spec: dict[str, Any]) -> Call:
+    """Quantise the float32 model with NNCF's defaults on the inputs in `feeds`, one item each, and save it at `out`."""
+    import nncf
+    import openvino as ov
+
+    with np.load(spec["feeds"]) as stored:
+        feeds = {name: stored[name] for name in stored}
+    masks = feeds.get("attention_mask")
+    count = len(next(iter(feeds.values())))
+
+    def item(index: int) -> dict[str, Any]:
+        length = None if masks is None else int(masks[index].sum())
+        return {
+            name: array[index : index + 1, ... if length is None else slice(length)] for name, array in feeds.items()
+        }
+
+    model = ov.Core().read_model(spec["model"])
+    kind = {} if masks is None else {"model_type": nncf.ModelType.TRANSFORMER}
+    data = nncf.Dataset(range(count), item)
+    ov.save_model(nncf.quantize(model, data, subset_size=count, **kind), spec["out"], compress_to_fp16=False)
+    return lambda _: None
+
+
+KINDS = {each.__name__: each for each in (openvino, openvino_texts, sentence_transformers, zoo_texts, nncf)}
+
+
+def main() -> None:
+    """Serve the parent; what a library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(facts: dict[str, Any]) -> None:
+        answers.write(json.dumps(facts) + "\n")
+        answers.flush()
+
+    try:
+        spec = json.loads(sys.stdin.buffer.readline())
+        call = KINDS[spec["kind"]](spec)
+        found = call(1)
+        if "save" in spec:
+            np.save(spec["save"], found)
+        answer({})
+        while line := sys.stdin.buffer.readline():
+            request = json.loads(line)
+            call(request["batch"])
+            times, began = [], time.perf_counter()
+            while not times or time.perf_counter() - began < request["seconds"]:
+                start = time.perf_counter()
+                call(request["batch"])
+                times.append(time.perf_counter() - start)
+            answer({"times": times})
+    except Exception as error:  # whatever a library raises is the reason why its row is left out
+        answer({"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "hint": None})
+
+
+if __name__ == "__main__":
+    main()
