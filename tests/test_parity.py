@@ -14,8 +14,8 @@ from tests.test_head import train
 from zoo import GateError, Zoo, graph, parity
 from zoo.build import encoder
 from zoo.expected import expect
+from zoo.options import FinetuneOptions
 from zoo.samples import bundled
-from zoo.schema import FinetuneOptions
 
 
 def behind(model: onnx.ModelProto, name: str, *nodes: onnx.NodeProto, **constants: np.ndarray) -> None:

@@ -16,8 +16,9 @@ from zoo import Zoo, search
 from zoo.bundle import read_split
 from zoo.metrics import measure
 from zoo.objective import Objective
+from zoo.options import FinetuneOptions
 from zoo.progress import SILENT
-from zoo.schema import FinetuneOptions, Task
+from zoo.schema import Task
 from zoo.search import GRID
 
 

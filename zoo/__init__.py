@@ -38,9 +38,10 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.evaluate import check_predictions, write_predictions
+from zoo.options import FinetuneOptions, Variant, parse_head
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
-from zoo.schema import Entry, FinetuneOptions, Manifest, Metrics, Outcome, Task, Variant, parse_head
+from zoo.schema import Entry, Manifest, Metrics, Outcome, Task
 
 __all__ = [
     "AccessError",

@@ -21,8 +21,9 @@ from zoo.errors import (
     UsageError,
 )
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
+from zoo.options import FinetuneOptions, Variant
 from zoo.registry import Registry
-from zoo.schema import Entry, FileDigest, FinetuneOptions, Outcome, Variant, WordsPreprocess
+from zoo.schema import Entry, FileDigest, Outcome, WordsPreprocess
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile

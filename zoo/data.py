@@ -14,8 +14,9 @@ from msgspec import Struct
 from zoo.errors import DataError, UsageError
 from zoo.examples import SEPARATOR, Example, Item, Skipped, check_bad, quoted
 from zoo.folders import Content, read_classes, split_folders
+from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
-from zoo.schema import FinetuneOptions, ImagePreprocess, Preprocess, Task
+from zoo.schema import ImagePreprocess, Preprocess, Task
 from zoo.tables import DEFAULT_LABEL, TABLES, parse_number, read_pictures, read_texts
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_mani
 from zoo.disk import room_for, staged_dir
 from zoo.errors import IntegrityError, UsageError
 from zoo.expected import expect
+from zoo.options import Variant
 from zoo.parity import Top
 from zoo.progress import SILENT, Progress
-from zoo.schema import Variant
 from zoo.tuned import tuned_reference
 from zoo.variants import check_needs, convert, has_table, is_raw, rewritten
 

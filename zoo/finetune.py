@@ -24,9 +24,10 @@ from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit, is_narrow, training_threads
 from zoo.interrupt import noticing
 from zoo.notes import survey
+from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
+from zoo.schema import ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
 from zoo.split import divide
 from zoo.training import SAVED
 from zoo.tuned import Materials, Tuned

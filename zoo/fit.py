@@ -19,8 +19,9 @@ from zoo import head
 from zoo.checkpoint import Checkpoints
 from zoo.interrupt import Interrupt
 from zoo.objective import Objective, best_thresholds
+from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
-from zoo.schema import Epoch, FinetuneOptions, Task
+from zoo.schema import Epoch, Task
 from zoo.search import EPOCHS, Choice, batch_of, search
 from zoo.torchkit import threads
 from zoo.training import Part, Phase, Plan, Training

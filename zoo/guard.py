@@ -11,9 +11,10 @@ from zoo.bundle import MODEL, Bundle, describe_files, read_split
 from zoo.data import Dataset, Item, load
 from zoo.errors import DataError, GateError
 from zoo.metrics import measure
+from zoo.options import FinetuneOptions, Variant
 from zoo.progress import Progress
 from zoo.runtime import Session
-from zoo.schema import FinetuneOptions, Guard, Manifest, Metrics, Variant
+from zoo.schema import Guard, Manifest, Metrics
 from zoo.split import split
 from zoo.tuned import gate_samples
 

@@ -8,7 +8,8 @@ folded into the last layer.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.schema import FinetuneOptions, Task
+from zoo.options import FinetuneOptions
+from zoo.schema import Task
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ from zoo.bundle import Bundle
 from zoo.data import Dataset
 from zoo.disk import write_atomic
 from zoo.errors import NotFoundError, UsageError
-from zoo.schema import FinetuneOptions
+from zoo.options import FinetuneOptions
 
 #: What a training is of, beside its checkpoints.
 FILE = "run.json"

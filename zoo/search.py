@@ -16,8 +16,8 @@ from zoo import head
 from zoo.adamw import AdamW
 from zoo.errors import DivergedError
 from zoo.objective import Objective
+from zoo.options import FinetuneOptions
 from zoo.progress import Bar
-from zoo.schema import FinetuneOptions
 from zoo.training import Plan, rate
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from statistics import fmean
 from zoo.data import Dataset, check_kind, load, load_parts, require_classes
 from zoo.errors import DataError, quote
 from zoo.examples import listed
+from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
-from zoo.schema import FinetuneOptions, Preprocess, Task
+from zoo.schema import Preprocess, Task
 
 #: Quantile bins of a number, where there are items enough to hold one out of each.
 BINS = 10

@@ -18,9 +18,10 @@ from zoo.drawing import Drawing
 from zoo.examples import listed
 from zoo.expected import Expected, expect
 from zoo.metrics import measure
+from zoo.options import FinetuneOptions
 from zoo.parity import Top
 from zoo.report import Report, write_report
-from zoo.schema import FinetuneOptions, HeadSpec, Manifest, TextPreprocess
+from zoo.schema import HeadSpec, Manifest, TextPreprocess
 
 if TYPE_CHECKING:
     import onnx

@@ -12,8 +12,9 @@ from zoo import external, graph, guard, head, narrow, precision
 from zoo.bundle import HEAD, MODEL, Bundle, describe_files
 from zoo.data import Item
 from zoo.errors import UsageError
+from zoo.options import Variant
 from zoo.progress import Progress
-from zoo.schema import Entry, ImagePreprocess, Manifest, Task, TextPreprocess, Variant, WordsPreprocess
+from zoo.schema import Entry, ImagePreprocess, Manifest, Task, TextPreprocess, WordsPreprocess
 from zoo.trunk import TAIL_FILE
 
 
