@@ -51,7 +51,10 @@ def export(
             report = parity.check(
                 folder / MODEL,
                 expect(tuned_reference(source, backbone), items, origin, reader),
-                top=Top(head.load(layers), source.manifest.activation or "softmax") if layers.is_file() else None,
+                # Eight bits may cost an answer, which the guard has counted, and their head may be another one.
+                top=Top(head.load(layers), source.manifest.activation or "softmax")
+                if layers.is_file() and own is None
+                else None,
                 bounds=BOUNDS[variant.precision],
             )
         manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)
