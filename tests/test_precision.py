@@ -12,11 +12,12 @@ from PIL import Image
 from tests.models import write_hostile_shelf
 from tests.test_chain import write_pictures
 from tests.test_cli import fails, parsed, zoo
-from zoo import GateError, UsageError, Variant, Zoo, graph, parity, precision
+from zoo import GateError, UsageError, Variant, Zoo, graph, guard, head, parity, precision
 from zoo.bundle import Bundle
+from zoo.data import load
 from zoo.examples import digest_of
 from zoo.expected import expect
-from zoo.runtime import create_session
+from zoo.runtime import Session, create_session
 from zoo.schema import ImagePreprocess
 
 
@@ -61,20 +62,20 @@ def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
     done = zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     assert " before, " in done.stderr
     bundle = Bundle.open(tmp_path / "small")
-    guard = bundle.manifest.guard
-    assert guard is not None
+    found = bundle.manifest.guard
+    assert found is not None
     held = json.loads((tuned / "report.json").read_text())["metrics"]["n"]
-    assert guard.n == held
-    assert guard.before - guard.after <= guard.allowed
-    assert guard.items == f"what was held out of {data}"
+    assert found.n == held
+    assert found.before - found.after <= found.allowed
+    assert found.items == f"what was held out of {data}"
     assert bundle.manifest.parity.samples == "8 of the held-out items"
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(bundle.model)
     # Standard operators only: any runtime of opset 20 loads it.
     assert {node.domain for node in onnx.load(bundle.model).graph.node} == {""}
-    found = parsed(zoo("evaluate", tmp_path / "small", data, "--held-out", "--json"))["evaluation"]["metrics"]
-    assert found["accuracy"] == pytest.approx(guard.after)
+    judged = parsed(zoo("evaluate", tmp_path / "small", data, "--held-out", "--json"))["evaluation"]["metrics"]
+    assert judged["accuracy"] == pytest.approx(found.after)
     assert bundle.manifest.metrics is not None
-    assert bundle.manifest.metrics.accuracy == pytest.approx(guard.after)
+    assert bundle.manifest.metrics.accuracy == pytest.approx(found.after)
     assert zoo("verify", tmp_path / "small").returncode == 0
 
 
@@ -140,16 +141,37 @@ def hostile(folder: Path, data: Path, factor: float, monkeypatch: pytest.MonkeyP
 
 def test_leaving_layers_in_float_saves_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned, small = hostile(tmp_path, data, 1e4, monkeypatch)
-    guard = small.manifest.guard
-    assert guard is not None
-    assert guard.excluded
-    assert guard.before - guard.after <= guard.allowed
+    found = small.manifest.guard
+    assert found is not None
+    assert found.excluded
+    assert found.before - found.after <= found.allowed
     model = onnx.load(small.model)
     # The layer's own weights are still there in single precision, most others are not.
     exact = {weight.shape: weight for weight in float_weights(onnx.load(tuned.model))}
     kept = float_weights(model)
     assert any(np.abs(weight).max() > 1e3 for weight in kept)
     assert 0 < len(kept) < len(exact)
+
+
+def test_a_head_is_fitted_to_the_new_features(tuned: Path, data: Path, tmp_path: Path) -> None:
+    """It is another head, the file answers with it, and does as well as before."""
+    source = Bundle.open(tuned)
+    examples = load(data, source.manifest.preprocess)
+    batches = list(precision.calibration(Zoo().session(str(tuned), "cpu"), examples.items[::3]))
+    model = precision.int8(onnx.load(source.model), batches)
+    (tmp_path / "candidate").mkdir()
+    candidate = guard._bundle(model, source.manifest, tmp_path / "candidate")
+    fitted = guard._refitted(candidate, source, examples)
+    assert (fitted.layers[0][0] != head.load(tuned / "head.safetensors")[0][0]).any()
+    again = guard._bundle(
+        guard._with_head(model, fitted.layers, source.manifest), source.manifest, tmp_path / "candidate"
+    )
+    answers = Session(again, "cpu").infer(examples.items, ["features", "scores"])
+    np.testing.assert_allclose(
+        answers["scores"], head.apply(fitted.layers, answers["features"], fitted.activation), atol=1e-5
+    )
+    right = answers["scores"].argmax(1) == examples.targets(source.manifest.labels)
+    assert right.mean() > 0.9
 
 
 def float_weights(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -193,9 +215,9 @@ def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_p
         path.rename(val / path.parent.name / path.name)
     zoo("finetune", "tiny-lite", train, "--val", val, "-o", tmp_path / "tuned")
     zoo("export", tmp_path / "tuned", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", train)
-    guard = Bundle.open(tmp_path / "small").manifest.guard
-    assert guard is not None
-    assert (guard.n, guard.items) == (12, f"what was held out of {val}")
+    found = Bundle.open(tmp_path / "small").manifest.guard
+    assert found is not None
+    assert (found.n, found.items) == (12, f"what was held out of {val}")
 
 
 def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
