@@ -78,9 +78,7 @@ def texts(bench: Bench) -> None:
     bundles = {
         ZOO_FP32: exact,
         ZOO_FUSED: bench.export(model, ZOO_FUSED, MINILM, [("--fuse",)]),
-        ZOO_INT8: bench.export(
-            model, ZOO_INT8, MINILM, [(*eight, "--fuse"), eight, (*eight, "--calibrate", str(other))]
-        ),
+        ZOO_INT8: bench.export(model, ZOO_INT8, MINILM, [eight, (*eight, "--calibrate", str(other))]),
     }
     lengths = sorted(Session(exact, "cpu").lengths(chosen))
     bench.facts["tokens"] = [lengths[0], int(median(lengths)), lengths[-1]]

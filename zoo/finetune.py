@@ -22,6 +22,7 @@ from zoo.errors import DataError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit, is_narrow, training_threads
+from zoo.fresh import FreshSession
 from zoo.interrupt import noticing
 from zoo.notes import survey
 from zoo.options import FinetuneOptions
@@ -82,9 +83,12 @@ def finetune(
         facts = runs.identity(materials.base, known.parts, known.labels, options)
         with storage_errors(materials.trainings):
             run = runs.open_run(materials.trainings, out, facts, resume=options.resume)
-        model, expected = _train(materials, known, options, run, progress)
-        with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
-            manifest, metrics = _write(folder, materials, model, known, options, notes, expected, drawing)
+        # The process that will open the file imports its runtime while there is training to do.
+        with FreshSession() as fresh:
+            model, expected = _train(materials, known, options, run, progress)
+            with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
+                write = partial(tuned.write_model, expected=expected, fresh=fresh)
+                manifest, metrics = _write(folder, materials, model, known, options, notes, write, drawing)
     train, held = known.parts
     return Outcome(
         manifest=manifest,
@@ -161,7 +165,7 @@ def _write(
     known: Known,
     options: FinetuneOptions,
     notes: Sequence[str],
-    expected: "Callable[[], Expected] | None",
+    write_model: "Callable[..., Manifest]",
     drawing: Drawing,
 ) -> tuple[Manifest, Metrics]:
     """Write the whole bundle; the report is drawn beside that as soon as its numbers are there."""
@@ -170,7 +174,7 @@ def _write(
     if model.stages is None:
         scores = head.apply(model.head.layers, known.held, model.head.activation)
         drawing.begin(report := report_on(scores, known.held))
-    draft = tuned.write_model(folder, materials.base, materials.backbone(), model, known.parts, options, expected)
+    draft = write_model(folder, materials.base, materials.backbone(), model, known.parts, options)
     if report is None:
         # The features are no longer those of the cache: the file itself is judged.
         found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])

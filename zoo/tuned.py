@@ -17,6 +17,7 @@ from zoo.data import Dataset, Item
 from zoo.drawing import Drawing
 from zoo.examples import listed
 from zoo.expected import Expected, expect
+from zoo.fresh import FreshSession
 from zoo.metrics import measure
 from zoo.options import FinetuneOptions
 from zoo.parity import Top
@@ -64,11 +65,12 @@ def write_model(
     parts: tuple[Dataset, Dataset],
     options: FinetuneOptions,
     expected: "Callable[[], Expected] | None" = None,
+    fresh: FreshSession | None = None,
 ) -> Manifest:
     """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
 
-    `expected` gives what `expectation` says, where that is known already. Raises GateError when the file is not the
-    model.
+    `expected` gives what `expectation` says, where that is known already; `fresh` is the process that opens the file, where
+    it runs already. Raises GateError when the file is not the model.
     """
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
@@ -80,7 +82,7 @@ def write_model(
     top = Top(trained.layers, trained.activation)
     whole, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
     wanted = expected() if expected else expectation(base, reference, parts[1])
-    report = parity.check(folder / MODEL, wanted, top=top)
+    report = parity.check(folder / MODEL, wanted, top=top, fresh=fresh)
     head.save(trained.layers, folder / HEAD)
     inputs, outputs = graph.tensor_specs(whole)
     choice = trained.choice
