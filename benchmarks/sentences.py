@@ -47,7 +47,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     for _ in range(count):
         tokens = float(np.clip(random.lognormal(np.log(22), 0.75), SHORTEST, LONGEST))
         # Nearly every word is one token, and two of a text are the special ones.
-        wanted = max(3, round((tokens - 2) / 1.03))
+        wanted = max(3, round((tokens - 2) / 1.06))
         words: list[str] = []
         while len(words) < wanted:
             words += [*str(random.choice(PIECES)).split(), "and" if random.random() < 0.5 else "while"]
