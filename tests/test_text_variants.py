@@ -41,6 +41,9 @@ def test_eight_bits_are_judged_by_what_was_held_out(tuned: Path, data: Path, tmp
     assert (guard.n, guard.before) == (metrics.n, metrics.accuracy)
     assert guard.before - guard.after <= guard.allowed
     assert manifest.parity.samples.endswith("of the held-out items")
+    named = {check.name: check.bound for check in manifest.parity.checks}
+    assert named["scores of its features (max difference)"] == 1e-4
+    assert named["top-1 (rows that differ)"] == 1.5
     found = kinds(out)
     assert found["QuantizeLinear"] == 4 * 2
     assert {node.domain for node in onnx.load(out / "model.onnx").graph.node} == {""}
@@ -88,3 +91,11 @@ def test_what_is_refused(tuned: Path, tmp_path: Path) -> None:
     fails(2, "there is no attention to fuse in tiny-lite", "export", "tiny-lite", "-o", out, "--fuse")
     zoo("export", tuned, "-o", out, "--fuse")
     fails(2, "is fused already", "export", out, "-o", tmp_path / "again", "--precision", "fp16")
+
+
+@pytest.mark.gpu
+def test_fused_half_floats_on_cuda(tuned: Path, tmp_path: Path) -> None:
+    zoo("export", tuned, "-o", tmp_path / "fast", "--fuse", "--precision", "fp16")
+    texts = ["my card was charged twice", "the parcel is late"] * 20
+    near, right = Zoo().session(str(tmp_path / "fast"), "cuda"), Zoo().session(str(tuned), "cpu")
+    np.testing.assert_allclose(near.scores(texts), right.scores(texts), atol=2e-2)

@@ -53,8 +53,9 @@ def export(
             report = parity.check(
                 folder / MODEL,
                 expect(tuned_reference(source, backbone), items, origin, reader, raw=is_raw(draft)),
+                top=_top(layers, source.manifest),
                 # Eight bits may cost an answer, which the guard has counted, and their head may be another one.
-                top=_top(layers, source.manifest) if own is None else None,
+                former=_top(source.path / HEAD, source.manifest) if own and layers.is_file() else None,
                 bounds=parity.bounds_of(variant.precision, source.manifest.lineage.entry.preprocess),
             )
         manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)

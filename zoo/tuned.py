@@ -69,8 +69,8 @@ def write_model(
 ) -> Manifest:
     """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
 
-    `expected` gives what `expectation` says, where that is known already; `fresh` is the process that opens the file, where
-    it runs already. Raises GateError when the file is not the model.
+    `expected` gives what `expectation` says, where that is known already; `fresh` is the process that opens the file,
+    where it runs already. Raises GateError when the file is not the model.
     """
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
