@@ -4,8 +4,8 @@
     python benchmarks/inference.py --models resnet50 --systems zoo,torch --rounds 1 --seconds 0.3
 
 Each system is a process of its own and they take turns, round by round; printed are medians as one JSON object, with
-the goals beside them, and `--record` writes them into RESULTS.md. ResNet-50 and Inception v3 have random weights, which
-are made here: times mean something, accuracies nothing. MiniLM's are the real ones, by `zoo pull`.
+the goals beside them, and `--record` writes each model's section of RESULTS.md. ResNet-50 and Inception v3 have random
+weights, which are made here: times mean something, accuracies nothing. MiniLM's are the real ones, by `zoo pull`.
 
 The files come from `zoo export`. What an export, a library or its installation refuses is left out with the reason.
 OpenVINO, with NNCF, and sentence-transformers live in environments of their own under `--peers`, made when they are
@@ -103,5 +103,6 @@ if __name__ == "__main__":
     os.environ.pop("ZOO_HOME", None)
     result = main(options)
     if options.record:
-        record.write_section("Inference", tables.markdown(result))
+        for model in result["rows"]:
+            record.write_section(f"Inference: {model}", tables.markdown(result, model))
     print(json.dumps(result))

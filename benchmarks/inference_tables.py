@@ -78,28 +78,29 @@ def judged(rows: Rows, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The section of RESULTS.md."""
+def markdown(found: Mapping[str, Any], model: str) -> str:
+    """The section of RESULTS.md on a model."""
     low, high = found["load"]
     count = found["rounds"]
+    weights = "" if model == "minilm" else " The weights are random."
     parts = [
         f"{record.facts(found['machine'])} Medians of {count} round{'s' if count > 1 else ''}, a process for each "
         f"system, by turns of {found['seconds']:g} s; in brackets the lowest and the highest round. The machine's load "
-        f"before each round was {low} to {high}. The weights of ResNet-50 and Inception v3 are random.",
+        f"before each round was {low} to {high}.{weights}",
     ]
-    for model, systems in found["rows"].items():
-        timed = {shape: None for shapes in systems.values() for shape in shapes}
-        shapes = [shape for shape in timed if shape != SENTENCES]
-        head = f"{model}, ms an item"
-        table = [[name, *(_cell(times.get(shape)) for shape in shapes)] for name, times in systems.items()]
-        if shapes:
-            parts.append(record.table((head, *shapes), [row for row in table if any(row[1:])]))
-        if SENTENCES in timed:
-            parts.append(_texts(systems, found["facts"]))
+    systems = found["rows"][model]
+    timed = {shape: None for shapes in systems.values() for shape in shapes}
+    shapes = [shape for shape in timed if shape != SENTENCES]
+    head = f"{model}, ms an item"
+    table = [[name, *(_cell(times.get(shape)) for shape in shapes)] for name, times in systems.items()]
+    if shapes:
+        parts.append(record.table((head, *shapes), [row for row in table if any(row[1:])]))
+    if SENTENCES in timed:
+        parts.append(_texts(systems, found["facts"]))
     marks = {True: "yes", False: "**no**", None: "not timed"}
     goals = [
         [
-            f"{each['model']}, {each['shape']}: {each['ours']} against {each['theirs']}",
+            f"{each['shape']}: {each['ours']} against {each['theirs']}",
             f"{each['goal']:g}",
             ""
             if each["found"] is None
@@ -109,10 +110,11 @@ def markdown(found: Mapping[str, Any]) -> str:
             marks[each["reached"]],
         ]
         for each in found["goals"]
-        if each["model"] in found["rows"]
+        if each["model"] == model
     ]
     parts.append(record.table(("goal, times as fast", "at least", "found", "reached"), goals))
-    parts += [f"Left out: {row}: {reason}." for row, reason in found["skipped"].items()]
+    left = ((row, reason) for row, reason in found["skipped"].items() if row.startswith(f"{model}, "))
+    parts += [f"Left out: {row}: {reason}." for row, reason in left]
     return "\n\n".join(parts)
 
 

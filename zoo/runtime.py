@@ -34,7 +34,7 @@ Skip: TypeAlias = Callable[[int, DataError], None]
 #: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
 BATCH = {"cpu": 8, "cuda": 32}
 #: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
-TOKENS = {"cpu": 1024, "cuda": 16384}
+TOKENS = {"cpu": 512, "cuda": 16384}
 #: Texts that are tokenised, and sorted by length, at a time.
 WINDOW = 4096
 
