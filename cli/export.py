@@ -14,7 +14,9 @@ def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A registry name, or a bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs).")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs); as it is where it is left out.")
+    ] = None,
     fuse: Annotated[
         bool, typer.Option("--fuse", help="Fused attention for GPUs; only ONNX Runtime runs such a file.")
     ] = False,
@@ -43,9 +45,13 @@ def command(
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest
+    # A table of words lies beside the file.
+    size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     if json:
         facts = {
             "precision": manifest.precision,
+            "fused": manifest.fused,
+            "size": size,
             "parity": to_plain(manifest.parity),
             "guard": to_plain(manifest.guard),
         }
@@ -60,8 +66,6 @@ def command(
             say("    the head was fitted again to the features of this precision")
         if guard.excluded:
             say(f"    these layers stay in float: {', '.join(guard.excluded)}")
-    # A table of words lies beside the file.
-    size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     form = f"{manifest.precision}, fused" if manifest.fused else manifest.precision
     say(f"{form}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")

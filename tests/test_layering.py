@@ -24,9 +24,12 @@ LAYERS: tuple[set[str], ...] = (
         "graph", "parity", "expected", "fresh", "runtime", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
         "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",
+        "macs",
+    },
+    {
         "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe", "survey",
-        "scaffold", "doctor", "prune", "macs", "stopwatch", "bench",
+        "scaffold", "doctor", "prune", "stopwatch", "bench",
     },
     {"__init__"},
 )  # fmt: skip

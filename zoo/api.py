@@ -316,9 +316,7 @@ class Zoo(Environment):
         require("the parity gate", *RUNTIME)
         if variant is not None:
             # Said before anything is pulled or built for it.
-            known = Bundle.open(Path(model)).manifest if self.is_path(model) else None
-            has_head = known is not None and known.head is not None
-            check_needs(known.lineage.entry if known else self.entry(model), has_head, variant)
+            check_needs(Bundle.open(Path(model)).manifest if self.is_path(model) else self.entry(model), variant)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry

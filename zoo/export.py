@@ -35,15 +35,18 @@ def export(
     Raises IntegrityError for a file that is not the manifest's, UsageError for a form that this model cannot have,
     GateError when the numbers differ or too much is lost, AccessError when there is no space; `out` is then untouched.
     """
-    variant = variant or Variant(precision=source.manifest.precision)
+    variant = variant or Variant()
+    wanted = variant.precision or source.manifest.precision
     _check(source, variant)
-    preprocess = source.manifest.preprocess
-    if variant.precision != source.manifest.precision:
+    preprocess, is_converted = source.manifest.preprocess, wanted != source.manifest.precision
+    if is_converted:
         with progress.task("checking what is converted", None):
             _gate_original(source, backbone)
     with room_for(out), staged_dir(out) as folder:
         for path in source.path.iterdir():
-            if path.name not in {MANIFEST, MODEL, *rewritten(source, variant)}:
+            # The report tells of the model that was trained; converted, it may answer otherwise.
+            is_report = is_converted and path.name.startswith("report")
+            if path.name not in {MANIFEST, MODEL, *rewritten(source, variant)} and not is_report:
                 shutil.copyfile(path, folder / path.name)
         draft, own = convert(source, variant, folder, offline=offline, progress=progress)
         layers = folder / HEAD
@@ -54,9 +57,9 @@ def export(
                 folder / MODEL,
                 expect(tuned_reference(source, backbone), items, origin, reader, raw=is_raw(draft)),
                 top=_top(layers, source.manifest),
-                # Eight bits may cost an answer, which the guard has counted, and their head may be another one.
+                # What the guard has judged may give another answer here and there, and have another head.
                 former=_top(source.path / HEAD, source.manifest) if own and layers.is_file() else None,
-                bounds=parity.bounds_of(variant.precision, source.manifest.lineage.entry.preprocess),
+                bounds=parity.bounds_of(wanted, source.manifest.lineage.entry.preprocess),
             )
         manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)
@@ -70,9 +73,9 @@ def _check(source: Bundle, variant: Variant) -> None:
         raise IntegrityError(f"{source.path}: {', '.join(broken)} changed since it was written", hint="write it again")
     # Also says, in one line, that a graph is newer than the runtime reads.
     graph.load(source.path / MODEL)
-    if variant.precision == manifest.precision and not variant.fuse:
+    is_same = variant.precision in (None, manifest.precision)
+    if is_same and not variant.fuse and not variant.calibrate:
         return
-    check_needs(manifest.lineage.entry, manifest.head is not None, variant)
     what = manifest.precision if manifest.precision != "fp32" else "fused" if manifest.fused else None
     if what:
         raise UsageError(
@@ -81,8 +84,9 @@ def _check(source: Bundle, variant: Variant) -> None:
     if is_raw(manifest):
         raise UsageError(
             f"{manifest.name} at {source.path} is a bare backbone, which is converted no further",
-            hint=f"export the model it came from with --raw --precision {variant.precision}",
+            hint="export the model it came from, with --raw",
         )
+    check_needs(manifest, variant)
     if has_table(manifest.lineage.entry) and variant.calibrate and manifest.head is None:
         raise UsageError("a table of words is not calibrated, and has no labels to judge", hint="without --calibrate")
 

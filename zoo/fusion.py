@@ -6,7 +6,7 @@ around each attention, is done here. Operators:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import graph
@@ -32,12 +32,12 @@ class Fused(NamedTuple):
     counts: Mapping[str, int]
 
 
-def fuse(body: "onnx.ModelProto") -> Fused:
+def fuse(body: "onnx.ModelProto", family: str = "encoder") -> Fused:
     """`body`, an encoder of texts, in fused operators; its inputs and outputs, names and axes stay.
 
-    Every softmax must become an attention, every normalisation of a sum a skip-layer-norm but the first, which is that
-    of the embeddings, and every GELU of a sum a bias-GELU: raises PluginError, with the counts, when one did not.
-    UsageError for a model that has no attention.
+    Every softmax must become an attention with its two skip-layer-norms and its bias-GELU, and the first normalisation
+    that of the embeddings: raises PluginError, with the counts and `family`, when one did not, be it that an exporter
+    writes it otherwise. UsageError for a model that has no attention.
     """
     wanted = _wanted(body)
     if not wanted[ATTENTION]:
@@ -49,24 +49,16 @@ def fuse(body: "onnx.ModelProto") -> Fused:
     if missed := [f"{counts[kind]} of {wanted[kind]} {kind}" for kind in wanted if counts[kind] != wanted[kind]]:
         raise PluginError(
             f"not all of the model was fused: {', '.join(missed)}",
-            plugin=body.graph.name,
+            plugin=family,
             hint="its graph has another form than the fusions know: export it without --fuse",
         )
     return Fused(model, counts)
 
 
 def _wanted(body: "onnx.ModelProto") -> dict[str, int]:
-    """How many of each fused operator the graph must become."""
-    makers = {output: node.op_type for node in body.graph.node for output in node.output}
-    norms = [node for node in body.graph.node if node.op_type == NORM]
-    gelus = [node for node in body.graph.node if node.op_type == "Gelu"]
-    summed = [node for node in norms if makers.get(node.input[0]) == "Add"]
-    return {
-        ATTENTION: _count(body, "Softmax"),
-        EMBEDDINGS: min(1, len(summed)),
-        SKIP_NORM: max(0, len(summed) - 1),
-        BIAS_GELU: sum(makers.get(node.input[0]) == "Add" for node in gelus),
-    }
+    """How many of each fused operator the graph must become: by its layers, each of which has one softmax."""
+    layers = _count(body, "Softmax")
+    return {ATTENTION: layers, EMBEDDINGS: 1, SKIP_NORM: 2 * layers, BIAS_GELU: layers}
 
 
 def _count(model: "onnx.ModelProto", kind: str) -> int:
@@ -82,15 +74,18 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     model.CopyFrom(body)
     makers = {output: node for node in model.graph.node for output in node.output}
     tables = {tensor.name: tensor for tensor in model.graph.initializer}
-    norm = next(node for node in model.graph.node if node.op_type == NORM)
-    terms = list(_terms(norm.input[0], makers))
-    words = next((node for node in terms if _is_lookup(node, tables) and node.input[1] in _inputs(model)), None)
-    places = next((node for node in terms if node is not words and _is_lookup(node, tables, "Slice")), None)
-    rest = [node for node in terms if node is not words and node is not places]
-    if words is None or places is None or any(not isinstance(each, str) or each not in tables for each in rest):
+    norm = next((node for node in model.graph.node if node.op_type == NORM), None)
+    if norm is None:
+        return model
+    terms, constants = _terms(norm.input[0], makers)
+    words = next((node for node in terms if _looks_up(node, tables) and node.input[1] in _inputs(model)), None)
+    places = next((node for node in terms if node is not words and _looks_up(node, tables, "Slice")), None)
+    if words is None or places is None or len(terms) > 2 or not all(name in tables for name in constants):
         return model
     # One text is all of the first type: its vector is as well added to each position's.
-    positions = numpy_helper.to_array(tables[places.input[0]]) + sum(numpy_helper.to_array(tables[n]) for n in rest)
+    positions = numpy_helper.to_array(tables[places.input[0]]) + sum(
+        numpy_helper.to_array(tables[n]) for n in constants
+    )
     name = f"{model.graph.name}/positions"
     model.graph.initializer.append(numpy_helper.from_array(positions, name))
     ids = f"{model.graph.name}/ids"
@@ -111,10 +106,8 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     everything[place : place + 1] = nodes
     del model.graph.node[:]
     model.graph.node.extend(everything)
-    axes = [
-        axis.dim_param
-        for axis in next(i for i in model.graph.input if i.name == words.input[1]).type.tensor_type.shape.dim
-    ]
+    [given] = [item for item in model.graph.input if item.name == words.input[1]]
+    axes = [axis.dim_param for axis in given.type.tensor_type.shape.dim]
     graph.declare(model, norm.output[0], TensorProto.FLOAT, [*axes, positions.shape[1]])
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return model
@@ -124,20 +117,20 @@ def _inputs(model: "onnx.ModelProto") -> set[str]:
     return {item.name for item in model.graph.input}
 
 
-def _terms(name: str, makers: "Mapping[str, onnx.NodeProto]") -> "Iterator[onnx.NodeProto | str]":
-    """What is added up in a tensor: the nodes, and the names of what no node makes."""
+def _terms(name: str, makers: "Mapping[str, onnx.NodeProto]") -> "tuple[list[onnx.NodeProto], list[str]]":
+    """What is added up in a tensor: (the nodes, the names of what no node makes)."""
     node = makers.get(name)
     if node is None:
-        yield name
-    elif node.op_type == "Add":
-        for each in node.input:
-            yield from _terms(each, makers)
-    else:
-        yield node
+        return [], [name]
+    if node.op_type != "Add":
+        return [node], []
+    left, right = (_terms(each, makers) for each in node.input)
+    return [*left[0], *right[0]], [*left[1], *right[1]]
 
 
-def _is_lookup(node: "onnx.NodeProto | str", tables: Mapping[str, Any], *more: str) -> bool:
-    return not isinstance(node, str) and node.op_type in ("Gather", *more) and node.input[0] in tables
+def _looks_up(node: "onnx.NodeProto", tables: Mapping[str, Any], *more: str) -> bool:
+    """Whether a node takes rows of a constant table."""
+    return node.op_type in ("Gather", *more) and node.input[0] in tables
 
 
 def _rewritten(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -179,9 +172,8 @@ def _straighten(inner: "ir.Graph") -> None:
     ids = next(value for value in inner.inputs if value.name == "input_ids")
     length: ir.Value | None = None
     for node in list(inner):
-        if node.op_type != ATTENTION or len(node.inputs) <= BIAS or node.inputs[BIAS] is None:
-            continue
-        expand = node.inputs[BIAS].producer()
+        bias = node.inputs[BIAS] if node.op_type == ATTENTION and len(node.inputs) > BIAS else None
+        expand = bias.producer() if bias is not None else None
         if expand is None or expand.op_type != "Expand":
             continue
         if length is None:
@@ -196,14 +188,13 @@ def _straighten(inner: "ir.Graph") -> None:
 def _undone(node: "ir.Node") -> "ir.Value | None":
     """The tensor [batch, sequence, width] that a Reshape to three axes gives back after heads were split and turned."""
     order = [0, 1, 2, 3]
-    value = node.inputs[0]
-    while value is not None and (maker := value.producer()) is not None and maker.op_type == "Transpose":
+    maker = _maker(node)
+    while maker is not None and maker.op_type == "Transpose":
         turned = list(maker.attributes["perm"].as_ints())
         if len(turned) != 4:
             return None
         order = [turned[axis] for axis in order]
-        value = maker.inputs[0]
-    maker = value.producer() if value is not None else None
+        maker = _maker(maker)
     if maker is None or maker.op_type != "Reshape" or order != [0, 1, 2, 3]:
         return None
     source = maker.inputs[0]
@@ -211,6 +202,12 @@ def _undone(node: "ir.Node") -> "ir.Value | None":
     if source is None or _length(target) != 3 or _length(rank) != 4:
         return None
     return source
+
+
+def _maker(node: "ir.Node") -> "ir.Node | None":
+    """Who makes the first input of a node."""
+    value = node.inputs[0]
+    return value.producer() if value is not None else None
 
 
 def _length(shape: "ir.Value | None") -> int | None:

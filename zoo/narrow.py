@@ -74,6 +74,7 @@ def _table(model: "onnx.ModelProto") -> "onnx.TensorProto":
     from onnx import TensorProto
 
     names = [place.name for place in external.references(model)]
+    tensor: onnx.TensorProto
     for tensor in model.graph.initializer:
         if names != [tensor.name] or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2:
             continue

@@ -10,15 +10,16 @@ from zoo.schema import Precision, Task
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """How a model is exported. `calibrate` is data from which int8 reads ranges; its held-out items judge the result.
+    """How a model is exported: in the precision that it has, where none is given.
 
-    A table of words has no ranges: there `calibrate` only judges. `raw` leaves out preprocessing and head.
+    `calibrate` is data from which int8 reads ranges; its held-out items judge the result. A table of words and an
+    encoder of texts have no ranges: there it only judges. `raw` leaves out preprocessing and head.
     `fuse` writes an encoder in ONNX Runtime's own operators, which nothing else runs.
     At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad`
     are read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
     """
 
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     fuse: bool = False
     raw: bool = False
     calibrate: str | None = None
@@ -29,12 +30,14 @@ class Variant(Struct, frozen=True, kw_only=True):
     max_bad: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
+        if self.precision is not None and self.precision not in get_args(Precision):
             raise UsageError(
                 f"the precision {self.precision} is not known", hint=f"--precision {', '.join(get_args(Precision))}"
             )
         if not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop {self.max_drop} is not a fraction", hint="--max-drop 0.01")
+        if not 0 <= self.max_bad < 1:
+            raise UsageError(f"--max-bad {self.max_bad} is not a fraction", hint="--max-bad 0.01")
         if self.calibrate and self.precision != "int8":
             raise UsageError("only int8 is calibrated", hint="--precision int8, or leave --calibrate out")
 

@@ -75,10 +75,10 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
 
 
-def fused(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The body, an encoder of texts, in ONNX Runtime's own operators (zoo.fusion)."""
+def fused(model: "onnx.ModelProto", family: str) -> "onnx.ModelProto":
+    """The body, an encoder of texts by `family`, in ONNX Runtime's own operators (zoo.fusion)."""
     parts = pieces(model)
-    return whole(parts._replace(body=_adopted(fusion.fuse(parts.body).model, parts.body)), facts(model))
+    return whole(parts._replace(body=_adopted(fusion.fuse(parts.body, family).model, parts.body)), facts(model))
 
 
 def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":

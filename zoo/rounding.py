@@ -80,7 +80,7 @@ def correct_biases(
         graph.initializer.append(numpy_helper.from_array(_rounded(weight, ranges[node.input[1]]) - weight, error))
         twin = onnx.NodeProto()
         twin.CopyFrom(node)
-        twin.name, twin.input[:], twin.output[:] = shift, [node.input[0], error], [shift]  # type: ignore[misc]
+        twin.name, twin.input[:], twin.output[:] = shift, [node.input[0], error], [shift]
         graph.node.extend([twin, helper.make_node("ReduceMean", [shift, "rounding/axes"], [mean], keepdims=0)])
         graph.output.append(helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, [len(weight)]))
     session = create_session(probe.SerializeToString(), "cpu", spins=False)
@@ -120,7 +120,7 @@ def fitting_range(weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
     """
     import numpy as np
 
-    found = np.abs(weight).reshape(len(weight), -1).max(1)
+    found: NDArray[np.float32] = np.abs(weight).reshape(len(weight), -1).max(1)
     # Kernels lay a window out channels first or channels last.
     for order in (weight, weight.transpose(0, 2, 3, 1)):
         row = order.reshape(len(weight), -1)

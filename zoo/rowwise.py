@@ -65,7 +65,7 @@ def rowwise(body: "onnx.ModelProto", exclude: Collection[str] = ()) -> "onnx.Mod
     tables = {node.name for node in _lookups(model)}.difference(exclude)
     for node in model.graph.node:
         if node.name in products:
-            writer.product(*node.input, node.output[0])
+            writer.product(node.input[0], node.input[1], node.output[0])
         elif node.name in tables:
             writer.lookup(node)
         else:
@@ -235,5 +235,5 @@ def _rounded(
     """(each column's scale, by which its range has LEVELS steps, and the weight over that in whole numbers)."""
     import numpy as np
 
-    scale = np.maximum(ranges, np.float32(TINY)) / np.float32(LEVELS)
+    scale: NDArray[np.float32] = (np.maximum(ranges, TINY) / LEVELS).astype(np.float32)
     return scale, np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8)

@@ -1,4 +1,4 @@
-"""Session: a bundle loaded in ONNX Runtime on a device that it names truthfully. The only importer of onnxruntime."""
+"""Session: a bundle loaded in ONNX Runtime on a device that it names truthfully."""
 
 import ctypes
 import json
@@ -43,7 +43,7 @@ def onnxruntime() -> Any:
     """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
     require("running a model", *RUNTIME)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime  # noqa: TID251 - the one place that may
+    import onnxruntime  # noqa: TID251 - by this door
 
     return onnxruntime
 

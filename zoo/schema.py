@@ -1,4 +1,4 @@
-"""The nouns: what a registry row, a bundle's manifest and each verb's options are made of. Data only."""
+"""The nouns: what a registry row, a bundle's manifest and an outcome are made of. Data only."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias

@@ -14,7 +14,7 @@ from zoo.data import Item
 from zoo.errors import UsageError
 from zoo.options import Variant
 from zoo.progress import Progress
-from zoo.schema import Entry, ImagePreprocess, Manifest, Task, TextPreprocess, WordsPreprocess
+from zoo.schema import Entry, ImagePreprocess, Manifest, Precision, Task, TextPreprocess, WordsPreprocess
 from zoo.trunk import TAIL_FILE
 
 
@@ -28,8 +28,12 @@ class Converted(NamedTuple):
     own: tuple[Sequence[Item], str] | None = None
 
 
-def check_needs(entry: Entry, has_head: bool, variant: Variant) -> None:
+def check_needs(model: Entry | Manifest, variant: Variant) -> None:
     """Raise UsageError when what `variant` asks for needs data that it does not name, or another kind of model."""
+    entry = model if isinstance(model, Entry) else model.lineage.entry
+    has_head = isinstance(model, Manifest) and model.head is not None
+    if isinstance(model, Manifest) and variant.precision in (None, model.precision) and not variant.fuse:
+        return
     is_image = isinstance(entry.preprocess, ImagePreprocess)
     if variant.fuse and not isinstance(entry.preprocess, TextPreprocess):
         raise UsageError(f"there is no attention to fuse in {entry.name}", hint="leave --fuse out")
@@ -62,31 +66,32 @@ def is_raw(manifest: Manifest) -> bool:
 
 def rewritten(source: Bundle, variant: Variant) -> set[str]:
     """Files beside the model that the conversion writes itself."""
-    if variant.precision == source.manifest.precision:
+    if variant.precision in (None, source.manifest.precision):
         return set()
     return {tensor.file for tensor in external.references(source.read_model())}
 
 
 def _precision(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Converted:
     manifest = source.manifest
-    is_same = variant.precision == manifest.precision
+    wanted = variant.precision or manifest.precision
+    is_same = wanted == manifest.precision
     if is_same and not variant.fuse:
         shutil.copyfile(source.path / MODEL, folder / MODEL)
         return Converted(manifest)
     if has_table(manifest.lineage.entry):
-        return Converted(_narrow(source, variant, folder, offline, progress))
+        return Converted(_narrow(source, wanted, variant, folder, offline, progress))
     model = onnx.load_from_string(source.read_model())
     if variant.fuse:
         with progress.task("fusing", None):
-            model = precision.fused(model)
+            model = precision.fused(model, manifest.lineage.entry.family)
         manifest = msgspec.structs.replace(manifest, fused=True)
-    if variant.precision == "int8" and not is_same:
+    if wanted == "int8" and not is_same:
         return _int8(source, manifest, model, variant, folder, offline, progress)
-    if variant.precision == "fp16" and not is_same:
+    if wanted == "fp16" and not is_same:
         with progress.task("converting to half precision", None):
             model = precision.fp16(model)
     graph.save(model, folder / MODEL)
-    return Converted(msgspec.structs.replace(manifest, precision=variant.precision))
+    return Converted(msgspec.structs.replace(manifest, precision=wanted))
 
 
 def _int8(
@@ -125,12 +130,14 @@ def _bare(draft: Manifest, folder: Path) -> Manifest:
     )  # fmt: skip
 
 
-def _narrow(source: Bundle, variant: Variant, folder: Path, offline: bool, progress: Progress) -> Manifest:
+def _narrow(
+    source: Bundle, wanted: Precision, variant: Variant, folder: Path, offline: bool, progress: Progress
+) -> Manifest:
     """Write the model with its table in fewer bits; judged where there is data for it."""
-    with progress.task(f"converting the table of words to {variant.precision}", None):
+    with progress.task(f"converting the table of words to {wanted}", None):
         model = onnx.load_from_string(source.read_model())
-        graph.save(narrow.narrow(model, variant.precision, source.map, folder), folder / MODEL)
-    manifest = msgspec.structs.replace(source.manifest, precision=variant.precision)
+        graph.save(narrow.narrow(model, wanted, source.map, folder), folder / MODEL)
+    manifest = msgspec.structs.replace(source.manifest, precision=wanted)
     if not variant.calibrate:
         return manifest
     data = guard.material(source, variant, offline=offline, progress=progress)
