@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.cost import cpu_seconds
-from zoo import FinetuneOptions, Zoo
+from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import read_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +54,14 @@ def test_the_demo_and_then_offline(tmp_path: Path) -> None:
     assert tickets - words >= 0.05
     assert surfaces >= 0.93
     assert surfaces - pixels >= 0.5
+    # In eight bits both lose half a point at most.
+    zoo, out = Zoo(home=tmp_path / "demo/.zoo"), tmp_path / "demo/out"
+    for name, data in (("tickets", tmp_path / "demo/tickets.csv"), ("surfaces-model", out / "surfaces/train")):
+        small = zoo.export(str(out / name), tmp_path / name, Variant(precision="int8", calibrate=str(data)))
+        guard = small.manifest.guard
+        assert guard is not None
+        assert guard.before - guard.after <= 0.005
+        assert small.model.stat().st_size < 0.35 * (out / name / "model.onnx").stat().st_size
     again = run_demo(tmp_path, ZOO_OFFLINE="1", PIP_NO_INDEX="1")
     assert accuracies(again, r"\naccuracy") == [tickets, surfaces]
     assert "features: 0 computed" in again

@@ -93,6 +93,19 @@ def test_what_is_refused(tuned: Path, tmp_path: Path) -> None:
     fails(2, "is fused already", "export", out, "-o", tmp_path / "again", "--precision", "fp16")
 
 
+def test_what_is_exported_again_stays_as_it_is(tuned: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    zoo("export", tuned, "-o", out, "--precision", "int8", "--calibrate", data)
+    assert not list(out.glob("report*")), "a report on another model"
+    zoo("export", out, "-o", tmp_path / "again")
+    assert (tmp_path / "again/model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
+    assert Bundle.open(tmp_path / "again").manifest.guard == Bundle.open(out).manifest.guard
+    same = ("export", out, "-o", tmp_path / "third", "--precision", "int8")
+    assert zoo(*same).returncode == 0
+    fails(2, "is int8 already", *same, "--calibrate", data)
+    fails(2, "is int8 already", "export", out, "-o", tmp_path / "third", "--precision", "fp32")
+
+
 @pytest.mark.gpu
 def test_fused_half_floats_on_cuda(tuned: Path, tmp_path: Path) -> None:
     zoo("export", tuned, "-o", tmp_path / "fast", "--fuse", "--precision", "fp16")

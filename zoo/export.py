@@ -15,9 +15,9 @@ from zoo.expected import expect
 from zoo.options import Variant
 from zoo.parity import Top
 from zoo.progress import SILENT, Progress
-from zoo.schema import Manifest
+from zoo.schema import ImagePreprocess, Manifest, Parity
 from zoo.tuned import tuned_reference
-from zoo.variants import check_needs, convert, has_table, is_raw, rewritten
+from zoo.variants import Converted, check_needs, convert, has_table, is_raw, rewritten
 
 
 def export(
@@ -31,14 +31,15 @@ def export(
 ) -> Bundle:
     """Write `source` at `out` as `variant` says, when its file equals `backbone`'s own arithmetic and the head's.
 
-    Within the bounds of its precision (zoo.parity.bounds_of); eight bits must also keep the accuracy (zoo.guard).
+    Within the bounds of its precision (zoo.parity.bounds_of); eight bits must also keep the accuracy (zoo.guard). What
+    has ranges of its own and stays as it is, is copied with its report: it was checked on data that are not here.
     Raises IntegrityError for a file that is not the manifest's, UsageError for a form that this model cannot have,
     GateError when the numbers differ or too much is lost, AccessError when there is no space; `out` is then untouched.
     """
     variant = variant or Variant()
     wanted = variant.precision or source.manifest.precision
     _check(source, variant)
-    preprocess, is_converted = source.manifest.preprocess, wanted != source.manifest.precision
+    is_converted = wanted != source.manifest.precision
     if is_converted:
         with progress.task("checking what is converted", None):
             _gate_original(source, backbone)
@@ -48,22 +49,34 @@ def export(
             is_report = is_converted and path.name.startswith("report")
             if path.name not in {MANIFEST, MODEL, *rewritten(source, variant)} and not is_report:
                 shutil.copyfile(path, folder / path.name)
-        draft, own = convert(source, variant, folder, offline=offline, progress=progress)
-        layers = folder / HEAD
-        with progress.task("checking the ONNX file", None):
-            reader = encoder(preprocess, folder)
-            items, origin = own or samples.bundled(preprocess, gate_words(source.manifest.lineage.entry, reader))
-            report = parity.check(
-                folder / MODEL,
-                expect(tuned_reference(source, backbone), items, origin, reader, raw=is_raw(draft)),
-                top=_top(layers, source.manifest),
-                # What the guard has judged may give another answer here and there, and have another head.
-                former=_top(source.path / HEAD, source.manifest) if own and layers.is_file() else None,
-                bounds=parity.bounds_of(wanted, source.manifest.lineage.entry.preprocess),
-            )
+        converted = convert(source, variant, folder, offline=offline, progress=progress)
+        draft, report = converted.manifest, source.manifest.parity
+        if is_converted or not _has_ranges(source.manifest):
+            with progress.task("checking the ONNX file", None):
+                report = _gate(folder, source, backbone, converted)
         manifest = msgspec.structs.replace(draft, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)
     return Bundle(out, manifest)
+
+
+def _gate(folder: Path, source: Bundle, backbone: Backbone, converted: Converted) -> Parity:
+    """The gate of what was converted into `folder`."""
+    manifest, (draft, own) = source.manifest, converted
+    layers, reader = folder / HEAD, encoder(manifest.preprocess, folder)
+    items, origin = own or samples.bundled(manifest.preprocess, gate_words(manifest.lineage.entry, reader))
+    return parity.check(
+        folder / MODEL,
+        expect(tuned_reference(source, backbone), items, origin, reader, raw=is_raw(draft)),
+        top=_top(layers, manifest),
+        # What the guard has judged may give another answer here and there, and have another head.
+        former=_top(source.path / HEAD, manifest) if own and layers.is_file() else None,
+        bounds=parity.bounds_of(draft.precision, manifest.lineage.entry.preprocess),
+    )
+
+
+def _has_ranges(manifest: Manifest) -> bool:
+    """Whether the model is right only for what its ranges were read from, and was checked on that."""
+    return manifest.precision == "int8" and isinstance(manifest.preprocess, ImagePreprocess)
 
 
 def _check(source: Bundle, variant: Variant) -> None:
@@ -74,7 +87,8 @@ def _check(source: Bundle, variant: Variant) -> None:
     # Also says, in one line, that a graph is newer than the runtime reads.
     graph.load(source.path / MODEL)
     is_same = variant.precision in (None, manifest.precision)
-    if is_same and not variant.fuse and not variant.calibrate:
+    is_cut = variant.raw and not is_raw(manifest) and _has_ranges(manifest)
+    if is_same and not variant.fuse and not variant.calibrate and not is_cut:
         return
     what = manifest.precision if manifest.precision != "fp32" else "fused" if manifest.fused else None
     if what:
