@@ -176,8 +176,7 @@ def compare(
         yield _judge("scores of its features (max difference)", batch, _difference(scores, own), EXACT.scores)
     # Where rows may move they are counted once, in the largest batch: as few as there are in the others prove nothing.
     if top.activation == "softmax" and (former is None or batch == BATCHES[-1]):
-        rows = _distinct(case.feeds)
-        moved = _moved(scores[rows] if scores is not None and len(scores) == batch else None, right[rows], bounds.scores)
+        moved = _moved(scores, right, bounds.scores, _distinct(case.feeds))
         yield _judge("top-1 (rows that differ)", batch, moved, bounds.moved + 0.5)
 
 
@@ -227,15 +226,17 @@ def _levels(got: "NDArray[Any] | None", wanted: "NDArray[Any]", grey: "NDArray[A
     return _finite(float(np.abs((got - wanted) * grey).max()))
 
 
-def _moved(got: "NDArray[Any] | None", wanted: "NDArray[Any]", room: float) -> float:
-    """Rows whose best class is another one, where the reference's own is ahead by more than `room`."""
+def _moved(
+    got: "NDArray[Any] | None", wanted: "NDArray[Any]", room: float, rows: "Sequence[int] | slice" = slice(None)
+) -> float:
+    """How many of `rows` have another best class, where the reference's own is ahead by more than `room`."""
     import numpy as np
 
     if got is None or got.shape != wanted.shape:
         return float("inf")
     top = np.sort(wanted, axis=1)
     clear = top[:, -1] - top[:, -2] > room
-    return float(((got.argmax(1) != wanted.argmax(1)) & clear).sum())
+    return float(((got.argmax(1) != wanted.argmax(1)) & clear)[rows].sum())
 
 
 def _difference(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
