@@ -173,7 +173,7 @@ def _systems(
     if is_image and not _is_bare(bundle):
         found[WHOLE] = System(kind="whole", feeds=str(files["raw"]), **shared)
     if rival is not None:
-        weights = {"entry": rival.entry, "weights": str(rival.weights), "feeds": str(files["body"])}
+        weights: dict[str, Any] = {"entry": rival.entry, "weights": str(rival.weights), "feeds": str(files["body"])}
         found[TORCH] = System(kind="torch", **weights, **shared)
         if is_image:
             found[CHANNELS_LAST] = System(kind="torch", channels_last=True, **weights, **shared)
