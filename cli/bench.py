@@ -6,7 +6,7 @@ import typer
 from zoo_cli.output import human_size, next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import Benchmark, BenchOptions, Verdict, to_plain
+from zoo import Benchmark, BenchOptions, Manifest, Verdict, to_plain
 
 DEFAULT = BenchOptions()
 
@@ -36,7 +36,8 @@ def command(
     options = BenchOptions(
         against=against, rounds=rounds, seconds=seconds, length=length, threads=threads, device=device  # type: ignore[arg-type]
     )  # fmt: skip
-    found = make_zoo(context).bench(model, options)
+    house = make_zoo(context)
+    found = house.bench(model, options)
     if json:
         print_json("bench", to_plain(found))
     else:
@@ -44,10 +45,21 @@ def command(
     if found.load > 0.5:
         say(f"warning: the machine was not idle (load {found.load:.1f}): every time may be too long")
     if not json:
-        if found.rival is None:
-            next_command("zoo", "bench", model, "--against", "torch")
-        else:
-            next_command("zoo", "export", model, "-o", "DIR", "--precision", "int8", "--calibrate", "DATA")
+        next_command("zoo", *_next(model, house.open(model).manifest, found.rival is not None))
+
+
+def _next(model: str, manifest: Manifest, is_compared: bool) -> tuple[str, ...]:
+    """What is worth trying now, of what this model can do."""
+    is_table = manifest.lineage.entry.task == "word-vectors"
+    if not is_compared and not is_table:
+        return ("bench", model, "--against", "torch")
+    is_bare = "pixels" in {spec.name for spec in manifest.inputs}
+    if manifest.precision != "fp32" or manifest.fused or is_bare:
+        # It is converted no further.
+        return ("run", model, "INPUT")
+    # Without a head a table of words is not judged, and takes no data.
+    data = () if is_table and manifest.head is None else ("--calibrate", "DATA")
+    return ("export", model, "-o", "DIR", "--precision", "int8", *data)
 
 
 def _print(found: Benchmark) -> None:

@@ -43,11 +43,17 @@ def reference(folder: object) -> str:
 
 
 def print_error(error: ZooError, *, as_json: bool) -> None:
-    """The error in one line, and how to mend it in another; with --json also as an object on stdout."""
+    """The error in one line, and how to mend it in another; with --json also as an object on stdout.
+
+    Before them, where a gate has failed, everything that it compared.
+    """
+    report = getattr(error, "report", None)
     if as_json:
         facts = {"code": error.code, "message": error.message, "hint": error.hint}
-        report = getattr(error, "report", None)
         print_json("error", {**facts, "report": to_plain(report)} if report is not None else facts)
+    for check in getattr(report, "checks", ()):
+        mark = "✓" if check.passed else "✗"
+        say(f"  {mark} {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")
     say(f"error: {' '.join(error.message.split())}")
     if error.hint:
         say(f"hint: {error.hint}")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_chain import write_texts
+from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
 from tests.test_cli import tuned as tuned  # the fixture
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
-from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Zoo, ZooError
+from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
 from zoo.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, verdicts
 from zoo.runtime import create_session
 from zoo.stopwatch import Stopwatch, System, torch_module
@@ -69,6 +69,7 @@ def test_a_fine_tuned_bundle_beside_torch(shelf: Path, tuned: Path) -> None:
     assert (found["model"], found["entry"]) == (str(tuned / "out"), "tiny-bert")
     assert systems(found) == {(name, batch) for name in (GRAPH, TORCH) for batch in (1, 8, 32)}
     done = zoo("bench", tuned / "out", *SHORT, "--against", "torch")
+    assert "-o DIR --precision int8 --calibrate DATA\n" in done.stderr
     said = [line for line in done.stdout.splitlines() if "at batch" in line]
     assert len(said) == 3
     assert all("times faster than" in line or line.startswith("no difference") for line in said)
@@ -103,6 +104,43 @@ def test_what_is_timed_is_real(shelf: Path) -> None:
     assert tokens.body["attention_mask"].all()
     assert len(np.unique(tokens.body["input_ids"], axis=0)) > 8
     assert tokens.raw["input_ids"].shape == (1, 24)
+
+
+def test_every_form_of_a_picture_model(shelf: Path, tmp_path: Path) -> None:
+    data, house = write_pictures(tmp_path / "pictures", 6), Zoo()
+    int8 = {"precision": "int8", "calibrate": str(data)}
+    for name, wanted, has_whole in (
+        ("raw", {"raw": True}, False),
+        ("half", {"precision": "fp16"}, True),
+        ("small", int8, True),
+        ("bare", {"raw": True, **int8}, False),
+    ):
+        bundle = house.export("tiny-lite", tmp_path / name, Variant(**wanted))
+        done = zoo("bench", bundle.path, "--rounds", 1, "--seconds", 0.001)
+        assert done.returncode == 0, done.stderr
+        rows = [line.split("  ")[0] for line in done.stdout.splitlines() if line.startswith("zoo")]
+        assert rows == ([GRAPH, WHOLE, GRAPH, GRAPH] if has_whole else [GRAPH] * 3)
+        given = inputs(bundle, None)
+        whole = inputs(house.graph("tiny-lite"), None)
+        np.testing.assert_allclose(given.body["pixels"], whole.body["pixels"], atol=1e-5)
+        assert set(given.raw) == {"image" if has_whole else "pixels"}
+        assert {len(array) for array in given.raw.values()} == {1}
+    # Converted already: no further conversion is proposed when torch has been compared with.
+    done = zoo("bench", tmp_path / "raw", *SHORT, "--against", "torch")
+    assert done.returncode == 0, done.stderr
+    assert f"next: zoo run {tmp_path / 'raw'} INPUT" in done.stderr
+
+
+@pytest.mark.parametrize("wanted", [{"fuse": True}, {"precision": "fp16"}, {"precision": "int8"}])
+def test_every_form_of_a_text_model(shelf: Path, tmp_path: Path, wanted: dict[str, object]) -> None:
+    bundle = Zoo().export("tiny-bert", tmp_path / "out", Variant(**wanted))  # type: ignore[arg-type]
+    done = zoo("bench", bundle.path, *SHORT, "--against", "torch")
+    assert done.returncode == 0, done.stderr
+    assert f"next: zoo run {bundle.path} INPUT" in done.stderr
+    assert "--precision" not in done.stderr
+    found = parsed(zoo("bench", bundle.path, *SHORT, "--json"))["bench"]
+    assert found["precision"] == bundle.manifest.precision
+    assert systems(found) == {(GRAPH, batch) for batch in (1, 8, 32)}
 
 
 def timing(system: str, batch: int, low: float, ms: float, high: float) -> Timing:
@@ -152,6 +190,9 @@ def test_a_family_without_torch_has_no_rival(zoo_home: Path, tmp_path: Path, mon
     # The mean is the one product, of the mask with the vectors; the table beside the model counts as a part of it.
     assert found["macs"] == 32 * 8
     assert found["size"] > len(WORDS) * 8 * 4
+    # No torch is proposed that would be refused, and no data for a table that has no labels.
+    done = zoo("bench", "tiny-words", *SHORT)
+    assert "next: zoo export tiny-words -o DIR --precision int8\n" in done.stderr
     fails(2, "the family word2vec has no torch module", "bench", "tiny-words", *SHORT, "--against", "torch")
 
 

@@ -59,8 +59,8 @@ def bench(
 ) -> Benchmark:
     """Time `bundle`, which is called `model`, and torch with the same weights where there is a `rival`.
 
-    Of pictures the graph is timed from the prepared pixels on, and at batch 1 also whole, preprocessing included; of
-    texts on tokens. Raises UsageError for a length that the model does not have, or that pictures have not.
+    Of pictures the graph is timed from the prepared pixels on, and at batch 1 also whole, where it has preprocessing;
+    of texts on tokens. Raises UsageError for a length that the model does not have, or that pictures have not.
     """
     device = choose_device(options.device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -107,11 +107,14 @@ def inputs(bundle: Bundle, length: int | None) -> Inputs:
     if isinstance(preprocess, ImagePreprocess):
         pictures = [decode_image(path, preprocess.resize)[None] for path in samples.bundled(preprocess)[0]]
         cut = bundle.manifest.cut or graph.PIXELS
-        prefix = graph.extract(onnx.load_from_string(bundle.read_model()), [graph.IMAGE], [cut])
+        # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+        prefix = graph.image_prefix(preprocess)
+        if not _is_bare(bundle):
+            prefix = graph.extract(onnx.load_from_string(bundle.read_model()), [graph.IMAGE], [cut])
         session = create_session(prefix.SerializeToString(), "cpu", spins=False)
         pixels = [session.run([cut], {graph.IMAGE: picture})[0] for picture in pictures]
         body = np.concatenate([pixels[index % len(pixels)] for index in range(count)])
-        return Inputs({cut: body}, {graph.IMAGE: pictures[0]})
+        return Inputs({cut: body}, {cut: body[:1]} if _is_bare(bundle) else {graph.IMAGE: pictures[0]})
     assert isinstance(preprocess, TextPreprocess)
     assert length is not None
     bundle.check(preprocess.tokenizer)
@@ -139,6 +142,11 @@ def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
         )
 
 
+def _is_bare(bundle: Bundle) -> bool:
+    """Whether the graph is given pixels, and not pictures."""
+    return graph.PIXELS in {spec.name for spec in bundle.manifest.inputs}
+
+
 def _length(bundle: Bundle, asked: int | None) -> int | None:
     preprocess, name = bundle.manifest.preprocess, bundle.manifest.name
     if isinstance(preprocess, ImagePreprocess):
@@ -162,10 +170,10 @@ def _systems(
         PEAK: System(kind="peak", device=device, threads=threads),
         GRAPH: System(kind="graph", feeds=str(files["body"]), **shared),
     }
-    if is_image:
+    if is_image and not _is_bare(bundle):
         found[WHOLE] = System(kind="whole", feeds=str(files["raw"]), **shared)
     if rival is not None:
-        weights = {"entry": rival.entry, "weights": str(rival.weights), "feeds": str(files["body"])}
+        weights: dict[str, Any] = {"entry": rival.entry, "weights": str(rival.weights), "feeds": str(files["body"])}
         found[TORCH] = System(kind="torch", **weights, **shared)
         if is_image:
             found[CHANNELS_LAST] = System(kind="torch", channels_last=True, **weights, **shared)

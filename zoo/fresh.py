@@ -4,6 +4,7 @@ What the parity gate asks is so answered by what a user of the file will have.
 """
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from zoo.child import python
+from zoo.child import end, python
 from zoo.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Length of a message before it, in eight bytes.
 LENGTH = struct.Struct(">Q")
+#: What onnxruntime says of a file that is newer than itself.
+TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
 
 
 class Output(NamedTuple):
@@ -53,15 +56,20 @@ class FreshSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._child.kill()
-        with self._child:
-            pass
+        end(self._child)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._child.poll() is None
 
     def open(self, path: Path, threads: int) -> None:
-        """Have the file at `path` opened. Raises IntegrityError when onnxruntime refuses it."""
+        """Have the file at `path` opened. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
         answer = self._ask({"path": str(path), "threads": threads})
         if "error" in answer:
-            raise IntegrityError(f"ONNX Runtime refuses the file: {answer['error']}", hint="export it again")
+            newer = f"install a newer onnxruntime (this is {answer['version']})"
+            hint = newer if TOO_NEW.search(answer["error"]) else f"export it again, or {newer}"
+            raise IntegrityError(f"ONNX Runtime refuses the file: {answer['error']}", hint=hint)
         self._names = answer["outputs"]
 
     def get_outputs(self) -> list[Output]:
@@ -69,7 +77,11 @@ class FreshSession:
         return [Output(name) for name in self._names]
 
     def run(self, names: list[str], feeds: "TensorMap") -> "list[NDArray[Any]]":
-        """The outputs `names` for `feeds`. Raises RuntimeError with what the runtime says of them."""
+        """The outputs `names` for `feeds`.
+
+        Raises RuntimeError with what the runtime says of them, IntegrityError when the child ended, as it does without
+        enough memory.
+        """
         answer = self._ask({"names": names, "feeds": {name: _packed(array) for name, array in feeds.items()}})
         if "error" in answer:
             raise RuntimeError(answer["error"])
@@ -113,7 +125,11 @@ def main() -> None:
                 feeds = {name: _array(packed) for name, packed in request["feeds"].items()}
                 _send(answers, {"arrays": [_packed(each) for each in session.run(request["names"], feeds)]})
         except Exception as error:  # onnxruntime's exceptions have no common root of their own
-            _send(answers, {"error": " ".join(str(error).split())[:500]})
+            if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
+                # Nothing is wrong with the file: the end of this process is told from a refusal.
+                sys.exit(1)
+            reason = " ".join(str(error).split())[:500]
+            _send(answers, {"error": reason, "version": onnxruntime.__version__})
 
 
 def _packed(array: "NDArray[Any]") -> tuple[str, tuple[int, ...], bytes]:

@@ -18,7 +18,7 @@ import msgspec
 
 from zoo import external, graph, head, trunk
 from zoo.bundle import HEAD, Bundle
-from zoo.child import python
+from zoo.child import end, python
 from zoo.errors import UsageError, ZooError
 from zoo.points import brief
 from zoo.runtime import cores, create_session, onnxruntime
@@ -89,7 +89,7 @@ class Stopwatch:
         try:
             self._ask(system)
         except BaseException:
-            self._end()
+            end(self._child)
             raise
         self.started = time.perf_counter() - began
 
@@ -97,7 +97,7 @@ class Stopwatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._end()
+        end(self._child)
 
     def time(self, batch: int, seconds: float) -> list[float]:
         """Seconds of each call with `batch` items, one call after another until `seconds` are over; at least one."""
@@ -122,11 +122,6 @@ class Stopwatch:
         if "code" in answer:
             raise ZooError.restore(answer["code"], answer["message"], answer["hint"])
         return answer
-
-    def _end(self) -> None:
-        self._child.kill()
-        with self._child:
-            pass
 
 
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
