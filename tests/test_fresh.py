@@ -1,5 +1,6 @@
 """The processes that answer for the gate and for the stopwatch: what is said when one of them ends too early."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from zoo_cli.output import print_error
 
 from zoo import GateError, IntegrityError, Zoo, ZooError, parity
 from zoo.expected import Case, Expected
@@ -217,3 +219,28 @@ def test_a_stopwatch_whose_child_ends(shelf: Path, tmp_path: Path) -> None:
 def test_a_process_that_cannot_be_told_what_to_time() -> None:
     with pytest.raises(ZooError, match="timed ended"):
         Stopwatch({"much": "x" * 1_000_000}, ["false"])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_gate_that_failed_says_all_that_it_compared(
+    same: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    feeds = {"x": np.ones((7, 4), np.float32)}
+    expected = Expected("ones", [Case(feeds, {"features": 2 * feeds["x"]})])
+    with pytest.raises(GateError) as caught:
+        parity.check(same, expected)
+    print_error(caught.value, as_json=as_json)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    # Twice as long, and of the same direction.
+    assert lines[0] == "  ✗ features (max difference), batch 7: 0.5 (at most 0.0001)"
+    assert lines[1].startswith("  ✓ features (1 - cosine), batch 7: ")
+    assert lines[2] == "  ✓ each row alone (max difference), batch 7: 0 (at most 0.0001)"
+    assert lines[3].startswith("error: parity: features (max difference) at batch 7 differs by 0.5")
+    assert lines[4].startswith("hint: ")
+    assert len(lines) == 5
+    if as_json:
+        said = json.loads(out)["error"]
+        assert (said["code"], len(said["report"]["checks"])) == ("gate", 3)
+    else:
+        assert out == ""
