@@ -137,7 +137,7 @@ def quantise(
     items = [example.item for example in data.calibrate]
     batches = list(precision.calibration(Session(source, "cpu"), items, told))
     if not batches:
-        raise DataError(f"no item of {data.origin} can be read", hint="repair them, or give other data")
+        raise DataError("no item to calibrate with can be read", hint="repair them, or give other data")
     before = data.before
     if data.held is None or before is None:
         return Quantised(precision.int8(model, batches), None, plain)
