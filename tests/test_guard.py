@@ -1,4 +1,4 @@
-"""What judges a lower precision: only items that were not trained on, of every task; what cannot be read is left out."""
+"""What judges a lower precision: only items that were not trained on, of every task, and that can be read."""
 
 import csv
 import shutil

@@ -172,12 +172,13 @@ def _switched(exact: "onnx.ModelProto", done: "onnx.ModelProto") -> "tuple[list[
                 if source is None:
                     continue
                 end = f"{own}/{place}"
-                given = node.input[place] if place < len(node.input) else None
+                given = node.input[place] if place < len(node.input) else ""
                 if source.input[0] in known:
                     whole = _dequantised(source, known)
                     # Where there was no bias one was added, for what rounding adds.
-                    float_ = numpy_helper.to_array(values[given]) if given else np.zeros_like(whole)
-                    error, given = constant(whole - float_, f"{end}/error"), given or constant(float_, f"{end}/none")
+                    exact_ = numpy_helper.to_array(values[given]) if given else np.zeros_like(whole)
+                    error = constant(whole - exact_, f"{end}/error")
+                    given = given or constant(exact_, f"{end}/none")
                 else:
                     scale, zero = (
                         constant(numpy_helper.to_array(known[name]), f"{end}/{name}") for name in source.input[1:3]
