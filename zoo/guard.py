@@ -251,6 +251,8 @@ def _apart(
         if len(unreadable.found) == before:
             break
         pool = unreadable.readable(pool)
+    if not pool.examples:
+        raise DataError(f"no item of {pool.source} for the gate can be read", path=pool.source, hint="repair them")
     rest = unreadable.readable(data)
     if len(rest.examples) < 2 * GATE_SAMPLES and not others.examples:
         return rest, gate, "the calibration items"
