@@ -95,23 +95,34 @@ def write_lite(folder: Path) -> list[Path]:
     return [folder / "lite0.pth"]
 
 
-def write_hostile_shelf(folder: Path, factor: float) -> Path:
-    """The model `hostile`: `tiny-lite` on pictures of 64 pixels, one layer of which eight bits can hardly say.
+def write_hostile_shelf(folder: Path, factor: float, place: str = "project") -> Path:
+    """The model `hostile`: `tiny-lite` on small pictures, one layer of which eight bits can hardly say.
 
-    A channel that is always zero has weights `factor` times as large as any other of its layer's. They change nothing
-    but the range that 256 levels have to span. Returns the registry file.
+    Weights that only ever meet zeros are `factor` times as large as any other of the layer `place`: they change nothing
+    but the range that 256 levels have to span. `project` and `expand` have a channel that is always zero, `depthwise`
+    of one pixel a place that is always padding. Returns the registry file.
     """
     import torch
 
     [path] = write_lite(folder / "lite")
     state = torch.load(path, weights_only=True)
-    block, channel = "_blocks.0.", 3
-    state[block + "_bn1.weight"][channel], state[block + "_bn1.bias"][channel] = 0, -1
-    project = state[block + "_project_conv.weight"]
-    project[:, channel] = factor * project.abs().max()
+    channel, side = 3, 64
+    if place == "project":
+        state["_blocks.0._bn1.weight"][channel], state["_blocks.0._bn1.bias"][channel] = 0, -1
+        weight = state["_blocks.0._project_conv.weight"]
+        weight[:, channel] = factor * weight.abs().max()
+    elif place == "expand":
+        state["_blocks.0._bn2.weight"][channel] = state["_blocks.0._bn2.bias"][channel] = 0
+        weight = state["_blocks.1._expand_conv.weight"]
+        weight[:, channel] = factor * weight.abs().max()
+    else:
+        # Of 32 pixels two by two are left here, one before the first of them is padding, and the stride is two.
+        side = 32
+        weight = state["_blocks.11._depthwise_conv.weight"]
+        weight[:, :, 0, 0] = factor * weight.abs().max()
     torch.save(state, path)
     grey = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
-    preprocess = {"kind": "image", "resize": 64, "crop": 64, "interpolation": "bilinear", **grey}
+    preprocess = {"kind": "image", "resize": side, "crop": side, "interpolation": "bilinear", **grey}
     row = {**_row("efficientnet", "image-features", 1280, preprocess, [path]), "config": {"variant": "lite0"}}
     registry = folder / "registry.yaml"
     registry.write_text(json.dumps({"schema_version": 1, "models": {"hostile": row}}, indent=1))

@@ -6,16 +6,18 @@ cheap, stays as it is. Conversion is onnxruntime's own (onnxruntime.transformers
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import fusion, graph, rewrite, rounding, rowwise
-from zoo.runtime import onnxruntime
+from zoo.runtime import Skip, create_session, onnxruntime
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from zoo.backbone import TensorMap
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 QUANTISED = (
     *("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"),
 )
-#: Decibels of signal over noise that count as none.
-CLEAN = 60.0
+#: What has weights, and may be left in float.
+LAYERS = ("Conv", "Gemm", "MatMul")
+#: The input that says which layers are rounded.
+SWITCHES = "switches"
 #: Batches over which the errors of rounded weights are averaged.
 CORRECTED = 32
 
@@ -105,38 +109,105 @@ def int8_body(
 
 
 def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
-    """Names of the layers with weights, those first that lose most by being quantised.
+    """Names of the layers with weights, those first that alone move the features furthest when they are rounded.
 
-    Of pictures loss is by how many decibels the signal-to-noise ratio of a layer's output is below that of its input,
-    on `batches` (onnxruntime.quantization.qdq_loss_debug): what came before it is not its fault. Of texts it is how far
-    each alone moves the features.
+    On `batches`, from which the ranges are read here, too; `exclude` are those that stay in float already.
     """
+    import numpy as np
+
     parts = pieces(model)
     if parts.prefix is None:
         return rowwise.worst_layers(parts.body, batches, exclude)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        from onnxruntime.quantization.qdq_loss_debug import (
-            collect_activations,
-            compute_signal_to_quantization_noice_ratio,
-            modify_model_output_intermediate_tensors,
-        )
-
         ready, done = _quantised(parts.body, batches, exclude, Path(folder))
-        found = []
-        for path in (ready, done):
-            modify_model_output_intermediate_tensors(str(path), str(path) + ".all")
-            found.append(collect_activations(str(path) + ".all", iter(batches)))
-        layers = [node for node in graph.load(ready).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    exact, rounded = found
+        names, probe = _switched(graph.load(ready), graph.load(done))
+    session = create_session(probe.SerializeToString(), "cpu")
+    together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def ratio(name: str) -> float:
-        # What both compute alike, such as the graph's own input, has no noise.
-        if name not in exact or name not in rounded:
-            return CLEAN
-        return min(CLEAN, float(compute_signal_to_quantization_noice_ratio(exact[name], rounded[name])))
+    def features(switches: "NDArray[np.float32]") -> "NDArray[np.float64]":
+        [found] = session.run(None, {**together, SWITCHES: switches})
+        return np.asarray(found, np.float64)
 
-    gained = {node.name: ratio(node.output[0]) - ratio(node.input[0]) for node in layers if node.name not in exclude}
-    return sorted(gained, key=gained.__getitem__)
+    exact = features(np.zeros(len(names), np.float32))
+    cost = [float(np.square(features(switches) - exact).sum()) for switches in np.eye(len(names), dtype=np.float32)]
+    return [names[number] for number in np.argsort(-np.array(cost), kind="stable")]
+
+
+def _switched(exact: "onnx.ModelProto", done: "onnx.ModelProto") -> "tuple[list[str], onnx.ModelProto]":
+    """(the layers in eight bits, `exact` with an input SWITCHES [layers]: 1 rounds what a layer takes as `done` does).
+
+    One graph for all of them: a session for each would take longer to make than to run.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(exact)
+    body = probe.graph
+    values = {tensor.name: tensor for tensor in body.initializer}
+    known = {tensor.name: tensor for tensor in done.graph.initializer}
+    rounded = {node.output[0]: node for node in done.graph.node if node.op_type == "DequantizeLinear"}
+    takes = {node.name: [rounded.get(name) for name in node.input] for node in done.graph.node}
+    nodes: list[onnx.NodeProto] = []
+
+    def add(kind: str, inputs: "Sequence[str]", output: str) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [output], name=output))
+        return output
+
+    def constant(array: Any, name: str) -> str:
+        body.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    names: list[str] = []
+    for node in body.node:
+        sources = takes.get(node.name, [])
+        if node.op_type in LAYERS and any(sources):
+            own = f"switched/{len(names)}"
+            switch = add(
+                "Gather", [SWITCHES, constant(np.array(len(names), np.int64), f"{own}/place")], f"{own}/switch"
+            )
+            names.append(node.name)
+            for place, source in enumerate(sources):
+                if source is None:
+                    continue
+                end = f"{own}/{place}"
+                given = node.input[place] if place < len(node.input) else ""
+                if source.input[0] in known:
+                    whole = _dequantised(source, known)
+                    # Where there was no bias one was added, for what rounding adds.
+                    exact_ = numpy_helper.to_array(values[given]) if given else np.zeros_like(whole)
+                    error = constant(whole - exact_, f"{end}/error")
+                    given = given or constant(exact_, f"{end}/none")
+                else:
+                    scale, zero = (
+                        constant(numpy_helper.to_array(known[name]), f"{end}/{name}") for name in source.input[1:3]
+                    )
+                    bytes_ = add("QuantizeLinear", [given, scale, zero], f"{end}/bytes")
+                    error = add(
+                        "Sub", [add("DequantizeLinear", [bytes_, scale, zero], f"{end}/whole"), given], f"{end}/error"
+                    )
+                taken = add("Add", [given, add("Mul", [error, switch], f"{end}/part")], f"{end}/taken")
+                node.input[place : place + 1] = [taken]
+        nodes.append(node)
+    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del body.node[:]
+    body.node.extend(ordered)
+    body.input.append(helper.make_tensor_value_info(SWITCHES, onnx.TensorProto.FLOAT, [len(names)]))
+    return names, probe
+
+
+def _dequantised(node: "onnx.NodeProto", known: "Mapping[str, onnx.TensorProto]") -> "NDArray[np.float32]":
+    """What a DequantizeLinear of constants gives."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    whole, scale, *zero = (numpy_helper.to_array(known[name]) for name in node.input)
+    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+    shape = [-1 if place == axis % whole.ndim else 1 for place in range(whole.ndim)] if scale.size > 1 else []
+    origin = zero[0].astype(np.int64).reshape(shape) if zero else 0
+    found: NDArray[np.float32] = ((whole.astype(np.int64) - origin) * scale.reshape(shape)).astype(np.float32)
+    return found
 
 
 def _quantised(
@@ -237,11 +308,11 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def calibration(session: Any, items: Sequence[object]) -> "Iterator[TensorMap]":
-    """The body's inputs for each of `items`, one at a time, as the runtime itself makes them."""
+def calibration(session: Any, items: Sequence[object], skip: Skip | None = None) -> "Iterator[TensorMap]":
+    """The body's inputs for each of `items`, one at a time, as the runtime itself makes them; `skip` as it takes it."""
     is_text = session.manifest.cut is None
     taken = [spec.name for spec in session.manifest.inputs] if is_text else [graph.PIXELS]
     # Asked for nothing that it computes, the runtime would answer with everything.
-    for _, arrays in session.stream(items, [*taken, graph.FEATURES]):
+    for _, arrays in session.stream(items, [*taken, graph.FEATURES], skip):
         for row in range(len(arrays[taken[0]])):
             yield {name: arrays[name][row : row + 1] for name in taken}
