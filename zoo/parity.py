@@ -172,7 +172,7 @@ def compare(
     if former is None:
         yield _judge("scores (max difference)", batch, _difference(scores, right), bounds.scores)
     elif features is not None:
-        own = head.apply(top.layers, features, top.activation)
+        own = head.apply(top.layers, np.asarray(features, np.float32), top.activation)
         yield _judge("scores of its features (max difference)", batch, _difference(scores, own), EXACT.scores)
     # Where rows may move they are counted once, in the largest batch: as few as there are in the others prove nothing.
     if top.activation == "softmax" and (former is None or batch == BATCHES[-1]):
