@@ -96,9 +96,10 @@ def _check(source: Bundle, variant: Variant) -> None:
             f"{manifest.name} at {source.path} is {what} already", hint="export the fp32 model it came from"
         )
     if is_raw(manifest):
+        asked = "" if variant.precision is None else f" --precision {variant.precision}"
         raise UsageError(
             f"{manifest.name} at {source.path} is a bare backbone, which is converted no further",
-            hint="export the model it came from, with --raw",
+            hint=f"export the model it came from, with --raw{asked}",
         )
     check_needs(manifest, variant)
     if has_table(manifest.lineage.entry) and variant.calibrate and manifest.head is None:
