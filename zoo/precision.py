@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import fusion, graph, rewrite, rounding, rowwise
-from zoo.runtime import onnxruntime
+from zoo.device import onnxruntime
 
 if TYPE_CHECKING:
     import onnx
