@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import msgspec
 from zoo import external
 from zoo.answers import Placement, RunResult
 from zoo.bundle import MODEL, Bundle
-from zoo.device import choose
+from zoo.device import choose, onnxruntime
 from zoo.engine import Settings
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
@@ -65,7 +66,11 @@ class Session:
         self.manifest = bundle.manifest
         self.labels = self.manifest.labels
         self.batches_run: list[int] = []
-        model = bundle.read_model()
+        # The file is read and hashed while the runtime is imported: each takes a tenth of a second.
+        with ThreadPoolExecutor(1, "zoo-read") as pool:
+            reading = pool.submit(bundle.read_model)
+            onnxruntime()
+            model = reading.result()
         tables = external.files(model, bundle.map)
         #: Files beside the model that its numbers lie in.
         self.table_files = sorted(tables)
