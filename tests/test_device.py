@@ -11,7 +11,7 @@ import pytest
 
 from zoo import DeviceError, UsageError, Zoo
 from zoo.cores import cores, cpu_quota
-from zoo.device import ON_CPU, _version_problem, choose, cuda_problem, parse, placed
+from zoo.device import ON_CPU, _version_problem, choose, choose_device, cuda_problem, parse, placed
 from zoo.engine import Settings, create_session, providers
 
 COMMAND = (sys.executable, "-c", "from zoo_cli.app import process; process()")
@@ -171,6 +171,12 @@ def test_quotas_of_control_groups(tmp_path: Path, lines: str, files: dict[str, s
 def test_no_control_groups(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) is None
     assert cores() >= 1
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])
+def test_torch_has_no_tensorrt(device: str) -> None:
+    with pytest.raises(UsageError, match="TensorRT runs exported models"):
+        choose_device(device)
 
 
 def test_threads_are_what_was_asked_for(shelf: Path) -> None:

@@ -1,5 +1,6 @@
 """Graphs cut on their bytes are those that onnx cuts, and bytes that are no model are refused."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,8 @@ def test_damaged_models_are_refused_or_read_but_never_crash(data: st.DataObject)
     else:
         good[place] = data.draw(st.integers(0, 255))
         damaged = bytes(good)
-    try:
+    with suppress(IntegrityError):
         Wire(damaged).cut(["x"], ["y1"])
-    except IntegrityError:
-        pass
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\xff" * 40, b"PK\x03\x04 a zip file"])

@@ -276,6 +276,7 @@ class Zoo(Environment):
         """
         from zoo import trunk
         from zoo.data import is_hub
+        from zoo.device import choose_device
         from zoo.finetune import finetune, load
         from zoo.tuned import Materials
 
@@ -285,6 +286,7 @@ class Zoo(Environment):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
+        choose_device(options.device)
         if not is_hub(data) and not Path(data).exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)

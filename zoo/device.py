@@ -57,7 +57,9 @@ def choose(device: str) -> Placement:
 
 
 def choose_device(device: str) -> str:
-    """`choose`, only the name of the device."""
+    """`cpu` or `cuda:N`, where torch computes, too. Raises UsageError for `tensorrt`, and what `choose` does."""
+    if parse(device)[0] == "tensorrt":
+        raise UsageError("TensorRT runs exported models, and nothing else", hint="--device cuda, or --device auto")
     return choose(device).used
 
 
