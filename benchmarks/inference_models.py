@@ -16,8 +16,10 @@ from sentences import sentences
 
 from zoo import Bundle, Variant, Zoo, graph, guard
 from zoo.bench import inputs
+from zoo.cores import cores
+from zoo.pipeline import TOKENS
 from zoo.progress import SILENT
-from zoo.runtime import TOKENS, Session, cores
+from zoo.runtime import Session
 from zoo.schema import TextPreprocess
 from zoo.stopwatch import Stopwatch, System
 

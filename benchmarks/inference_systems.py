@@ -14,7 +14,7 @@ import onnx
 import record
 
 from zoo import Bundle, ZooError, graph
-from zoo.runtime import cores
+from zoo.cores import cores
 from zoo.stopwatch import Stopwatch
 
 PEERS = {

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from zoo.runtime import cores, onnxruntime
+from zoo.cores import cores
+from zoo.device import onnxruntime
 
 SIDE, RUNS = 2048, 12
 

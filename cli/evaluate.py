@@ -34,7 +34,7 @@ def command(
     text: Annotated[str | None, typer.Option(help="The text column.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of pictures.")] = None,
     label: Annotated[str | None, typer.Option(help="The label column.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a bundle's ONNX file: accuracy, F1, confusion and calibration, or the error of a number."""

@@ -17,7 +17,7 @@ def command(
         list[str], typer.Argument(help="Pictures, folders, globs, texts, words; - reads stdin.", metavar="INPUT...")
     ],
     # Without envvar: ZOO_DEVICE is a wish for models that can have it, and the API reads it.
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N]; ZOO_DEVICE where it is left out.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N]; or ZOO_DEVICE.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels, or words, to show.")] = 5,
     analogy: Annotated[
         bool, typer.Option("--analogy", help="INPUT is three words A B C: what is to C as A is to B? (A - B + C)")
@@ -46,7 +46,8 @@ def command(
             print_error(failure, as_json=False)
         raise failures[0]
     if json:
-        print_json("run", {"model": model, "device": result.device, "results": [_facts(a) for a in result.answers]})
+        facts = {"model": model, "device": result.device, "placement": to_plain(result.placement)}
+        print_json("run", {**facts, "results": [_facts(answer) for answer in result.answers]})
     else:
         _print(model, result)
     for failure in failures:
@@ -59,7 +60,7 @@ def _print(model: str, result: RunResult) -> None:
     answered = [answer for answer in result.answers if answer.error is None]
     for answer in answered:
         write(f"{answer.input}\t{_words(answer)}")
-    say(f"{len(answered)} inputs on {result.device}")
+    say(f"{len(answered)} inputs on {result.placement or result.device}")
     if answered[0].labels or answered[0].value is not None:
         next_command("zoo", "evaluate", model, "DATA")
     else:

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("network"):
                 item.add_marker(skip)
     if any(item.get_closest_marker("gpu") for item in items):
-        from zoo.runtime import cuda_problem
+        from zoo.device import cuda_problem
 
         problem = cuda_problem()
         if problem is not None:

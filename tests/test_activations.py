@@ -18,7 +18,8 @@ from zoo import AccessError, DataError, UsageError, Zoo
 from zoo.activations import Activations
 from zoo.bundle import Bundle
 from zoo.data import Example
-from zoo.runtime import Session, Skip
+from zoo.pipeline import Skip
+from zoo.runtime import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [f"late parcel {'card ' * (n % 9)}{n}" for n in range(60)]

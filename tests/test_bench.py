@@ -14,7 +14,7 @@ from tests.test_cli import tuned as tuned  # the fixture
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
 from zoo.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, verdicts
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.stopwatch import Stopwatch, System, torch_module
 
 SHORT = ("--rounds", "2", "--seconds", "0.001")

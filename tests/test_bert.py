@@ -12,7 +12,7 @@ from zoo_plugins.backbones.bert import Bert, read_config
 from tests.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
 from zoo.encode import TextEncoder
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.schema import Entry, ExportOptions, TextPreprocess, WeightFile, WordPiece
 from zoo.wordpiece import place_tokenizer, read_vocabulary, tokenizer_json
 

@@ -18,9 +18,9 @@ from zoo import Bundle, PluginError, Zoo, graph
 from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.bridged import Bridged
 from zoo.encode import TextEncoder, decode_image
+from zoo.engine import create_session
 from zoo.errors import NotFoundError
 from zoo.expected import pillow_pixels
-from zoo.runtime import create_session
 from zoo.samples import FOLDER
 from zoo.schema import Entry, ImagePreprocess
 

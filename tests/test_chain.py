@@ -10,7 +10,7 @@ from PIL import Image
 
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo, external
 from zoo.bundle import read_split
-from zoo.runtime import create_session
+from zoo.engine import create_session
 
 TOPICS = {
     "billing": "card money bill invoice charged refund price tax",

@@ -283,7 +283,7 @@ def test_offline(shelf: Path, zoo_home: Path) -> None:
 
 
 def test_a_device_that_is_not_there(shelf: Path, tuned: Path) -> None:
-    from zoo.runtime import cuda_problem
+    from zoo.device import cuda_problem
 
     if cuda_problem() is not None:
         fails(7, "cuda cannot be used", "run", tuned / "out", "x", "--device", "cuda")

@@ -15,8 +15,9 @@ from zoo_plugins.backbones.word2vec import mean_graph
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import IntegrityError, Zoo, external
 from zoo.bundle import Bundle, describe_files, write_manifest
+from zoo.engine import create_session
 from zoo.features import cache_key
-from zoo.runtime import Session, create_session
+from zoo.runtime import Session
 from zoo.schema import ExportOptions
 
 DIM = 8

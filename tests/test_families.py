@@ -10,7 +10,7 @@ from zoo_plugins.backbones.efficientnet import EfficientNet
 
 from tests.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.schema import Entry
 
 

@@ -17,7 +17,8 @@ from zoo import AccessError, DataError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.data import Example
 from zoo.features import FeatureCache, _connect, cache_key
-from zoo.runtime import Session, Skip
+from zoo.pipeline import Skip
+from zoo.runtime import Session
 
 
 def examples(texts: list[str], label: str = "a") -> list[Example]:

@@ -13,7 +13,7 @@ from tests.test_features import TEXTS, examples
 from zoo import Zoo, ZooError
 from zoo.data import Example
 from zoo.features import FeatureCache
-from zoo.runtime import WINDOW
+from zoo.pipeline import WINDOW
 from zoo.views import View
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from zoo_cli.output import print_error
 
 from zoo import GateError, IntegrityError, Zoo, ZooError, parity
+from zoo.engine import create_session
 from zoo.expected import Case, Expected
 from zoo.fresh import FreshSession
 from zoo.parity import BOUNDS, EXACT, TEXTS, Top
-from zoo.runtime import create_session
 from zoo.stopwatch import Stopwatch, System
 
 #: More than a pipe holds.

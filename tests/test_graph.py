@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 from tests.test_preprocessing import photographs
 from zoo import IntegrityError, Zoo, graph
+from zoo.engine import create_session
 from zoo.expected import pillow_pixels, torchvision_pixels
-from zoo.runtime import create_session
 from zoo.schema import ImagePreprocess
 
 

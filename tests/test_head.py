@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from zoo import DivergedError, FinetuneOptions, UsageError, graph, head, parse_head
+from zoo.engine import create_session
 from zoo.fit import Problem, TrainedHead, fit
 from zoo.interrupt import Interrupt
 from zoo.metrics import wilson
-from zoo.runtime import create_session
 
 
 def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

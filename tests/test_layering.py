@@ -21,20 +21,21 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "graph", "parity", "expected", "fresh", "runtime", "features", "views", "activations", "convert", "torchkit",
+        "cores", "device", "wire", "engine", "binding", "pipeline", "runtime", "run",
+        "graph", "parity", "expected", "fresh", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
         "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",
         "macs",
     },
     {
-        "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
+        "search", "fit", "deep", "tuned", "runs", "build", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe", "survey",
         "scaffold", "doctor", "prune", "stopwatch", "bench",
     },
     {"__init__"},
 )  # fmt: skip
 #: Who imports onnxruntime: sessions, the bare process of the gate, and who calls its converters.
-DOORS = {"zoo/runtime.py", "zoo/fresh.py", "zoo/precision.py"}
+DOORS = {"zoo/device.py", "zoo/fresh.py", "zoo/precision.py"}
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -171,7 +172,7 @@ def house(tmp_path: Path) -> Path:
         "zoo/errors.py": "import os\n",
         "zoo/store.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from zoo.lock import Lock\n",
         "zoo/lock.py": "from zoo.store import Store\nfrom zoo import errors\n",
-        "zoo/runtime.py": "def load():\n    import onnxruntime\n",
+        "zoo/device.py": "def load():\n    import onnxruntime\n",
         "zoo/api.py": "from . import lock\nfrom .errors import ZooError\n",
         "cli/app.py": "from zoo import Zoo\nfrom zoo_cli.output import say\n",
         "plugins/sources/file.py": "from zoo.source import Source\nfrom zoo.hookspecs import hookimpl\n",

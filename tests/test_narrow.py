@@ -12,7 +12,7 @@ from tests.test_cli import zoo as command
 from tests.word_tables import WORDS, binary, row, text, vectors, write_shelf
 from zoo import FinetuneOptions, GateError, UsageError, Variant, Zoo, narrow
 from zoo.bundle import Bundle
-from zoo.runtime import onnxruntime
+from zoo.device import onnxruntime
 
 DIM = 16
 TABLE = vectors(len(WORDS), DIM)

@@ -15,9 +15,10 @@ from tests.test_cli import fails, parsed, zoo
 from zoo import GateError, UsageError, Variant, Zoo, graph, guard, head, parity, precision
 from zoo.bundle import Bundle
 from zoo.data import load
+from zoo.engine import create_session
 from zoo.examples import digest_of
 from zoo.expected import expect
-from zoo.runtime import Session, create_session
+from zoo.runtime import Session
 from zoo.schema import ImagePreprocess
 
 

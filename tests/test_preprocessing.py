@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from zoo import graph
 from zoo.encode import decode_image
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.schema import ImagePreprocess
 
 SIZES = ((1, 1), (3, 50), (50, 3), (99, 128), (223, 224), (255, 257), (257, 255), (300, 451), (481, 640), (1031, 777))

@@ -15,7 +15,8 @@ from tests.word_tables import WORDS as LISTED
 from tests.word_tables import binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo, graph
 from zoo.bundle import Bundle
-from zoo.runtime import create_session, onnxruntime
+from zoo.device import onnxruntime
+from zoo.engine import create_session
 from zoo.schema import Task, input_specs
 
 PICTURES = list(np.random.default_rng(0).integers(0, 255, (3, 90, 131, 3), dtype=np.uint8))

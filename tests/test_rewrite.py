@@ -11,8 +11,8 @@ from zoo_plugins.backbones.inception import Inception
 
 from tests.upstream import ROWS, Upstream, pixels
 from zoo import graph, precision, rewrite
+from zoo.engine import create_session
 from zoo.registry import load_registry
-from zoo.runtime import create_session
 from zoo.schema import ExportOptions
 
 #: Inception v3 pools and convolves in its three blocks at 35x35, four at 17x17 and two at 8x8.

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from zoo import graph, rounding
-from zoo.runtime import create_session
+from zoo.engine import create_session
 
 
 def convolution(weight: np.ndarray, bias: np.ndarray | None, **attributes: object) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from zoo_plugins.backbones.bert import Bert
 
 from tests.test_bert import entry_of, reference, tokens
 from zoo import UsageError, fusion, graph, rowwise
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.schema import ExportOptions
 
 ARCHITECTURES = ["bert", "distilbert", "roberta", "mpnet"]

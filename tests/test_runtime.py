@@ -12,8 +12,11 @@ from PIL import Image
 
 from zoo import DataError, DeviceError, IntegrityError, UsageError, Zoo
 from zoo.bundle import Bundle
+from zoo.device import choose_device, cuda_problem
 from zoo.encode import decode_image
-from zoo.runtime import BATCH, Session, choose_device, create_session, cuda_problem
+from zoo.engine import create_session
+from zoo.pipeline import BATCH
+from zoo.runtime import Session
 
 
 def photographs(folder: Path, count: int) -> list[Path]:

@@ -13,7 +13,7 @@ from tests.test_docs import ROOT, snippet
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo, parity
 from zoo.bundle import Bundle
-from zoo.runtime import onnxruntime
+from zoo.device import onnxruntime
 from zoo.schema import Precision
 
 PAGE = ROOT / "docs/export.md"

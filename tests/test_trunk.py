@@ -14,8 +14,8 @@ from tests.upstream import Upstream
 from zoo import GateError, IntegrityError, UsageError, Zoo, graph, parity, samples, trunk
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata
+from zoo.engine import create_session
 from zoo.expected import expect
-from zoo.runtime import create_session
 from zoo.schema import ExportOptions
 from zoo.torchkit import TorchBackbone
 

@@ -13,8 +13,8 @@ from zoo_plugins.backbones.resnet import ResNet
 
 from tests.upstream import ROWS, Upstream, pixels
 from zoo import RegistryError, Zoo
+from zoo.engine import create_session
 from zoo.registry import load_registry
-from zoo.runtime import create_session
 from zoo.schema import Entry
 from zoo.torchkit import TorchBackbone
 

@@ -119,7 +119,7 @@ def test_the_bare_graph_gives_zeros_and_not_nan(words: Zoo, name: str) -> None:
 
 def bare(bundle: Bundle) -> object:
     """The model as a bare runtime opens it: by its path."""
-    from zoo.runtime import onnxruntime
+    from zoo.device import onnxruntime
 
     return onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
 

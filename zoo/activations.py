@@ -17,9 +17,10 @@ from zoo import space
 from zoo.data import Example
 from zoo.errors import DataError, UsageError, named, naming
 from zoo.features import cache_key, unusable
+from zoo.pipeline import Skip
 from zoo.progress import SILENT, Progress
 from zoo.records import Records, Row
-from zoo.runtime import Session, Skip
+from zoo.runtime import Session
 from zoo.schema import ImagePreprocess, TensorSpec
 from zoo.views import View, Viewed, key
 

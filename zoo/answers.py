@@ -50,13 +50,30 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None = None
 
 
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model runs: `used` (`cpu`, `cuda:0`, `tensorrt:0`) is what was made of what was `asked`.
+
+    `why` says what stood against a better device, where `auto` took the CPU. `nodes` are those of the graph by ONNX
+    Runtime's provider (`CUDA`, `CPU`), as the runtime reports them: pictures are resized on the CPU before it, always.
+    """
+
+    asked: str
+    used: str
+    why: str | None = None
+    nodes: dict[str, int] = {}
+
+    def __str__(self) -> str:
+        return self.used if self.why is None else f"{self.used} ({self.asked}: {self.why})"
+
+
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers in the order of the inputs, and the device that really ran."""
+    """Answers in the order of the inputs, and the device that really ran; `placement` says how it came to it."""
 
     model: str
     entry: str
     device: str
     answers: tuple[Answer, ...]
+    placement: Placement | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,12 @@
 """class Zoo: one method a verb. The command line calls these, and so can a notebook."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from zoo.answers import Answer, Evaluation, Row, RunResult
 from zoo.benchmark import Benchmark, BenchOptions
@@ -207,11 +209,23 @@ class Zoo(Environment):
             return Bundle.open(Path(model))
         return self.graph(model)
 
-    def session(self, model: str, device: str | None = None) -> "Session":
-        """A model loaded on a device (`auto`, `cpu`, `cuda:N`; ZOO_DEVICE or auto by default)."""
+    def session(
+        self, model: str, device: str | None = None, *, threads: int | None = None, spins: bool | None = None,
+        fixed: bool = False,
+    ) -> "Session":  # fmt: skip
+        """A model loaded on a device (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`; ZOO_DEVICE or auto by default).
+
+        The other arguments, and what is raised, are those of `zoo.runtime.Session`.
+        """
+        from zoo.device import choose
+        from zoo.engine import ENGINES
         from zoo.runtime import Session
 
-        return Session(self.open(model), device or os.environ.get("ZOO_DEVICE") or "auto")
+        device = device or os.environ.get("ZOO_DEVICE") or "auto"
+        # Said before anything is pulled or built for it.
+        choose(device)
+        engines = self.store.home / ENGINES
+        return Session(self.open(model), device, threads=threads, spins=spins, fixed=fixed, engines=engines)
 
     def inputs(
         self, model: str, arguments: Sequence[str], *, text: str | None = None
@@ -227,32 +241,31 @@ class Zoo(Environment):
     def run(
         self,
         model: str,
-        inputs: Iterable[Any],
+        inputs: Any,
         *,
         names: Sequence[str] | None = None,
         device: str | None = None,
         top: int = 5,
         keep_going: bool = False,
     ) -> RunResult:
-        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts.
+        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts; one, or any iterable.
 
+        The model is loaded for this call alone: `session(model).run(inputs)` is for many.
         A registry row of word vectors answers with nearest words, searched on the CPU. An input that cannot be read
         is a DataError, a text without a known word a NotFoundError there; with `keep_going` its answer has that
         error, and the others theirs.
         """
-        from zoo import run
+        from zoo.run import nearest_words
 
-        items = list(inputs)
-        names = names or [str(item) if isinstance(item, str | Path) else f"#{i}" for i, item in enumerate(items)]
-        if self.has_words(model):
-            _check_search(device)
-            table, entry, used = self.words(model), self.entry(model).name, "cpu"
-            answers = run.nearest_words(table, items, names, top=top, keep_going=keep_going)
-        else:
+        if not self.has_words(model):
             session = self.session(model, device)
-            entry, used = session.manifest.lineage.entry.name, session.device
-            answers = run.answer(session, items, names, top=top, keep_going=keep_going, progress=self.progress)
-        return RunResult(model=model, entry=entry, device=used, answers=tuple(answers))
+            found = session.run(inputs, names=names, top=top, keep_going=keep_going, progress=self.progress)
+            return replace(found, model=model)
+        _check_search(device)
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        names = names or [item if isinstance(item, str) else f"#{i}" for i, item in enumerate(texts)]
+        answers = nearest_words(self.words(model), texts, names, top=top, keep_going=keep_going)
+        return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=tuple(answers))
 
     def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
@@ -263,6 +276,7 @@ class Zoo(Environment):
         """
         from zoo import trunk
         from zoo.data import is_hub
+        from zoo.device import choose_device
         from zoo.finetune import finetune, load
         from zoo.tuned import Materials
 
@@ -272,6 +286,7 @@ class Zoo(Environment):
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
+        choose_device(options.device)
         if not is_hub(data) and not Path(data).exists():
             raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
@@ -331,7 +346,7 @@ class Zoo(Environment):
         Raises UsageError for a length that the model cannot have and for a family without a torch module.
         """
         from zoo.bench import Rival, bench
-        from zoo.runtime import choose_device
+        from zoo.device import choose_device
 
         options = options or BenchOptions()
         choose_device(options.device)

@@ -18,10 +18,12 @@ from zoo import external, graph, macs, samples
 from zoo.benchmark import BATCHES, Benchmark, BenchOptions, ColdStart, Timing, Verdict
 from zoo.build import encoder, gate_words, versions
 from zoo.bundle import Bundle
+from zoo.cores import cores
+from zoo.device import choose_device
 from zoo.encode import decode_image
+from zoo.engine import create_session
 from zoo.errors import UsageError
 from zoo.progress import SILENT, Progress
-from zoo.runtime import choose_device, cores, create_session
 from zoo.schema import Entry, ImagePreprocess, TextPreprocess
 from zoo.stopwatch import SIDE, Stopwatch, System, cold_start
 

@@ -18,10 +18,10 @@ from zoo.backbone import Backbone
 from zoo.bundle import MODEL
 from zoo.child import python
 from zoo.encode import TextEncoder, decode_image
+from zoo.engine import create_session
 from zoo.errors import quote
 from zoo.expected import BATCHES, Case
 from zoo.points import brief
-from zoo.runtime import create_session
 from zoo.schema import Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
 from zoo.torchkit import TorchBackbone
 

@@ -72,7 +72,7 @@ def _runtime() -> Finding:
 
 
 def _cuda() -> Finding:
-    from zoo.runtime import cuda_problem
+    from zoo.device import cuda_problem
 
     try:
         problem = cuda_problem()

@@ -16,19 +16,20 @@ from zoo.extras import require
 from zoo.metrics import answers, measure
 from zoo.progress import SILENT, Progress
 from zoo.run import Failures
-from zoo.runtime import Session
 from zoo.schema import Task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from zoo.runtime import Session
+
 #: Columns of a table of predictions before those of the scores.
 COLUMNS = ("input", "label", "predicted")
 
 
 def evaluate(
-    session: Session,
+    session: "Session",
     model: str,
     data: str | Path,
     *,
@@ -156,7 +157,7 @@ def _parquet(table: dict[str, list[Any]]) -> bytes:
 
 
 def _scores(
-    session: Session, dataset: Dataset, max_bad: float, progress: Progress
+    session: "Session", dataset: Dataset, max_bad: float, progress: Progress
 ) -> "tuple[NDArray[np.float32], dict[int, ZooError]]":
     """(scores [items, labels], the error of each item that has none, by its place). Raises DataError for too many."""
     names = [example.name for example in dataset.examples]

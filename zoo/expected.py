@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from zoo import graph
 from zoo.encode import TextEncoder, decode_image
-from zoo.runtime import create_session
+from zoo.engine import create_session
 from zoo.schema import ImagePreprocess
 
 if TYPE_CHECKING:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from zoo import space
 from zoo.data import Example
+from zoo.device import onnxruntime
 from zoo.encode import encoder_version
 from zoo.errors import AccessError, DataError, named, naming
+from zoo.pipeline import Skip
 from zoo.progress import SILENT, Progress
-from zoo.runtime import Session, Skip, onnxruntime
+from zoo.runtime import Session
 from zoo.schema import TextPreprocess, WordsPreprocess
 from zoo.views import View, Viewed, key
 

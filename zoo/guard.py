@@ -13,8 +13,9 @@ from zoo.errors import DataError, GateError, ZooError
 from zoo.examples import Example, Skipped, check_bad
 from zoo.metrics import measure
 from zoo.options import FinetuneOptions, Variant
+from zoo.pipeline import Skip
 from zoo.progress import Progress
-from zoo.runtime import Session, Skip
+from zoo.runtime import Session
 from zoo.schema import Guard, Manifest, Metrics
 from zoo.split import split
 from zoo.tuned import GATE_SAMPLES, gate_samples

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.runtime import create_session
+from zoo.engine import create_session
 
 if TYPE_CHECKING:
     import onnx

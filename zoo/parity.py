@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import external, graph, head
+from zoo.cores import cores
+from zoo.engine import create_session
 from zoo.errors import GateError
 from zoo.expected import BATCHES, Case, Expected
 from zoo.fresh import FreshSession
-from zoo.runtime import cores, create_session
 from zoo.schema import (
     ImagePreprocess,
     Parity,

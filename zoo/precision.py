@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import fusion, graph, rewrite, rounding, rowwise
-from zoo.runtime import Skip, create_session, onnxruntime
+from zoo.device import onnxruntime
+from zoo.engine import create_session
+from zoo.pipeline import Skip
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ https://arxiv.org/abs/1906.04721, with means over pictures where they have none.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.runtime import create_session
+from zoo.engine import create_session
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,9 +12,9 @@ Rows scaled so are "token-wise dynamic quantisation" in the literature: Yao et a
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.engine import create_session
 from zoo.errors import UsageError
 from zoo.rounding import fitting_range
-from zoo.runtime import create_session
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,9 +19,11 @@ import msgspec
 from zoo import external, graph, head, trunk
 from zoo.bundle import HEAD, Bundle
 from zoo.child import end, python
+from zoo.cores import cores
+from zoo.device import onnxruntime
+from zoo.engine import create_session
 from zoo.errors import UsageError, ZooError
 from zoo.points import brief
-from zoo.runtime import cores, create_session, onnxruntime
 from zoo.schema import Entry
 from zoo.torchkit import TorchBackbone, positional
 

@@ -1,0 +1,126 @@
+"""An ONNX Runtime session with the settings of its device, which is checked to run there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from zoo import external
+from zoo.cores import cores
+from zoo.device import PROVIDERS, onnxruntime, parse, placed, preload, silenced
+from zoo.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from zoo.external import Bytes
+
+#: A folder, a file of its own for each device and release of TensorRT in it: building an engine takes minutes.
+ENGINES = "engines"
+
+
+class Settings(NamedTuple):
+    """How a session computes. Without `spins` its threads sleep while they wait: others compute beside them.
+
+    `kind` is what the model reads. `fixed` says that every run has the same shapes, so that CUDA can record its kernels
+    once. TensorRT keeps its engines in `engines` under names that begin with `key`, for inputs in `shapes`.
+    """
+
+    threads: int | None = None
+    spins: bool = True
+    kind: Literal["picture", "text"] = "text"
+    fixed: bool = False
+    engines: Path | None = None
+    key: str = "zoo"
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
+
+
+def create_session(
+    model: bytes,
+    device: str,
+    threads: int | None = None,
+    tables: "Mapping[str, Bytes] | None" = None,
+    *,
+    spins: bool = True,
+    settings: Settings | None = None,
+) -> Any:
+    """An InferenceSession of `model` that really runs on `device` (`cpu`, `cuda:N` or `tensorrt:N`), or an error.
+
+    `tables` are the files of its external data by name (zoo.external.files); the runtime itself opens none. `settings`
+    stand for `threads` and `spins`, and more. Its `nodes` say on which provider how many nodes of the graph lie.
+    Raises DeviceError when the provider was dropped or many nodes lie on the CPU, IntegrityError when the runtime
+    refuses the graph or a file of its external data was not given.
+    """
+    ort = onnxruntime()
+    settings = settings or Settings(threads, spins)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads or cores()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not settings.spins:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    outside = sorted({tensor.file for tensor in external.references(model)})
+    if missing := [name for name in outside if name not in (tables or {})]:
+        raise IntegrityError(
+            f"a part of the model lies in {missing[0]}, which was not given", hint="write the bundle again"
+        )
+    files = [tables[name] for name in outside] if tables else []
+    if files:
+        # Without this entry every table would be copied; with it they must outlive the session.
+        options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+        options.add_external_initializers_from_files_in_memory(outside, files, [len(file) for file in files])
+    try:
+        if device == "cpu":
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        else:
+            preload()
+            with silenced():
+                session = ort.InferenceSession(model, options, providers=providers(device, settings))
+    except Exception as error:  # onnxruntime's exceptions have no common root of their own
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
+    session.nodes = placed(device, session.get_providers(), session.get_provider_graph_assignment_info())
+    session.tables = files
+    return session
+
+
+def providers(device: str, settings: Settings) -> list[tuple[str, dict[str, str]]]:
+    """ONNX Runtime's providers for a device, best first, each with its options."""
+    kind, index = parse(device)
+    options = {
+        "TensorrtExecutionProvider": _tensorrt(settings),
+        "CUDAExecutionProvider": _cuda(settings),
+        "CPUExecutionProvider": {},
+    }
+    where = {"device_id": str(index)}
+    return [(name, options[name] | ({} if name.startswith("CPU") else where)) for name in PROVIDERS[kind]]
+
+
+def _cuda(settings: Settings) -> dict[str, str]:
+    # As exact as the CPU: TF32 has ten bits of mantissa, and it is on by default.
+    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    if settings.kind == "picture":
+        # The exhaustive search, which is the default, is made anew for each shape: worth it for one.
+        options["cudnn_conv_algo_search"] = "EXHAUSTIVE" if settings.fixed else "HEURISTIC"
+        options["cudnn_conv_use_max_workspace"] = "1"
+    else:
+        options["cudnn_conv_algo_search"] = "DEFAULT"
+    if settings.fixed:
+        options["enable_cuda_graph"] = "1"
+    return options
+
+
+def _tensorrt(settings: Settings) -> dict[str, str]:
+    options = {"trt_cuda_graph_enable": "1"} if settings.fixed else {}
+    if settings.shapes:
+        for place, name in enumerate(("min", "opt", "max")):
+            sides = {tensor: "x".join(map(str, shapes[place])) for tensor, shapes in settings.shapes.items()}
+            options[f"trt_profile_{name}_shapes"] = ",".join(f"{tensor}:{side}" for tensor, side in sides.items())
+    if settings.engines is not None:
+        settings.engines.mkdir(parents=True, exist_ok=True)
+        # TensorRT itself puts the GPU's architecture into the names; another release refuses and builds anew.
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(settings.engines),
+            "trt_engine_cache_prefix": f"{settings.key}-{onnxruntime().__version__}",
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(settings.engines),
+        }
+    return options

@@ -1,0 +1,242 @@
+"""Raw items to batches of arrays, and the sessions that take them: pictures through the prefix, texts by length."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from zoo import graph
+from zoo.binding import Bound
+from zoo.cores import cores
+from zoo.encode import TextEncoder, check_text, decode_image
+from zoo.engine import Settings, create_session
+from zoo.errors import DataError, IntegrityError
+from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.wire import Wire
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from zoo.external import Bytes
+
+    Floats = NDArray[np.float32]
+    Feeds = dict[str, NDArray[Any]]
+    #: The tokens of every item of a window that can be read, by its place; and the others with what is wrong.
+    Rows = tuple[dict[int, list[int]], list[tuple[int, DataError]]]
+
+#: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
+Skip: TypeAlias = Callable[[int, DataError], None]
+#: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
+BATCH = {"cpu": 8, "cuda": 32, "tensorrt": 32}
+#: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
+TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
+#: Texts that are tokenised, and sorted by length, at a time.
+WINDOW = 4096
+
+
+class _Pipeline:
+    """What both have: the session of the body on the device, and the threads that prepare what it takes.
+
+    `facts` are the metadata in the ONNX file, `body` the session, `threads` how many prepare items.
+    """
+
+    facts: dict[str, str]
+    body: Any
+    threads: int
+
+    def __init__(self, device: str, settings: Settings) -> None:
+        self.device = device
+        self.settings = settings
+        self._lock = threading.Lock()
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads for as long as the session is there: to start one costs as much as to run a small model."""
+        return ThreadPoolExecutor(self.threads, "zoo-prepare")
+
+    @cached_property
+    def _bound(self) -> Bound:
+        return Bound(self.body, self.device, fixed=self.settings.fixed)
+
+    def run(self, outputs: Sequence[str], feeds: "Feeds") -> "list[Floats]":
+        """The body's outputs for one batch."""
+        if self.device == "cpu" and not self.settings.fixed:
+            answers: list[Floats] = self.body.run(outputs, feeds)
+            return answers
+        with self._lock:
+            return self._bound.run(outputs, feeds)
+
+
+class ImagePipeline(_Pipeline):
+    """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time."""
+
+    def __init__(
+        self,
+        preprocess: ImagePreprocess,
+        model: bytes,
+        cut: str | None,
+        device: str,
+        tables: "Mapping[str, Bytes]",
+        settings: Settings,
+    ) -> None:
+        super().__init__(device, settings)
+        self.short_side = preprocess.resize
+        self.batch = BATCH[device.partition(":")[0]]
+        # A little more than the cores: a decoder waits for the disk, too.
+        self.threads = max(2, settings.threads or cores())
+        whole = Wire(model)
+        self.cut = cut or graph.PIXELS
+        self.facts = whole.facts
+        if not whole.knows(self.cut):
+            raise IntegrityError(f"the model has no tensor '{self.cut}' to cut at", hint="write the bundle again")
+        if self.cut in whole.inputs:
+            # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+            prefix = graph.image_prefix(preprocess).SerializeToString()
+        else:
+            prefix = whole.cut([graph.IMAGE], [self.cut])
+        self.prefix = create_session(prefix, "cpu", threads=1, tables=tables)
+        sides = 3, preprocess.crop, preprocess.crop
+        shapes = {self.cut: ((1, *sides), (self.batch, *sides), (self.batch, *sides))}
+        settings = settings._replace(kind="picture", shapes=shapes)
+        self.body = create_session(whole.cut([self.cut], whole.outputs), device, tables=tables, settings=settings)
+
+    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+        """(places of the items, what the body takes for them), in order."""
+        import numpy as np
+
+        # A batch in the making and one ahead: enough to keep the body busy, little enough to hold.
+        if len(items) > 1:
+            pixels = _ahead(self.pool, self.pixels, items, 2 * self.batch, skip)
+        else:
+            pixels = _here(self.pixels, items, skip)
+        while group := list(islice(pixels, self.batch)):
+            arrays = [each for _, each in group]
+            yield [index for index, _ in group], {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
+
+    def run(self, outputs: Sequence[str], feeds: "Feeds") -> "list[Floats]":
+        """The body's outputs for one batch, filled up with black pictures where every batch has the same size."""
+        pixels = feeds[self.cut]
+        missing = self.batch - len(pixels) if self.settings.fixed else 0
+        if missing <= 0:
+            return super().run(outputs, feeds)
+        import numpy as np
+
+        full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
+        return [array[: len(pixels)] for array in super().run(outputs, {self.cut: full})]
+
+    def pixels(self, item: Any) -> "Floats":
+        """One picture through the prefix: float32 [1, 3, crop, crop]."""
+        picture = decode_image(item, self.short_side)
+        pixels: Floats = self.prefix.run([self.cut], {graph.IMAGE: picture[None]})[0]
+        return pixels
+
+
+class TextPipeline(_Pipeline):
+    """Tokens first, then batches of similar length, each within a budget of tokens."""
+
+    threads = 1
+
+    def __init__(
+        self,
+        preprocess: TextPreprocess,
+        model: bytes,
+        folder: Path,
+        device: str,
+        tables: "Mapping[str, Bytes]",
+        settings: Settings,
+    ) -> None:
+        super().__init__(device, settings)
+        self.encoder = TextEncoder(preprocess, folder)
+        self.budget = TOKENS[device.partition(":")[0]]
+        self.body = create_session(model, device, tables=tables, settings=settings)
+        self.facts = self.body.get_modelmeta().custom_metadata_map
+
+    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+        """(places of the items, what the body takes for them), the shortest first, window by window."""
+        starts = range(0, len(items), WINDOW)
+        # The next window is tokenised while the body works on this one.
+        coming: deque[Future[Rows]] = deque()
+        for start in starts:
+            rows, refused = coming.popleft().result() if coming else self._rows(items, start)
+            if start + WINDOW < len(items):
+                coming.append(self.pool.submit(self._rows, items, start + WINDOW))
+            for index, error in refused:
+                skip(index, error)
+            yield from self._bucketed(rows)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, 0 of one that cannot be read."""
+        found = [0] * len(texts)
+        for start in range(0, len(texts), WINDOW):
+            for index, row in self._rows(texts, start)[0].items():
+                found[index] = len(row)
+        return found
+
+    def _bucketed(self, rows: dict[int, list[int]]) -> "Iterator[tuple[list[int], Feeds]]":
+        positions: list[int] = []
+        for index in sorted(rows, key=lambda index: len(rows[index])):
+            # Sorted, so the newcomer is the longest and sets the padded width of the whole batch.
+            if positions and len(rows[index]) * (len(positions) + 1) > self.budget:
+                yield positions, self.encoder.batch([rows[i] for i in positions])
+                positions = []
+            positions.append(index)
+        if positions:
+            yield positions, self.encoder.batch([rows[i] for i in positions])
+
+    def _rows(self, items: Sequence[Any], start: int) -> "Rows":
+        """The tokens of every item of a window that can be read, by its place; and the others with what is wrong."""
+        texts: dict[int, str] = {}
+        refused: list[tuple[int, DataError]] = []
+        for index in range(start, min(start + WINDOW, len(items))):
+            try:
+                texts[index] = check_text(items[index], index)
+            except DataError as error:
+                refused.append((index, error))
+        rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
+        for index, text in texts.items():
+            try:
+                self.encoder.check_known(text, rows[index], index)
+            except DataError as error:
+                refused.append((index, error))
+                del rows[index]
+        return rows, sorted(refused, key=lambda each: each[0])
+
+
+def _here(function: "Callable[[Any], Floats]", items: Iterable[Any], skip: Skip) -> "Iterator[tuple[int, Floats]]":
+    """(place, function(item)): for one item no thread need be woken."""
+    for index, item in enumerate(items):
+        try:
+            pixels = function(item)
+        except DataError as error:
+            skip(index, error)
+        else:
+            yield index, pixels
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: Skip
+) -> "Iterator[tuple[int, Floats]]":
+    """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use."""
+    todo = enumerate(items)
+    waiting: deque[tuple[int, Future[Floats]]] = deque()
+    try:
+        while True:
+            waiting += [(index, pool.submit(function, item)) for index, item in islice(todo, depth + 1 - len(waiting))]
+            if not waiting:
+                return
+            index, future = waiting.popleft()
+            try:
+                pixels = future.result()
+            except DataError as error:
+                skip(index, error)
+            else:
+                yield index, pixels
+    finally:
+        # Whoever asked has gone, by an error or by a break: what has not begun need not be done.
+        for _, future in waiting:
+            future.cancel()
