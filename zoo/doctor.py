@@ -47,8 +47,11 @@ def examine(
     # What waits (for a child, for the network) waits while the plugins are loaded.
     trial, hub = hardware.begin_trial(), reach.begin(offline=offline)
     states = plugins()
-    found = [*_versions(), *hardware.checks(trial()), *_home(home), hub(), _registry(registry)]
-    found += [*_kept(damaged), *(digests() if digests else ()), *_plugins(states)]
+    shelf = _registry(registry)
+    found = [*_versions(), *hardware.checks(trial()), *_home(home), hub(), shelf, *_kept(damaged)]
+    if digests is not None and shelf.state == "ok":
+        found += digests()
+    found += _plugins(states)
     return without_secrets(found, os.environ)
 
 
@@ -133,7 +136,7 @@ def _inside(home: Path) -> list[Path]:
 def _writable(home: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "zoo prune"
-    if error.errno == errno.EACCES and home.is_dir() and hasattr(os, "getuid"):
+    if error.errno == errno.EACCES and _exists(home) and hasattr(os, "getuid"):
         return f'sudo chown -R "$(id -u)" {shlex.quote(str(home))}'
     return _elsewhere(home, move=False)
 
@@ -147,9 +150,17 @@ def _elsewhere(home: Path, *, move: bool = True) -> str:
     )
     new = shlex.quote(str(better))
     command = f"export ZOO_HOME={new}"
-    if move and home.is_dir() and not better.exists():
+    if move and _exists(home) and not _exists(better):
         command = f"mkdir -p {shlex.quote(str(better.parent))} && mv {shlex.quote(str(home))} {new} && {command}"
     return command
+
+
+def _exists(folder: Path) -> bool:
+    """Whether it is there, as far as one may look."""
+    try:
+        return folder.exists()
+    except OSError:
+        return False
 
 
 def _temporary(folder: Path) -> str | None:

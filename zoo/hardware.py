@@ -17,7 +17,7 @@ from zoo.child import python
 from zoo.extras import RUNTIME
 from zoo.points import canonical
 from zoo.probe import last_words
-from zoo.trial import NO_DEVICE, Device, Driver, Trial
+from zoo.trial import BROKEN, NO_DEVICE, Device, Driver, Trial
 
 #: Seconds that the trial may take: the first session on a GPU loads gigabytes of libraries.
 LIMIT = 60.0
@@ -140,7 +140,7 @@ def _devices(trial: Trial) -> tuple[Device, ...]:
 
 def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
     """The driver and its devices; a machine without a GPU is as it should be, unless CUDA was asked for."""
-    driver = trial.driver or Driver(problem=f"the NVIDIA driver {trial.ended}", code=-1)
+    driver = trial.driver or Driver(problem=f"the NVIDIA driver {trial.ended}", code=BROKEN)
     asked = os.environ.get("ZOO_DEVICE", "")
     has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
     if driver.problem is None:
@@ -162,7 +162,7 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
     if driver.code in (None, NO_DEVICE):
         if not has_gpu_build and not asked.startswith("cuda"):
             return Check(name="gpu", state="ok", found=found)
-        fix = "install NVIDIA's driver (nvidia-smi then lists the GPU); without a GPU all is well"
+        fix = "install NVIDIA's driver, nvidia-smi then lists the GPU; where there is no GPU nothing is to be mended"
         return _without_gpu(asked, found, "unset ZOO_DEVICE" if asked.startswith("cuda") else fix)
     fix = DRIVER_FIXES.get(driver.code, "nvidia-smi says what ails the driver; sudo reboot after an update of it")
     return Check(name="gpu", state="fail", found=found, fix=fix, exit_code=7)

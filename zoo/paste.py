@@ -28,7 +28,7 @@ PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "torchvision", "onnxscript", "tokenizers",
     "safetensors", "Pillow", "huggingface-hub", "timm", "transformers", "pyarrow", "msgspec", "typer", "pip",
 )  # fmt: skip
-MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+MARKS = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
 
 
 def bug_report(checks: Sequence[Check]) -> str:
@@ -63,9 +63,9 @@ def _lines(checks: Sequence[Check]) -> Iterator[str]:
 
     yield "zoo doctor"
     for each in checks:
-        yield fit(f"{MARKS[each.state]} {each.name}: {each.found}")
+        yield MARKS[each.state] + fit(f"{each.name}: {each.found}")
         if each.fix and each.state != "ok":
-            yield fit(f"     fix: {each.fix}")
+            yield "     fix: " + fit(each.fix)
     versions = ((name, version_of(name)) for name in PACKAGES)
     yield "packages: " + ", ".join(f"{name} {version}" for name, version in versions if version)
     for name, value in sorted(os.environ.items()):

@@ -20,6 +20,8 @@ from zoo.runtime import onnxruntime
 DRIVER = "libcuda.so.1" if os.name == "posix" else "nvcuda.dll"
 #: What CUDA answers where there is a driver and nothing that it could drive.
 NO_DEVICE = 100
+#: No answer of CUDA's: there is a driver, and it cannot be asked.
+BROKEN = -1
 #: What only rare operators need: a runtime without them runs models.
 OPTIONAL = ("cufft", "nvrtc")
 CUDA = "CUDAExecutionProvider"
@@ -108,8 +110,9 @@ def driver() -> Driver:
     try:
         library = ctypes.CDLL(DRIVER)
     except OSError as error:
-        if os.name == "posix" and "No such file" not in str(error):
-            return Driver(problem=f"libcuda cannot be loaded: {error}")
+        # One that is there and cannot be loaded says something else, or it of something else.
+        if os.name == "posix" and not str(error).startswith(f"{DRIVER}: cannot open"):
+            return Driver(problem=f"libcuda cannot be loaded: {error}", code=BROKEN)
         return Driver(problem="no NVIDIA driver: libcuda was not found")
     version, count = ctypes.c_int(), ctypes.c_int()
     code = library.cuInit(0)
