@@ -111,6 +111,9 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
     if missing:
         detail = f"not installed: {', '.join(missing)}; models can be listed and pulled, not run"
         return Check(name="onnxruntime", state="warn", found=detail, fix=f"{INSTALL_GPU}, or [cpu]")
+    if trial.driver is None:
+        detail = f"{found}; not tried, as asking the NVIDIA driver {trial.ended}"
+        return Check(name="onnxruntime", state="warn", found=detail, fix="mend the driver first: see gpu")
     problem = trial.runtime.problem if trial.runtime else f"importing it {trial.ended}"
     if problem is None:
         problem = trial.cpu.problem if trial.cpu else f"a session {trial.ended}"
@@ -140,7 +143,7 @@ def _devices(trial: Trial) -> tuple[Device, ...]:
 
 def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
     """The driver and its devices; a machine without a GPU is as it should be, unless CUDA was asked for."""
-    driver = trial.driver or Driver(problem=f"the NVIDIA driver {trial.ended}", code=BROKEN)
+    driver = trial.driver or Driver(problem=f"asking the NVIDIA driver {trial.ended}", code=BROKEN)
     asked = os.environ.get("ZOO_DEVICE", "")
     has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
     if driver.problem is None:
@@ -152,7 +155,8 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
         if any(device.free is not None and device.free < LITTLE_MEMORY for device in driver.devices):
             return Check(name="gpu", state="warn", found=found, fix="nvidia-smi shows which process holds the memory")
         return Check(name="gpu", state="ok", found=found)
-    found = f"not usable, {ON_CPU}: {driver.problem}"
+    works = trial.cpu is not None and trial.cpu.problem is None
+    found = f"not usable{f', {ON_CPU}' if works else ''}: {driver.problem}"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if driver.code == NO_DEVICE and hidden is not None:
         return _without_gpu(asked, f"{found}; CUDA_VISIBLE_DEVICES is {hidden!r}", "unset CUDA_VISIBLE_DEVICES")
