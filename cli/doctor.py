@@ -6,30 +6,38 @@ import typer
 from zoo_cli.output import next_command, print_json, write
 from zoo_cli.state import make_zoo
 
-from zoo import to_plain
+from zoo import UsageError, to_plain
 
-MARKS = {"ok": "✓", "note": "-", "problem": "✗"}
+MARKS = {"ok": "✓", "warn": "-", "fail": "✗"}
 
 
 def command(
     context: typer.Context,
+    deep: Annotated[bool, typer.Option("--deep", help="Hash every file that was pulled or made, too.")] = False,
+    paste: Annotated[bool, typer.Option("--paste", help="Markdown for a bug report, without secrets.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether the Hub answers.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Look at the runtime, the device, ZOO_HOME, the registry, kept models and every plugin.
+    """Look at the runtime, the GPU, ZOO_HOME, the Hub, the registry, kept models and every plugin.
 
-    Exit code 0 where there is no problem, else that of the first one: 7 runtime, 8 ZOO_HOME, 2 registry, 5 kept model,
-    9 plugin.
+    Exit code 0 where nothing fails, else that of the first failure: 7 runtime or GPU, 8 ZOO_HOME, 2 registry,
+    5 kept model or digest, 9 plugin.
     """
-    findings = make_zoo(context).doctor()
-    problems = [finding for finding in findings if finding.state == "problem"]
+    if paste and json:
+        raise UsageError("--paste is for people, --json for programs", hint="choose one of them")
+    zoo = make_zoo(context, offline=offline)
+    checks = zoo.doctor(deep=deep)
+    failed = [check for check in checks if check.state == "fail"]
     if json:
-        print_json("findings", to_plain(findings))
+        print_json("checks", to_plain(checks))
+    elif paste:
+        write(zoo.bug_report(checks))
     else:
-        for finding in findings:
-            write(f"{MARKS[finding.state]} {finding.name + ':':<14} {finding.detail}")
-            if finding.fix and finding.state != "ok":
-                write(f"    fix: {finding.fix}")
-    if problems:
-        raise typer.Exit(problems[0].exit_code)
+        for check in checks:
+            write(f"{MARKS[check.state]} {check.name + ':':<16} {check.found}")
+            if check.fix and check.state != "ok":
+                write(f"    fix: {check.fix}")
+    if failed:
+        raise typer.Exit(failed[0].exit_code)
     if not json:
         next_command("zoo", "list")

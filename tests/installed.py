@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+#: Loopback's port for throwing things away, where nothing listens.
+NOBODY = "http://127.0.0.1:9"
 FAMILY = """
 from zoo.backbone import Backbone
 from zoo.hookspecs import hookimpl
@@ -41,6 +43,8 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: A command that starts the command line, where it is not to be started plainly.
+        self.prefix: list[str] = []
 
     def install(self, distribution: str, code: str, *lines: str, version: str = "1.0") -> str:
         """A distribution with one module; `lines` are entry_points.txt, where {module} is that module's name."""
@@ -73,8 +77,9 @@ class Site:
     def zoo(self, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
         """The command line in a process of its own, with this folder on its path."""
         return subprocess.run(
-            [sys.executable, "-m", "zoo_cli", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": str(self.folder), **environment},
+            [*self.prefix, sys.executable, "-m", "zoo_cli", *map(str, arguments)],
+            # `zoo doctor` asks the Hub: unless a test has one, nobody answers.
+            env={"HF_ENDPOINT": NOBODY, **os.environ, "PYTHONPATH": str(self.folder), **environment},
             capture_output=True,
             text=True,
             check=False,

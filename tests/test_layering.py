@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "search", "fit", "deep", "tuned", "runs", "build", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe", "survey",
-        "scaffold", "doctor", "prune", "stopwatch", "bench",
+        "scaffold", "doctor", "hardware", "trial", "reach", "paste", "prune", "stopwatch", "bench",
     },
     {"__init__"},
 )  # fmt: skip

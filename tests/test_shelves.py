@@ -101,9 +101,9 @@ def test_a_shelf_that_cannot_be_used_is_left_out_whole(site: Site, text: str, re
     assert reason in found["toy-broken"]["error"]
     doctor = site.zoo("doctor", "--json")
     assert doctor.returncode == 9
-    (problem,) = [each for each in json.loads(doctor.stdout)["findings"] if each["state"] == "problem"]
-    assert "'broken' of toy-broken" in problem["detail"]
-    assert reason in problem["detail"]
+    (problem,) = [each for each in json.loads(doctor.stdout)["checks"] if each["state"] == "fail"]
+    assert "'broken' of toy-broken" in problem["found"]
+    assert reason in problem["found"]
 
 
 def test_a_shelf_without_its_package_or_file(site: Site) -> None:

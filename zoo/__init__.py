@@ -13,7 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.answers import Answer, Evaluation, Failure, Placement, Row, RunResult, to_json
+from zoo.answers import Answer, Check, Evaluation, Failure, Placement, Row, RunResult, to_json
 from zoo.api import Zoo, version
 from zoo.benchmark import Benchmark, BenchOptions, ColdStart, Timing, Verdict
 from zoo.bundle import Bundle
@@ -49,6 +49,7 @@ __all__ = [
     "BenchOptions",
     "Benchmark",
     "Bundle",
+    "Check",
     "ColdStart",
     "DataError",
     "DeviceError",

@@ -1,7 +1,7 @@
 """What the verbs answer with, for a notebook to use and the command line to print."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,6 +14,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     entry: Entry
     is_pulled: bool
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `zoo doctor`: what was looked at, its state, what was found, and the command that mends it.
+
+    `warn` says what does not work here, or not for long; `fail` is a fault, and has an exit code.
+    """
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    fix: str | None = None
+    exit_code: int = 0
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,144 +1,207 @@
 """What is wrong with this machine's zoo, and the command that mends it: `zoo doctor`."""
 
+import errno
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-from msgspec import Struct
+from platformdirs import user_cache_path
 
-from zoo.errors import ZooError
+from zoo import hardware, reach
+from zoo.answers import Check
+from zoo.bundle import Bundle
+from zoo.download import verify
+from zoo.errors import NotFoundError, ZooError
+from zoo.lock import Lock
+from zoo.paste import without_secrets
 from zoo.points import OURS, PluginState, canonical
+from zoo.progress import Progress
+from zoo.registry import Registry
+from zoo.schema import FileDigest, WordsPreprocess
+from zoo.store import Store
 
 #: Bytes below which a pull of a large model would fill the disk.
 FEW_BYTES = 2_000_000_000
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """One line of `zoo doctor`: a `problem` has an exit code, a `note` only says what does not work here."""
-
-    name: str
-    state: Literal["ok", "note", "problem"]
-    detail: str
-    fix: str | None = None
-    exit_code: int = 0
+#: Folders that systems empty, beside the one that programs are told to use.
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def examine(
     home: Path,
     registry: Callable[[], int],
-    damaged: Sequence[ZooError],
+    damaged: Callable[[], Sequence[ZooError]],
     plugins: Callable[[], Sequence[PluginState]],
-) -> list[Finding]:
-    """Every finding; `registry` counts the rows or raises ZooError, `damaged` are the faults of kept models of bridges.
+    *,
+    offline: bool,
+    digests: Callable[[], Iterator[Check]] | None = None,
+) -> list[Check]:
+    """Every check; `registry` counts the rows or raises ZooError, `damaged` are the faults of kept models of bridges.
 
-    `plugins` loads them all and tells their states.
+    `plugins` loads them all and tells their states; `digests` hashes what was pulled, where that was asked for.
     """
-    machine = [*_versions(), _runtime(), _cuda(), _torch(), *_home(home)]
-    return [*machine, _registry(registry), *map(_kept, damaged), *_plugins(plugins())]
+    # What waits (for a child, for the network) waits while the plugins are loaded.
+    trial, hub = hardware.begin_trial(), reach.begin(offline=offline)
+    states = plugins()
+    shelf = _registry(registry)
+    found = [*_versions(), *hardware.checks(trial()), *_home(home), hub(), shelf, *_kept(damaged)]
+    if digests is not None and shelf.state == "ok":
+        found += digests()
+    found += _plugins(states)
+    return without_secrets(found, os.environ)
 
 
-def _versions() -> Iterator[Finding]:
+def digests(shelf: Registry, store: Store, lock: Lock, progress: Progress) -> Iterator[Check]:
+    """Hash every file of what was pulled, and of the graphs made of it: a line for each that is not what it was."""
+    bad, models, files = 0, 0, 0
+    graphs = sorted(path.parent for path in store.graphs.glob("*/zoo.json"))
+    with progress.task("hashing models", len(shelf) + len(graphs)) as bar:
+        for entry in map(lock.effective, shelf.values()):
+            bar.advance(1)
+            try:
+                seen = [(each.expected, each.ok) for each in verify(entry, store, lock)]
+            except NotFoundError:
+                continue
+            if isinstance(entry.preprocess, WordsPreprocess):
+                from zoo import words
+
+                seen += words.verify(store.model_dir(entry, [expected for expected, _ in seen]))
+            models, files = models + 1, files + len(seen)
+            if wrong := _wrong(seen):
+                bad += 1
+                yield _damaged(f"{entry.name}: {wrong}", f"zoo pull {entry.name}")
+        for folder in graphs:
+            bar.advance(1)
+            try:
+                seen = Bundle.open(folder).verify()
+                files, wrong = files + len(seen), _wrong(seen)
+            except ZooError as error:
+                wrong = error.message
+            if wrong:
+                bad += 1
+                yield _damaged(f"{folder.name}: {wrong}", f"rm -r {shlex.quote(str(folder))}")
+    if not bad:
+        found = f"{files} files of {models} models and {len(graphs)} graphs are what they were"
+        yield Check(name="digests", state="ok", found=found)
+
+
+def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
+    bad = [expected.path for expected, is_same in seen if not is_same]
+    return f"not what was pulled or made: {', '.join(bad)}" if bad else None
+
+
+def _damaged(found: str, fix: str) -> Check:
+    return Check(name="digests", state="fail", found=found, fix=fix, exit_code=5)
+
+
+def _versions() -> Iterator[Check]:
     zoo = importlib.metadata.version("backbone-zoo")
     python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield Finding(name="zoo", state="ok", detail=zoo)
-    yield Finding(name="python", state="ok", detail=python)
+    yield Check(name="zoo", state="ok", found=zoo)
+    yield Check(name="python", state="ok", found=python)
 
 
-def _runtime() -> Finding:
-    """The two builds of ONNX Runtime share one import package: installed together, neither is whole."""
-    found = [f"{name} {version}" for name in ("onnxruntime-gpu", "onnxruntime") if (version := _version(name))]
-    if len(found) > 1:
-        return Finding(
-            name="onnxruntime",
-            state="problem",
-            detail=f"{' and '.join(found)} are both installed and overwrite each other",
-            fix="pip uninstall onnxruntime onnxruntime-gpu; then pip install 'backbone-zoo[gpu]', or [cpu]",
-            exit_code=7,
-        )
-    if not found:
-        return Finding(
-            name="onnxruntime",
-            state="note",
-            detail="not installed: models can be listed and pulled, not run",
-            fix="pip install 'backbone-zoo[gpu]', or [cpu]",
-        )
-    return Finding(name="onnxruntime", state="ok", detail=found[0])
-
-
-def _cuda() -> Finding:
-    from zoo.device import cuda_problem
-
+def _home(home: Path) -> Iterator[Check]:
+    """ZOO_HOME can be written, by writing; it stays, and has room."""
+    nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if os.path.lexists(folder))
     try:
-        problem = cuda_problem()
-    except ZooError as error:
-        problem = error.message
-    if problem is None:
-        return Finding(name="cuda", state="ok", detail="usable")
-    return Finding(name="cuda", state="note", detail=f"not usable, models run on the CPU: {problem}")
-
-
-def _torch() -> Finding:
-    missing = [name for name in ("torch", "torchvision", "onnxscript") if find_spec(name) is None]
-    if missing:
-        detail = f"without {', '.join(missing)}: bundles run, nothing can be fine-tuned or exported"
-        return Finding(name="torch", state="note", detail=detail, fix="pip install 'backbone-zoo[train]'")
-    return Finding(name="torch", state="ok", detail=_version("torch") or "installed")
-
-
-def _home(home: Path) -> Iterator[Finding]:
-    """ZOO_HOME can be written, by writing; and has room."""
-    nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=nearest):
-            free = shutil.disk_usage(nearest).free
+        for folder in [nearest, *(path for path in _inside(home) if path.is_dir() and not path.is_symlink())]:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".zoo-doctor-"):
+                pass
+        free = shutil.disk_usage(nearest).free
     except OSError as error:
-        detail = f"{home} cannot be written: {error.strerror or error}"
-        yield Finding(
-            name="ZOO_HOME", state="problem", detail=detail, fix="set ZOO_HOME to a folder of your own", exit_code=8
-        )
+        found = f"{home} cannot be written: {error.strerror or error}"
+        yield Check(name="ZOO_HOME", state="fail", found=found, fix=_writable(home, error), exit_code=8)
         return
-    detail = f"{home}, {free / 1e9:.1f} GB free"
-    if free < FEW_BYTES:
-        yield Finding(name="ZOO_HOME", state="note", detail=detail, fix="set ZOO_HOME to a folder on a larger disk")
+    found = f"{home}, {free / 1e9:.1f} GB free"
+    if temporary := _temporary(home):
+        found = f"{home} lies in {temporary}, which is emptied now and then: models would be fetched again"
+        yield Check(name="ZOO_HOME", state="warn", found=found, fix=_elsewhere(home))
+    elif free < FEW_BYTES:
+        fix = "zoo prune, or export ZOO_HOME=FOLDER with one on a larger disk"
+        yield Check(name="ZOO_HOME", state="warn", found=found, fix=fix)
     else:
-        yield Finding(name="ZOO_HOME", state="ok", detail=detail)
+        yield Check(name="ZOO_HOME", state="ok", found=found)
 
 
-def _registry(count: Callable[[], int]) -> Finding:
+def _inside(home: Path) -> list[Path]:
+    """What lies in `home`: a part that another user made (sudo zoo) stops a pull as well."""
+    return sorted(home.iterdir()) if home.is_dir() else []
+
+
+def _writable(home: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "zoo prune"
+    if error.errno == errno.EACCES and _exists(home) and hasattr(os, "getuid"):
+        return f'sudo chown -R "$(id -u)" {shlex.quote(str(home))}'
+    return _elsewhere(home, move=False)
+
+
+def _elsewhere(home: Path, *, move: bool = True) -> str:
+    """The command that makes another folder the home: the platform's own, or one in the home folder of the user."""
+    better = next(
+        folder
+        for folder in (user_cache_path("backbone-zoo"), Path.home() / ".zoo", Path("FOLDER"))
+        if folder != home and not _temporary(folder)
+    )
+    new = shlex.quote(str(better))
+    command = f"export ZOO_HOME={new}"
+    if move and _exists(home) and not _exists(better):
+        command = f"mkdir -p {shlex.quote(str(better.parent))} && mv {shlex.quote(str(home))} {new} && {command}"
+    return command
+
+
+def _exists(folder: Path) -> bool:
+    """Whether it is there, as far as one may look."""
     try:
-        return Finding(name="registry", state="ok", detail=f"{count()} models")
+        return folder.exists()
+    except OSError:
+        return False
+
+
+def _temporary(folder: Path) -> str | None:
+    """The folder for temporary files that this one lies in, None where it does not."""
+    places = {Path(place).resolve() for place in (tempfile.gettempdir(), *TEMPORARY)}
+    return next((str(place) for place in sorted(places) if folder.resolve().is_relative_to(place)), None)
+
+
+def _registry(count: Callable[[], int]) -> Check:
+    try:
+        return Check(name="registry", state="ok", found=f"{count()} models")
     except ZooError as error:
-        return Finding(
-            name="registry", state="problem", detail=error.message, fix=error.hint, exit_code=error.exit_code
-        )
+        return _fault("registry", error)
 
 
-def _kept(error: ZooError) -> Finding:
-    return Finding(name="model", state="problem", detail=error.message, fix=error.hint, exit_code=error.exit_code)
+def _kept(damaged: Callable[[], Sequence[ZooError]]) -> Iterator[Check]:
+    yield from (_fault("model", error) for error in damaged())
 
 
-def _plugins(states: Sequence[PluginState]) -> Iterator[Finding]:
+def _fault(name: str, error: ZooError) -> Check:
+    return Check(name=name, state="fail", found=error.message, fix=error.hint, exit_code=error.exit_code)
+
+
+def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
     left_out = os.environ.get("ZOO_PLUGINS")
     chosen = "" if left_out is None else f" (those of ZOO_PLUGINS={left_out})"
     good = [state for state in states if state.state != "quarantined"]
-    yield Finding(name="plugins", state="ok", detail=f"{len(good)} work{chosen}")
+    yield Check(name="plugins", state="ok", found=f"{len(good)} work{chosen}")
     for state in states:
         if state.state == "quarantined":
-            yield Finding(
+            yield Check(
                 name="plugin",
-                state="problem",
-                detail=f"{state.group} {state.title}: {state.error}".strip(),
+                state="fail",
+                found=f"{state.group} {state.title}: {state.error}".strip(),
                 fix=_without(state, states),
                 exit_code=9,
             )
         elif state.is_slow:
-            yield Finding(name="plugin", state="note", detail=f"{state.title} takes {state.seconds:.1f} s to load")
+            fix = f"leave it out where it is not needed: ZOO_PLUGINS; or tell who makes {state.distribution}"
+            found = f"{state.title} takes {state.seconds:.1f} s to load"
+            yield Check(name="plugin", state="warn", found=found, fix=fix)
 
 
 def _without(state: PluginState, states: Sequence[PluginState]) -> str:
@@ -149,10 +212,3 @@ def _without(state: PluginState, states: Sequence[PluginState]) -> str:
     if foreign := sorted(other for other in others if canonical(other) != OURS):
         return f"pip uninstall {' '.join(foreign)}, or set ZOO_PLUGINS={OURS}"
     return f"pip install --force-reinstall {OURS}"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

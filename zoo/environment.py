@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.answers import Check
 from zoo.errors import NotFoundError, OfflineError, UnknownEntryError, ZooError
 from zoo.lock import Lock
 from zoo.progress import SILENT, Progress
@@ -16,7 +17,6 @@ from zoo.store import Store, zoo_home
 
 if TYPE_CHECKING:
     from zoo.bridged import Bridged
-    from zoo.doctor import Finding
     from zoo.manager import Plugins
     from zoo.points import PluginState
 
@@ -128,11 +128,23 @@ class Environment:
 
         return write_plugin(name, out, self.registry, self.plugins.families())
 
-    def doctor(self) -> "Sequence[Finding]":
-        """What is wrong with this environment, and how to mend it."""
-        from zoo.doctor import examine
+    def doctor(self, *, deep: bool = False) -> Sequence[Check]:
+        """What is wrong with this environment, and how to mend it; `deep` hashes what was pulled, too.
 
-        return examine(self.store.home, lambda: len(self.registry), self.damaged, self.plugin_states)
+        Unless offline, the Hub is asked whether it answers. `bug_report` makes a text for an issue of it.
+        """
+        from zoo import doctor
+
+        return doctor.examine(
+            self.store.home, lambda: len(self.registry), lambda: self.damaged, self.plugin_states, offline=self.offline,
+            digests=(lambda: doctor.digests(self.shelf, self.store, self.lock, self.progress)) if deep else None,
+        )  # fmt: skip
+
+    def bug_report(self, checks: Sequence[Check]) -> str:
+        """What `doctor` found as Markdown for an issue: without secrets, home folders as `~`."""
+        from zoo.paste import bug_report
+
+        return bug_report(checks)
 
 
 def _looks_like_path(model: str) -> bool:

@@ -118,7 +118,7 @@ class _Answers:
         except queue.Empty:
             raise _EndedError(f"took more than {limit or seconds:g} s") from None
         if line is None:
-            raise _EndedError(_last_words(self.child.wait()))
+            raise _EndedError(last_words(self.child.wait()))
         return json.loads(line)
 
     def close(self) -> None:
@@ -167,7 +167,8 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def _last_words(code: int) -> str:
+def last_words(code: int) -> str:
+    """How a child that ended with `code` ended."""
     if code < 0:
         return f"crashed the process ({signal.Signals(-code).name})"
     return f"ended the process with exit code {code}"
