@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "search", "fit", "deep", "tuned", "runs", "build", "run", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe", "survey",
-        "scaffold", "doctor", "prune", "stopwatch", "bench",
+        "scaffold", "doctor", "prune", "stopwatch", "bench", "vectorfile", "vectorread", "embed", "similar", "vectors",
     },
     {"__init__"},
 )  # fmt: skip

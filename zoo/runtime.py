@@ -174,9 +174,11 @@ class Session:
         return tuple(spec.name for spec in self.manifest.outputs)
 
     def stream(
-        self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
+
+        `items` are taken as they are needed, and not kept: texts two windows ahead at most, pictures two batches.
 
         Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
@@ -255,7 +257,7 @@ class _ImagePipeline:
         # On a CPU the threads that decode want the cores on which its own would spin.
         self.body = create_session(body, device, tables=tables, spins=device != "cpu")
 
-    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+    def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         import numpy as np
 
         with ThreadPoolExecutor(max(2, cores()), "zoo-decode") as pool:
@@ -287,15 +289,14 @@ class _TextPipeline:
         self.body = create_session(model, device, tables=tables)
         self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
 
-    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        starts = range(0, len(items), WINDOW)
+    def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+        windows = _windows(items)
         with ThreadPoolExecutor(1, "zoo-tokens") as pool:
             # The next window is tokenised while the body works on this one.
-            coming = deque(pool.submit(self._rows, items, start) for start in starts[:1])
-            for start in starts:
+            coming = deque(pool.submit(self._rows, *window) for window in islice(windows, 1))
+            while coming:
                 rows, refused = coming.popleft().result()
-                if start + WINDOW < len(items):
-                    coming.append(pool.submit(self._rows, items, start + WINDOW))
+                coming.extend(pool.submit(self._rows, *window) for window in islice(windows, 1))
                 for index, error in refused:
                     skip(index, error)
                 yield from self._bucketed(rows)
@@ -303,8 +304,8 @@ class _TextPipeline:
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, 0 of one that cannot be read."""
         found = [0] * len(texts)
-        for start in range(0, len(texts), WINDOW):
-            for index, row in self._rows(texts, start)[0].items():
+        for window in _windows(texts):
+            for index, row in self._rows(*window)[0].items():
                 found[index] = len(row)
         return found
 
@@ -319,13 +320,13 @@ class _TextPipeline:
         if positions:
             yield positions, self.encoder.batch([rows[i] for i in positions])
 
-    def _rows(self, items: Sequence[Any], start: int) -> "tuple[dict[int, list[int]], list[tuple[int, DataError]]]":
+    def _rows(self, start: int, items: Sequence[Any]) -> "tuple[dict[int, list[int]], list[tuple[int, DataError]]]":
         """The tokens of every item of a window that can be read, by its place; and the others with what is wrong."""
         texts: dict[int, str] = {}
         refused: list[tuple[int, DataError]] = []
-        for index in range(start, min(start + WINDOW, len(items))):
+        for index, item in enumerate(items, start):
             try:
-                texts[index] = check_text(items[index], index)
+                texts[index] = check_text(item, index)
             except DataError as error:
                 refused.append((index, error))
         rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
@@ -336,6 +337,14 @@ class _TextPipeline:
                 refused.append((index, error))
                 del rows[index]
         return rows, sorted(refused, key=lambda each: each[0])
+
+
+def _windows(items: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """(where it starts, the items of a window), one after another as they are asked for."""
+    rest, start = iter(items), 0
+    while window := list(islice(rest, WINDOW)):
+        yield start, window
+        start += len(window)
 
 
 def _refuse(index: int, error: DataError) -> None:
