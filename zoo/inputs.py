@@ -3,6 +3,7 @@
 import glob
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +64,8 @@ class Inputs:
         return sum(1 for _ in self._one(argument))
 
     def _one(self, argument: str) -> "Inputs":
-        found = Inputs([argument], None, text=self.text, image=self.image)  # type: ignore[arg-type]
-        found.reads_pictures = self.reads_pictures
+        found = copy(self)
+        found.arguments = [argument]
         return found
 
 

@@ -83,7 +83,7 @@ def similar(
     """
     if top < 1:
         raise UsageError(f"the best {top} are none", hint="--top 5")
-    sources = [Stored(Path(each)) if isinstance(each, str) and is_stored(each) else each for each in inputs]
+    sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
     warnings = [line for each in sources if isinstance(each, Stored) for line in _doubts(session, each)]
     name = str(query) if isinstance(query, str | Path) else "the query"
     best = _Best(session.features([query])[0], top)

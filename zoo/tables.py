@@ -75,8 +75,7 @@ def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
     Raises DataError for what is wrong with the table as a whole: no such column, or a file that cannot be read.
     """
     for row in _each_row(path, {name: "--text"}):
-        found: str | DataError = row.error or _try(_cell, row.cells[name], name, path, row.line)
-        yield row.line, found
+        yield row.line, _try(_cell, row.cells[name], name, path, row.line) if row.error is None else row.error
 
 
 def picture_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
@@ -92,8 +91,7 @@ def picture_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | D
         return path.parent / found
 
     for row in _each_row(path, {name: "--image"}):
-        found: bytes | Path | DataError = row.error or _try(picture, row.cells[name], row.line)
-        yield row.line, found
+        yield row.line, _try(picture, row.cells[name], row.line) if row.error is None else row.error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:

@@ -61,7 +61,7 @@ class Line(msgspec.Struct, omit_defaults=True):
 
     input: str
     row: int | None = None
-    features: msgspec.Raw | None = None
+    features: list[float] | None = None
     error: Failure | None = None
 
 
@@ -105,7 +105,7 @@ def read_record(path: Path) -> Record | None:
     place = record_path(path)
     try:
         return msgspec.json.decode(place.read_bytes(), type=Record)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{place} is damaged: {error}", hint="embed the inputs again") from error
@@ -297,11 +297,12 @@ def _write_parquet(matrix: Path, items: Path, out: Path, record: Record) -> None
             writer.write_batch(pyarrow.record_batch([inputs, column, errors], schema=schema))
 
 
-def _line(name: str, vector: "Floats | Failure") -> Line:
+def _line(name: str, vector: "Floats | Failure") -> Line | dict[str, object]:
     if isinstance(vector, Failure):
         return Line(_plain(name), error=vector)
     # The shortest words that float32 reads back as the same number.
-    return Line(_plain(name), features=msgspec.Raw(f"[{','.join(vector.astype('U').tolist())}]".encode()))
+    numbers = ",".join(vector.astype("U").tolist())
+    return {"input": _plain(name), "features": msgspec.Raw(f"[{numbers}]".encode())}
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,7 @@ import msgspec
 
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.vectorfile import KEY, Line, Record, read_record
+from zoo.vectorfile import KEY, SUFFIXES, Line, Record, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,10 +46,10 @@ class Stored:
                 if len(column):
                     yield column.flatten().to_numpy().reshape(len(column), -1)
         else:
-            rows: list[Any] = []
+            rows: list[Floats] = []
             for line in self._lines(self.path):
                 if line.features is not None:
-                    rows.append(np.array(msgspec.json.decode(line.features), np.float32))
+                    rows.append(np.array(line.features, np.float32))
                 if len(rows) == BLOCK:
                     yield np.stack(rows)
                     rows = []
@@ -121,7 +121,11 @@ def is_stored(argument: str) -> bool:
     """Whether an argument names a file of vectors: any `.npy`, and what `zoo embed` wrote."""
     path = Path(argument)
     kind = path.suffix.lower()
-    if kind not in (".npy", ".parquet", ".jsonl") or "\0" in argument or len(argument) > 4096 or not path.is_file():
+    try:
+        if kind not in SUFFIXES or not path.is_file():
+            return False
+    except (OSError, ValueError):
+        # Too long for a file's name: a text that ends like one.
         return False
     if kind == ".parquet":
         return _parquet_record(path) is not None
