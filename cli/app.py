@@ -10,7 +10,22 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from zoo_cli import bench, doctor, evaluate, export, finetune, list, plugins, prune, pull, run, show, verify
+from zoo_cli import (
+    bench,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    list,
+    plugins,
+    prune,
+    pull,
+    run,
+    show,
+    similar,
+    verify,
+)  # fmt: skip
 from zoo_cli.output import print_error, print_json, say, write
 from zoo_cli.state import State
 
@@ -26,7 +41,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 network, 5 integrity, 6 gate failed, 7 device, "
     "8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
 )
-for module in (list, show, pull, finetune, evaluate, export, run, bench, verify, prune, doctor):
+for module in (list, show, pull, finetune, evaluate, export, run, embed, similar, bench, verify, prune, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(plugins.app, name="plugins")
 

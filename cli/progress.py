@@ -113,10 +113,17 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
         def render(self, task: bars.Task) -> Text:
             return Text(_per_second(task.speed, unit) if task.speed else "", style="progress.data.speed")
 
-    counts: tuple[bars.ProgressColumn, ...] = ()
+    class Done(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.completed:,.0f} {unit}" if task.completed else "", style="progress.download")
+
+    counts: tuple[bars.ProgressColumn, ...]
     if unit == "B":
         counts = (bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
     elif is_counted:
         counts = (bars.MofNCompleteColumn(), Rate(), bars.TimeRemainingColumn())
+    else:
+        # Of work that counts nothing they stay empty.
+        counts = (Done(), Rate())
     words = bars.TextColumn("{task.description}")
     return bars.Progress(words, bars.BarColumn(), bars.TimeElapsedColumn(), *counts, console=Console(stderr=True))

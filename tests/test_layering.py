@@ -31,6 +31,7 @@ LAYERS: tuple[set[str], ...] = (
         "search", "fit", "deep", "tuned", "runs", "build", "finetune", "evaluate", "report", "page", "plots",
         "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe", "survey",
         "scaffold", "doctor", "hardware", "trial", "reach", "paste", "prune", "stopwatch", "bench",
+        "vectorfile", "vectorread", "embed", "similar", "vectors",
     },
     {"__init__"},
 )  # fmt: skip

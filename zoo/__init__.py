@@ -13,7 +13,18 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.answers import Answer, Check, Evaluation, Failure, Placement, Row, RunResult, to_json
+from zoo.answers import (
+    Answer,
+    Check,
+    Embedded,
+    Evaluation,
+    Failure,
+    Placement,
+    Ranking,
+    Row,
+    RunResult,
+    to_json,
+)
 from zoo.api import Zoo, version
 from zoo.benchmark import Benchmark, BenchOptions, ColdStart, Timing, Verdict
 from zoo.bundle import Bundle
@@ -38,6 +49,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.evaluate import check_predictions, write_predictions
+from zoo.inputs import Input, Inputs
 from zoo.options import FinetuneOptions, Variant, parse_head
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
@@ -54,11 +66,14 @@ __all__ = [
     "DataError",
     "DeviceError",
     "DivergedError",
+    "Embedded",
     "Entry",
     "Evaluation",
     "Failure",
     "FinetuneOptions",
     "GateError",
+    "Input",
+    "Inputs",
     "IntegrityError",
     "Manifest",
     "Metrics",
@@ -72,6 +87,7 @@ __all__ = [
     "PluginError",
     "Progress",
     "ProgressBar",
+    "Ranking",
     "RegistryError",
     "Row",
     "RunResult",

@@ -109,6 +109,48 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     skipped: tuple[str, ...] = ()
 
 
+class Embedded(msgspec.Struct, frozen=True, kw_only=True):
+    """What `embed` wrote at `out`: the vectors of `rows` of `inputs`, each of `dim` numbers; the others failed.
+
+    `resumed` of the inputs were there before. `failures` are the names of the first that failed in this run, each with
+    the reason; the output has them all.
+    """
+
+    model: str
+    entry: str
+    device: str
+    out: str
+    fingerprint: str
+    dim: int
+    inputs: int
+    rows: int
+    resumed: int = 0
+    failures: tuple[tuple[str, Failure], ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """How many inputs have no vector."""
+        return self.inputs - self.rows
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """The inputs most like `query`, best first, each with its cosine similarity; `compared` is how many there were.
+
+    `warnings` say what may be wrong with comparing them, `failures` which inputs could not be read: the first of
+    `failed`. `approximate` is whether an index was asked, which may miss some.
+    """
+
+    model: str
+    query: str
+    device: str
+    compared: int
+    matches: tuple[tuple[str, float], ...]
+    warnings: tuple[str, ...] = ()
+    failed: int = 0
+    failures: tuple[tuple[str, Failure], ...] = ()
+    approximate: bool = False
+
+
 def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
     """The `top` best of the scores [labels] of one input."""
     best = scores.argsort()[::-1][:top]

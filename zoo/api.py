@@ -12,7 +12,6 @@ from zoo.answers import Answer, Evaluation, Row, RunResult
 from zoo.benchmark import Benchmark, BenchOptions
 from zoo.bundle import Bundle, check_target
 from zoo.disk import storage_errors
-from zoo.environment import Environment
 from zoo.errors import (
     DeviceError,
     IntegrityError,
@@ -26,6 +25,7 @@ from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.options import FinetuneOptions, Variant
 from zoo.registry import Registry
 from zoo.schema import Entry, FileDigest, Outcome, WordsPreprocess
+from zoo.vectors import Vectors
 
 if TYPE_CHECKING:
     from zoo.download import PlannedFile
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zoo.words import WordTable
 
 
-class Zoo(Environment):
+class Zoo(Vectors):
     """The registry, the store and the plugins, and every verb on them.
 
     `home` is ZOO_HOME, `registry` a file that replaces the built-in shelf, `offline` forbids remote sources, `progress`

@@ -39,7 +39,9 @@ MAX_ASPECT = 50
 _warnings_lock = Lock()
 
 
-def decode_image(item: "str | Path | bytes | PilImage | Pixels | views.Viewed", short_side: int) -> "Pixels":
+def decode_image(
+    item: "str | Path | bytes | PilImage | Pixels | views.Viewed | DataError", short_side: int
+) -> "Pixels":
     """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image or an array, or of a view of one of these.
 
     Raises DataError naming the file for anything that is not a whole picture of an accepted format and size.
@@ -47,6 +49,9 @@ def decode_image(item: "str | Path | bytes | PilImage | Pixels | views.Viewed", 
     import numpy as np
     from PIL import Image
 
+    if isinstance(item, DataError):
+        # Whoever listed the items knows already why there is none.
+        raise item
     if isinstance(item, views.Viewed):
         whole = decode_image(item.item, round(views.ROOM * short_side))
         return views.transform(whole, item.digest, item.view)
@@ -246,6 +251,9 @@ def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
 
 def check_text(item: object, index: int | None = None) -> str:
     """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
+    if isinstance(item, DataError):
+        # Whoever listed the items knows already why there is none.
+        raise item
     if not isinstance(item, str):
         raise DataError(f"a text model reads str, not {type(item).__name__}", index=index)
     try:

@@ -15,6 +15,8 @@ TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript", "matplotlib"})
 WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
 #: What the extra `data` brings: enough to read data sets in Parquet files.
 DATA_EXTRA = frozenset({"pyarrow"})
+#: What the extra `search` brings: an index of more than a million vectors.
+SEARCH_EXTRA = frozenset({"usearch"})
 #: Libraries behind bridges: each has an extra of its own name, which brings those of training too.
 BRIDGES = ("timm", "transformers")
 
@@ -24,6 +26,8 @@ def require(purpose: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
+    if set(packages) <= SEARCH_EXTRA:
+        raise MissingExtraError(missing[0], "search", purpose, alternative="leave --index out: all are compared")
     if set(packages) <= DATA_EXTRA:
         raise MissingExtraError(missing[0], "data", purpose)
     if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:

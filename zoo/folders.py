@@ -1,5 +1,6 @@
 """Folders of pictures: `DATA/<class>/*.jpg`, or the same below `train/`, `val/` and `test/`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -103,31 +104,45 @@ def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False)
         return Skipped(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The pictures of one folder, sorted. Raises DataError for a file of another kind or a link out of the folder."""
-    files = []
+def image_files(folder: Path) -> Iterator[str | DataError]:
+    """The paths of the pictures of one folder, sorted; for a file of another kind, or a link out, what is wrong.
+
+    Of a million files only the names are held. Raises DataError for a folder that cannot be read.
+    """
     inside = folder.resolve()
-    for path in _listed(folder):
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for name in names:
+        if name.lower() not in LITTER:
+            yield _picture_problem(folder / name, inside) or str(folder / name)
+
+
+def _picture_problem(path: Path, inside: Path) -> DataError | None:
+    try:
         _stay_inside(path, inside)
-        # Reading a pipe would wait for ever, and a link may lead to nothing.
-        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-            hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
-            raise DataError(
-                f"{path} is not a picture",
-                path=path,
-                hint=f"pictures in folders: a pattern such as '{folder}/*/*'" if path.is_dir() else hint,
-            )
-        files.append(path)
-    return files
+    except DataError as error:
+        return error
+    # Reading a pipe would wait for ever, and a link may lead to nothing.
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
+    if path.is_dir():
+        hint = f"pictures in folders: a pattern such as '{path.parent}/*/*'"
+    return DataError(f"{path} is not a picture", path=path, hint=hint)
 
 
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(
-            f"{folder} cannot be read: {error.strerror}", path=folder, hint=f"chmod u+rx {folder}"
-        ) from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be read: {error.strerror}", path=folder, hint=f"chmod u+rx {folder}")
 
 
 def _listed(folder: Path) -> Iterator[Path]:

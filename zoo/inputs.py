@@ -3,17 +3,70 @@
 import glob
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from zoo.encode import IMAGE_SUFFIXES, check_text
 from zoo.errors import DataError, short
 from zoo.folders import image_files
 from zoo.schema import ImagePreprocess, Preprocess
-from zoo.tables import DEFAULT_TEXT, TABLES, column, read_text
+from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, lines, picture_cells
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"
 READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
+
+
+class Input(NamedTuple):
+    """One input: what it is called, and the item that a Session takes, or a DataError that says why there is none."""
+
+    name: str
+    item: Any
+
+
+class Inputs:
+    """Command-line arguments as inputs, one after another as they are asked for; none is kept.
+
+    What `expand` takes, and for pictures tables, too, whose column `image` holds bytes or paths. A file of another kind
+    in a folder and a row that cannot be used are inputs with an error. Iterating raises DataError for an argument that
+    cannot be used as a whole.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None, image: str | None = None
+    ) -> None:
+        self.arguments = arguments
+        self.reads_pictures = isinstance(preprocess, ImagePreprocess)
+        self.text = text or DEFAULT_TEXT
+        self.image = image or DEFAULT_IMAGE
+
+    def __iter__(self) -> Iterator[Input]:
+        for argument in self.arguments:
+            if not self.reads_pictures:
+                yield from _texts(argument, self.text)
+            elif Path(argument).suffix.lower() in TABLES and _is(Path.is_file, argument):
+                yield from _stored_pictures(Path(argument), self.image)
+            else:
+                yield from _pictures(argument)
+
+    def count(self) -> int | None:
+        """How many there will be, None with stdin among them. Raises what iterating would raise, before any work."""
+        if STDIN in self.arguments:
+            return None
+        return sum(self._count(argument) for argument in self.arguments)
+
+    def _count(self, argument: str) -> int:
+        if Path(argument).suffix.lower() == ".parquet" and _is(Path.is_file, argument):
+            # The first row says whether the column is there; a million pictures need not be read to be counted.
+            next(iter(self._one(argument)), None)
+            return count_rows(Path(argument))
+        return sum(1 for _ in self._one(argument))
+
+    def _one(self, argument: str) -> "Inputs":
+        found = copy(self)
+        found.arguments = [argument]
+        return found
 
 
 def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None) -> tuple[list[str], list[str]]:
@@ -23,36 +76,64 @@ def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None
     or the lines of a .txt file, or the column `text` of a CSV, JSON lines or Parquet file; `-` reads texts from stdin.
     Raises DataError for a path or pattern that gives nothing, an empty text, and a file of the other kind.
     """
-    read = _pictures if isinstance(preprocess, ImagePreprocess) else _texts
-    pairs = [pair for argument in arguments for pair in read(argument, text)]
-    if not pairs:
+    items, names = [], []
+    for argument in arguments:
+        found = (
+            _pictures(argument) if isinstance(preprocess, ImagePreprocess) else _texts(argument, text or DEFAULT_TEXT)
+        )
+        for name, item in found:
+            if isinstance(item, DataError):
+                raise item
+            items.append(item)
+            names.append(name)
+    if not items:
         raise DataError("there is no input", hint="name files, or give text; - reads stdin")
-    return [item for item, _ in pairs], [name for _, name in pairs]
+    return items, names
 
 
-def _pictures(argument: str, _: str | None) -> Iterator[tuple[str, str]]:
-    if argument == STDIN:
-        files = list(_stdin_lines())
-    elif _is(Path.is_dir, argument):
-        files = [str(file) for file in image_files(Path(argument))]
-    elif _is(Path.exists, argument) or not glob.has_magic(argument):
-        files = [argument]
-    else:
-        files = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    if not files and argument != STDIN:
-        raise DataError(f"{short(argument)}: no pictures there", path=argument, hint=READS_PICTURES)
-    for file in files:
-        if not _is(Path.exists, file):
-            raise DataError(f"{short(file) or 'the empty name'}: no such picture", path=file, hint=READS_PICTURES)
-        if Path(file).suffix.lower() in (".txt", *TABLES):
-            raise DataError(f"{file} is not a picture", path=file, hint=READS_PICTURES)
-        yield file, file
-
-
-def _texts(argument: str, text: str | None) -> Iterator[tuple[str, str]]:
+def _pictures(argument: str) -> Iterator[Input]:
     if argument == STDIN:
         for line in _stdin_lines():
-            yield line, line
+            yield Input(line, _picture_problem(line) or line)
+        return
+    files: Iterator[str | DataError]
+    if _is(Path.is_dir, argument):
+        files = image_files(Path(argument))
+    elif _is(Path.exists, argument) or not glob.has_magic(argument):
+        files = iter([argument])
+    else:
+        files = iter(sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    is_empty = True
+    for file in files:
+        is_empty = False
+        if isinstance(file, DataError):
+            yield Input(str(file.path), file)
+            continue
+        problem = _picture_problem(file)
+        if problem is not None and file == argument:
+            # What was typed is mistyped: said before anything runs.
+            raise problem
+        yield Input(file, problem or file)
+    if is_empty:
+        raise DataError(f"{short(argument)}: no pictures there", path=argument, hint=READS_PICTURES)
+
+
+def _picture_problem(file: str) -> DataError | None:
+    if not _is(Path.exists, file):
+        return DataError(f"{short(file) or 'the empty name'}: no such picture", path=file, hint=READS_PICTURES)
+    if Path(file).suffix.lower() in (".txt", *TABLES):
+        return DataError(f"{file} is not a picture", path=file, hint=READS_PICTURES)
+    return None
+
+
+def _stored_pictures(path: Path, column: str) -> Iterator[Input]:
+    yield from _numbered(path, picture_cells(path, column), "pictures")
+
+
+def _texts(argument: str, text: str) -> Iterator[Input]:
+    if argument == STDIN:
+        for line in _stdin_lines():
+            yield Input(line, line)
         return
     path = Path(argument)
     suffix = path.suffix.lower()
@@ -62,28 +143,25 @@ def _texts(argument: str, text: str | None) -> Iterator[tuple[str, str]]:
         # One word that ends like a file's name is a file's name that was mistyped, not a text to judge.
         if suffix in (".txt", *TABLES) and len(argument.split()) == 1:
             raise DataError(f"{argument}: no such file", path=argument, hint="check the path")
-        yield check_text(argument), argument
+        yield Input(argument, check_text(argument))
         return
-    lines = column(path, text or DEFAULT_TEXT) if suffix in TABLES else _text_lines(path)
+    yield from _numbered(path, cells(path, text) if suffix in TABLES else lines(path), "texts")
+
+
+def _numbered(path: Path, rows: Iterator[tuple[int, Any]], what: str) -> Iterator[Input]:
     number = None
-    for number, line in lines:
-        yield line, f"{path.name}:{number}"
+    for number, item in rows:
+        yield Input(f"{path.name}:{number}", item)
     if number is None:
-        raise DataError(f"{argument}: no texts there", path=argument, hint="fill it, or leave it out")
-
-
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            yield number, line.rstrip("\r")
+        raise DataError(f"{path}: no {what} there", path=path, hint="fill it, or leave it out")
 
 
 def _is(test: Callable[[Path], bool], name: str) -> bool:
     try:
         # The empty path would be the current folder.
         return name != "" and test(Path(name))
-    except OSError:
-        # Too long for a file's name: it is a text.
+    except (OSError, ValueError):
+        # Too long for a file's name, or with a zero byte: it is a text.
         return False
 
 

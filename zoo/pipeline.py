@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -105,15 +105,17 @@ class ImagePipeline(_Pipeline):
         settings = settings._replace(kind="picture", shapes=shapes)
         self.body = create_session(whole.cut([self.cut], whole.outputs), device, tables=tables, settings=settings)
 
-    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+    def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """(places of the items, what the body takes for them), in order."""
         import numpy as np
 
+        rest = iter(items)
+        first = list(islice(rest, 2))
         # A batch in the making and one ahead: enough to keep the body busy, little enough to hold.
-        if len(items) > 1:
-            pixels = _ahead(self.pool, self.pixels, items, 2 * self.batch, skip)
+        if len(first) > 1:
+            pixels = _ahead(self.pool, self.pixels, chain(first, rest), 2 * self.batch, skip)
         else:
-            pixels = _here(self.pixels, items, skip)
+            pixels = _here(self.pixels, first, skip)
         while group := list(islice(pixels, self.batch)):
             arrays = [each for _, each in group]
             yield [index for index, _ in group], {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
@@ -156,24 +158,24 @@ class TextPipeline(_Pipeline):
         self.body = create_session(model, device, tables=tables, settings=settings)
         self.facts = self.body.get_modelmeta().custom_metadata_map
 
-    def batches(self, items: Sequence[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+    def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """(places of the items, what the body takes for them), the shortest first, window by window."""
-        starts = range(0, len(items), WINDOW)
-        # The next window is tokenised while the body works on this one.
-        coming: deque[Future[Rows]] = deque()
-        for start in starts:
-            rows, refused = coming.popleft().result() if coming else self._rows(items, start)
-            if start + WINDOW < len(items):
-                coming.append(self.pool.submit(self._rows, items, start + WINDOW))
-            for index, error in refused:
-                skip(index, error)
-            yield from self._bucketed(rows)
+        windows = _windows(items)
+        found = [self._rows(*window) for window in islice(windows, 1)]
+        while found:
+            # The next window is tokenised while the body works on this one.
+            coming: list[Future[Rows]] = [self.pool.submit(self._rows, *window) for window in islice(windows, 1)]
+            for rows, refused in found:
+                for index, error in refused:
+                    skip(index, error)
+                yield from self._bucketed(rows)
+            found = [future.result() for future in coming]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, 0 of one that cannot be read."""
         found = [0] * len(texts)
-        for start in range(0, len(texts), WINDOW):
-            for index, row in self._rows(texts, start)[0].items():
+        for window in _windows(texts):
+            for index, row in self._rows(*window)[0].items():
                 found[index] = len(row)
         return found
 
@@ -188,13 +190,13 @@ class TextPipeline(_Pipeline):
         if positions:
             yield positions, self.encoder.batch([rows[i] for i in positions])
 
-    def _rows(self, items: Sequence[Any], start: int) -> "Rows":
+    def _rows(self, start: int, items: Sequence[Any]) -> "Rows":
         """The tokens of every item of a window that can be read, by its place; and the others with what is wrong."""
         texts: dict[int, str] = {}
         refused: list[tuple[int, DataError]] = []
-        for index in range(start, min(start + WINDOW, len(items))):
+        for index, item in enumerate(items, start):
             try:
-                texts[index] = check_text(items[index], index)
+                texts[index] = check_text(item, index)
             except DataError as error:
                 refused.append((index, error))
         rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
@@ -205,6 +207,14 @@ class TextPipeline(_Pipeline):
                 refused.append((index, error))
                 del rows[index]
         return rows, sorted(refused, key=lambda each: each[0])
+
+
+def _windows(items: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """(where it starts, the items of a window), one after another as they are asked for."""
+    rest, start = iter(items), 0
+    while window := list(islice(rest, WINDOW)):
+        yield start, window
+        start += len(window)
 
 
 def _here(function: "Callable[[Any], Floats]", items: Iterable[Any], skip: Skip) -> "Iterator[tuple[int, Floats]]":

@@ -121,9 +121,11 @@ class Session:
         return tuple(spec.name for spec in self.manifest.outputs)
 
     def stream(
-        self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
+
+        `items` are taken as they are needed, and not kept: texts two windows ahead at most, pictures two batches.
 
         Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes

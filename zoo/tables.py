@@ -2,12 +2,12 @@
 
 import csv
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from zoo.errors import DataError, quote
 from zoo.examples import SEPARATOR, Example, Skipped
@@ -17,15 +17,17 @@ from zoo.schema import Task
 
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
+Made = TypeVar("Made")
 #: Rows of a Parquet file that are in memory at once, beside the items themselves.
 PARQUET_ROWS = 256
 
 
 class Row(NamedTuple):
-    """One row: the line (of Parquet: the row, from 1) that messages name, and the columns that were asked for."""
+    """One row: the line (of Parquet: the row, from 1) that messages name, and the columns, or what is wrong with it."""
 
     line: int
     cells: Mapping[str, Any]
+    error: DataError | None = None
 
 
 def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> Content:
@@ -67,10 +69,51 @@ def read_pictures(path: Path, image: str | None, label: str | None, task: Task, 
     return content
 
 
-def column(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """(line number, text) of one column of a table. Raises DataError as `read_texts` does."""
-    for line, row in _rows(path, {name: "--text"}):
-        yield line, _cell(row[name], name, path, line)
+def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
+    """(line number, text) of one column of a table, or what is wrong with that row; read as it is asked for.
+
+    Raises DataError for what is wrong with the table as a whole: no such column, or a file that cannot be read.
+    """
+    for row in _each_row(path, {name: "--text"}):
+        yield row.line, _try(_cell, row.cells[name], name, path, row.line) if row.error is None else row.error
+
+
+def picture_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
+    """As `cells`, of a column of pictures: their bytes, or paths relative to the table's folder and inside of it."""
+    inside = path.parent.resolve()
+
+    def picture(value: Any, line: int) -> bytes | Path:
+        found = _picture(value, name, path, line)
+        if isinstance(found, bytes):
+            return found
+        if not (path.parent / found).resolve().is_relative_to(inside):
+            raise DataError(f"{path}:{line}: {quote(found)} is a link out of the folder", path=path, hint="copy it")
+        return path.parent / found
+
+    for row in _each_row(path, {name: "--image"}):
+        yield row.line, _try(picture, row.cells[name], row.line) if row.error is None else row.error
+
+
+def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
+    """(number, text) of every line of a UTF-8 file that is not blank, or what is wrong with it.
+
+    Only a line feed ends a line: JSON and texts may hold Unicode's other separators. Raises DataError for a file that
+    cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = _try(_decoded, line, path, number)
+                if isinstance(text, DataError) or text.strip():
+                    yield number, text
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a Parquet file has, by its footer. Raises DataError as `cells` does."""
+    with _parquet(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def read_text(path: Path) -> str:
@@ -78,7 +121,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", path=path, hint=f"chmod u+r {path}") from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="save it as UTF-8"
@@ -96,15 +139,51 @@ def parse_number(cell: str) -> float | None:
     return value if math.isfinite(value) and abs(value) < 2.0**128 - 2.0**103 else None
 
 
-def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    """The rows of a table; each of `columns`, which an option names, is in every row."""
+def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, cells) of the rows of a table; each of `columns`, which an option names, is in every row."""
+    for row in _each_row(path, columns):
+        if row.error is not None:
+            raise row.error
+        yield row.line, row.cells
+
+
+def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    """As `_rows`; a row that is wrong by itself has its error, and others follow."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_rows(path, columns)
         return
-    for row in (_csv_rows if suffix == ".csv" else _json_rows)(path, read_text(path)):
-        _check_columns(columns, list(row.cells), f"{path}:{row.line}", path)
-        yield row
+    is_first = True
+    for row in (_csv_rows if suffix == ".csv" else _json_rows)(path):
+        problem = row.error or _try(_check_columns, columns, list(row.cells), f"{path}:{row.line}", path)
+        if problem is not None and row.error is None and is_first:
+            # The whole table lacks it: a thousand more such rows would say no more.
+            raise problem
+        is_first = is_first and row.error is not None
+        yield row if problem is None else Row(row.line, {}, problem)
+
+
+def _try(function: Callable[..., Made], *arguments: Any) -> Made | DataError:
+    """What `function` returns, or the DataError that it raised."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number} is not UTF-8: {error.reason} at its byte {error.start}",
+            path=path,
+            hint="save it as UTF-8",
+        ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}", path=path, hint=f"chmod u+r {path}")
 
 
 def _check_columns(columns: Mapping[str, str], present: list[str], where: str, path: Path) -> None:
@@ -115,22 +194,35 @@ def _check_columns(columns: Mapping[str, str], present: list[str], where: str, p
             raise DataError(f"{where} has no column '{name}'{reads}", path=path, hint=f"{option} COL, one of: {known}")
 
 
-def _csv_rows(path: Path, content: str) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[Row]:
     # Strict: a quote that never closes would swallow the rows after it.
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    reader = csv.DictReader(_csv_lines(path), strict=True)
     try:
         _check_names(path, [name for name in reader.fieldnames or () if name])
         for row in reader:
             # A comma in a text without quotes would move the label.
+            error = None
             if None in row:
-                raise DataError(
+                error = DataError(
                     f"{path}:{reader.line_num} has more cells than the header",
                     path=path,
                     hint='put texts with commas in "quotes"',
                 )
-            yield Row(reader.line_num, row)
+            yield Row(reader.line_num, row, error)
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num} is not CSV: {error}", path=path, hint="save it again") from error
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from file
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError:
+        # A piece of the file does not know where it lies in the whole.
+        read_text(path)
+        raise
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -138,36 +230,45 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise DataError(f"{path} has two columns '{twice[0]}'", path=path, hint="rename or remove one of them")
 
 
-def _json_rows(path: Path, content: str) -> Iterator[Row]:
-    # Not splitlines: JSON strings may hold line separators of Unicode as they are.
-    for line, record in enumerate(content.split("\n"), 1):
-        if not record.strip():
-            continue
-        try:
-            row = json.loads(record)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
-        yield Row(line, row)
+def _json_rows(path: Path) -> Iterator[Row]:
+    for line, record in lines(path):
+        row = record if isinstance(record, DataError) else _try(_json_object, record, path, line)
+        yield Row(line, {}, row) if isinstance(row, DataError) else Row(line, row)
+
+
+def _json_object(record: str, path: Path, line: int) -> dict[str, Any]:
+    try:
+        row = json.loads(record)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
+    return row
 
 
 def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        _check_names(path, schema.names)
+        _check_columns(columns, schema.names, str(path), path)
+        classes = _class_names(schema.metadata or {})
+        line = 0
+        for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
+            for row in batch.to_pylist():
+                line += 1
+                yield Row(line, {name: _named(value, classes.get(name)) for name, value in row.items()})
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The opened file; what pyarrow says of it inside becomes a DataError."""
     require(f"reading {path.name}", "pyarrow")
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            _check_names(path, schema.names)
-            _check_columns(columns, schema.names, str(path), path)
-            classes = _class_names(schema.metadata or {})
-            line = 0
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield Row(line, {name: _named(value, classes.get(name)) for name, value in row.items()})
+            yield file
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
