@@ -5,45 +5,67 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from zoo_cli import (
-    bench,
-    doctor,
-    embed,
-    evaluate,
-    export,
-    finetune,
-    list,
-    plugins,
-    prune,
-    pull,
-    run,
-    show,
-    similar,
-    verify,
-)  # fmt: skip
+from typer.core import TyperGroup
 from zoo_cli.output import print_error, print_json, say, write
 from zoo_cli.state import State
 
 from zoo import AccessError, ZooError, version
 
 INTERRUPTED = 130
+#: Each is a module of its own in this package.
+VERBS = (
+    *("list", "show", "pull", "finetune", "evaluate", "export", "run", "embed", "similar", "bench", "verify"),
+    *("prune", "doctor", "plugins"),
+)
+
+
+class Commands(Mapping[str, Any]):
+    """The verbs by name, each imported when it is asked for: importing all takes longer than loading a model."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in VERBS:
+            raise KeyError(name)
+        module = import_module(f"zoo_cli.{name}")
+        verb = getattr(module, "app", None)
+        if verb is None:
+            verb = typer.Typer(add_completion=False)
+            verb.command(name)(module.command)
+        command = typer.main.get_command(verb)
+        command.name = name
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class Root(TyperGroup):
+    """The command `zoo` itself."""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(**facts)
+        # Nobody adds to it.
+        self.commands = Commands()  # type: ignore[assignment]
+
 
 app = typer.Typer(
     name="zoo",
+    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a pretrained backbone to a verified ONNX model on your task.",
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 network, 5 integrity, 6 gate failed, 7 device, "
     "8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
 )
-for module in (list, show, pull, finetune, evaluate, export, run, embed, similar, bench, verify, prune, doctor):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
-app.add_typer(plugins.app, name="plugins")
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ from zoo_cli.state import make_zoo
 
 from zoo import GateError, PluginError, to_plain
 
-app = typer.Typer(help="Show, check and begin plugins.")
+app = typer.Typer(help="Show, check and begin plugins.", add_completion=False)
 
 MARKS = {"passed": "✓", "failed": "✗", "skipped": "-"}
 

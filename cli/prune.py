@@ -17,7 +17,7 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Remove cached features and activations, graphs of rows that changed or are gone, and what broken work left.
+    """Remove caches (features, activations, optimised graphs), graphs of rows that are gone, and what broken work left.
 
     All of it is made again when it is needed. What a running process uses stays.
     """

@@ -18,8 +18,8 @@ from tests.test_cli import fails, parsed, zoo
 from zoo import DataError, GateError, UsageError, Zoo, graph
 from zoo.build import metadata
 from zoo.bundle import MODEL, Bundle, describe_files, write_manifest
-from zoo.evaluate import COLUMNS
 from zoo.metrics import measure
+from zoo.predictions import COLUMNS
 from zoo.schema import HeadSpec, Metrics, Task
 
 ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}

@@ -48,9 +48,9 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
-from zoo.evaluate import check_predictions, write_predictions
 from zoo.inputs import Input, Inputs
 from zoo.options import FinetuneOptions, Variant, parse_head
+from zoo.predictions import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
 from zoo.schema import Entry, Manifest, Metrics, Outcome, Task

@@ -218,14 +218,15 @@ class Zoo(Vectors):
         The other arguments, and what is raised, are those of `zoo.runtime.Session`.
         """
         from zoo.device import choose
-        from zoo.engine import ENGINES
         from zoo.runtime import Session
 
         device = device or os.environ.get("ZOO_DEVICE") or "auto"
         # Said before anything is pulled or built for it.
         choose(device)
-        engines = self.store.home / ENGINES
-        return Session(self.open(model), device, threads=threads, spins=spins, fixed=fixed, engines=engines)
+        return Session(
+            self.open(model), device, threads=threads, spins=spins, fixed=fixed,
+            engines=self.store.engines, optimised=self.store.optimised,
+        )  # fmt: skip
 
     def inputs(
         self, model: str, arguments: Sequence[str], *, text: str | None = None

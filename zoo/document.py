@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-import yaml
-
 from zoo.errors import AccessError, NotFoundError, RegistryError, quote, short
 
 MAX_BYTES = 1 << 20
@@ -38,6 +36,9 @@ class Document:
     """
 
     def __init__(self, path: Path) -> None:
+        # Here and not at the top: who runs a bundle reads no YAML, and need not wait for it.
+        import yaml
+
         self.path = path
         self.lines: dict[Place, int] = {(): 1}
         self._nodes = 0
@@ -57,6 +58,8 @@ class Document:
         return f"{self.path}:{self.lines[place]}"
 
     def _only_document(self) -> Any:
+        import yaml
+
         next(self._events)
         if isinstance(next(self._events), yaml.StreamEndEvent):
             self._fail("the file is empty")
@@ -68,6 +71,8 @@ class Document:
         return value
 
     def _value(self, event: Any, place: Place) -> Any:
+        import yaml
+
         self._refuse(event, place)
         self.lines.setdefault(place, event.start_mark.line + 1)
         if isinstance(event, yaml.ScalarEvent):
@@ -80,6 +85,8 @@ class Document:
         return values
 
     def _mapping(self, place: Place) -> dict[str, Any]:
+        import yaml
+
         values: dict[str, Any] = {}
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             self._refuse(key, place)

@@ -8,19 +8,18 @@ from zoo import external
 from zoo.cores import cores
 from zoo.device import PROVIDERS, onnxruntime, parse, placed, preload, silenced
 from zoo.errors import IntegrityError
+from zoo.optimised import BODY, NUMBERS
 
 if TYPE_CHECKING:
     from zoo.external import Bytes
-
-#: A folder, a file of its own for each device and release of TensorRT in it: building an engine takes minutes.
-ENGINES = "engines"
 
 
 class Settings(NamedTuple):
     """How a session computes. Without `spins` its threads sleep while they wait: others compute beside them.
 
     `kind` is what the model reads. `fixed` says that every run has the same shapes, so that CUDA can record its kernels
-    once. TensorRT keeps its engines in `engines` under names that begin with `key`, for inputs in `shapes`.
+    once. TensorRT keeps its engines in `engines` under names that begin with `key`, for inputs in `shapes`. The
+    optimised graph is written to the folder `optimised` (zoo.optimised).
     """
 
     threads: int | None = None
@@ -30,10 +29,11 @@ class Settings(NamedTuple):
     engines: Path | None = None
     key: str = "zoo"
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
+    optimised: Path | None = None
 
 
 def create_session(
-    model: bytes,
+    model: bytes | Path,
     device: str,
     threads: int | None = None,
     tables: "Mapping[str, Bytes] | None" = None,
@@ -43,6 +43,7 @@ def create_session(
 ) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu`, `cuda:N` or `tensorrt:N`), or an error.
 
+    A path is that of a graph which was optimised, by this runtime on this device: it is taken as it is.
     `tables` are the files of its external data by name (zoo.external.files); the runtime itself opens none. `settings`
     stand for `threads` and `spins`, and more. Its `nodes` say on which provider how many nodes of the graph lie.
     Raises DeviceError when the provider was dropped or many nodes lie on the CPU, IntegrityError when the runtime
@@ -56,7 +57,11 @@ def create_session(
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not settings.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    outside = sorted({tensor.file for tensor in external.references(model)})
+    if isinstance(model, Path):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif settings.optimised is not None:
+        _keep_optimised(options, settings.optimised)
+    outside = [] if isinstance(model, Path) else sorted({tensor.file for tensor in external.references(model)})
     if missing := [name for name in outside if name not in (tables or {})]:
         raise IntegrityError(
             f"a part of the model lies in {missing[0]}, which was not given", hint="write the bundle again"
@@ -66,19 +71,33 @@ def create_session(
         # Without this entry every table would be copied; with it they must outlive the session.
         options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
         options.add_external_initializers_from_files_in_memory(outside, files, [len(file) for file in files])
+    source = str(model) if isinstance(model, Path) else model
     try:
         if device == "cpu":
-            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         else:
             preload()
             with silenced():
-                session = ort.InferenceSession(model, options, providers=providers(device, settings))
+                session = ort.InferenceSession(source, options, providers=providers(device, settings))
     except Exception as error:  # onnxruntime's exceptions have no common root of their own
         reason = str(error).splitlines()[0]
         raise IntegrityError(f"ONNX Runtime refuses the model: {reason}", hint="export it again") from error
     session.nodes = placed(device, session.get_providers(), session.get_provider_graph_assignment_info())
     session.tables = files
     return session
+
+
+def write_optimised(model: bytes | Path, device: str, settings: Settings, folder: Path) -> None:
+    """Write the optimised graph to a folder, by a session that is then gone. Raises as `create_session` does."""
+    create_session(model, device, settings=settings._replace(threads=1, spins=False, optimised=folder))
+
+
+def _keep_optimised(options: Any, folder: Path) -> None:
+    """Have the optimised graph written, its numbers beside it and laid out as the kernels want them."""
+    options.optimized_model_filepath = str(folder / BODY)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", NUMBERS)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
 
 
 def providers(device: str, settings: Settings) -> list[tuple[str, dict[str, str]]]:

@@ -15,7 +15,8 @@ from zoo.cores import cores
 from zoo.encode import TextEncoder, check_text, decode_image
 from zoo.engine import Settings, create_session
 from zoo.errors import DataError, IntegrityError
-from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.optimised import Graphs
+from zoo.schema import ImagePreprocess, Preprocess, TextPreprocess
 from zoo.wire import Wire
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ BATCH = {"cpu": 8, "cuda": 32, "tensorrt": 32}
 TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
 #: Texts that are tokenised, and sorted by length, at a time.
 WINDOW = 4096
+
+
+def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Mapping[str, Bytes]") -> Graphs:
+    """What a pipeline's sessions are made of. Raises IntegrityError for a model without the tensor `cut`."""
+    if not isinstance(preprocess, ImagePreprocess):
+        return Graphs(model, tables=tables)
+    cut = cut or graph.PIXELS
+    whole = Wire(model)
+    if not whole.knows(cut):
+        raise IntegrityError(f"the model has no tensor '{cut}' to cut at", hint="write the bundle again")
+    if cut in whole.inputs:
+        # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+        prefix = bytes(graph.image_prefix(preprocess).SerializeToString())
+    else:
+        prefix = whole.cut([graph.IMAGE], [cut])
+    return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
 
 
 class _Pipeline:
@@ -78,10 +95,9 @@ class ImagePipeline(_Pipeline):
     def __init__(
         self,
         preprocess: ImagePreprocess,
-        model: bytes,
+        graphs: Graphs,
         cut: str | None,
         device: str,
-        tables: "Mapping[str, Bytes]",
         settings: Settings,
     ) -> None:
         super().__init__(device, settings)
@@ -89,21 +105,13 @@ class ImagePipeline(_Pipeline):
         self.batch = BATCH[device.partition(":")[0]]
         # A little more than the cores: a decoder waits for the disk, too.
         self.threads = max(2, settings.threads or cores())
-        whole = Wire(model)
         self.cut = cut or graph.PIXELS
-        self.facts = whole.facts
-        if not whole.knows(self.cut):
-            raise IntegrityError(f"the model has no tensor '{self.cut}' to cut at", hint="write the bundle again")
-        if self.cut in whole.inputs:
-            # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
-            prefix = graph.image_prefix(preprocess).SerializeToString()
-        else:
-            prefix = whole.cut([graph.IMAGE], [self.cut])
-        self.prefix = create_session(prefix, "cpu", threads=1, tables=tables)
+        self.prefix = create_session(graphs.prefix, "cpu", threads=1, tables=graphs.tables)
         sides = 3, preprocess.crop, preprocess.crop
         shapes = {self.cut: ((1, *sides), (self.batch, *sides), (self.batch, *sides))}
         settings = settings._replace(kind="picture", shapes=shapes)
-        self.body = create_session(whole.cut([self.cut], whole.outputs), device, tables=tables, settings=settings)
+        self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
+        self.facts = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """(places of the items, what the body takes for them), in order."""
@@ -146,16 +154,15 @@ class TextPipeline(_Pipeline):
     def __init__(
         self,
         preprocess: TextPreprocess,
-        model: bytes,
+        graphs: Graphs,
         folder: Path,
         device: str,
-        tables: "Mapping[str, Bytes]",
         settings: Settings,
     ) -> None:
         super().__init__(device, settings)
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
-        self.body = create_session(model, device, tables=tables, settings=settings)
+        self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
         self.facts = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":

@@ -32,7 +32,7 @@ TEMPORARY = re.compile(r"(\.?.+\.)\w+-\d+-[0-9a-f]{8}(\.new|\.old)?")
 class Prunable(Struct, frozen=True, kw_only=True):
     """Something that can go, with its bytes; `state` says what became of it."""
 
-    kind: Literal["features", "activations", "training", "graph", "partial", "staged", "model"]
+    kind: Literal["features", "activations", "optimised", "training", "graph", "partial", "staged", "model"]
     name: str
     path: str
     size: int
@@ -48,11 +48,12 @@ def find(store: Store, shelf: Registry, *, models: bool) -> list[Prunable]:
 def remove(store: Store, found: Sequence[Prunable]) -> list[Prunable]:
     """Remove what was found; each with what became of it."""
     done = []
-    caches = {cache.key: cache for cache in space.caches(store.features)}
+    folders = {"features": store.features, "activations": store.features, "optimised": store.optimised}
     for each in found:
-        if each.kind in ("features", "activations"):
-            cache = caches.get(each.name)
-            is_gone = cache is None or space.remove(store.features, cache)
+        if each.kind in folders:
+            folder = folders[each.kind]
+            cache = next((cache for cache in space.caches(folder) if cache.key == each.name), None)
+            is_gone = cache is None or space.remove(folder, cache)
             result = structs.replace(each, state="removed" if is_gone else "in use")
         else:
             result = structs.replace(each, state="removed" if _remove(Path(each.path)) else "kept")
@@ -65,6 +66,8 @@ def _caches(store: Store) -> Iterator[Prunable]:
         path = max(cache.paths, key=lambda each: each.is_dir() or each.suffix == ".sqlite")
         kind: Literal["features", "activations"] = "activations" if path.is_dir() else "features"
         yield Prunable(kind=kind, name=cache.key, path=str(path), size=cache.size)
+    for cache in space.caches(store.optimised):
+        yield Prunable(kind="optimised", name=cache.key, path=str(store.optimised / cache.key), size=cache.size)
 
 
 def _trainings(store: Store) -> Iterator[Prunable]:
@@ -99,7 +102,7 @@ def _partials(store: Store) -> Iterator[Prunable]:
 
 
 def _staged(store: Store) -> Iterator[Prunable]:
-    for folder in (store.home, store.graphs, store.models, store.bridged):
+    for folder in (store.home, store.graphs, store.models, store.bridged, store.optimised):
         paths = folder.rglob(".*") if folder != store.home else iter(_listed(folder))
         for path in sorted(paths):
             if path.name.startswith(".") and _is_left(path):

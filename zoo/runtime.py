@@ -13,18 +13,17 @@ from zoo import external
 from zoo.answers import Placement, RunResult
 from zoo.bundle import MODEL, Bundle
 from zoo.device import choose, onnxruntime
-from zoo.engine import Settings
+from zoo.engine import Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
-from zoo.pipeline import ImagePipeline, Skip, TextPipeline
+from zoo.optimised import Graphs, Keeper
+from zoo.pipeline import ImagePipeline, Skip, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, TextPreprocess
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from zoo.external import Bytes
 
     Floats = NDArray[np.float32]
 
@@ -38,7 +37,8 @@ class Session:
 
     `threads` are those that compute (every core this process may use by default). `spins` lets them wait busily, which
     is quicker where nothing else computes; a server does without. `fixed` fills up every batch of pictures, for CUDA to
-    record its kernels once. TensorRT's engines are kept in the folder `engines`.
+    record its kernels once. TensorRT's engines are kept in the folder `engines`,
+    graphs as ONNX Runtime optimised them in `optimised`, for the next start.
 
     Raises UsageError for an unknown device, DeviceError where the device that was asked for cannot be had or many nodes
     are left on the CPU (`auto` takes the CPU then, and says so), IntegrityError for a bundle that was changed.
@@ -53,6 +53,7 @@ class Session:
         spins: bool | None = None,
         fixed: bool = False,
         engines: Path | None = None,
+        optimised: Path | None = None,
     ) -> None:
         preprocess = bundle.manifest.preprocess
         reads_pictures = isinstance(preprocess, ImagePreprocess)
@@ -66,37 +67,59 @@ class Session:
         self.manifest = bundle.manifest
         self.labels = self.manifest.labels
         self.batches_run: list[int] = []
-        # The file is read and hashed while the runtime is imported: each takes a tenth of a second.
-        with ThreadPoolExecutor(1, "zoo-read") as pool:
-            reading = pool.submit(bundle.read_model)
-            onnxruntime()
-            model = reading.result()
-        tables = external.files(model, bundle.map)
         #: Files beside the model that its numbers lie in.
-        self.table_files = sorted(tables)
+        self.table_files: list[str] = []
         # On a CPU the threads that decode want the cores on which those of a session would spin.
         spins = (chosen.used != "cpu" or not reads_pictures) if spins is None else spins
         settings = Settings(threads, spins, fixed=fixed, engines=engines, key=bundle.digest(MODEL)[:16])
         try:
-            self._pipeline = self._load(chosen.used, model, tables, settings)
+            self._pipeline = self._load(chosen.used, settings, optimised)
         except DeviceError as error:
             if chosen.asked != "auto":
                 raise
             chosen = Placement(asked="auto", used="cpu", why=error.message)
-            self._pipeline = self._load("cpu", model, tables, settings)
+            self._pipeline = self._load("cpu", settings, optimised)
         self.placement = msgspec.structs.replace(chosen, nodes=self._pipeline.body.nodes)
         self.device = self.placement.used
         _check_facts(bundle, self._pipeline.facts)
 
-    def _load(
-        self, device: str, model: bytes, tables: "dict[str, Bytes]", settings: Settings
-    ) -> ImagePipeline | TextPipeline:
+    def _load(self, device: str, settings: Settings, optimised: Path | None) -> ImagePipeline | TextPipeline:
+        with Keeper(optimised, self.bundle, device) as keeper:
+            # What is read is hashed while the runtime is imported: each takes a tenth of a second.
+            with ThreadPoolExecutor(1, "zoo-read") as pool:
+                reading = pool.submit(lambda: keeper.find() or self._read())
+                onnxruntime()
+                graphs = reading.result()
+            try:
+                if device == "cpu":
+                    pipeline = self._pipeline_of(graphs, device, settings)
+                    # By a second session: the first answer need not wait.
+                    keeper.keep_beside(graphs, lambda folder: write_optimised(graphs.body, device, settings, folder))
+                    return pipeline
+                # Memory of a GPU may not be enough for two.
+                with keeper.making(graphs) as folder:
+                    return self._pipeline_of(graphs, device, settings._replace(optimised=folder))
+            except IntegrityError:
+                if not keeper.is_used:
+                    raise
+            # What was kept, or was to be, does not load; or the disk is full.
+            keeper.drop()
+            return self._pipeline_of(self._read(), device, settings)
+
+    def _read(self) -> Graphs:
+        """The bundle's own graph, checked."""
+        model = self.bundle.read_model()
+        tables = external.files(model, self.bundle.map)
+        self.table_files = sorted(tables)
+        return cut_model(self.manifest.preprocess, model, self.manifest.cut, tables)
+
+    def _pipeline_of(self, graphs: Graphs, device: str, settings: Settings) -> ImagePipeline | TextPipeline:
         preprocess, bundle = self.manifest.preprocess, self.bundle
         if isinstance(preprocess, ImagePreprocess):
-            return ImagePipeline(preprocess, model, self.manifest.cut, device, tables, settings)
+            return ImagePipeline(preprocess, graphs, self.manifest.cut, device, settings)
         if isinstance(preprocess, TextPreprocess):
             bundle.check(preprocess.tokenizer)
-            return TextPipeline(preprocess, model, bundle.path, device, tables, settings)
+            return TextPipeline(preprocess, graphs, bundle.path, device, settings)
         raise IntegrityError(f"{bundle.path}: a bundle's words are tokens", hint="write the bundle again")
 
     def __repr__(self) -> str:

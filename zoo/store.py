@@ -2,7 +2,7 @@
 
 models/<entry>/<16 hex of the files' digests>/   a pulled row: real files, and manifest.json that was written last
 partials/<key>/                                  what an interrupted pull left of one file
-graphs/  features/  bridged/  zoo.lock
+graphs/  features/  optimised/  engines/  bridged/  zoo.lock
 """
 
 import hashlib
@@ -70,6 +70,16 @@ class Store:
     def features(self) -> Path:
         """Cached features."""
         return self.home / "features"
+
+    @property
+    def optimised(self) -> Path:
+        """Graphs as ONNX Runtime optimised them."""
+        return self.home / "optimised"
+
+    @property
+    def engines(self) -> Path:
+        """Engines that TensorRT built, a file of its own for each device and release in it: one takes minutes."""
+        return self.home / "engines"
 
     @property
     def trainings(self) -> Path:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from zoo.errors import IntegrityError
 
-#: Fields of ModelProto: what a part keeps (IR version, producer, operator sets, functions), its graph, its facts.
-KEPT, GRAPH, FACTS = (1, 2, 8, 25), 7, 14
+#: Fields of ModelProto: what a part keeps (IR version, producer, operator sets, metadata, functions), and its graph.
+KEPT, GRAPH = (1, 2, 8, 14, 25), 7
 #: Fields of GraphProto.
 NODE, NAME, INITIALIZER, INPUT, OUTPUT, VALUE = 1, 2, 5, 11, 12, 13
 #: Where the name lies in a TensorProto; in a ValueInfoProto it is the first field.
@@ -28,11 +28,10 @@ class Node(NamedTuple):
 
 
 class Wire:
-    """A model's fields. `inputs` and `outputs` are the names of its graph's, `facts` its metadata."""
+    """A model's fields. `inputs` and `outputs` are the names of its graph's."""
 
     def __init__(self, model: bytes) -> None:
         """Raises IntegrityError for bytes that are no ONNX model."""
-        self.facts: dict[str, str] = {}
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.nodes: list[Node] = []
@@ -45,8 +44,6 @@ class Wire:
             for number, whole, value in _fields(memoryview(model)):
                 if number in KEPT:
                     self._kept.append(whole)
-                elif number == FACTS:
-                    self.facts[_text(value, 1)] = _text(value, 2)
                 elif number == GRAPH:
                     graphs.append(value)
             [graph] = graphs
