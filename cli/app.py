@@ -1,10 +1,12 @@
 """The command `zoo`: mounts the verbs; `main` holds the one place where errors become words and exit codes."""
 
+import _thread
 import atexit
 import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -114,6 +116,7 @@ def process() -> NoReturn:
 
 
 def _run() -> int:
+    sys.unraisablehook = _deliver_again
     try:
         code = app(standalone_mode=False) or 0
         if sys.stdout is not None:
@@ -154,6 +157,15 @@ def _run() -> int:
         say(f"error: {problem}")
         say(f"hint: {hint}")
         return 1
+
+
+def _deliver_again(failure: Any) -> None:
+    """Ctrl-C that came while Python was tidying up, where it drops every exception, comes a second time."""
+    if isinstance(failure.exc_value, KeyboardInterrupt):
+        # Not from here, where it would be dropped once more.
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(failure)
 
 
 def _interrupted() -> int:

@@ -318,6 +318,20 @@ def test_a_missing_extra(
     assert not (tmp_path / "new").exists()
 
 
+def test_interrupted_while_something_is_tidied_up() -> None:
+    """Python drops what a destructor raises, a KeyboardInterrupt too."""
+    code = (
+        "import signal, sys, time\nfrom zoo_cli import app, list as verb\n"
+        # A shell that runs the tests in its background has it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Loud:\n    def __del__(self):\n        raise KeyboardInterrupt\n"
+        "def command():\n    Loud()\n    for _ in range(300):\n        time.sleep(0.1)\n"
+        "verb.command = command\nsys.argv[1:] = ['list']\napp.process()\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (child.returncode, child.stderr) == (130, "interrupted\n")
+
+
 def test_interrupted_from_the_keyboard(shelf: Path, tmp_path: Path) -> None:
     import signal
 
