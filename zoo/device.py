@@ -95,7 +95,7 @@ def tensorrt_problem() -> str | None:
         return "the installed onnxruntime was built without TensorRT"
     if _loads_tensorrt():
         return None
-    return f"libnvinfer.so.{TENSORRT} was not found: pip install 'tensorrt-cu{cuda_of_wheel()}=={TENSORRT}.*'"
+    return f"libnvinfer.so.{TENSORRT} was not found: pip install 'backbone-zoo[tensorrt]'"
 
 
 def cuda_of_wheel() -> int:
