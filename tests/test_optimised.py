@@ -165,3 +165,12 @@ def test_the_command_keeps_it_and_prune_removes_it(shelf: Path, zoo_home: Path, 
     rows = parsed(zoo("prune", "-y", "--json"))["pruned"]["items"]
     assert [(row["kind"], row["name"], row["state"]) for row in rows] == [("optimised", folder.name, "removed")]
     assert not folder.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "items"), [("tiny-lite", PICTURES), ("tiny-bert", TEXTS)])
+def test_on_cuda(shelf: Path, zoo_home: Path, name: str, items: list[object]) -> None:
+    first, second = (Zoo().session(name, "cuda") for _ in range(2))
+    assert (kept(zoo_home) / BODY).is_file()
+    np.testing.assert_allclose(second.features(items), first.features(items), atol=1e-5)
+    assert second.placement.nodes["CUDA"] > 0
