@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from zoo import DeviceError, UsageError, Zoo
+from zoo import DeviceError, Placement, UsageError, Zoo
 from zoo.cores import cores, cpu_quota
 from zoo.device import ON_CPU, _version_problem, choose, choose_device, cuda_problem, parse, placed
 from zoo.engine import Settings, create_session, providers
@@ -102,6 +102,13 @@ def test_the_command_names_the_missing_piece_at_once_and_prints_nothing_else(she
     assert child.returncode == 7
     assert child.stdout == ""
     assert child.stderr == (f"error: {device} cannot be used: {cuda_problem()}\nhint: --device cpu, or --device auto\n")
+
+
+def test_a_placement_in_words() -> None:
+    assert str(Placement(asked="cpu", used="cpu", nodes={"CPU": 9})) == "cpu"
+    found = Placement(asked="auto", used="cuda:0", nodes={"CUDA": 118, "CPU": 3})
+    assert str(found) == "cuda:0 (118 nodes on CUDA, 3 nodes on CPU)"
+    assert str(Placement(asked="auto", used="cpu", why="no driver")) == "cpu (auto: no driver)"
 
 
 @pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")

@@ -76,7 +76,11 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     nodes: dict[str, int] = {}
 
     def __str__(self) -> str:
-        return self.used if self.why is None else f"{self.used} ({self.asked}: {self.why})"
+        if self.why is not None:
+            return f"{self.used} ({self.asked}: {self.why})"
+        if self.used == "cpu":
+            return self.used
+        return f"{self.used} ({', '.join(f'{count} nodes on {name}' for name, count in self.nodes.items())})"
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
