@@ -26,7 +26,7 @@ from zoo_cli import (
     similar,
     verify,
 )  # fmt: skip
-from zoo_cli.output import print_error, print_json, say, write
+from zoo_cli.output import ReaderGoneError, print_error, print_json, say, write
 from zoo_cli.state import State
 
 from zoo import AccessError, ZooError, version
@@ -104,7 +104,7 @@ def _run() -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, print_json, say, write
+from zoo_cli.output import flush, next_command, print_json, say, write
 from zoo_cli.progress import Bars
 from zoo_cli.state import make_zoo
 from zoo_cli.written import end_with_count, print_failure, print_failures, print_written
@@ -112,7 +112,7 @@ def _to_stdout(
             elif answer.error is None:
                 _print(answer)
                 if time.monotonic() - flushed > EVERY:
-                    sys.stdout.flush()
+                    flush()
                     flushed = time.monotonic()
             if bar is not None:
                 bar.advance()

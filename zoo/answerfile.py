@@ -108,7 +108,7 @@ def of_words(table: "WordTable", entry: Entry, top: int) -> Source:
     answering = Answering(columns=form.columns, preprocess=entry.preprocess)
     digests = sorted((file.path, file.sha256) for file in entry.files)
     fresh = Record(
-        verb=VERB, model=entry.name, fingerprint=_fingerprint([digests, answering]), precision="fp32",
+        verb=VERB, model=entry.name, fingerprint=_fingerprint([digests, entry.preprocess]), precision="fp32",
         dim=table.dim, answering=answering,
     )  # fmt: skip
     kind = Kind(ByWords(table, top).rows, WORDS, fresh, partial(_open, form), f"answers by {entry.name} on cpu")

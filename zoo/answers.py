@@ -1,5 +1,6 @@
 """What the verbs answer with, for a notebook to use and the command line to print."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -187,4 +188,8 @@ def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
 
 def to_json(data: Any) -> str:
     """Compact JSON of any of zoo's nouns, or of plain data holding them."""
-    return msgspec.json.encode(data).decode()
+    try:
+        return msgspec.json.encode(data).decode()
+    except UnicodeEncodeError:
+        # The name of a file, or a text, whose bytes are no UTF-8: Python's own encoder writes escapes.
+        return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))

@@ -126,6 +126,10 @@ def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
             f"{out} was made by another model: {before.model}, {before.precision}, {before.fingerprint[:12]}",
             hint="resume with the model that it was begun with, or choose another file for -o",
         )
+    if before.answering != fresh.answering:
+        raise UsageError(
+            f"{out} was begun with another --top", hint="resume with the same, or choose another file for -o"
+        )
     return before
 
 
