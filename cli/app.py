@@ -38,8 +38,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a pretrained backbone to a verified ONNX model on your task.",
-    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 network, 5 integrity, 6 gate failed, 7 device, "
-    "8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 inputs failed or unexpected, 2 usage, 3 not found, 4 network, 5 integrity, "
+    "6 gate failed, 7 device, 8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
 )
 for module in (list, show, pull, finetune, evaluate, export, run, embed, similar, bench, verify, prune, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -1,4 +1,4 @@
-"""What is no picture and no text, for `run` and `embed`: named, counted, never dropped; and through the API by place."""
+"""What is no picture and no text, for `run` and `embed`: named, counted, never dropped; by its place in the API."""
 
 import json
 import shutil

@@ -228,7 +228,7 @@ class Session:
     def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
         """As `run`, but for any number of inputs: they are read as answers are asked for, in order, and none is kept.
 
-        Texts are read two windows of 4,096 ahead at most, pictures two batches. Raises what `run` does.
+        Texts are read two windows of 4,096 ahead at most, pictures a few batches. Raises what `run` does.
         """
         from zoo.run import ByModel, answers
 
