@@ -7,7 +7,8 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from tests.test_cli import fails, parsed, zoo
 from tests.test_embed import breaking, files, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
+from zoo.intofile import Kind, into_file
 from zoo.pipeline import BATCH, WINDOW
-from zoo.rowfile import Record, read_record
+from zoo.rowfile import LineWriter, Record, read_record
 
 FORMATS = ("a.csv", "a.jsonl", "a.parquet")
 
@@ -220,6 +222,27 @@ def test_answers_are_those_of_run(kept_shelf: Path, tuned_bundles: Path) -> None
     assert (stream.device, stream.entry) == ("cpu", "tiny-bert")
     assert tuple(stream) == wanted
     assert [answer.input for answer in wanted] == texts
+
+
+def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None:
+    is_asked = threading.Event()
+
+    def rows_of(items: Iterable[Any], skip: object) -> Iterator[tuple[list[int], list[Any]]]:
+        for position, item in enumerate(items):
+            if position == 1:
+                is_asked.set()
+            yield [position], [item]
+
+    def encode(found: Sequence[Any]) -> bytes:
+        # Were one after the other, this would wait in vain.
+        assert is_asked.wait(60)
+        return b"".join(f"{name} {row}\n".encode() for name, row in found)
+
+    fresh = Record(verb="test", model="m", fingerprint="f", precision="fp32")
+    kind = Kind(rows_of, 1, fresh, lambda path, record: LineWriter(path, record, encode), "test")
+    done = into_file(kind, "abc", tmp_path / "out.txt", resume=False, strict=False)
+    assert done.record.rows == 3
+    assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
 
 
 def test_a_reader_that_goes_away_is_no_error(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:

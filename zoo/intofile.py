@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -79,17 +80,21 @@ def into_file(
         return Done(record, record.inputs, ())
     with _writing(out):
         run = _Run(kind, out, record)
-        with noticing() as interrupt, run:
+        # The next batch is computed while this one is written. What is being written is waited for before the end.
+        with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
             found = InOrder(kind.rows, run.noted(chain(first, source)), strict=strict)
             with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
-                told = 0
+                told, writing = 0, pool.submit(run.add, ())
                 for whole in found:
-                    run.add(whole)
+                    writing.result()
+                    writing = pool.submit(run.add, whole)
                     told, new = found.answered, found.answered - told
                     bar.advance(new)
                     if interrupt.is_asked:
+                        writing.result()
                         progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
                         raise KeyboardInterrupt
+                writing.result()
                 run.finish()
     return Done(run.record, record.inputs, tuple(run.failures))
 
