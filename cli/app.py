@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
-from zoo_cli.output import print_error, print_json, say, write
+from zoo_cli.output import ReaderGoneError, print_error, print_json, say, write
 from zoo_cli.state import State
 
 from zoo import AccessError, ZooError, version
@@ -65,8 +65,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a pretrained backbone to a verified ONNX model on your task.",
-    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 network, 5 integrity, 6 gate failed, 7 device, "
-    "8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 inputs failed or unexpected, 2 usage, 3 not found, 4 network, 5 integrity, "
+    "6 gate failed, 7 device, 8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
 )
 
 
@@ -129,7 +129,7 @@ def _run() -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

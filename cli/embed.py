@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, print_json, say, write
+from zoo_cli.output import next_command, say
 from zoo_cli.state import make_zoo
-
-from zoo import Embedded, ZooError, to_plain
+from zoo_cli.written import end_with_count, print_failures, print_written
 
 
 def command(
@@ -34,39 +33,10 @@ def command(
     found = zoo.embed(
         model, zoo.each_input(model, inputs, text=text, image=image), out, device=device, resume=resume, strict=strict
     )
-    if json:
-        print_json("embed", {**_facts(found), "failures": [{"input": n, **to_plain(f)} for n, f in found.failures]})
-    else:
-        write(found.out)
+    print_written("embed", found, {"dim": found.dim}, as_json=json)
     say(f"{found.rows} vectors of {found.dim} numbers on {found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        error = ZooError(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} says why")
-        say(f"error: {error.message}")
-        say(f"hint: {error.hint}")
-        raise typer.Exit(error.exit_code)
+        end_with_count(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} says why")
     if not json:
         next_command("zoo", "similar", model, "QUERY", found.out)
-
-
-def print_failures(failures: tuple[tuple[str, object], ...], failed: int) -> None:
-    """A line for each of the first inputs that failed, then how many more there are."""
-    for name, failure in failures:
-        message = " ".join(getattr(failure, "message", "").split())
-        say(f"failed: {message if name in message else f'{name}: {message}'}")
-    if failed > len(failures):
-        say(f"failed: {failed - len(failures)} more")
-
-
-def _facts(found: Embedded) -> dict[str, object]:
-    return {
-        "model": found.model,
-        "device": found.device,
-        "out": found.out,
-        "fingerprint": found.fingerprint,
-        "dim": found.dim,
-        "inputs": found.inputs,
-        "rows": found.rows,
-        "failed": found.failed,
-        "resumed": found.resumed,
-    }

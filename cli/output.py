@@ -3,7 +3,8 @@
 import shlex
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from zoo import Zoo, ZooError, to_json, to_plain
@@ -16,14 +17,34 @@ def print_json(kind: str, data: Any) -> None:
     write(to_json({"schema_version": SCHEMA_VERSION, kind: data}))
 
 
+class ReaderGoneError(Exception):
+    """Raised when nobody reads what is printed any more: click would make exit code 1 of the plain error."""
+
+
 def write(line: str = "") -> None:
     """A line of data on stdout."""
-    sys.stdout.write(line + "\n")
+    with _read():
+        sys.stdout.write(line + "\n")
+
+
+def flush() -> None:
+    """Pass on the data that was written."""
+    with _read():
+        sys.stdout.flush()
 
 
 def say(line: str) -> None:
     """A line for people on stderr."""
-    sys.stderr.write(line + "\n")
+    with _read():
+        sys.stderr.write(line + "\n")
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
 
 
 def warn_damaged(zoo: Zoo) -> None:

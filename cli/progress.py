@@ -126,4 +126,6 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
         # Of work that counts nothing they stay empty.
         counts = (Done(), Rate())
     words = bars.TextColumn("{task.description}")
-    return bars.Progress(words, bars.BarColumn(), bars.TimeElapsedColumn(), *counts, console=Console(stderr=True))
+    # Data that goes into a pipe meanwhile must go there: rich would draw it above the bar.
+    columns = words, bars.BarColumn(), bars.TimeElapsedColumn(), *counts
+    return bars.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)

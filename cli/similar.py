@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.embed import print_failures
 from zoo_cli.output import next_command, print_json, say, write
 from zoo_cli.state import make_zoo
+from zoo_cli.written import end_with_count, print_failures
 
-from zoo import UsageError, ZooError, to_plain
+from zoo import UsageError, to_plain
 
 
 def command(
@@ -49,8 +49,6 @@ def command(
     say(f"{found.compared} compared on {found.device}" + (", by an index" if found.approximate else ""))
     print_failures(found.failures, found.failed)
     if found.failed:
-        say(f"error: {found.failed} inputs have no vector")
-        say("hint: repair or remove them")
-        raise typer.Exit(ZooError.exit_code)
+        end_with_count(f"{found.failed} inputs have no vector", hint="repair or remove them")
     if not json:
         next_command("zoo", "embed", model, "INPUT", "-o", "vectors.npy")

@@ -111,6 +111,17 @@ def kept_shelf(shelf_file: Path, kept_home: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session")
+def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with bundles of the tiny models: `pets` of pictures; of texts `tickets`, `several` labels, a `number`.
+
+    `other` differs from `tickets` in its head alone. Their data lie beside them.
+    """
+    from tests.models import write_bundles
+
+    return once(tmp_path_factory, "tuned-bundles", lambda folder: write_bundles(folder, shelf_file, built_home))
+
+
+@pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
     """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
     from tests.upstream import Upstream

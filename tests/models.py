@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,25 @@ def write_lite(folder: Path) -> list[Path]:
         model.train().extract_features(torch.randn(8, 3, 224, 224))
     torch.save(model.state_dict(), folder / "lite0.pth")
     return [folder / "lite0.pth"]
+
+
+def write_bundles(folder: Path, registry: Path, home: Path) -> None:
+    """Fine-tune what the fixture `tuned_bundles` promises, in a copy of `home`."""
+    from tests.test_chain import write_pictures, write_texts
+    from tests.test_tasks import write_several
+    from zoo import FinetuneOptions, Task, Zoo
+
+    house = Zoo(home=shutil.copytree(home, folder / "home"), registry=registry)
+    pictures, table = write_pictures(folder / "pictures", 6), write_texts(folder / "t.csv")
+    house.finetune("tiny-lite", pictures, folder / "pets", FinetuneOptions(epochs=5))
+    house.finetune("tiny-bert", table, folder / "tickets", FinetuneOptions(lr=0.01))
+    house.finetune("tiny-bert", table, folder / "other", FinetuneOptions(lr=0.02, epochs=3))
+    several, options = write_several(folder / "several.csv", 60), FinetuneOptions(task=Task.MULTI_LABEL, epochs=20)
+    house.finetune("tiny-bert", several, folder / "several", options)
+    lines = table.read_text().splitlines()
+    numbers = [f"{line.rpartition(',')[0]},{number}" for number, line in enumerate(lines[1:])]
+    (folder / "n.csv").write_text("\n".join([lines[0], *numbers]) + "\n")
+    house.finetune("tiny-bert", folder / "n.csv", folder / "number", FinetuneOptions(task=Task.REGRESSION, epochs=5))
 
 
 def write_hostile_shelf(folder: Path, factor: float, place: str = "project") -> Path:

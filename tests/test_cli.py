@@ -376,11 +376,12 @@ def test_an_input_that_cannot_be_read_does_not_cost_the_others_their_answer(shel
     data = write_pictures(tmp_path / "pictures", 2)
     (data / "red" / "01.png").write_bytes((data / "red" / "01.png").read_bytes()[:40])
     done = zoo("run", "tiny-lite", data / "red", data / "blue")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 3
-    assert f"error: {data / 'red' / '01.png'}: cannot be decoded" in done.stderr
+    assert f"failed: {data / 'red' / '01.png'}: cannot be decoded" in done.stderr
+    assert "error: 1 of 4 inputs have no answer" in done.stderr
     asked = zoo("run", "tiny-lite", data / "red", data / "blue", "--json")
-    assert asked.returncode == 2
+    assert asked.returncode == 1
     results = json.loads(asked.stdout)["run"]["results"]
     assert ["error" in row for row in results] == [False, True, False, False]
     assert results[1]["error"]["code"] == "data"

@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "cores", "device", "wire", "engine", "binding", "optimised", "pipeline", "runtime", "run",
+        "cores", "device", "wire", "engine", "binding", "optimised", "pipeline", "ordered", "runtime", "run",
         "graph", "parity", "expected", "fresh", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
         "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",
@@ -31,7 +31,7 @@ LAYERS: tuple[set[str], ...] = (
         "search", "fit", "deep", "tuned", "runs", "build", "finetune", "evaluate", "predictions", "report", "page",
         "plots", "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe",
         "survey", "scaffold", "doctor", "hardware", "trial", "reach", "paste", "prune", "stopwatch", "bench",
-        "vectorfile", "vectorread", "embed", "similar", "vectors",
+        "rowfile", "vectorfile", "vectorread", "answerfile", "intofile", "embed", "similar", "vectors", "answering",
     },
     {"__init__"},
 )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cost import cpu_seconds
 from tests.test_cli import fails, zoo
+from tests.test_run_outputs import rows
 from tests.word_tables import WORDS, binary, row, text, vectors, write_shelf
 from zoo import Zoo
 from zoo.words import WordTable
@@ -64,12 +65,17 @@ def test_an_analogy(tiny: np.ndarray) -> None:
 
 
 def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
-    assert "money" in fails(3, "'mony' is not among the", "run", "tiny-words", "mony")
+    assert "money" in fails(3, "'mony' is not among the", "run", "tiny-words", "mony", "--strict")
+    alone = zoo("run", "tiny-words", "mony")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert "failed: 'mony' is not among the" in alone.stderr
+    assert "did you mean money" in alone.stderr
+    assert "error: 1 of 1 inputs have no answer" in alone.stderr
     fails(3, "'qqqq' is not among the", "run", "tiny-words", "--analogy", "king", "card", "qqqq")
     fails(2, "--analogy takes three words, not 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no table of words", "run", "./model", "--analogy", "king", "card", "money")
     fails(3, "no model named", "run", "tiny-wordz", "king")
-    fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz")
+    fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz", "--strict")
     fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")
     fails(7, "searched on the CPU", "run", "tiny-words", "--analogy", "king", "card", "money", "--device", "cuda")
     # A wish of the environment's is for the models that can have it.
@@ -88,15 +94,35 @@ def test_a_text_of_several_words_is_near_to_the_mean_of_those_that_are_known(tin
 def test_an_unknown_word_does_not_cost_the_others_their_answer(tiny: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("text\ncard\nmony\nqqqq zzzz\nking\n")
     done = zoo("run", "tiny-words", tmp_path / "list.csv")
-    assert done.returncode == 3
+    assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["list.csv:2", "list.csv:5"]
-    assert "error: list.csv:3: 'mony' is not among the" in done.stderr
+    assert "failed: list.csv:3: 'mony' is not among the" in done.stderr
     assert "did you mean money" in done.stderr
-    assert "error: list.csv:4: no word of 'qqqq zzzz'" in done.stderr
+    assert "failed: list.csv:4: no word of 'qqqq zzzz'" in done.stderr
+    assert "error: 2 of 4 inputs have no answer" in done.stderr
     asked = zoo("run", "tiny-words", tmp_path / "list.csv", "--json")
-    assert asked.returncode == 3
+    assert asked.returncode == 1
     results = json.loads(asked.stdout)["run"]["results"]
     assert [row.get("error", {}).get("code") for row in results] == [None, "not-found", "data", None]
+
+
+@pytest.mark.parametrize("name", ["w.csv", "w.jsonl", "w.parquet"])
+def test_nearest_words_into_a_file(tiny: np.ndarray, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    done = zoo("run", "tiny-words", "card", "mony", "king", "-o", out, "--top", 2, "--json")
+    assert done.returncode == 1, done.stderr
+    said = json.loads(done.stdout)["run"]
+    columns = ["input", "word1", "similarity1", "word2", "similarity2", "error", "message"]
+    assert (said["rows"], said["failed"], said["columns"], said["placement"]) == (2, 1, columns, None)
+    found = rows(out)
+    assert [row["input"] for row in found] == ["card", "mony", "king"]
+    for line in (found[0], found[2]):
+        word = line["input"]
+        assert [line["word1"], line["word2"]] == nearest(tiny, tiny[WORDS.index(word)], word, top=2)
+        assert line["similarity1"] >= line["similarity2"] > 0
+    assert found[1]["error"] == "not-found"
+    assert not found[1].get("word1")
+    fails(2, "was begun with another --top", "run", "tiny-words", "card", "-o", out, "--top", 3, "--resume")
 
 
 def test_a_lying_header_ends_the_command_with_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

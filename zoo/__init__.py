@@ -15,6 +15,8 @@ from msgspec import to_builtins as to_plain
 
 from zoo.answers import (
     Answer,
+    Answered,
+    Answers,
     Check,
     Embedded,
     Evaluation,
@@ -58,6 +60,8 @@ from zoo.schema import Entry, Manifest, Metrics, Outcome, Task
 __all__ = [
     "AccessError",
     "Answer",
+    "Answered",
+    "Answers",
     "BenchOptions",
     "Benchmark",
     "Bundle",

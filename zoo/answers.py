@@ -1,6 +1,7 @@
 """What the verbs answer with, for a notebook to use and the command line to print."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -93,6 +94,22 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement | None = None
 
 
+class Answers:
+    """Answers one after another, in the order of the inputs, while these are read: to be gone through once.
+
+    `entry` is the registry row behind the model, `device` what it really runs on, `placement` how it came to it.
+    """
+
+    def __init__(self, entry: str, device: str, placement: Placement | None, found: Iterator[Answer]) -> None:
+        self.entry = entry
+        self.device = device
+        self.placement = placement
+        self._found = found
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self._found
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to.
 
@@ -113,11 +130,11 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     skipped: tuple[str, ...] = ()
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True):
-    """What `embed` wrote at `out`: the vectors of `rows` of `inputs`, each of `dim` numbers; the others failed.
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verb wrote at `out`: of `inputs` inputs `rows` have one; the others failed.
 
     `resumed` of the inputs were there before. `failures` are the names of the first that failed in this run, each with
-    the reason; the output has them all.
+    the reason; the output has them all. `fingerprint` is of what made the rows.
     """
 
     model: str
@@ -125,7 +142,6 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     out: str
     fingerprint: str
-    dim: int
     inputs: int
     rows: int
     resumed: int = 0
@@ -133,8 +149,21 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> int:
-        """How many inputs have no vector."""
+        """How many inputs have no row."""
         return self.inputs - self.rows
+
+
+class Embedded(Written, frozen=True, kw_only=True):
+    """What `embed` wrote: vectors, each of `dim` numbers."""
+
+    dim: int
+
+
+class Answered(Written, frozen=True, kw_only=True):
+    """What `run_to_file` wrote: a row of `columns` an input; `placement` as of a RunResult."""
+
+    columns: tuple[str, ...]
+    placement: Placement | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,4 +192,8 @@ def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
 
 def to_json(data: Any) -> str:
     """Compact JSON of any of zoo's nouns, or of plain data holding them."""
-    return msgspec.json.encode(data).decode()
+    try:
+        return msgspec.json.encode(data).decode()
+    except UnicodeEncodeError:
+        # The name of a file, or a text, whose bytes are no UTF-8: Python's own encoder writes escapes.
+        return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))

@@ -4,17 +4,14 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from zoo.answers import Answer, Evaluation, Row, RunResult
+from zoo.answering import Answering
+from zoo.answers import Evaluation, Row
 from zoo.benchmark import Benchmark, BenchOptions
 from zoo.bundle import Bundle, check_target
 from zoo.disk import storage_errors
 from zoo.errors import (
-    DeviceError,
-    IntegrityError,
     NotFoundError,
     OfflineError,
     PluginError,
@@ -32,10 +29,9 @@ if TYPE_CHECKING:
     from zoo.prune import Prunable
     from zoo.runtime import Session
     from zoo.testing import Report
-    from zoo.words import WordTable
 
 
-class Zoo(Vectors):
+class Zoo(Answering, Vectors):
     """The registry, the store and the plugins, and every verb on them.
 
     `home` is ZOO_HOME, `registry` a file that replaces the built-in shelf, `offline` forbids remote sources, `progress`
@@ -164,45 +160,6 @@ class Zoo(Vectors):
             return Bundle.open(place(entry))
         return build_in_child(entry, folder, place(entry), self.progress, cut)
 
-    def words(self, model: str) -> "WordTable":
-        """The word table of a registry row of word vectors, pulled and prepared the first time it is needed.
-
-        Raises UsageError for any other model.
-        """
-        from zoo.words import WordTable
-
-        preprocess = None if self.is_path(model) else self.entry(model).preprocess
-        if not isinstance(preprocess, WordsPreprocess):
-            raise UsageError(f"{model} has no table of words", hint="zoo list --task word-vectors shows those that do")
-        require("nearest words", "numpy")
-        entry = self.entry(model)
-        try:
-            folder = self.store.find(entry, self.lock)
-            if folder is not None:
-                return WordTable.open(folder, lowercase=preprocess.lowercase)
-        except (NotFoundError, IntegrityError):
-            # Never prepared, or changed since: the pull says what, and makes it right.
-            pass
-        # The pull prepares; without the family there is nothing that could, and it says why.
-        self.plugins.backbone(entry.family)
-        return WordTable.open(self.pull(model), lowercase=preprocess.lowercase)
-
-    def has_words(self, model: str) -> bool:
-        """Whether `words` has a table for this model reference."""
-        if self.is_path(model):
-            return False
-        entry = self.entry(model) if self.bridged.reference(model) else self.registry.get(model)
-        return entry is not None and isinstance(entry.preprocess, WordsPreprocess)
-
-    def analogy(self, model: str, a: str, b: str, c: str, *, device: str | None = None, top: int = 5) -> RunResult:
-        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen".
-
-        Raises UsageError for a model without a table of words, NotFoundError for a word that it does not have.
-        """
-        _check_search(device)
-        answer = Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
-        return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
-
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
         if self.is_path(model):
@@ -227,46 +184,6 @@ class Zoo(Vectors):
             self.open(model), device, threads=threads, spins=spins, fixed=fixed,
             engines=self.store.engines, optimised=self.store.optimised,
         )  # fmt: skip
-
-    def inputs(
-        self, model: str, arguments: Sequence[str], *, text: str | None = None
-    ) -> tuple[Sequence[str], Sequence[str]]:
-        """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
-        from zoo.inputs import expand
-
-        if self.is_path(model):
-            return expand(arguments, Bundle.open(Path(model)).manifest.preprocess, text=text)
-        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
-        return expand(arguments, self.entry(model).preprocess, text=text)
-
-    def run(
-        self,
-        model: str,
-        inputs: Any,
-        *,
-        names: Sequence[str] | None = None,
-        device: str | None = None,
-        top: int = 5,
-        keep_going: bool = False,
-    ) -> RunResult:
-        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts; one, or any iterable.
-
-        The model is loaded for this call alone: `session(model).run(inputs)` is for many.
-        A registry row of word vectors answers with nearest words, searched on the CPU. An input that cannot be read
-        is a DataError, a text without a known word a NotFoundError there; with `keep_going` its answer has that
-        error, and the others theirs.
-        """
-        from zoo.run import nearest_words
-
-        if not self.has_words(model):
-            session = self.session(model, device)
-            found = session.run(inputs, names=names, top=top, keep_going=keep_going, progress=self.progress)
-            return replace(found, model=model)
-        _check_search(device)
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        names = names or [item if isinstance(item, str) else f"#{i}" for i, item in enumerate(texts)]
-        answers = nearest_words(self.words(model), texts, names, top=top, keep_going=keep_going)
-        return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=tuple(answers))
 
     def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
@@ -381,11 +298,6 @@ class Zoo(Vectors):
             return self.plugins.backbone(entry.family).prepare is not Backbone.prepare
         except PluginError:
             return False
-
-
-def _check_search(device: str | None) -> None:
-    if device not in (None, "auto", "cpu"):
-        raise DeviceError("nearest words are searched on the CPU", device=device, hint="--device cpu, or --device auto")
 
 
 def version() -> str:

@@ -236,7 +236,8 @@ def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
 def named(error: ZooError, name: str, item: object) -> ZooError:
     """The same error with the item's `name` before its message, where that does not tell the item already."""
     # A text that is its own name is in the message, and whatever has a path says it.
-    if name != item and getattr(error, "path", None) is None:
+    is_own_name = isinstance(item, str) and item == name
+    if not is_own_name and getattr(error, "path", None) is None:
         error.message = f"{name}: {error.message}"
         error.args = (error.message,)
         if isinstance(error, DataError):

@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,9 +52,8 @@ class Inputs:
 
     def count(self) -> int | None:
         """How many there will be, None with stdin among them. Raises what iterating would raise, before any work."""
-        if STDIN in self.arguments:
-            return None
-        return sum(self._count(argument) for argument in self.arguments)
+        total = sum(self._count(argument) for argument in self.arguments if argument != STDIN)
+        return None if STDIN in self.arguments else total
 
     def _count(self, argument: str) -> int:
         if Path(argument).suffix.lower() == ".parquet" and _is(Path.is_file, argument):
@@ -67,6 +66,23 @@ class Inputs:
         found = copy(self)
         found.arguments = [argument]
         return found
+
+
+def one_or_more(inputs: Any) -> Iterable[Any]:
+    """The inputs one by one: one text, path, picture or its bytes is one input, and not a row of signs or of lines."""
+    # An array, asked without numpy's name: nothing heavy is imported to look at it. One of three axes is a picture;
+    # of none or two it is nothing that can be read, and as one input it gets one error.
+    is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
+    return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
+
+
+def named_inputs(inputs: Iterable[Any]) -> Iterator[Input]:
+    """Items as `Input`s: a path or a text is its own name, any other has its number."""
+    for number, each in enumerate(inputs):
+        if isinstance(each, Input):
+            yield each
+        else:
+            yield Input(str(each) if isinstance(each, str | Path) else f"#{number}", each)
 
 
 def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None) -> tuple[list[str], list[str]]:

@@ -114,7 +114,7 @@ class ImagePipeline(_Pipeline):
         self.facts = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(places of the items, what the body takes for them), in order."""
+        """(places of the items, what the body takes for them), in order; no places after many that cannot be read."""
         import numpy as np
 
         rest = iter(items)
@@ -124,9 +124,23 @@ class ImagePipeline(_Pipeline):
             pixels = _ahead(self.pool, self.pixels, chain(first, rest), 2 * self.batch, skip)
         else:
             pixels = _here(self.pixels, first, skip)
-        while group := list(islice(pixels, self.batch)):
-            arrays = [each for _, each in group]
-            yield [index for index, _ in group], {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
+        positions: list[int] = []
+        arrays: list[Floats] = []
+        skipped = 0
+        for index, each in pixels:
+            if each is None:
+                skipped += 1
+                if skipped % self.batch == 0:
+                    # Whoever asked can pass on what `skip` was told, and need not hold it until a picture can be read.
+                    yield [], {}
+                continue
+            positions.append(index)
+            arrays.append(each)
+            if len(arrays) == self.batch:
+                yield positions, {self.cut: np.concatenate(arrays)}
+                positions, arrays = [], []
+        if arrays:
+            yield positions, {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
 
     def run(self, outputs: Sequence[str], feeds: "Feeds") -> "list[Floats]":
         """The body's outputs for one batch, filled up with black pictures where every batch has the same size."""
@@ -166,22 +180,28 @@ class TextPipeline(_Pipeline):
         self.facts = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(places of the items, what the body takes for them), the shortest first, window by window."""
-        windows = _windows(items)
-        found = [self._rows(*window) for window in islice(windows, 1)]
+        """(places of the items, what the body takes for them), the shortest first, window by window.
+
+        No places after a window of which no text can be read.
+        """
+        coming_windows = windows(items)
+        found = [self._rows(*window) for window in islice(coming_windows, 1)]
         while found:
             # The next window is tokenised while the body works on this one.
-            coming: list[Future[Rows]] = [self.pool.submit(self._rows, *window) for window in islice(windows, 1)]
+            coming: list[Future[Rows]] = [self.pool.submit(self._rows, *window) for window in islice(coming_windows, 1)]
             for rows, refused in found:
                 for index, error in refused:
                     skip(index, error)
-                yield from self._bucketed(rows)
+                if rows:
+                    yield from self._bucketed(rows)
+                else:
+                    yield [], {}
             found = [future.result() for future in coming]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, 0 of one that cannot be read."""
         found = [0] * len(texts)
-        for window in _windows(texts):
+        for window in windows(texts):
             for index, row in self._rows(*window)[0].items():
                 found[index] = len(row)
         return found
@@ -216,29 +236,34 @@ class TextPipeline(_Pipeline):
         return rows, sorted(refused, key=lambda each: each[0])
 
 
-def _windows(items: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+def windows(items: Iterable[Any], size: int = WINDOW) -> Iterator[tuple[int, list[Any]]]:
     """(where it starts, the items of a window), one after another as they are asked for."""
     rest, start = iter(items), 0
-    while window := list(islice(rest, WINDOW)):
+    while window := list(islice(rest, size)):
         yield start, window
         start += len(window)
 
 
-def _here(function: "Callable[[Any], Floats]", items: Iterable[Any], skip: Skip) -> "Iterator[tuple[int, Floats]]":
-    """(place, function(item)): for one item no thread need be woken."""
+def _here(
+    function: "Callable[[Any], Floats]", items: Iterable[Any], skip: Skip
+) -> "Iterator[tuple[int, Floats | None]]":
+    """(place, function(item), None for one that was skipped): for one item no thread need be woken."""
     for index, item in enumerate(items):
+        pixels: Floats | None = None
         try:
             pixels = function(item)
         except DataError as error:
             skip(index, error)
-        else:
-            yield index, pixels
+        yield index, pixels
 
 
 def _ahead(
     pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: Skip
-) -> "Iterator[tuple[int, Floats]]":
-    """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use."""
+) -> "Iterator[tuple[int, Floats | None]]":
+    """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use.
+
+    None stands for the result of one that was skipped.
+    """
     todo = enumerate(items)
     waiting: deque[tuple[int, Future[Floats]]] = deque()
     try:
@@ -247,12 +272,12 @@ def _ahead(
             if not waiting:
                 return
             index, future = waiting.popleft()
+            pixels: Floats | None = None
             try:
                 pixels = future.result()
             except DataError as error:
                 skip(index, error)
-            else:
-                yield index, pixels
+            yield index, pixels
     finally:
         # Whoever asked has gone, by an error or by a break: what has not begun need not be done.
         for _, future in waiting:

@@ -3,14 +3,16 @@
 With `keep_going` an item that cannot be answered does not cost the others theirs: its answer says what is wrong.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.answers import Answer, Failure, labelled
 from zoo.encode import check_text
 from zoo.errors import ZooError, named
+from zoo.inputs import Input
 from zoo.metrics import decide
-from zoo.progress import SILENT, Progress
+from zoo.ordered import InOrder
+from zoo.pipeline import Skip, windows
 from zoo.schema import Task
 
 if TYPE_CHECKING:
@@ -20,52 +22,79 @@ if TYPE_CHECKING:
     from zoo.runtime import Session
     from zoo.words import WordTable
 
+#: Words whose neighbours are looked for at a time.
+WORDS = 256
 
-def answer(
-    session: "Session",
-    items: Sequence[Any],
-    names: Sequence[str],
-    *,
-    top: int,
-    keep_going: bool,
-    progress: Progress = SILENT,
-) -> list[Answer]:
-    """One answer an item: the `top` best labels, a number, or the features of a bundle without a head."""
-    has_scores = "scores" in session.outputs
-    output = "scores" if has_scores else "features"
 
-    def facts(row: "NDArray[np.float32]", name: str) -> Answer:
-        if not has_scores:
+class Source(Protocol):
+    """Who answers."""
+
+    def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """As `zoo.ordered.Rows`."""
+
+    def answer(self, name: str, row: Any) -> Answer:
+        """What a row says of the input of this name."""
+
+
+class ByModel:
+    """A session's answers: the `top` best labels, a number, or the features of a bundle without a head."""
+
+    def __init__(self, session: "Session", top: int) -> None:
+        self.session = session
+        self.top = top
+        self.has_scores = "scores" in session.outputs
+
+    def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """Scores float32 [labels], or features [dim]."""
+        return self.session.rows(items, "scores" if self.has_scores else "features", skip)
+
+    def answer(self, name: str, row: "NDArray[np.float32]") -> Answer:
+        """As `Source` has it."""
+        manifest = self.session.manifest
+        if not self.has_scores:
             return Answer(input=name, features=tuple(row.tolist()))
-        if session.manifest.task is Task.REGRESSION:
+        if manifest.task is Task.REGRESSION:
             return Answer(input=name, value=float(row[0]))
-        if session.manifest.task is Task.MULTI_LABEL:
-            return _several(name, row, session.labels, session.manifest.thresholds, top)
-        return labelled(name, row, session.labels, top)
-
-    failures = Failures(names, items, keep_going)
-    found = session.infer(items, [output], progress, failures)[output]
-    pairs = zip(names, found, strict=True)
-    return [failures.of(index) or facts(row, name) for index, (name, row) in enumerate(pairs)]
+        if manifest.task is Task.MULTI_LABEL:
+            return _several(name, row, manifest.labels, manifest.thresholds, self.top)
+        return labelled(name, row, manifest.labels, self.top)
 
 
-def nearest_words(
-    table: "WordTable", texts: Sequence[str], names: Sequence[str], *, top: int, keep_going: bool
-) -> list[Answer]:
-    """One answer a text: the `top` words nearest to it, its own left out.
+class ByWords:
+    """A word table's answers: the `top` words nearest to a text, its own left out.
 
     A text that is a word of the table is that word; any other one is the mean of its known words' vectors, as the
     features graph has it.
     """
-    failures = Failures(names, texts, keep_going)
-    known: dict[int, list[int]] = {}
-    for index, text in enumerate(texts):
-        try:
-            known[index] = table.ids(check_text(text, index))
-        except ZooError as error:
-            failures(index, error)
-    found = dict(zip(known, table.around(list(known.values()), top), strict=True))
-    return [failures.of(index) or Answer(input=name, words=tuple(found[index])) for index, name in enumerate(names)]
+
+    def __init__(self, table: "WordTable", top: int) -> None:
+        self.table = table
+        self.top = top
+
+    def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """(word, similarity), the nearest first."""
+        for start, window in windows(items, WORDS):
+            known: dict[int, list[int]] = {}
+            for index, text in enumerate(window, start):
+                try:
+                    known[index] = self.table.ids(check_text(text, index))
+                except ZooError as error:
+                    skip(index, error)  # type: ignore[arg-type]
+            yield list(known), self.table.around(list(known.values()), self.top)
+
+    def answer(self, name: str, row: list[tuple[str, float]]) -> Answer:
+        """As `Source` has it."""
+        return Answer(input=name, words=tuple(row))
+
+
+def answers(source: Source, inputs: Iterable[Input], *, keep_going: bool) -> Iterator[Answer]:
+    """An answer for each input, in order, as soon as it and those before it are there."""
+    for found in InOrder(source.rows, inputs, strict=not keep_going):
+        for name, row in found:
+            if isinstance(row, ZooError):
+                yield Answer(input=name, error=Failure.of(row))
+            else:
+                yield source.answer(name, row)
 
 
 def _several(
@@ -97,8 +126,3 @@ class Failures:
         if not self.keep_going:
             raise error
         self.found[index] = error
-
-    def of(self, index: int) -> Answer | None:
-        """The answer that says why there is none, None for an item that has one."""
-        error = self.found.get(index)
-        return None if error is None else Answer(input=self.names[index], error=Failure.of(error))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zoo import external
-from zoo.answers import Placement, RunResult
+from zoo.answers import Answer, Placement, RunResult
 from zoo.bundle import MODEL, Bundle
 from zoo.device import choose, onnxruntime
 from zoo.engine import Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
+from zoo.inputs import Input, named_inputs, one_or_more
 from zoo.optimised import Graphs, Keeper
 from zoo.pipeline import ImagePipeline, Skip, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
@@ -154,7 +155,38 @@ class Session:
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
         (`attention_mask`, int64 [batch, sequence]) may be asked for among the outputs.
         """
-        for positions, feeds in self._pipeline.batches(items, skip or _refuse):
+        for positions, arrays in self._batches(items, outputs, skip or _refuse):
+            if positions:
+                yield positions, arrays
+
+    def rows(self, items: Iterable[Any], output: str, skip: Skip) -> "Iterator[tuple[list[int], Sequence[Floats]]]":
+        """Batch by batch (positions in `items`, the row of each in one output), as `zoo.ordered.Rows` has it.
+
+        `skip` is told of an item whose numbers are not finite, too.
+        """
+        import numpy as np
+
+        for positions, arrays in self._batches(items, [output], skip):
+            if not positions:
+                yield [], []
+                continue
+            found = arrays[output]
+            is_whole = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
+            if not is_whole.all():
+                for place in np.flatnonzero(~is_whole):
+                    skip(positions[place], _not_finite(output))
+                positions = [positions[place] for place in np.flatnonzero(is_whole)]
+                found = found[is_whole]
+            yield positions, found  # type: ignore[misc]
+
+    def _batches(
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
+    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+        """As `stream`; nothing for no item where many in succession were skipped."""
+        for positions, feeds in self._pipeline.batches(items, skip):
+            if not positions:
+                yield [], {}
+                continue
             self.batches_run.append(len(positions))
             computed = [name for name in outputs if name not in feeds]
             arrays = dict(zip(computed, self._pipeline.run(computed, feeds), strict=True))
@@ -193,23 +225,37 @@ class Session:
     ) -> RunResult:
         """An answer for each input, in their order: the `top` best labels, a number, or the features without a head.
 
-        `inputs` is one input or any iterable of them, read to its end before the first is run: paths, bytes, PIL
-        images or uint8 arrays [height, width, 3] (RGB, 0 to 255) of pictures, str of texts; an array [count, height,
-        width, 3] is so many pictures. `names` stand for them in answers and errors. Raises DataError for an input that
-        cannot be read; with `keep_going` its answer has the error, and the others theirs.
-        """
-        from zoo.run import answer
+        `inputs` is one input or any iterable of them: paths, bytes, PIL images or uint8 arrays [height, width, 3] (RGB,
+        0 to 255) of pictures, str of texts; an array [count, height, width, 3] is so many pictures. `names` stand for
+        them in answers and errors. All answers are held: `answers` is for any number of inputs.
 
-        items = one_or_more(inputs)
-        names = names or [str(item) if isinstance(item, str | Path) else f"#{i}" for i, item in enumerate(items)]
-        answers = answer(self, items, names, top=top, keep_going=keep_going, progress=progress)
+        Raises DataError, whose `index` is the input's place, for one that cannot be read (no whole picture, an array of
+        another type or shape, an empty text) or whose scores are not finite; with `keep_going` its answer has the
+        error, and the others theirs.
+        """
+        items = list(one_or_more(inputs))
+        each = items if names is None else [Input(name, item) for name, item in zip(names, items, strict=True)]
+        found = []
+        with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
+            for answer in self.answers(each, top=top, keep_going=keep_going):
+                found.append(answer)
+                bar.advance()
         return RunResult(
             model=str(self.bundle.path),
             entry=self.manifest.lineage.entry.name,
             device=self.device,
-            answers=tuple(answers),
+            answers=tuple(found),
             placement=self.placement,
         )
+
+    def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
+        """As `run`, but for any number of inputs: they are read as answers are asked for, in order, and none is kept.
+
+        Texts are read two windows of 4,096 ahead at most, pictures a few batches. Raises what `run` does.
+        """
+        from zoo.run import ByModel, answers
+
+        return answers(ByModel(self, top), named_inputs(one_or_more(inputs)), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:
         """`run` on a thread beside the event loop, for a server: the loop goes on, and runs may overlap.
@@ -221,25 +267,32 @@ class Session:
         return await asyncio.to_thread(self.run, inputs, top=top, keep_going=keep_going)
 
     def scores(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
-        """Class probabilities, float32 [len(items), len(labels)]. Raises UsageError on a bundle without a head."""
+        """Class probabilities, float32 [len(items), len(labels)]. Raises UsageError on a bundle without a head.
+
+        Raises DataError as `run` does, for one whose scores are not finite, too.
+        """
         if "scores" not in self.outputs:
             raise UsageError(
                 f"{self.manifest.name} has no labels: it was not fine-tuned",
                 hint=f"zoo finetune {self.manifest.lineage.entry.name} DATA -o DIR",
             )
-        return self.infer(items, ["scores"], progress)["scores"]
+        return self._whole(items, "scores", progress)
 
     def features(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
-        """Feature vectors, float32 [len(items), dim]."""
-        return self.infer(items, ["features"], progress)["features"]
+        """Feature vectors, float32 [len(items), dim]. Raises DataError as `scores` does."""
+        return self._whole(items, "features", progress)
+
+    def _whole(self, items: Iterable[Any], output: str, progress: Progress) -> "Floats":
+        import numpy as np
+
+        found = self.infer(items, [output], progress)[output]
+        for index in np.flatnonzero(~np.isfinite(found).all(axis=1))[:1]:
+            _refuse(int(index), _not_finite(output))
+        return found
 
 
-def one_or_more(inputs: Any) -> list[Any]:
-    """The inputs as a list: one text, path, picture or its bytes is one input, and not a row of signs or of lines."""
-    if isinstance(inputs, str | bytes | Path) or not isinstance(inputs, Iterable):
-        return [inputs]
-    # An array, asked without numpy's name: nothing heavy is imported to look at it.
-    return [inputs] if getattr(inputs, "ndim", None) == 3 else list(inputs)
+def _not_finite(output: str) -> DataError:
+    return DataError(f"its {output} are not finite", hint="--device cpu, or fp32")
 
 
 def _refuse(index: int, error: DataError) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.answers import Failure, Ranking
-from zoo.embed import LISTED, fingerprint, named_inputs
+from zoo.embed import fingerprint
 from zoo.errors import DataError, UsageError, named
 from zoo.extras import require
-from zoo.inputs import Input
+from zoo.inputs import Input, named_inputs
+from zoo.intofile import LISTED
 from zoo.pipeline import WINDOW
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session

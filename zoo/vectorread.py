@@ -8,7 +8,8 @@ import msgspec
 
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.vectorfile import KEY, SUFFIXES, Line, Record, read_record
+from zoo.rowfile import Record, read_record
+from zoo.vectorfile import KEY, SUFFIXES, VERB, Line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ class Stored:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kind = path.suffix.lower()
-        record = read_record(path)
+        record = read_record(path, VERB)
         if self.kind == ".parquet":
             # A file that was moved without what lay beside it still knows.
             record = _parquet_record(path)
@@ -129,7 +130,7 @@ def is_stored(argument: str) -> bool:
         return False
     if kind == ".parquet":
         return _parquet_record(path) is not None
-    return kind == ".npy" or read_record(path) is not None
+    return kind == ".npy" or read_record(path, VERB) is not None
 
 
 def _parquet_record(path: Path) -> Record | None:

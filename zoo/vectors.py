@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.answers import Embedded, Ranking
-from zoo.bundle import Bundle
 from zoo.environment import Environment
 
 if TYPE_CHECKING:
@@ -21,18 +20,10 @@ class Vectors(Environment):
         def session(self, model: str, device: str | None = None) -> Session:
             """As `Zoo.session`."""
 
-    def each_input(
-        self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None
-    ) -> "Inputs":
-        """Command-line arguments as inputs of a model, read as they are asked for: any number of them.
-
-        Files, folders, globs, tables (`text` and `image` name their columns), texts, and `-` for stdin. An input that
-        cannot be read is one with an error. Iterating raises DataError for an argument that gives nothing.
-        """
-        from zoo.inputs import Inputs
-
-        known = Bundle.open(Path(model)).manifest.preprocess if self.is_path(model) else self.entry(model).preprocess
-        return Inputs(arguments, known, text=text, image=image)
+        def each_input(
+            self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None
+        ) -> Inputs:
+            """As `Zoo.each_input`."""
 
     def embed(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, resume: bool = False,
@@ -47,9 +38,10 @@ class Vectors(Environment):
         be written.
         """
         from zoo.embed import embed
-        from zoo.vectorfile import check_name
+        from zoo.rowfile import check_name
+        from zoo.vectorfile import SUFFIXES
 
-        check_name(Path(out))
+        check_name(Path(out), SUFFIXES)
         return embed(
             self.session(model, device), inputs, Path(out), model=model, resume=resume, strict=strict,
             progress=self.progress,

@@ -1,0 +1,235 @@
+"""The rows of any number of inputs into a file: in order, in bounded memory, to be continued after a break.
+
+Of the inputs only those are held that a model has taken and not yet answered: two windows of texts, a few batches of
+pictures. A break is resumed where no batch was cut through, so that the file becomes the one that no break would have
+made, to the byte.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from zoo.answers import Failure
+from zoo.errors import AccessError, DataError, UsageError, ZooError
+from zoo.inputs import Input, Inputs, named_inputs
+from zoo.interrupt import noticing
+from zoo.ordered import InOrder, Rows
+from zoo.pipeline import WINDOW
+from zoo.progress import SILENT, Progress
+from zoo.rowfile import Found, OpenWriter, Record, read_record, record_path, write_record
+from zoo.schema import ImagePreprocess, Preprocess
+
+#: Failures that an answer names; the output has them all.
+LISTED = 20
+#: Seconds between two records of how far the work is: what a crash costs, beside a window of texts.
+EVERY = 1.0
+
+
+class Kind(NamedTuple):
+    """What is written: `rows` of a model, resumed after a multiple of `step` inputs.
+
+    `fresh` is the record of a file without inputs, `open` makes its writer, `what` stands beside the bar.
+    """
+
+    rows: Rows
+    step: int
+    fresh: Record
+    open: OpenWriter
+    what: str
+
+
+class Done(NamedTuple):
+    """The record at the end, how many inputs were there before, and the first that failed in this run."""
+
+    record: Record
+    resumed: int
+    failures: tuple[tuple[str, Failure], ...]
+
+
+def step_of(preprocess: Preprocess) -> int:
+    """Texts are resumed where a window begins, pictures anywhere: their batches follow one another."""
+    return 1 if isinstance(preprocess, ImagePreprocess) else WINDOW
+
+
+def into_file(
+    kind: Kind, inputs: Iterable[Any], out: Path, *, resume: bool, strict: bool, progress: Progress = SILENT
+) -> Done:
+    """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, whose name the caller has checked.
+
+    An input that fails is in the output with its error; with `strict` the first one is raised. With `resume` an output
+    that a break left is continued; its inputs must be the first of these. After any error, and after Ctrl-C, the output
+    holds what was computed and can be resumed. Raises DataError without inputs, UsageError for an output that is not to
+    be replaced or not of these inputs and this model, AccessError where it cannot be written.
+    """
+    record = _begin(kind.fresh, out, resume=resume)
+    total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
+    source = iter(named_inputs(inputs))
+    _skip_done(source, record, out)
+    first = list(islice(source, 1))
+    if not first and not record.inputs:
+        raise DataError("there is no input", hint="name files, or give text; - reads stdin")
+    if not first and record.complete:
+        return Done(record, record.inputs, ())
+    with _writing(out):
+        run = _Run(kind, out, record)
+        # The next batch is computed while this one is written. What is being written is waited for before the end.
+        with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
+            found = InOrder(kind.rows, run.noted(chain(first, source)), strict=strict)
+            with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
+                told, writing = 0, pool.submit(run.add, ())
+                for whole in found:
+                    writing.result()
+                    writing = pool.submit(run.add, whole)
+                    told, new = found.answered, found.answered - told
+                    bar.advance(new)
+                    if interrupt.is_asked:
+                        writing.result()
+                        progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
+                        raise KeyboardInterrupt
+                writing.result()
+                run.finish()
+    return Done(run.record, record.inputs, tuple(run.failures))
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an AccessError."""
+    try:
+        yield
+    except OSError as error:
+        raise AccessError(
+            f"{out} cannot be written: {error.strerror or error}", hint="free some space, or choose another -o"
+        ) from error
+
+
+def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
+    """The record to go on from. Raises UsageError for an output that must not be replaced, or not be continued."""
+    before = read_record(out, fresh.verb)
+    if before is None:
+        if out.exists():
+            raise UsageError(
+                f"{out} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
+            )
+        return fresh
+    if not resume:
+        if not before.complete:
+            raise UsageError(
+                f"{out} is unfinished: it holds {before.inputs} inputs",
+                hint=f"--resume continues it; remove it and {record_path(out).name} to begin again",
+            )
+        return fresh
+    if before.fingerprint != fresh.fingerprint:
+        raise UsageError(
+            f"{out} was made by another model: {before.model}, {before.precision}, {before.fingerprint[:12]}",
+            hint="resume with the model that it was begun with, or choose another file for -o",
+        )
+    if before.answering != fresh.answering:
+        raise UsageError(
+            f"{out} was begun with another --top", hint="resume with the same, or choose another file for -o"
+        )
+    return before
+
+
+def _skip_done(source: Iterator[Input], record: Record, out: Path) -> None:
+    """Take the inputs that are done from `source`. Raises UsageError when they are not those that were done."""
+    digests = ""
+    for each in islice(source, record.inputs):
+        digests = _chained(digests, _digest(each))
+    if digests != record.inputs_sha256:
+        raise UsageError(
+            f"the inputs are not those that {out} was begun with",
+            hint="give the same inputs in the same order, or choose another file for -o",
+        )
+
+
+class _Run:
+    """One run into a file: notes the inputs, and writes their rows. As a context it leaves the output valid."""
+
+    def __init__(self, kind: Kind, out: Path, record: Record) -> None:
+        self.out, self.step = out, kind.step
+        self.record = msgspec.structs.replace(record, complete=False)
+        # First: from here on a break leaves something that can be resumed.
+        write_record(out, self.record)
+        self.writer = kind.open(out, record)
+        self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
+        self.failures: list[tuple[str, Failure]] = []
+        self._digests: deque[bytes] = deque()
+        self._whole: list[Found] = []
+        self._recorded = time.monotonic()
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, OSError):
+            # What a full disk took only in part is not counted: the record before stands.
+            self.writer.drop()
+            return
+        self.writer.close(self.record)
+        self._keep()
+
+    def noted(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """The same inputs, whose digests will be in the record."""
+        for each in inputs:
+            self._digests.append(_digest(each))
+            yield each
+
+    def add(self, found: Sequence[tuple[str, Any]]) -> None:
+        """Take the next rows, and write all up to the last place that can be resumed from."""
+        for name, row in found:
+            if isinstance(row, ZooError):
+                failure = Failure.of(row)
+                self._whole.append((name, failure))
+                if len(self.failures) < LISTED:
+                    self.failures.append((name, failure))
+            else:
+                self._whole.append((name, row))
+        # Every run begins where a step does.
+        self._write(len(self._whole) - len(self._whole) % self.step)
+
+    def finish(self) -> None:
+        """Write the rest: every input is answered."""
+        self._write(len(self._whole))
+        self.record = msgspec.structs.replace(self.record, complete=True)
+
+    def _write(self, count: int) -> None:
+        if not count:
+            return
+        found, self._whole = self._whole[:count], self._whole[count:]
+        self.writer.append(found)
+        digests = self.record.inputs_sha256
+        for _ in found:
+            digests = _chained(digests, self._digests.popleft())
+        self.record = msgspec.structs.replace(
+            self.record,
+            inputs=self.record.inputs + count,
+            rows=self.record.rows + sum(not isinstance(row, Failure) for _, row in found),
+            inputs_sha256=digests,
+            sizes=self.writer.sizes,
+        )
+        if time.monotonic() - self._recorded > EVERY:
+            self.writer.flush()
+            self._keep()
+
+    def _keep(self) -> None:
+        write_record(self.out, self.record)
+        self._recorded = time.monotonic()
+
+
+def _digest(each: Input) -> bytes:
+    """sha256 of an input's name and its text or bytes; of a picture in a file the name alone."""
+    item = each.item if isinstance(each.item, bytes | str) else b""
+    data = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item
+    return hashlib.sha256(each.name.encode("utf-8", "surrogatepass") + b"\0" + data).digest()
+
+
+def _chained(digests: str, digest: bytes) -> str:
+    return hashlib.sha256(bytes.fromhex(digests) + digest).hexdigest()
