@@ -21,7 +21,7 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be read.")] = False,
     text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of pictures when INPUT is a table.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Write the features of inputs to a file, in their order, with the fingerprint of the model that made them.
@@ -34,7 +34,8 @@ def command(
         model, zoo.each_input(model, inputs, text=text, image=image), out, device=device, resume=resume, strict=strict
     )
     print_written("embed", found, {"dim": found.dim}, as_json=json)
-    say(f"{found.rows} vectors of {found.dim} numbers on {found.device}, fingerprint {found.fingerprint[:12]}")
+    vectors = f"{found.rows} vectors of {found.dim} numbers"
+    say(f"{vectors} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
         end_with_count(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} says why")

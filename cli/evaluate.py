@@ -51,11 +51,14 @@ def command(
     if json and not is_below:
         facts = {"model": model, "data": str(data), "device": result.device, "trained_on": result.trained_on}
         skipped = {"skipped": result.skipped} if result.skipped else {}
-        print_json("evaluation", {**facts, **skipped, "metrics": to_plain(result.metrics)})
+        placement = {"placement": to_plain(result.placement)}
+        print_json("evaluation", {**facts, **placement, **skipped, "metrics": to_plain(result.metrics)})
     elif not json:
         print_summary(result.metrics, result.device)
         print_labels(result.metrics)
         print_confusion(result.metrics)
+    if result.placement is not None and result.placement.why is not None:
+        say(f"ran on {result.placement}")
     _warn(result)
     if is_below:
         raise GateError(

@@ -65,8 +65,7 @@ def command(
         _to_stdout(zoo, model, each, total, device, top, strict=strict, as_json=json)
         return
     found = zoo.run_to_file(model, each, out, device=device, top=top, resume=resume, strict=strict)
-    more = {"placement": to_plain(found.placement), "columns": found.columns}
-    print_written("run", found, more, as_json=json)
+    print_written("run", found, {"columns": found.columns}, as_json=json)
     say(f"{found.rows} inputs on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:

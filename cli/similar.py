@@ -24,7 +24,7 @@ def command(
     ] = False,
     text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of pictures when INPUT is a table.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Rank a folder, a text file or stored vectors by the cosine of their features with a query's.
@@ -46,7 +46,8 @@ def command(
     else:
         for name, value in found.matches:
             write(f"{value:.4f}\t{name}")
-    say(f"{found.compared} compared on {found.device}" + (", by an index" if found.approximate else ""))
+    by = ", by an index" if found.approximate else ""
+    say(f"{found.compared} compared on {found.placement or found.device}{by}")
     print_failures(found.failures, found.failed)
     if found.failed:
         end_with_count(f"{found.failed} inputs have no vector", hint="repair or remove them")

@@ -14,8 +14,9 @@ def print_written(kind: str, found: Embedded | Answered, more: dict[str, Any], *
         write(found.out)
         return
     facts = {
-        "model": found.model, "device": found.device, "out": found.out, "fingerprint": found.fingerprint, **more,
-        "inputs": found.inputs, "rows": found.rows, "failed": found.failed, "resumed": found.resumed,
+        "model": found.model, "device": found.device, "placement": to_plain(found.placement), "out": found.out,
+        "fingerprint": found.fingerprint, **more, "inputs": found.inputs, "rows": found.rows, "failed": found.failed,
+        "resumed": found.resumed,
         "failures": [{"input": name, **to_plain(failure)} for name, failure in found.failures],
     }  # fmt: skip
     print_json(kind, facts)

@@ -114,7 +114,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to.
 
     An item has its score of every one of `labels` in `predictions`, what is answered in `predicted` and what is so in
-    `truth`, several labels joined by `|`. `skipped` are lines on the items that could not be read.
+    `truth`, several labels joined by `|`. `skipped` are lines on the items that could not be read. `placement` is as of
+    a RunResult.
     """
 
     model: str
@@ -128,13 +129,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     predicted: tuple[str, ...]
     truth: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
     """What a verb wrote at `out`: of `inputs` inputs `rows` have one; the others failed.
 
     `resumed` of the inputs were there before. `failures` are the names of the first that failed in this run, each with
-    the reason; the output has them all. `fingerprint` is of what made the rows.
+    the reason; the output has them all. `fingerprint` is of what made the rows, `placement` as of a RunResult.
     """
 
     model: str
@@ -146,6 +148,7 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     resumed: int = 0
     failures: tuple[tuple[str, Failure], ...] = ()
+    placement: Placement | None = None
 
     @property
     def failed(self) -> int:
@@ -160,17 +163,16 @@ class Embedded(Written, frozen=True, kw_only=True):
 
 
 class Answered(Written, frozen=True, kw_only=True):
-    """What `run_to_file` wrote: a row of `columns` an input; `placement` as of a RunResult."""
+    """What `run_to_file` wrote: a row of `columns` an input."""
 
     columns: tuple[str, ...]
-    placement: Placement | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     """The inputs most like `query`, best first, each with its cosine similarity; `compared` is how many there were.
 
     `warnings` say what may be wrong with comparing them, `failures` which inputs could not be read: the first of
-    `failed`. `approximate` is whether an index was asked, which may miss some.
+    `failed`. `approximate` is whether an index was asked, which may miss some. `placement` is as of a RunResult.
     """
 
     model: str
@@ -182,6 +184,7 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     failures: tuple[tuple[str, Failure], ...] = ()
     approximate: bool = False
+    placement: Placement | None = None
 
 
 def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:

@@ -57,5 +57,5 @@ def embed(
     return Embedded(
         model=model, entry=manifest.lineage.entry.name, device=session.device, out=str(out),
         fingerprint=done.record.fingerprint, dim=done.record.dim, inputs=done.record.inputs, rows=done.record.rows,
-        resumed=done.resumed, failures=done.failures,
+        resumed=done.resumed, failures=done.failures, placement=session.placement,
     )  # fmt: skip

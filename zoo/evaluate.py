@@ -76,6 +76,7 @@ def evaluate(
         predicted=tuple(answers(manifest.task, scores, session.labels, manifest.thresholds)),
         truth=tuple(example.label for example in examples),
         skipped=(*map(str, dataset.skipped), *(failures[index].message for index in sorted(failures))),
+        placement=session.placement,
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def similar(
     return Ranking(
         model=model, query=name, device=session.device, compared=best.compared,
         matches=tuple(_named_matches(best.matches, sources)), warnings=tuple(warnings), failed=failed,
-        failures=tuple(failures[:LISTED]), approximate=approximate,
+        failures=tuple(failures[:LISTED]), approximate=approximate, placement=session.placement,
     )  # fmt: skip
 
 
