@@ -53,8 +53,8 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
 
     Short side to `resize` with antialiasing, width first and then height, each clipped to the range of a grey level as
     image libraries do, where bicubic overshoots. Only the result is rounded: libraries round between the passes too,
-    each in its own way, and half a level there can never become two levels in the end. Centre crop, each side as soon as
-    it is resized: what is cut off needs no more work. Then (x / 255 - mean) / std. Sizes and offsets follow
+    each in its own way, and half a level there can never become two levels in the end. Centre crop, each side as soon
+    as it is resized: what is cut off needs no more work. Then (x / 255 - mean) / std. Sizes and offsets follow
     torchvision.transforms.v2: the long side is truncated, the offset rounded half to even.
     """
     import numpy as np
