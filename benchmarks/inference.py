@@ -78,7 +78,7 @@ def rounds(bench: Bench) -> tuple[dict[Turn, list[float]], list[float]]:
 def versions(bench: Bench) -> dict[str, str]:
     """Of the peers that were started."""
     code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
-    names = {"openvino": ["openvino", "nncf"], "sentence": ["sentence-transformers"]}
+    names = {"openvino": ["openvino", "nncf"], "sentence": ["sentence-transformers"], "fastembed": ["fastembed"]}
     found: dict[str, str] = {}
     for name, python in bench._pythons.items():
         if isinstance(python, str):

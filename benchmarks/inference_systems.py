@@ -20,8 +20,9 @@ from zoo.stopwatch import Stopwatch
 PEERS = {
     "openvino": ("openvino>=2026.4,<2026.5", "nncf>=3.4,<3.5", "onnx", "tokenizers"),
     "sentence": ("torch>=2.14,<2.15", "sentence-transformers>=6.2,<6.3"),
+    "fastembed": ("fastembed>=0.9,<0.10",),
 }
-IMPORTS = {"openvino": "openvino, nncf, tokenizers", "sentence": "sentence_transformers"}
+IMPORTS = {"openvino": "openvino, nncf, tokenizers", "sentence": "sentence_transformers", "fastembed": "fastembed"}
 
 
 class Turn(NamedTuple):

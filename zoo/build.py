@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Raised whenever this module would make another graph of the same row: it is part of the kept graph's key.
-VERSION = 1
+VERSION = 2
 #: Words of a table that the gate's samples are made of.
 GATE_WORDS = 60
 VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")

@@ -130,7 +130,8 @@ def _upright_rgb(picture: "PilImage") -> "PilImage":
     if picture.mode == "P" and "transparency" in picture.info:
         # Pillow asks for this detour, by a warning; transparency itself is dropped either way.
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    # A picture that is RGB already would be copied.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 @contextmanager

@@ -53,9 +53,9 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
 
     Short side to `resize` with antialiasing, width first and then height, each clipped to the range of a grey level as
     image libraries do, where bicubic overshoots. Only the result is rounded: libraries round between the passes too,
-    each in its own way, and half a level there can never become two levels in the end. Centre crop, then
-    (x / 255 - mean) / std. Sizes and offsets follow torchvision.transforms.v2: the long side is truncated, the offset
-    rounded half to even.
+    each in its own way, and half a level there can never become two levels in the end. Centre crop, each side as soon
+    as it is resized: what is cut off needs no more work. Then (x / 255 - mean) / std. Sizes and offsets follow
+    torchvision.transforms.v2: the long side is truncated, the offset rounded half to even.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -67,7 +67,8 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     constants = [
         constant("short", preprocess.resize, "int64"),
         constant("crop", [preprocess.crop, preprocess.crop], "int64"),
-        constant("spatial", [2, 3], "int64"),
+        constant("y", [2], "int64"),
+        constant("x", [3], "int64"),
         constant("zero", [0], "int64"),
         constant("one", [1], "int64"),
         constant("two", [2], "int64"),
@@ -91,22 +92,27 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
         node("ReduceMin", ["size"], ["smaller"], keepdims=0),
         node("Mul", ["size", "short"], ["size_times_short"]),
         node("Div", ["size_times_short", "smaller"], ["resized_size"]),
-        node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
-        node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
-        node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
-        node("Clip", ["wide", "black", "white"], ["wide_levels"]),
         node("Slice", ["resized_size", "zero", "one"], ["resized_height"]),
-        node("Resize", ["wide_levels", "", "", "resized_height"], ["resized"], axes=[2], **resize),
-        node("Round", ["resized"], ["rounded"]),
-        node("Clip", ["rounded", "black", "white"], ["levels"]),
+        node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
         node("Sub", ["resized_size", "crop"], ["margin"]),
         node("Cast", ["margin"], ["margin_f"], to=TensorProto.FLOAT),
         node("Mul", ["margin_f", "half"], ["offset_f"]),
         node("Round", ["offset_f"], ["offset_r"]),
         node("Cast", ["offset_r"], ["offset"], to=TensorProto.INT64),
         node("Add", ["offset", "crop"], ["end"]),
-        node("Slice", ["levels", "offset", "end", "spatial"], ["cropped"]),
-        node("Sub", ["cropped", "mean"], ["centred"]),
+        node("Slice", ["offset", "zero", "one"], ["top"]),
+        node("Slice", ["offset", "one", "two"], ["left"]),
+        node("Slice", ["end", "zero", "one"], ["bottom"]),
+        node("Slice", ["end", "one", "two"], ["right"]),
+        node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
+        node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
+        node("Slice", ["wide", "left", "right", "x"], ["columns"]),
+        node("Clip", ["columns", "black", "white"], ["column_levels"]),
+        node("Resize", ["column_levels", "", "", "resized_height"], ["high"], axes=[2], **resize),
+        node("Slice", ["high", "top", "bottom", "y"], ["cropped"]),
+        node("Round", ["cropped"], ["rounded"]),
+        node("Clip", ["rounded", "black", "white"], ["levels"]),
+        node("Sub", ["levels", "mean"], ["centred"]),
         node("Mul", ["centred", "inverse_std"], [PIXELS]),
     ]  # fmt: skip
     crop = preprocess.crop

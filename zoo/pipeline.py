@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 #: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
 Skip: TypeAlias = Callable[[int, DataError], None]
-#: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses.
-BATCH = {"cpu": 8, "cuda": 32, "tensorrt": 32}
+#: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses, the more so beside those
+#: that decode.
+BATCH = {"cpu": 4, "cuda": 32, "tensorrt": 32}
 #: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
 TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
 #: Texts that are tokenised, and sorted by length, at a time.
@@ -119,9 +120,10 @@ class ImagePipeline(_Pipeline):
 
         rest = iter(items)
         first = list(islice(rest, 2))
-        # A batch in the making and one ahead: enough to keep the body busy, little enough to hold.
+        # Some batches ahead, or work for every thread: enough to keep the body busy, little enough to hold.
+        depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
         if len(first) > 1:
-            pixels = _ahead(self.pool, self.pixels, chain(first, rest), 2 * self.batch, skip)
+            pixels = _ahead(self.pool, self.pixels, chain(first, rest), depth, skip)
         else:
             pixels = _here(self.pixels, first, skip)
         positions: list[int] = []

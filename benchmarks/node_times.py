@@ -1,7 +1,7 @@
 """Where the time of a graph goes, by operator, beside what the machine's matrix products reach.
 
-    python benchmarks/kernels.py benchmarks/out/inference/resnet50-int8.onnx --batch 1
-    python benchmarks/kernels.py benchmarks/out/inference/minilm-zoo-int8/model.onnx --batch 20 --length 25
+    python benchmarks/node_times.py benchmarks/out/inference/resnet50-int8.onnx --batch 1
+    python benchmarks/node_times.py benchmarks/out/inference/minilm-zoo-int8/model.onnx --batch 20 --length 25
 
 Prints, as Markdown, the median milliseconds of each kind of operator in ONNX Runtime's own profile, and the largest
 rate of a product of 2,048 x 2,048 matrices in float32 and of unsigned by signed bytes, on as many threads.

@@ -1,0 +1,146 @@
+"""One measurement of `run.py` that is no race, in a process of its own: `run_once.py KIND JSON` prints JSON.
+
+stages     of a model's stages the seconds an item, each alone
+overhead   a call with one item beside the sessions' own calls, by turns
+memory     what a long run holds above the loaded model
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from run_peer import texts
+from sentences import sentences
+
+from zoo import graph
+from zoo.bundle import Bundle
+from zoo.cores import cores
+from zoo.embed import embed, named_inputs
+from zoo.encode import decode_image
+from zoo.pipeline import ImagePipeline, TextPipeline
+from zoo.runtime import Session
+from zoo.vectorfile import NpyWriter, Record
+
+#: Texts that are made at a time.
+CHUNK = 1000
+
+
+def stages(spec: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds an item: those of one core for what is done picture by picture, the body on all cores."""
+    session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
+    pipeline = session._pipeline
+    if isinstance(pipeline, TextPipeline):
+        return text_stages(session, pipeline, texts(spec))
+    paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[: spec["count"]]
+    pictures, decoding = timed(lambda: [decode_image(path, pipeline.short_side) for path in paths])
+    pixels, preparing = timed(
+        lambda: [pipeline.prefix.run([pipeline.cut], {graph.IMAGE: picture[None]})[0] for picture in pictures]
+    )
+    size = pipeline.batch
+    ready, joining = timed(
+        lambda: [np.concatenate(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    )
+    pipeline.run([graph.FEATURES], {pipeline.cut: ready[0]})
+    _, computing = timed(lambda: [pipeline.run([graph.FEATURES], {pipeline.cut: each}) for each in ready])
+    rates = {"decode": decoding, "resize, crop": preparing, "join": joining, "body": computing}
+    found = {name: 1000 * seconds / len(paths) for name, seconds in rates.items()}
+    # If decoders and the body shared the cores without loss.
+    ideal = (found["decode"] + found["resize, crop"] + found["join"]) / cores() + found["body"]
+    return {**found, "all, at best": ideal}
+
+
+def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> dict[str, float]:
+    """Of sentences: to tokens, into batches, the body, and the answers into a file."""
+    (rows, _), tokenising = timed(lambda: pipeline._rows(0, given))
+    ready, joining = timed(lambda: list(pipeline._bucketed(rows)))
+    vectors = np.zeros((len(given), session.manifest.dim), np.float32)
+
+    def compute() -> None:
+        for places, feeds in ready:
+            vectors[places] = pipeline.run([graph.FEATURES], feeds)[0]
+
+    compute()
+    _, computing = timed(compute)
+
+    def write() -> None:
+        record = Record(model="", fingerprint="", precision="", dim=session.manifest.dim)
+        writer = NpyWriter(Path("/tmp/run-stages.npy"), record)
+        writer.append([(each.name, vector) for each, vector in zip(named_inputs(given), vectors, strict=True)])
+        writer.close(record)
+
+    _, writing = timed(write)
+    rates = {"tokenise": tokenising, "join": joining, "body": computing, "write": writing}
+    found = {name: 1000 * seconds / len(given) for name, seconds in rates.items()}
+    # The first window is tokenised before anything can be computed, and the others beside it.
+    return {**found, "all, one after another": sum(found.values())}
+
+
+def overhead(spec: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of `Session.run` with one item, and of the sessions' own calls for the same; medians by turns."""
+    session = Session(Bundle.open(Path(spec["bundle"])), "cpu", spins=False)
+    pipeline = session._pipeline
+    outputs = [graph.FEATURES]
+    if isinstance(pipeline, ImagePipeline):
+        item: Any = decode_image(json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[0], pipeline.short_side)
+
+        def bare() -> None:
+            pixels = pipeline.prefix.run([pipeline.cut], {graph.IMAGE: item[None]})[0]
+            pipeline.body.run(outputs, {pipeline.cut: pixels})
+    else:
+        item = min(texts(spec), key=len)
+
+        def bare() -> None:
+            pipeline.body.run(outputs, pipeline.encoder.batch(pipeline.encoder.tokens([item])))
+
+    pairs = [(timed(lambda: session.run(item))[1], timed(bare)[1]) for _ in range(spec["count"])]
+    ours, theirs = (1000 * median(times) for times in zip(*pairs, strict=True))
+    return {"ours": ours, "bare": theirs, "over": 1000 * median(one - other for one, other in pairs)}
+
+
+def memory(spec: dict[str, Any]) -> dict[str, float]:
+    """Megabytes: the process with the model loaded and a batch run, and the most that it held from then on."""
+    session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
+    out = Path(spec["out"])
+    for path in out.parent.glob(f"{out.name}*"):
+        path.unlink()
+    if isinstance(session._pipeline, TextPipeline):
+        items: Iterator[Any] = itertools.chain.from_iterable(sentences(CHUNK, seed) for seed in itertools.count())
+        batch: list[Any] = [next(items)]
+    else:
+        paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))
+        items, batch = itertools.cycle(paths), paths[: session._pipeline.batch]
+    session.features(batch)
+    # From here on the kernel counts the peak anew: that of loading is no part of it.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    found = embed(session, itertools.islice(items, spec["count"]), out, model="")
+    after = status("VmHWM")
+    for path in out.parent.glob(f"{out.name}*"):
+        path.unlink()
+    return {"inputs": found.inputs, "rows": found.rows, "before": before, "peak": after, "above": after - before}
+
+
+def status(field: str) -> float:
+    """A size in this process' status, in megabytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    [kilobytes] = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(kilobytes) * 1024 / 1e6
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """(what it returns, its seconds)."""
+    began = time.perf_counter()
+    found = call()
+    return found, time.perf_counter() - began
+
+
+KINDS = {each.__name__: each for each in (stages, overhead, memory)}
+
+if __name__ == "__main__":
+    print(json.dumps(KINDS[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -1,0 +1,186 @@
+"""What `run.py` compares by turns, each in a process of its own; the peers' environments have no zoo.
+
+It speaks as inference_peer.py does: a line of JSON says what to time, each further one how many items; the answers are
+lines of JSON with the seconds. The file `facts` of the first line gets what the process chose for itself.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from inference_peer import Call, batches, sentence_transformers
+
+#: Batches of pictures, and tokens in a batch of texts, of which a bare loop takes the quickest.
+PICTURES = (1, 4, 8, 16)
+BUDGETS = (256, 512, 1024, 2048)
+#: Sentences in a batch of fastembed's; 256 is its default.
+SENTENCES = (16, 64, 256)
+#: Texts whose vectors are compared.
+COMPARED = 256
+
+
+def bare_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """ONNX Runtime's own loop over pixels that lie ready, in batches of the quickest size."""
+    session, pixels = bare(spec), np.load(spec["feeds"])
+    name = session.get_inputs()[0].name
+
+    def loop(batch: int) -> Call:
+        ready = [{name: pixels[start : start + batch]} for start in range(0, len(pixels), batch)]
+
+        def call(count: int) -> None:
+            for feeds in islice(cycle(ready), count // batch):
+                session.run(["features"], feeds)
+
+        return call
+
+    facts["batch"], best = quickest({batch: loop(batch) for batch in PICTURES}, max(PICTURES) * 2)
+    return best
+
+
+def bare_texts(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """ONNX Runtime's own loop over all texts as tokens, in batches by length that lie ready."""
+    from tokenizers import Tokenizer
+
+    session = bare(spec)
+    tokenizer = Tokenizer.from_file(spec["tokenizer"])
+    tokenizer.enable_truncation(spec["max_length"])
+    tokenizer.no_padding()
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(texts(spec))]
+
+    def loop(rows: list[list[int]], budget: int) -> Call:
+        ready = [feeds for _, feeds in batches(rows, budget)]
+
+        def call(_: int) -> None:
+            for feeds in ready:
+                session.run(["features"], feeds)
+
+        return call
+
+    facts["tokens in a batch"], _ = quickest({budget: loop(rows[:COMPARED], budget) for budget in BUDGETS}, 0)
+    return loop(rows, facts["tokens in a batch"])
+
+
+def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """A Session's answers for the next so many files, as `zoo run` asks for them."""
+    from zoo.bundle import Bundle
+    from zoo.runtime import Session
+
+    session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
+    paths = cycle(json.loads(Path(spec["photos"]).read_text(encoding="utf-8")))
+    facts["threads"] = spec["threads"]
+    return lambda count: session.run(list(islice(paths, count)), keep_going=True)
+
+
+def zoo_embed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """`zoo embed`'s own function: all texts into a new file, which is on disk when it returns."""
+    from zoo.bundle import Bundle
+    from zoo.embed import embed
+    from zoo.runtime import Session
+
+    session, out, given = Session(Bundle.open(Path(spec["bundle"])), "cpu"), Path(spec["out"]), texts(spec)
+    facts["threads"] = spec["threads"]
+
+    def call(_: int) -> Any:
+        for path in out.parent.glob(f"{out.name}*"):
+            path.unlink()
+        embed(session, given, out, model=spec["bundle"])
+        return np.load(out)
+
+    return call
+
+
+def fastembed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """The library, the same graph given to it as a model of one's own: it answers with pooled, normalised vectors."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    TextEmbedding.add_custom_model(
+        model="zoo/minilm", pooling=PoolingType.DISABLED, normalization=False, sources=ModelSource(hf="zoo/minilm"),
+        dim=spec["dim"], model_file="model.onnx", output_name="features",
+    )  # fmt: skip
+    model = TextEmbedding("zoo/minilm", specific_model_path=spec["model"], threads=spec["threads"], cuda=False)
+    given = texts(spec)
+
+    def loop(texts: list[str], batch: int) -> Call:
+        return lambda _: np.stack(list(model.embed(texts, batch_size=batch)))
+
+    facts["batch"], _ = quickest({batch: loop(given[:COMPARED], batch) for batch in SENTENCES}, 0)
+    return loop(given, facts["batch"])
+
+
+def library(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+    """sentence-transformers, as its documentation uses it: batches of 32, by length."""
+    facts["batch"] = 32
+    return sentence_transformers(spec)
+
+
+def bare(spec: Mapping[str, Any]) -> Any:
+    """A session of the body, as ONNX Runtime makes it by itself but for its threads: as many as zoo's."""
+    from zoo.device import onnxruntime
+
+    options = onnxruntime().SessionOptions()
+    options.intra_op_num_threads = spec["threads"]
+    return onnxruntime().InferenceSession(spec["body"], options, providers=["CPUExecutionProvider"])
+
+
+def texts(spec: Mapping[str, Any]) -> list[str]:
+    """The sentences."""
+    found: list[str] = json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))
+    return found
+
+
+def quickest(calls: Mapping[int, Call], count: int) -> tuple[int, Call]:
+    """(its key, the call) that answers `count` items in the shortest time, of two tries each by turns."""
+    found = dict.fromkeys(calls, float("inf"))
+    for _ in range(2):
+        for key, call in calls.items():
+            found[key] = min(found[key], seconds(call, count))
+    best = min(found, key=found.__getitem__)
+    return best, calls[best]
+
+
+def seconds(call: Call, count: int) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    call(count)
+    return time.perf_counter() - began
+
+
+Prepare = Callable[[dict[str, Any], dict[str, Any]], Call]
+KINDS: dict[str, Prepare] = {
+    each.__name__: each for each in (bare_pictures, bare_texts, zoo_pictures, zoo_embed, fastembed, library)
+}
+
+
+def main() -> None:
+    """Serve the parent; what a library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(facts: dict[str, Any]) -> None:
+        answers.write(json.dumps(facts) + "\n")
+        answers.flush()
+
+    try:
+        spec = json.loads(sys.stdin.buffer.readline())
+        facts: dict[str, Any] = {}
+        call = KINDS[spec["kind"]](spec, facts)
+        found = call(spec["warm"])
+        if "save" in spec:
+            np.save(spec["save"], found[:COMPARED])
+        Path(spec["facts"]).write_text(json.dumps(facts), encoding="utf-8")
+        answer({})
+        while line := sys.stdin.buffer.readline():
+            answer({"times": [seconds(call, json.loads(line)["batch"])]})
+    except Exception as error:  # whatever a library raises is the reason why its row is left out
+        answer({"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "hint": None})
+
+
+if __name__ == "__main__":
+    main()
