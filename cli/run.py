@@ -110,7 +110,7 @@ def _to_stdout(
                 results.append(_facts(answer))
             elif answer.error is None:
                 _print(answer)
-                if time.monotonic() - flushed > EVERY:
+                if each.is_piped or time.monotonic() - flushed > EVERY:
                     flush()
                     flushed = time.monotonic()
             if bar is not None:

@@ -19,6 +19,7 @@ import pytest
 from tests.test_cli import fails, parsed, zoo
 from tests.test_embed import breaking, files, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
+from zoo.inputs import Input, arriving
 from zoo.intofile import Kind, into_file
 from zoo.pipeline import BATCH, WINDOW
 from zoo.rowfile import LineWriter, Record, read_record
@@ -243,6 +244,33 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
     done = into_file(kind, "abc", tmp_path / "out.txt", resume=False, strict=False)
     assert done.record.rows == 3
     assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
+
+
+def test_what_comes_slowly_is_answered_as_it_comes(kept_shelf: Path, tuned_bundles: Path) -> None:
+    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for text in ("late parcel", "my card", "price of the box"):
+            child.stdin.write(f"{text}\n")
+            child.stdin.flush()
+            # The pipe stays open: this would wait for ever.
+            assert child.stdout.readline().startswith(f"{text}\t")
+        child.stdin.close()
+    assert child.returncode == 0
+
+
+def test_inputs_come_in_parts_and_with_their_error() -> None:
+    def broken() -> Iterator[Input]:
+        for number in range(5):
+            yield Input(str(number), number)
+        raise DataError("it broke off")
+
+    parts: list[list[Input]] = []
+    with pytest.raises(DataError, match="it broke off"):
+        parts.extend(arriving(broken(), 2))
+    assert max(map(len, parts)) <= 2
+    assert [each.item for part in parts for each in part] == list(range(5))
 
 
 def test_a_reader_that_goes_away_is_no_error(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:

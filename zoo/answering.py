@@ -85,13 +85,13 @@ class Answering(Environment):
         The model is loaded at once; inputs are read as answers are asked for, and neither is kept. Raises what `run`
         does, an input's error when it is come to.
         """
-        from zoo.inputs import named_inputs, one_or_more
+        from zoo.inputs import one_or_more
         from zoo.run import ByWords, answers
 
         if self.has_words(model):
             _check_search(device)
             source = ByWords(self.words(model), top)
-            found = answers(source, named_inputs(one_or_more(inputs)), keep_going=keep_going)
+            found = answers(source, one_or_more(inputs), keep_going=keep_going)
             return Answers(self.entry(model).name, "cpu", None, found)
         session = self.session(model, device)
         found = session.answers(inputs, top=top, keep_going=keep_going)

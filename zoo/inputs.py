@@ -1,7 +1,9 @@
 """What a person names on a command line, as the items a Session takes."""
 
 import glob
+import queue
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -15,6 +17,8 @@ from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, l
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"
+#: Seconds that the next input may take to come with those before it.
+SOON = 0.05
 READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
 
 
@@ -55,6 +59,11 @@ class Inputs:
         total = sum(self._count(argument) for argument in self.arguments if argument != STDIN)
         return None if STDIN in self.arguments else total
 
+    @property
+    def is_piped(self) -> bool:
+        """Whether stdin is among them, which may come slowly and never end."""
+        return STDIN in self.arguments
+
     def _count(self, argument: str) -> int:
         if Path(argument).suffix.lower() == ".parquet" and _is(Path.is_file, argument):
             # The first row says whether the column is there; a million pictures need not be read to be counted.
@@ -74,6 +83,45 @@ def one_or_more(inputs: Any) -> Iterable[Any]:
     # of none or two it is nothing that can be read, and as one input it gets one error.
     is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
     return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
+
+
+def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
+    """The inputs in parts of at most `limit`: of those that come slowly each with what has come, without waiting."""
+    come: queue.Queue[Input | _End] = queue.Queue(limit)
+
+    def read() -> None:
+        try:
+            for each in inputs:
+                come.put(each)
+            come.put(_End(None))
+        except Exception as error:
+            come.put(_End(error))
+
+    # Nobody waits for a reader whose pipe says nothing any more.
+    threading.Thread(target=read, name="zoo-stdin", daemon=True).start()
+    while True:
+        each: Input | _End | None = come.get()
+        part: list[Input] = []
+        while isinstance(each, Input):
+            part.append(each)
+            if len(part) == limit:
+                break
+            try:
+                each = come.get(timeout=SOON)
+            except queue.Empty:
+                each = None
+        if part:
+            yield part
+        if isinstance(each, _End):
+            if each.error is not None:
+                raise each.error
+            return
+
+
+class _End(NamedTuple):
+    """The end of what comes, by an error or by itself."""
+
+    error: Exception | None
 
 
 def named_inputs(inputs: Iterable[Any]) -> Iterator[Input]:

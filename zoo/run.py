@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zoo.answers import Answer, Failure, labelled
 from zoo.encode import check_text
 from zoo.errors import ZooError, named
-from zoo.inputs import Input
+from zoo.inputs import Inputs, arriving, named_inputs
 from zoo.metrics import decide
 from zoo.ordered import InOrder
-from zoo.pipeline import Skip, windows
+from zoo.pipeline import WINDOW, Skip, windows
 from zoo.schema import Task
 
 if TYPE_CHECKING:
@@ -87,14 +87,19 @@ class ByWords:
         return Answer(input=name, words=tuple(row))
 
 
-def answers(source: Source, inputs: Iterable[Input], *, keep_going: bool) -> Iterator[Answer]:
-    """An answer for each input, in order, as soon as it and those before it are there."""
-    for found in InOrder(source.rows, inputs, strict=not keep_going):
-        for name, row in found:
-            if isinstance(row, ZooError):
-                yield Answer(input=name, error=Failure.of(row))
-            else:
-                yield source.answer(name, row)
+def answers(source: Source, inputs: Iterable[Any], *, keep_going: bool) -> Iterator[Answer]:
+    """An answer for each input, in order, as soon as it and those before it are there.
+
+    A model takes a window of inputs at a time; of those that come from a pipe it takes what has come.
+    """
+    parts = arriving(inputs, WINDOW) if isinstance(inputs, Inputs) and inputs.is_piped else [inputs]
+    for part in parts:
+        for found in InOrder(source.rows, named_inputs(part), strict=not keep_going):
+            for name, row in found:
+                if isinstance(row, ZooError):
+                    yield Answer(input=name, error=Failure.of(row))
+                else:
+                    yield source.answer(name, row)
 
 
 def _several(

@@ -16,7 +16,7 @@ from zoo.device import choose, onnxruntime
 from zoo.engine import Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
-from zoo.inputs import Input, named_inputs, one_or_more
+from zoo.inputs import Input, one_or_more
 from zoo.optimised import Graphs, Keeper
 from zoo.pipeline import ImagePipeline, Skip, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
@@ -251,11 +251,12 @@ class Session:
     def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
         """As `run`, but for any number of inputs: they are read as answers are asked for, in order, and none is kept.
 
-        Texts are read two windows of 4,096 ahead at most, pictures a few batches. Raises what `run` does.
+        Texts are read two windows of 4,096 ahead at most, pictures a few batches; of stdin (`Zoo.each_input`) what has
+        come is answered at once. Raises what `run` does.
         """
         from zoo.run import ByModel, answers
 
-        return answers(ByModel(self, top), named_inputs(one_or_more(inputs)), keep_going=keep_going)
+        return answers(ByModel(self, top), one_or_more(inputs), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:
         """`run` on a thread beside the event loop, for a server: the loop goes on, and runs may overlap.
