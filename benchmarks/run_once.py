@@ -8,6 +8,7 @@ memory     what a long run holds above the loaded model
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,13 @@ from sentences import sentences
 from zoo import graph
 from zoo.bundle import Bundle
 from zoo.cores import cores
-from zoo.embed import embed, named_inputs
+from zoo.embed import embed
 from zoo.encode import decode_image
+from zoo.inputs import named_inputs
 from zoo.pipeline import ImagePipeline, TextPipeline
+from zoo.rowfile import Record
 from zoo.runtime import Session
-from zoo.vectorfile import NpyWriter, Record
+from zoo.vectorfile import NpyWriter
 
 #: Texts that are made at a time.
 CHUNK = 1000
@@ -69,10 +72,11 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
     _, computing = timed(compute)
 
     def write() -> None:
-        record = Record(model="", fingerprint="", precision="", dim=session.manifest.dim)
-        writer = NpyWriter(Path("/tmp/run-stages.npy"), record)
-        writer.append([(each.name, vector) for each, vector in zip(named_inputs(given), vectors, strict=True)])
-        writer.close(record)
+        record = Record(verb="embed", model="", fingerprint="", precision="", dim=session.manifest.dim)
+        with tempfile.TemporaryDirectory() as folder:
+            writer = NpyWriter(Path(folder) / "vectors.npy", record)
+            writer.append([(each.name, vector) for each, vector in zip(named_inputs(given), vectors, strict=True)])
+            writer.close(record)
 
     _, writing = timed(write)
     rates = {"tokenise": tokenising, "join": joining, "body": computing, "write": writing}
