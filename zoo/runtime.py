@@ -149,7 +149,7 @@ class Session:
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
 
-        `items` are taken as they are needed, and not kept: texts two windows ahead at most, pictures two batches.
+        `items` are taken as they are needed, and not kept: texts two windows ahead at most, pictures a few batches.
 
         Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
