@@ -101,7 +101,7 @@ def test_a_number(shelf: Path, tmp_path: Path) -> None:
     truth = np.array([float(row["label"]) for row in read(data)])
     assert found.metrics.mae == pytest.approx(np.abs(scores[:, 0] - truth).mean(), rel=1e-5)
     answer = parsed(zoo("evaluate", model, data, "--json", "--predictions", tmp_path / "p.parquet"))["evaluation"]
-    assert answer.keys() == {"model", "data", "device", "trained_on", "metrics"}
+    assert answer.keys() == {"model", "data", "device", "trained_on", "placement", "metrics"}
     assert answer["metrics"].keys() == {"n", "mae", "rmse", "r2"}
     rows = parquet.read_table(tmp_path / "p.parquet")
     assert rows.column_names == ["input", "target", "predicted"]
