@@ -142,6 +142,8 @@ def _run() -> int:
         print_error(known, as_json="--json" in sys.argv)
         return known.exit_code
     except Exception as error:  # the last resort: a bug of ours still ends in one line
+        if _is_interrupt(error):
+            return _interrupted()
         show = getattr(error, "show", None)
         if show is not None:
             # A wrong option: typer's own errors know how to print themselves.
@@ -157,6 +159,18 @@ def _run() -> int:
         say(f"error: {problem}")
         say(f"hint: {hint}")
         return 1
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: C code that is interrupted while it imports says something else."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _deliver_again(failure: Any) -> None:

@@ -118,6 +118,21 @@ def test_texts(
     assert all(f"t.parquet:{number} " in said or f"t.parquet:{number}:" in said for number in (2, 4, 6))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_megabyte_in_a_cell(
+    kept_shelf: Path, tuned_bundles: Path, tmp_path: Path, command: Command, suffix: str
+) -> None:
+    """More than Python's own reader of CSV takes."""
+    table, texts = tmp_path / f"t{suffix}", ["my card", "late parcel " * 90_000, "refund"]
+    if suffix == ".csv":
+        table.write_text("text\n" + "".join(f"{text}\n" for text in texts))
+    else:
+        table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    code, printed, said = command("run", tuned_bundles / "tickets", table)
+    assert code == 0, said
+    assert len(printed.splitlines()) == 3
+
+
 def test_an_error_for_each_on_stdout(
     kept_shelf: Path, tuned_bundles: Path, odd_pictures: Path, command: Command
 ) -> None:

@@ -332,6 +332,19 @@ def test_interrupted_while_something_is_tidied_up() -> None:
     assert (child.returncode, child.stderr) == (130, "interrupted\n")
 
 
+def test_interrupted_while_packages_load() -> None:
+    """As ONNX Runtime's C code does: what interrupted an import becomes an error of it."""
+    code = (
+        "import sys\nfrom zoo_cli import app, list as verb\n"
+        "def command():\n"
+        "    try:\n        raise KeyboardInterrupt\n"
+        "    except KeyboardInterrupt as error:\n        raise ImportError('import numpy failed') from error\n"
+        "verb.command = command\nsys.argv[1:] = ['list']\napp.process()\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (child.returncode, child.stderr) == (130, "interrupted\n")
+
+
 def test_interrupted_from_the_keyboard(shelf: Path, tmp_path: Path) -> None:
     import signal
 

@@ -71,8 +71,10 @@ def test_a_damaged_one_is_made_again(shelf: Path, zoo_home: Path) -> None:
     np.testing.assert_array_equal(loaded("tiny-bert").features(TEXTS), wanted)
     assert numbers.read_bytes() == good
     for bad in (b"", b"{}", b"\xff"):
-        (kept(zoo_home) / RECORD).write_bytes(bad)
+        record = kept(zoo_home) / RECORD
+        record.write_bytes(bad)
         np.testing.assert_array_equal(loaded("tiny-bert").features(TEXTS), wanted)
+        assert msgspec.json.decode(record.read_bytes(), type=Kept).files
 
 
 def test_one_that_the_runtime_refuses_is_made_again(shelf: Path, zoo_home: Path) -> None:

@@ -78,3 +78,20 @@ def test_paste_is_not_json(site: Site) -> None:
 def test_secrets_by_their_looks(text: str, wanted: str) -> None:
     environ = {"WIKI_PASSWORD": "secret-value", "SOME_TOKEN": "short", "KEYBOARD": "mail me", "HOME": "host"}
     assert hide(text, environ) == wanted
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("bob:hunter2secret@127.0.0.1:9", "***@127.0.0.1:9"),
+        ("http://bob:hunter2/secret@127.0.0.1:9", "http://***@127.0.0.1:9"),
+        ("bob:hunter2://secret@127.0.0.1:9", "***@127.0.0.1:9"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+    ],
+)
+def test_logins_of_proxies(proxy: str, shown: str) -> None:
+    for name in ("HTTPS_PROXY", "all_proxy"):
+        said = hide(f"{name}={proxy}", {name: proxy})
+        assert "hunter2" not in said
+        assert "secret" not in said
+    assert hide(f"it said: {proxy}", {"HTTP_PROXY": proxy}) == f"it said: {shown}"

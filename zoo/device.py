@@ -34,6 +34,8 @@ def onnxruntime() -> Any:
     """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
     require("running a model", *RUNTIME)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # Ctrl-C while numpy is imported by onnxruntime would be an ImportError of it.
+    import numpy  # noqa: F401
     import onnxruntime  # noqa: TID251 - by this door
 
     return onnxruntime

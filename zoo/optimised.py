@@ -103,6 +103,8 @@ class Keeper:
             self._status = self.bundle.model.stat()
         record = self._record()
         if record is None or self.folder is None:
+            # Without a record nothing of it can be used, and it would be in the way of what is kept anew.
+            self.drop()
             return None
         with suppress(OSError):
             # Not where the home is read-only: there nothing is removed either.

@@ -18,6 +18,7 @@ TELLING = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "TRANSFORMERS_OFFLINE",
 )  # fmt: skip
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE|(^|_)(API_?|ACCESS_?|PRIVATE_?)?KEY(_|$)", re.I)
+PROXY, SCHEME = re.compile(r"_PROXY$", re.I), re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 #: What a secret looks like wherever it stands: the Hub's tokens, and who logs in within a URL or asks by one.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 LOGIN = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#]*@", re.I)
@@ -49,6 +50,10 @@ def without_secrets(checks: Iterable[Check], environ: Mapping[str, str]) -> list
 
 def hide(text: str, environ: Mapping[str, str]) -> str:
     """The text without the values of secret variables, logins of URLs, tokens of the Hub and keys in queries."""
+    # A proxy may be named without a scheme, and its password may hold a slash: all before its host is hidden.
+    for value in {value for name, value in environ.items() if PROXY.search(name) and "@" in value}:
+        scheme = SCHEME.match(value)
+        text = text.replace(value, f"{scheme[0] if scheme else ''}{HIDDEN}@{value.rpartition('@')[2]}")
     secrets = {value for name, value in environ.items() if SECRET.search(name) and len(value) >= SHORTEST}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)

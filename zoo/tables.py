@@ -18,6 +18,8 @@ from zoo.schema import Task
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
 Made = TypeVar("Made")
+#: Letters of one cell of CSV.
+LARGEST_CELL = 1 << 30
 #: Rows of a Parquet file that are in memory at once, beside the items themselves.
 PARQUET_ROWS = 256
 
@@ -195,6 +197,8 @@ def _check_columns(columns: Mapping[str, str], present: list[str], where: str, p
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
+    # The library's own limit is 128 KB, for the whole process.
+    csv.field_size_limit(LARGEST_CELL)
     # Strict: a quote that never closes would swallow the rows after it.
     reader = csv.DictReader(_csv_lines(path), strict=True)
     try:
