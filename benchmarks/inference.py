@@ -17,7 +17,6 @@ import json
 import os
 import subprocess
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -93,12 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--systems", default="", help="parts of the names of the systems to time; all by default")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn, for each system and shape")
-    parser.add_argument(
-        "--work", type=Path, default=record.HERE / "out", help="exports and, unless --home says, ZOO_HOME"
-    )
-    parser.add_argument("--home", type=Path)
-    parser.add_argument("--peers", type=Path, default=record.HERE / "out" / "peers")
-    parser.add_argument("--record", action="store_true", help="write RESULTS.md")
+    record.add_places(parser)
     options = parser.parse_args()
     os.environ.pop("ZOO_HOME", None)
     result = main(options)

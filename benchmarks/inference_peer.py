@@ -138,8 +138,11 @@ def nncf(spec: dict[str, Any]) -> Call:
 KINDS = {each.__name__: each for each in (openvino, openvino_texts, sentence_transformers, zoo_texts, nncf)}
 
 
-def main() -> None:
-    """Serve the parent; what a library prints goes to stderr."""
+def serve(prepare: Callable[[dict[str, Any]], Call], time_it: Callable[[Call, dict[str, Any]], list[float]]) -> None:
+    """Serve the parent: `prepare` makes the call of its first line, `time_it` the seconds of each further one.
+
+    What a library prints goes to stderr.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -148,24 +151,34 @@ def main() -> None:
         answers.flush()
 
     try:
-        spec = json.loads(sys.stdin.buffer.readline())
-        call = KINDS[spec["kind"]](spec)
-        found = call(1)
-        if "save" in spec:
-            np.save(spec["save"], found)
+        call = prepare(json.loads(sys.stdin.buffer.readline()))
         answer({})
         while line := sys.stdin.buffer.readline():
-            request = json.loads(line)
-            call(request["batch"])
-            times, began = [], time.perf_counter()
-            while not times or time.perf_counter() - began < request["seconds"]:
-                start = time.perf_counter()
-                call(request["batch"])
-                times.append(time.perf_counter() - start)
-            answer({"times": times})
+            answer({"times": time_it(call, json.loads(line))})
     except Exception as error:  # whatever a library raises is the reason why its row is left out
         answer({"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "hint": None})
 
 
+def prepared(spec: dict[str, Any]) -> Call:
+    """The call of a kind, made once; what it answers is kept where that is asked for."""
+    call = KINDS[spec["kind"]](spec)
+    found = call(1)
+    if "save" in spec:
+        np.save(spec["save"], found)
+    return call
+
+
+def repeated(call: Call, request: dict[str, Any]) -> list[float]:
+    """The seconds of one call after another, for as long as was asked for."""
+    call(request["batch"])
+    times: list[float] = []
+    began = time.perf_counter()
+    while not times or time.perf_counter() - began < request["seconds"]:
+        start = time.perf_counter()
+        call(request["batch"])
+        times.append(time.perf_counter() - start)
+    return times
+
+
 if __name__ == "__main__":
-    main()
+    serve(prepared, repeated)

@@ -1,5 +1,6 @@
 """What both benchmarks share: the machine in words, commands timed in processes of their own, and RESULTS.md."""
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -91,3 +92,11 @@ def write_section(title: str, text: str) -> None:
     before, after = (whole[: old.start()], whole[old.end() :]) if old else (whole, "")
     whole = f"{before.rstrip()}\n\n{section}\n{after}"
     RESULTS.write_text(whole.rstrip() + "\n", encoding="utf-8")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a benchmark keeps what it makes, and whether it writes RESULTS.md."""
+    parser.add_argument("--work", type=Path, default=HERE / "out", help="exports and, unless --home says, ZOO_HOME")
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--peers", type=Path, default=HERE / "out" / "peers")
+    parser.add_argument("--record", action="store_true", help="write RESULTS.md")

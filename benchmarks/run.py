@@ -290,12 +290,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=2000, help="pictures, and sentences, of a command")
     parser.add_argument("--long", type=int, default=0, help="inputs of the part memory; a hundred thousand by default")
-    parser.add_argument(
-        "--work", type=Path, default=record.HERE / "out", help="exports and, unless --home says, ZOO_HOME"
-    )
-    parser.add_argument("--home", type=Path)
-    parser.add_argument("--peers", type=Path, default=record.HERE / "out" / "peers")
-    parser.add_argument("--record", action="store_true", help="write RESULTS.md")
+    record.add_places(parser)
     options = parser.parse_args()
     options.systems = ""
     os.environ.pop("ZOO_HOME", None)

@@ -5,8 +5,6 @@ lines of JSON with the seconds. The file `facts` of the first line gets what the
 """
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from itertools import cycle, islice
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from inference_peer import Call, batches, sentence_transformers
+from inference_peer import Call, batches, sentence_transformers, serve
 
 #: Batches of pictures, and tokens in a batch of texts, of which a bare loop takes the quickest.
 PICTURES = (1, 4, 8, 16)
@@ -158,29 +156,16 @@ KINDS: dict[str, Prepare] = {
 }
 
 
-def main() -> None:
-    """Serve the parent; what a library prints goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(facts: dict[str, Any]) -> None:
-        answers.write(json.dumps(facts) + "\n")
-        answers.flush()
-
-    try:
-        spec = json.loads(sys.stdin.buffer.readline())
-        facts: dict[str, Any] = {}
-        call = KINDS[spec["kind"]](spec, facts)
-        found = call(spec["warm"])
-        if "save" in spec:
-            np.save(spec["save"], found[:COMPARED])
-        Path(spec["facts"]).write_text(json.dumps(facts), encoding="utf-8")
-        answer({})
-        while line := sys.stdin.buffer.readline():
-            answer({"times": [seconds(call, json.loads(line)["batch"])]})
-    except Exception as error:  # whatever a library raises is the reason why its row is left out
-        answer({"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "hint": None})
+def prepared(spec: dict[str, Any]) -> Call:
+    """The call of a kind, made once; what it answers, and what it chose for itself, are kept."""
+    facts: dict[str, Any] = {}
+    call = KINDS[spec["kind"]](spec, facts)
+    found = call(spec["warm"])
+    if "save" in spec:
+        np.save(spec["save"], found[:COMPARED])
+    Path(spec["facts"]).write_text(json.dumps(facts), encoding="utf-8")
+    return call
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepared, lambda call, request: [seconds(call, request["batch"])])

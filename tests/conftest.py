@@ -12,6 +12,7 @@ from hypothesis import settings
 from tests.once import once, shared
 
 if TYPE_CHECKING:
+    from tests.installed import Site
     from tests.upstream import Upstream
 
 #: Set by a developer's shell, never by a test: they would change what the code under test does.
@@ -119,6 +120,16 @@ def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.T
     from tests.models import write_bundles
 
     return once(tmp_path_factory, "tuned-bundles", lambda folder: write_bundles(folder, shelf_file, built_home))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> "Site":
+    """An empty folder of installed distributions, which the children of a test import from."""
+    from tests.installed import Site
+
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return Site(folder)
 
 
 @pytest.fixture(scope="session")

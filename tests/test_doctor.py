@@ -15,13 +15,6 @@ from tests.servers import Handler, Loopback, status
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    return Site(folder)
-
-
-@pytest.fixture
 def server() -> Iterator[Loopback]:
     with Loopback() as running:
         yield running

@@ -45,13 +45,6 @@ without_cuda = pytest.mark.skipif(ctypes.util.find_library("cublasLt") is not No
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    return Site(folder)
-
-
-@pytest.fixture
 def libraries(tmp_path: Path) -> Path:
     folder = tmp_path / "libraries"
     folder.mkdir()

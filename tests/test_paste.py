@@ -10,13 +10,6 @@ from zoo.paste import hide
 TOKEN, PASSWORD, KEY = "hf_AbCdEfGhIjKlMnOpQrSt", "correct-horse", "key-of-a-mirror-42"
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    return Site(folder)
-
-
 @pytest.mark.parametrize("options", [["--paste"], ["--json"], []], ids=["paste", "json", "plain"])
 def test_no_secret_is_printed(site: Site, tmp_path: Path, options: list[str]) -> None:
     home = tmp_path / "mallory"

@@ -42,13 +42,6 @@ BAD = [
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    return Site(folder)
-
-
-@pytest.fixture
 def wall(site: Site) -> Site:
     """Every bad plugin at once, a thief of a family and one of a scheme, and a good one among them."""
     for name, code, _ in BAD:
