@@ -75,6 +75,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
         record = Record(verb="embed", model="", fingerprint="", precision="", dim=session.manifest.dim)
         with tempfile.TemporaryDirectory() as folder:
             writer = NpyWriter(Path(folder) / "vectors.npy", record)
+            writer.start()
             writer.append([(each.name, vector) for each, vector in zip(named_inputs(given), vectors, strict=True)])
             writer.close(record)
 

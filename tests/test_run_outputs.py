@@ -110,8 +110,9 @@ def test_the_command(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> N
     assert (said["inputs"], said["failed"], said["placement"]["used"]) == (4, 1, "cpu")
     assert said["failures"][0]["input"] == "t.csv:3"
     fails(2, "t.csv:3 has an empty 'words'", *command, "--strict")
+    assert len(rows(out)) == 4
     table.write_text("words,n\nmy card,1\nbill,2\nlate parcel,3\n")
-    assert parsed(zoo(*command, "--resume", "--json"))["run"]["rows"] == 4
+    assert parsed(zoo(*command, "--json"))["run"]["rows"] == 4
     fails(2, "--resume continues a file", "run", tuned_bundles / "tickets", "x", "--resume")
     fails(2, "nowhere.txt: no such file", "run", tuned_bundles / "tickets", "-", "nowhere.txt", "-o", out)
 
@@ -306,3 +307,60 @@ def test_a_bar_on_the_terminal_leaves_the_pipe_alone(kept_shelf: Path, tuned_bun
     assert [line.split("\t")[0] for line in lines] == ["my\\tcard\\nis", "🚚 late"]
     assert "it/s" in drawn.decode()
     assert "late" not in drawn.decode()
+
+
+def test_an_output_is_not_among_the_inputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+    tickets, pets = tuned_bundles / "tickets", tuned_bundles / "pets"
+    table = tmp_path / "answers.csv"
+    table.write_text("text\nmy card\n")
+    fails(2, "would be one of the inputs", "run", tickets, table, "-o", table)
+    assert table.read_text() == "text\nmy card\n"
+    photos = write_photos(tmp_path / "photos", 2)
+    for argument in (photos, f"{photos}/*"):
+        fails(2, "would be one of the inputs", "run", pets, argument, "-o", photos / "answers.csv")
+    assert len(list(photos.iterdir())) == 2
+    lines = tmp_path / "v.npy.jsonl"
+    lines.write_text('{"text": "my card"}\n')
+    fails(2, "would be one of the inputs", "embed", tickets, lines, "-o", tmp_path / "v.npy")
+
+
+def test_what_is_somebody_elses_stays(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "v.npy.jsonl").write_text('{"precious": 1}\n')
+    words = "v.npy.jsonl is not an output of zoo embed"
+    fails(2, words, "embed", tuned_bundles / "tickets", "card", "-o", tmp_path / "v.npy")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("v.")] == ["v.npy.jsonl"]
+    assert (tmp_path / "v.npy.jsonl").read_text() == '{"precious": 1}\n'
+
+
+def test_a_finished_output_stays_until_there_is_another_answer(
+    kept_shelf: Path, tuned_bundles: Path, tmp_path: Path
+) -> None:
+    out, bundle = tmp_path / "a.csv", str(tuned_bundles / "tickets")
+    Zoo().run_to_file(bundle, ["my card", "late parcel"], out)
+    before = files(out)
+    with pytest.raises(DataError):
+        Zoo().run_to_file(bundle, [" ", "my card"], out, strict=True)
+    assert files(out) == before
+    assert Zoo().run_to_file(bundle, ["refund"], out).rows == 1
+
+
+def test_two_do_not_write_one_file(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "a.csv", str(tuned_bundles / "tickets")
+
+    def slowly() -> Iterator[str]:
+        yield from some_texts(WINDOW + 1)
+        with pytest.raises(UsageError, match="is being written by another process"):
+            Zoo().run_to_file(bundle, ["my card"], out, resume=True)
+        yield "late parcel"
+
+    assert Zoo().run_to_file(bundle, slowly(), out).rows == WINDOW + 2
+
+
+def test_a_finished_parquet_stays_finished(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "a.parquet", str(tuned_bundles / "tickets")
+    Zoo().run_to_file(bundle, ["my card"], out)
+    before = files(out)
+    with pytest.raises(UsageError, match="Parquet cannot be continued"):
+        Zoo().run_to_file(bundle, ["my card", "refund"], out, resume=True)
+    assert files(out) == before
+    assert Zoo().run_to_file(bundle, ["my card", "refund"], out).rows == 2

@@ -1,5 +1,6 @@
 """What a person names on a command line, as the items a Session takes."""
 
+import fnmatch
 import glob
 import queue
 import sys
@@ -63,6 +64,22 @@ class Inputs:
     def is_piped(self) -> bool:
         """Whether stdin is among them, which may come slowly and never end."""
         return STDIN in self.arguments
+
+    def reads(self, path: Path) -> bool:
+        """Whether a file of that name is, or would be, one of them."""
+        wanted = path.resolve()
+        for argument in self.arguments:
+            if argument == STDIN or not argument:
+                continue
+            if self.reads_pictures and _is(Path.is_dir, argument):
+                is_it = wanted.parent == Path(argument).resolve()
+            elif self.reads_pictures and glob.has_magic(argument) and not _is(Path.exists, argument):
+                is_it = fnmatch.fnmatch(str(wanted), str(Path(argument).absolute()))
+            else:
+                is_it = _is(Path.exists, argument) and Path(argument).resolve() == wanted
+            if is_it:
+                return True
+        return False
 
     def _count(self, argument: str) -> int:
         if Path(argument).suffix.lower() == ".parquet" and _is(Path.is_file, argument):

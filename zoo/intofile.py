@@ -24,7 +24,7 @@ from zoo.interrupt import noticing
 from zoo.ordered import InOrder, Rows
 from zoo.pipeline import WINDOW
 from zoo.progress import SILENT, Progress
-from zoo.rowfile import Found, OpenWriter, Record, read_record, record_path, write_record
+from zoo.rowfile import Found, OpenWriter, Record, Writer, read_record, record_path, write_record
 from zoo.schema import ImagePreprocess, Preprocess
 
 #: Failures that an answer names; the output has them all.
@@ -69,6 +69,9 @@ def into_file(
     holds what was computed and can be resumed. Raises DataError without inputs, UsageError for an output that is not to
     be replaced or not of these inputs and this model, AccessError where it cannot be written.
     """
+    for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
+        if isinstance(inputs, Inputs) and inputs.reads(path):
+            raise UsageError(f"{path} would be one of the inputs", hint="choose another place for -o")
     record = _begin(kind.fresh, out, resume=resume)
     total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
     source = iter(named_inputs(inputs))
@@ -114,7 +117,7 @@ def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
     """The record to go on from. Raises UsageError for an output that must not be replaced, or not be continued."""
     before = read_record(out, fresh.verb)
     if before is None:
-        if out.exists():
+        if out.exists() and out.stat().st_size:
             raise UsageError(
                 f"{out} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
             )
@@ -150,26 +153,48 @@ def _skip_done(source: Iterator[Input], record: Record, out: Path) -> None:
         )
 
 
+def _check_alone(writer: Writer, out: Path, fresh: Record, record: Record) -> None:
+    """Raise UsageError when the output is no longer what `record` says, or when one of its files is somebody else's.
+
+    Asked once the files are held: another process may have gone on in between.
+    """
+    now = read_record(out, fresh.verb)
+    if now is None:
+        strange = [path for path in writer.paths if path.exists() and path.stat().st_size]
+        if strange:
+            raise UsageError(
+                f"{strange[0]} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
+            )
+    elif record.inputs and now != record:
+        raise UsageError(f"{out} was written by another process meanwhile", hint="try again")
+
+
 class _Run:
-    """One run into a file: notes the inputs, and writes their rows. As a context it leaves the output valid."""
+    """One run into a file: notes the inputs, and writes their rows. As a context it leaves the output valid.
+
+    Nothing that was there is touched before the first row is written.
+    """
 
     def __init__(self, kind: Kind, out: Path, record: Record) -> None:
         self.out, self.step = out, kind.step
-        self.record = msgspec.structs.replace(record, complete=False)
-        # First: from here on a break leaves something that can be resumed.
-        write_record(out, self.record)
         self.writer = kind.open(out, record)
-        self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
+        try:
+            _check_alone(self.writer, out, kind.fresh, record)
+        except BaseException:
+            self.writer.drop()
+            raise
+        self.record = msgspec.structs.replace(record, complete=False)
         self.failures: list[tuple[str, Failure]] = []
         self._digests: deque[bytes] = deque()
         self._whole: list[Found] = []
+        self._is_started = False
         self._recorded = time.monotonic()
 
     def __enter__(self) -> "_Run":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, OSError):
+        if (kind is not None and issubclass(kind, OSError)) or not self._is_started:
             # What a full disk took only in part is not counted: the record before stands.
             self.writer.drop()
             return
@@ -197,12 +222,23 @@ class _Run:
 
     def finish(self) -> None:
         """Write the rest: every input is answered."""
+        self._start()
         self._write(len(self._whole))
         self.record = msgspec.structs.replace(self.record, complete=True)
+
+    def _start(self) -> None:
+        if self._is_started:
+            return
+        self._is_started = True
+        # First: from here on a break leaves something that can be resumed.
+        write_record(self.out, self.record)
+        self.writer.start()
+        self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
 
     def _write(self, count: int) -> None:
         if not count:
             return
+        self._start()
         found, self._whole = self._whole[:count], self._whole[count:]
         self.writer.append(found)
         digests = self.record.inputs_sha256

@@ -18,6 +18,7 @@ from zoo.disk import write_atomic
 from zoo.errors import IntegrityError, UsageError
 from zoo.extras import require
 from zoo.schema import Preprocess, Task
+from zoo.space import try_lock
 
 SCHEMA_VERSION = 1
 #: Rows of one row group of Parquet, and what is held of them while it is written.
@@ -58,7 +59,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Writer(Protocol):
-    """Appends to a file of rows. `paths` are its files, `sizes` the bytes of what was appended, file by file."""
+    """Appends to a file of rows. `paths` are its files, `sizes` the bytes of what was appended, file by file.
+
+    Made, it holds its files against other processes and has changed none: that begins with `start`.
+    """
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -67,6 +71,9 @@ class Writer(Protocol):
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
+
+    def start(self) -> None:
+        """Cut off what does not count; a new file gets its header."""
 
     def append(self, found: Sequence[Found]) -> None:
         """Write the next inputs' rows and errors."""
@@ -82,7 +89,7 @@ class Writer(Protocol):
 
 
 #: Opens a writer that goes on where the record ends, with a new file for one without inputs. Raises IntegrityError when
-#: there is less on disk than the record counts.
+#: there is less on disk than the record counts, UsageError when another process writes there.
 OpenWriter: TypeAlias = Callable[[Path, Record], Writer]
 
 
@@ -122,19 +129,28 @@ def write_record(path: Path, record: Record) -> None:
 
 
 class File:
-    """A file that is appended to: `size` bytes of it count."""
+    """A file that is appended to: `size` bytes of it count. No other process writes it meanwhile."""
 
     def __init__(self, path: Path, size: int | None) -> None:
         self.path = path
         self.size = size or 0
+        self.was_empty = not path.exists() or path.stat().st_size == 0
         if size is not None and (not path.is_file() or path.stat().st_size < size):
             raise IntegrityError(
                 f"{path} is shorter than its record says", hint="remove it and its .zoo.json, and begin again"
             )
-        self.file: IO[bytes] = path.open("wb" if size is None else "r+b")
-        if size is not None:
-            self.file.truncate(size)
-            self.file.seek(size)
+        # Neither truncated nor written yet: others may be at it, or it may be somebody's.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self.file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b")
+        if not try_lock(self.file):
+            self.file.close()
+            raise UsageError(f"{path} is being written by another process", hint="wait for it, or choose another -o")
+
+    def start(self) -> None:
+        """Cut off what does not count."""
+        self.file.truncate(self.size)
+        self.file.seek(self.size)
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -151,6 +167,8 @@ class File:
         # Closing tries to write what is left.
         with suppress(OSError):
             self.file.close()
+            if self.was_empty and self.path.stat().st_size == 0:
+                self.path.unlink()
 
 
 class LineWriter:
@@ -160,9 +178,13 @@ class LineWriter:
         self, path: Path, record: Record, encode: Callable[[Sequence[Found]], bytes], header: bytes = b""
     ) -> None:
         self.encode = encode
+        self.header = b"" if record.sizes else header
         self.lines = File(path, record.sizes.get("lines"))
-        if not record.sizes:
-            self.lines.write(header)
+
+    def start(self) -> None:
+        """As `Writer` has it."""
+        self.lines.start()
+        self.lines.write(self.header)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -222,6 +244,10 @@ class ParquetWriter:
         """As `Writer` has it."""
         return self.spool.sizes
 
+    def start(self) -> None:
+        """As `Writer` has it."""
+        self.spool.start()
+
     def append(self, found: Sequence[Found]) -> None:
         """As `Writer` has it."""
         self.spool.append(found)
@@ -234,8 +260,11 @@ class ParquetWriter:
         """As `Writer` has it."""
         self.spool.close(record)
         temporary = self.path.with_name(f".{self.path.name}.new")
-        self.convert(self.spool.paths, temporary, record)
-        temporary.replace(self.path)
+        try:
+            self.convert(self.spool.paths, temporary, record)
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
         if record.complete:
             for path in self.spool.paths:
                 path.unlink()

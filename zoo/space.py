@@ -94,7 +94,7 @@ def remove(folder: Path, cache: Cache) -> bool:
     lock = folder / f"{cache.key}.lock"
     try:
         with lock.open("a+b") as file:
-            if not _try_lock(file) or not _is_at(file, lock):
+            if not try_lock(file) or not _is_at(file, lock):
                 return False
             for path in cache.paths:
                 if path != lock:
@@ -146,7 +146,8 @@ def _lock(file: IO[bytes], *, exclusive: bool) -> None:
         fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
+    """Hold an open file alone until it is closed, and say whether nobody else holds it."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,8 +52,17 @@ class NpyWriter:
     def __init__(self, path: Path, record: Record) -> None:
         self.dim, self.rows = record.dim, record.rows
         self.matrix = File(path, record.sizes.get("vectors"))
-        self.items = File(path.with_name(path.name + ".jsonl"), record.sizes.get("names"))
-        if not record.sizes:
+        try:
+            self.items = File(path.with_name(path.name + ".jsonl"), record.sizes.get("names"))
+        except BaseException:
+            self.matrix.drop()
+            raise
+
+    def start(self) -> None:
+        """As `Writer` has it."""
+        self.matrix.start()
+        self.items.start()
+        if not self.matrix.size:
             self._write_header()
             self.matrix.size = self.matrix.file.tell()
 
