@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pytest
 from tests.test_cli import fails, parsed, zoo
 from tests.test_embed import breaking, files, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
-from zoo.inputs import Input, arriving
+from zoo.answerfile import score_columns
+from zoo.inputs import SOON, Input, Inputs, arriving
 from zoo.intofile import Kind, into_file
 from zoo.pipeline import BATCH, WINDOW
 from zoo.rowfile import LineWriter, Record, read_record
@@ -364,3 +366,41 @@ def test_a_finished_parquet_stays_finished(kept_shelf: Path, tuned_bundles: Path
         Zoo().run_to_file(bundle, ["my card", "refund"], out, resume=True)
     assert files(out) == before
     assert Zoo().run_to_file(bundle, ["my card", "refund"], out).rows == 2
+
+
+def test_every_label_has_a_column_of_its_own() -> None:
+    assert score_columns(("cat", "dog")) == ("cat", "dog")
+    assert score_columns(("label", "score:label")) == ("score:score:label", "score:label")
+    assert score_columns(("score:label", "label", "score")) == ("score:label", "score:score:label", "score:score")
+
+
+def test_a_steady_pipe_is_answered_as_well() -> None:
+    """No gap ever says that a part is over."""
+
+    def steady() -> Iterator[Input]:
+        for number in itertools.count():
+            time.sleep(SOON / 5)
+            yield Input(str(number), number)
+
+    parts = arriving(steady(), 4096)
+    assert 1 <= len(next(parts)) < 100
+    parts.close()  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.name == "zoo-stdin":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def test_an_error_of_a_later_part_has_its_place(kept_shelf: Path, tuned_bundles: Path) -> None:
+    class Piped(Inputs):
+        is_piped = True
+
+        def __iter__(self) -> Iterator[Input]:
+            for number in range(WINDOW + 3):
+                yield Input(str(number), " " if number == WINDOW + 1 else "card")
+
+    bundle = Zoo().open(str(tuned_bundles / "tickets"))
+    answers = Zoo().session(str(bundle.path), "cpu").answers(Piped([], bundle.manifest.preprocess))
+    with pytest.raises(DataError) as caught:
+        list(answers)
+    assert caught.value.index == WINDOW + 1

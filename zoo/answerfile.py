@@ -144,7 +144,7 @@ def _form(manifest: Manifest) -> Form:
     labels = manifest.labels
     if manifest.task is Task.REGRESSION:
         return Form(("value",), frozenset(), lambda scores: [_number(scores[0])])
-    columns = tuple(f"score:{label}" if label in RESERVED else label for label in labels)
+    columns = score_columns(labels)
     if manifest.task is Task.MULTI_LABEL:
 
         def several(scores: "NDArray[np.float32]") -> list[str]:
@@ -160,6 +160,18 @@ def _form(manifest: Manifest) -> Form:
         return [labels[best], numbers[best], *numbers]
 
     return Form(("label", "score", *columns), frozenset(["label"]), one)
+
+
+def score_columns(labels: Sequence[str]) -> tuple[str, ...]:
+    """A column for each label: its own name, with `score:` before it as often as it takes to be nobody else's."""
+    taken, columns = {*RESERVED, *labels}, []
+    for label in labels:
+        column = label
+        while column in RESERVED or (column != label and column in taken):
+            column = f"score:{column}"
+        taken.add(column)
+        columns.append(column)
+    return tuple(columns)
 
 
 def _number(value: Any) -> str:

@@ -5,7 +5,9 @@ import glob
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, l
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"
-#: Seconds that the next input may take to come with those before it.
+#: Seconds that an input waits for others to be answered together with it.
 SOON = 0.05
 READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
 
@@ -103,36 +105,49 @@ def one_or_more(inputs: Any) -> Iterable[Any]:
 
 
 def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
-    """The inputs in parts of at most `limit`: of those that come slowly each with what has come, without waiting."""
+    """The inputs in parts of at most `limit`: none waits more than SOON seconds for those that come after it."""
     come: queue.Queue[Input | _End] = queue.Queue(limit)
+    is_over = threading.Event()
+
+    def hand(each: Input | _End) -> None:
+        while not is_over.is_set():
+            with suppress(queue.Full):
+                come.put(each, timeout=1.0)
+                return
 
     def read() -> None:
         try:
             for each in inputs:
-                come.put(each)
-            come.put(_End(None))
+                hand(each)
+                if is_over.is_set():
+                    return
+            hand(_End(None))
         except Exception as error:
-            come.put(_End(error))
+            hand(_End(error))
 
     # Nobody waits for a reader whose pipe says nothing any more.
     threading.Thread(target=read, name="zoo-stdin", daemon=True).start()
-    while True:
-        each: Input | _End | None = come.get()
-        part: list[Input] = []
-        while isinstance(each, Input):
-            part.append(each)
-            if len(part) == limit:
-                break
-            try:
-                each = come.get(timeout=SOON)
-            except queue.Empty:
-                each = None
-        if part:
-            yield part
-        if isinstance(each, _End):
-            if each.error is not None:
-                raise each.error
-            return
+    try:
+        while True:
+            each: Input | _End | None = come.get()
+            part: list[Input] = []
+            until = time.monotonic() + SOON
+            while isinstance(each, Input):
+                part.append(each)
+                if len(part) == limit:
+                    break
+                try:
+                    each = come.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    each = None
+            if part:
+                yield part
+            if isinstance(each, _End):
+                if each.error is not None:
+                    raise each.error
+                return
+    finally:
+        is_over.set()
 
 
 class _End(NamedTuple):

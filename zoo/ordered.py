@@ -16,11 +16,12 @@ class InOrder:
     """The rows of `inputs` with their names, in order. A failure is its input's row; with `strict` it is raised.
 
     Of an input that was taken only the name is held, and only until its row is passed on. `answered` counts the rows
-    and failures that are there, those among them that wait for an earlier one.
+    and failures that are there, those among them that wait for an earlier one. An error's `index` counts from `first`.
     """
 
-    def __init__(self, rows: Rows, inputs: Iterable[Input], *, strict: bool) -> None:
+    def __init__(self, rows: Rows, inputs: Iterable[Input], *, strict: bool, first: int = 0) -> None:
         self.answered = 0
+        self._first = first
         self._rows = rows
         self._inputs = inputs
         self._strict = strict
@@ -45,7 +46,7 @@ class InOrder:
     def _fail(self, position: int, error: ZooError) -> None:
         error = named(error, *self._waiting[position])
         if isinstance(error, DataError):
-            error.index = position
+            error.index = self._first + position
         if self._strict:
             raise error
         self._found[position] = error

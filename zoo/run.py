@@ -93,13 +93,16 @@ def answers(source: Source, inputs: Iterable[Any], *, keep_going: bool) -> Itera
     A model takes a window of inputs at a time; of those that come from a pipe it takes what has come.
     """
     parts = arriving(inputs, WINDOW) if isinstance(inputs, Inputs) and inputs.is_piped else [inputs]
+    first = 0
     for part in parts:
-        for found in InOrder(source.rows, named_inputs(part), strict=not keep_going):
+        ordered = InOrder(source.rows, named_inputs(part), strict=not keep_going, first=first)
+        for found in ordered:
             for name, row in found:
                 if isinstance(row, ZooError):
                     yield Answer(input=name, error=Failure.of(row))
                 else:
                     yield source.answer(name, row)
+        first += ordered.answered
 
 
 def _several(
