@@ -6,7 +6,7 @@ The first bar imports rich.
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from zoo_cli.output import human_size
@@ -37,7 +37,9 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line on stderr."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command line's voice
+        # Nobody may be listening any more, which is no reason to stop the work.
+        with suppress(BrokenPipeError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command line's voice
 
 
 class _Told:

@@ -404,3 +404,29 @@ def test_an_error_of_a_later_part_has_its_place(kept_shelf: Path, tuned_bundles:
     with pytest.raises(DataError) as caught:
         list(answers)
     assert caught.value.index == WINDOW + 1
+
+
+def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+    def broken() -> Iterator[str]:
+        # A window is being answered and the next one is read ahead when it breaks.
+        yield from some_texts(3 * WINDOW)
+        raise OSError("it broke off")
+
+    out = tmp_path / "a.csv"
+    with pytest.raises(OSError, match="it broke off"):
+        Zoo().run_to_file(str(tuned_bundles / "tickets"), broken(), out)
+    record = read_record(out, "run")
+    assert record is not None
+    assert not record.complete
+
+
+def test_a_reader_of_the_bar_that_goes_away_stops_nothing(
+    kept_shelf: Path, tuned_bundles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.csv"
+    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "my card", "-o", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        child.stderr.close()
+    assert child.returncode == 0
+    assert len(rows(out)) == 1

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from zoo.answers import Failure
+from zoo.disk import NO_SPACE
 from zoo.errors import AccessError, DataError, UsageError, ZooError
 from zoo.inputs import Input, Inputs, named_inputs
 from zoo.interrupt import noticing
@@ -83,22 +84,22 @@ def into_file(
         return Done(record, record.inputs, ())
     with _writing(out):
         run = _Run(kind, out, record)
-        # The next batch is computed while this one is written. What is being written is waited for before the end.
-        with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
-            found = InOrder(kind.rows, run.noted(chain(first, source)), strict=strict)
-            with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
-                told, writing = 0, pool.submit(run.add, ())
-                for whole in found:
-                    writing.result()
-                    writing = pool.submit(run.add, whole)
-                    told, new = found.answered, found.answered - told
-                    bar.advance(new)
-                    if interrupt.is_asked:
-                        writing.result()
-                        progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
-                        raise KeyboardInterrupt
+    # The next batch is computed while this one is written. What is being written is waited for before the end.
+    with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
+        found = InOrder(kind.rows, run.noted(chain(first, source)), strict=strict)
+        with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
+            told, writing = 0, pool.submit(run.add, ())
+            for whole in found:
                 writing.result()
-                run.finish()
+                writing = pool.submit(run.add, whole)
+                told, new = found.answered, found.answered - told
+                bar.advance(new)
+                if interrupt.is_asked:
+                    writing.result()
+                    progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
+                    raise KeyboardInterrupt
+            writing.result()
+            run.finish()
     return Done(run.record, record.inputs, tuple(run.failures))
 
 
@@ -108,9 +109,8 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AccessError(
-            f"{out} cannot be written: {error.strerror or error}", hint="free some space, or choose another -o"
-        ) from error
+        hint = "free some space, or choose another -o" if error.errno in NO_SPACE else "choose another -o"
+        raise AccessError(f"{out} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
@@ -187,19 +187,20 @@ class _Run:
         self.failures: list[tuple[str, Failure]] = []
         self._digests: deque[bytes] = deque()
         self._whole: list[Found] = []
-        self._is_started = False
+        self._is_started = self._is_broken = False
         self._recorded = time.monotonic()
 
     def __enter__(self) -> "_Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if (kind is not None and issubclass(kind, OSError)) or not self._is_started:
+    def __exit__(self, *_: object) -> None:
+        if self._is_broken or not self._is_started:
             # What a full disk took only in part is not counted: the record before stands.
             self.writer.drop()
             return
-        self.writer.close(self.record)
-        self._keep()
+        with self._written():
+            self.writer.close(self.record)
+            self._keep()
 
     def noted(self, inputs: Iterable[Input]) -> Iterator[Input]:
         """The same inputs, whose digests will be in the record."""
@@ -217,14 +218,25 @@ class _Run:
                     self.failures.append((name, failure))
             else:
                 self._whole.append((name, row))
-        # Every run begins where a step does.
-        self._write(len(self._whole) - len(self._whole) % self.step)
+        # Every run begins where a step does, but for one that adds inputs to a finished file.
+        with self._written():
+            self._write(len(self._whole) - len(self._whole) % self.step)
 
     def finish(self) -> None:
         """Write the rest: every input is answered."""
-        self._start()
-        self._write(len(self._whole))
+        with self._written():
+            self._start()
+            self._write(len(self._whole))
         self.record = msgspec.structs.replace(self.record, complete=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            with _writing(self.out):
+                yield
+        except AccessError:
+            self._is_broken = True
+            raise
 
     def _start(self) -> None:
         if self._is_started:
