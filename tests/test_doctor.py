@@ -12,6 +12,7 @@ import pytest
 
 from tests.installed import Site
 from tests.servers import Handler, Loopback, status
+from zoo.doctor import _elsewhere
 
 
 @pytest.fixture
@@ -230,3 +231,12 @@ def test_zoo_itself_is_never_to_be_uninstalled(site: Site) -> None:
     assert checks(site, 0, ZOO_PLUGINS="backbone-zoo")
     hint = site.zoo("plugins", "check", "bert").stderr.splitlines()[-1]
     assert hint == "hint: keep one of them: pip uninstall toy-thief; or choose with ZOO_PLUGINS"
+
+
+def test_a_user_who_is_temporary_altogether(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, or a checkout in /tmp: there is no better folder to be named."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("zoo.doctor.TEMPORARY", (str(tmp_path),))
+    assert _elsewhere(tmp_path / "home").endswith("export ZOO_HOME=FOLDER")

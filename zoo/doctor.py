@@ -143,11 +143,9 @@ def _writable(home: Path, error: OSError) -> str:
 
 def _elsewhere(home: Path, *, move: bool = True) -> str:
     """The command that makes another folder the home: the platform's own, or one in the home folder of the user."""
-    better = next(
-        folder
-        for folder in (user_cache_path("backbone-zoo"), Path.home() / ".zoo", Path("FOLDER"))
-        if folder != home and not _temporary(folder)
-    )
+    folders = (user_cache_path("backbone-zoo"), Path.home() / ".zoo")
+    # Where a whole user is temporary, as in a container, only somebody else knows a better place.
+    better = next((folder for folder in folders if folder != home and not _temporary(folder)), Path("FOLDER"))
     new = shlex.quote(str(better))
     command = f"export ZOO_HOME={new}"
     if move and _exists(home) and not _exists(better):
