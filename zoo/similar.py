@@ -192,7 +192,7 @@ def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> 
     if path.is_file() and path.stat().st_mtime_ns >= source.path.stat().st_mtime_ns:
         index.load(str(path))
     if len(index) != len(matrix):
-        index.reset()
+        index = Index(ndim=matrix.shape[1], metric="cos", dtype="f16")
         with progress.task(f"an index of {source.path.name} (once)", len(matrix)) as bar:
             for start in range(0, len(matrix), BLOCK):
                 block = np.asarray(matrix[start : start + BLOCK], np.float32)
