@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
-from zoo_cli.output import ReaderGoneError, print_error, print_json, say, write
+from zoo_cli.output import ReaderGoneError, print_error, print_error_json, say, speak_any_code, write
 from zoo_cli.state import State
 
 from zoo import AccessError, ZooError, version
@@ -117,6 +117,7 @@ def process() -> NoReturn:
 
 def _run() -> int:
     sys.unraisablehook = _deliver_again
+    speak_any_code()
     try:
         code = app(standalone_mode=False) or 0
         if sys.stdout is not None:
@@ -131,7 +132,8 @@ def _run() -> int:
         return _interrupted()
     except (BrokenPipeError, ReaderGoneError):
         # The reader of our output has gone (zoo list | head): nothing is wrong, and nothing can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if os.environ.get("ZOO_DEBUG"):
@@ -148,14 +150,16 @@ def _run() -> int:
         if show is not None:
             # A wrong option: typer's own errors know how to print themselves.
             if "--json" in sys.argv:
-                print_json("error", {"code": "usage", "message": str(error), "hint": "zoo --help"})
-            show()
+                print_error_json({"code": "usage", "message": str(error), "hint": "zoo --help"})
+            # Nobody may be listening any more.
+            with suppress(BrokenPipeError):
+                show()
             return 2
         if os.environ.get("ZOO_DEBUG"):
             raise
         problem, hint = f"unexpected {type(error).__name__}: {error}", "zoo --debug shows where; please report it"
         if "--json" in sys.argv:
-            print_json("error", {"code": "error", "message": problem, "hint": hint})
+            print_error_json({"code": "error", "message": problem, "hint": hint})
         say(f"error: {problem}")
         say(f"hint: {hint}")
         return 1
@@ -186,7 +190,7 @@ def _interrupted() -> int:
     # The process is about to end: one more Ctrl-C would only add a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "--json" in sys.argv:
-        print_json("error", {"code": "interrupted", "message": "interrupted", "hint": None})
+        print_error_json({"code": "interrupted", "message": "interrupted", "hint": None})
     say("interrupted")
     return INTERRUPTED
 

@@ -30,9 +30,10 @@ def command(
     is 1. Ctrl-C leaves a file that is valid as far as it is, and that --resume continues.
     """
     zoo = make_zoo(context)
-    found = zoo.embed(
-        model, zoo.each_input(model, inputs, text=text, image=image), out, device=device, resume=resume, strict=strict
-    )
+    each = zoo.each_input(model, inputs, text=text, image=image)
+    # What was mistyped is said before anything is pulled or built for it.
+    each.count()
+    found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict)
     print_written("embed", found, {"dim": found.dim}, as_json=json)
     vectors = f"{found.rows} vectors of {found.dim} numbers"
     say(f"{vectors} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")

@@ -1,20 +1,34 @@
 """How verbs speak: data on stdout, talk on stderr, `--json` as one object with `schema_version`."""
 
+import io
+import json
 import shlex
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from zoo import Zoo, ZooError, to_json, to_plain
+from zoo import AccessError, Zoo, ZooError, to_json, to_plain
 
 SCHEMA_VERSION = 1
 
 
 def print_json(kind: str, data: Any) -> None:
     """One JSON object on stdout: schema_version, then `kind` with the data."""
-    write(to_json({"schema_version": SCHEMA_VERSION, kind: data}))
+    text = to_json({"schema_version": SCHEMA_VERSION, kind: data})
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # A terminal of another code (cp1252) still gets JSON, with every other letter as an escape.
+        text = json.dumps(json.loads(text), separators=(",", ":"))
+    write(text)
+
+
+def print_error_json(facts: dict[str, Any]) -> None:
+    """What went wrong as JSON, where there is a stdout to take it."""
+    if sys.stdout is not None:
+        print_json("error", facts)
 
 
 class ReaderGoneError(Exception):
@@ -22,9 +36,18 @@ class ReaderGoneError(Exception):
 
 
 def write(line: str = "") -> None:
-    """A line of data on stdout."""
+    """A line of data on stdout. Raises AccessError where it is closed (>&-)."""
+    if sys.stdout is None:
+        raise AccessError("stdout is closed", hint="give it a file or a pipe: > FILE")
     with _read():
         sys.stdout.write(line + "\n")
+
+
+def speak_any_code() -> None:
+    """Let every letter be printed, as an escape where the terminal's code has no sign for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:
@@ -34,9 +57,10 @@ def flush() -> None:
 
 
 def say(line: str) -> None:
-    """A line for people on stderr."""
-    with _read():
-        sys.stderr.write(line + "\n")
+    """A line for people on stderr. Where nobody listens any more that is no reason to stop the work."""
+    if sys.stderr is not None:
+        with suppress(BrokenPipeError):
+            sys.stderr.write(line + "\n")
 
 
 @contextmanager
@@ -71,7 +95,7 @@ def print_error(error: ZooError, *, as_json: bool) -> None:
     report = getattr(error, "report", None)
     if as_json:
         facts = {"code": error.code, "message": error.message, "hint": error.hint}
-        print_json("error", {**facts, "report": to_plain(report)} if report is not None else facts)
+        print_error_json({**facts, "report": to_plain(report)} if report is not None else facts)
     for check in getattr(report, "checks", ()):
         mark = "✓" if check.passed else "✗"
         say(f"  {mark} {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")

@@ -6,10 +6,10 @@ The first bar imports rich.
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from zoo_cli.output import human_size
+from zoo_cli.output import human_size, say
 
 from zoo import ProgressBar
 
@@ -27,7 +27,7 @@ class Bars:
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[ProgressBar]:
         """A bar on a terminal; elsewhere lines with count, rate and time left, the last one once the task is done."""
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             with _rich(unit, is_counted=total is not None) as progress:
                 yield _Drawn(progress, description, total)
             return
@@ -37,9 +37,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line on stderr."""
-        # Nobody may be listening any more, which is no reason to stop the work.
-        with suppress(BrokenPipeError):
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the command line's voice
+        say(text)
 
 
 class _Told:

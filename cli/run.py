@@ -133,7 +133,7 @@ def _to_stdout(
 @contextmanager
 def _bar(answers: Answers, total: int | None, *, is_table: bool) -> Iterator[ProgressBar | None]:
     """A bar, but where the answers themselves run over the terminal."""
-    if is_table and sys.stdout.isatty():
+    if is_table and sys.stdout is not None and sys.stdout.isatty():
         yield None
         return
     with Bars().task(f"{answers.entry} on {answers.device}", total) as bar:

@@ -205,6 +205,7 @@ def test_a_registry_that_cannot_be_read(site: Site, tmp_path: Path) -> None:
         found = checks(site, 2, *options, ZOO_REGISTRY=str(broken))
         assert "not valid YAML" in found["registry"]["found"]
         assert "'toy' of toy-broken" in found["plugin"]["found"]
+        assert found.get("digests", {}).get("state") == ("warn" if options else None)
     missing = checks(site, 3, ZOO_REGISTRY=str(tmp_path / "nowhere.yaml"))
     assert missing["registry"]["state"] == "fail"
 

@@ -98,18 +98,58 @@ def test_ctrl_c_leaves_what_resume_makes_whole(kept_shelf: Path, tmp_path: Path,
     texts[5] = texts[WINDOW + 9] = " "
     whole, out = tmp_path / "whole" / name, tmp_path / "broken" / name
     Zoo().embed("tiny-bert", texts, whole, device="cpu")
-    # The third window is taken while the second one is computed.
+    # What an iterator has given is not asked for again: all that came before Ctrl-C is written.
+    came = 2 * WINDOW + 7
     with pytest.raises(KeyboardInterrupt):
-        Zoo().embed("tiny-bert", breaking(texts, 2 * WINDOW + 7), out, device="cpu")
+        Zoo().embed("tiny-bert", breaking(texts, came), out, device="cpu")
     vectors, names = stored(out)
-    assert len(vectors) == len(names) == WINDOW - 1
-    np.testing.assert_array_equal(vectors, stored(whole)[0][: WINDOW - 1])
+    assert names == [text for text in texts[:came] if text.strip()]
+    np.testing.assert_allclose(vectors, stored(whole)[0][: came - 2], atol=1e-6)
     done = Zoo().embed("tiny-bert", texts, out, device="cpu", resume=True)
-    assert (done.resumed, done.inputs, done.failed) == (WINDOW, len(texts), 2)
+    # The last window is computed once more: its texts are batched with others now.
+    assert (done.resumed, done.inputs, done.failed) == (2 * WINDOW, len(texts), 2)
     assert files(out) == files(whole)
     again = Zoo().embed("tiny-bert", texts, out, device="cpu", resume=True)
     assert (again.resumed, again.rows) == (len(texts), len(texts) - 2)
     assert files(out) == files(whole)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.jsonl"])
+def test_texts_that_are_added_make_the_file_that_all_would_have_made(
+    kept_shelf: Path, tmp_path: Path, name: str
+) -> None:
+    texts, house = some_texts(WINDOW + 300), Zoo()
+    whole, out = tmp_path / "whole" / name, tmp_path / "grown" / name
+    house.embed("tiny-bert", texts, whole, device="cpu")
+    for count in (150, WINDOW - 1, WINDOW + 9, len(texts)):
+        assert house.embed("tiny-bert", texts[:count], out, device="cpu", resume=True).rows == count
+    assert files(out) == files(whole)
+    with pytest.raises(UsageError, match="the inputs are not those"):
+        house.embed("tiny-bert", [*texts[:-1], "another", "more"], out, device="cpu", resume=True)
+    assert files(out) == files(whole)
+
+
+def test_ctrl_c_while_nothing_comes_writes_what_has_come(kept_shelf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.npy"
+    command = [sys.executable, "-m", "zoo_cli", "embed", "tiny-bert", "-", "-o", str(out), "--device", "cpu"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as child:  # type: ignore[call-overload]
+        child.stdin.write("one\ntwo\n\nthree\n")
+        child.stdin.flush()
+        # Its output is held once the first line is there; the pipe then stays open, and says nothing.
+        deadline = time.monotonic() + 120
+        while not out.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.read()
+    assert child.returncode == 130, said
+    assert "stopping after what has come" in said
+    assert f"3 inputs are in {out}: --resume continues" in said
+    assert stored(out)[1] == ["one", "two", "three"]
+    done = zoo("embed", "tiny-bert", "-", "-o", out, "--resume", "--json", stdin="one\ntwo\nthree\nfour\n")
+    assert parsed(done)["embed"]["rows"] == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -239,8 +279,8 @@ def test_outputs_that_are_not_to_be_written(kept_shelf: Path, tmp_path: Path) ->
     refused("not those", inputs=("a",), resume=True)
     refused("made by another model", model="tiny-bert-cls", resume=True)
     more = house.embed("tiny-bert", ["a", "b", "c"], out, device="cpu", resume=True)
-    assert (more.resumed, more.rows, len(np.load(out))) == (2, 3, 3)
-    out.write_bytes(out.read_bytes()[:-4])
+    assert (more.rows, len(np.load(out))) == (3, 3)
+    out.write_bytes(out.read_bytes()[:100])
     with pytest.raises(Exception, match="shorter than its record"):
         house.embed("tiny-bert", ["a", "b", "c", "d"], out, device="cpu", resume=True)
 

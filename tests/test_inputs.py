@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_data import IMAGE, TEXT, write
 from zoo import DataError
-from zoo.inputs import expand
+from zoo.inputs import Input, Inputs, expand
 
 
 @pytest.fixture
@@ -132,19 +132,26 @@ def test_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: obje
     monkeypatch.chdir(tmp_path)
     for name in ("one", " two words ", "last"):
         write(tmp_path, name, b"x")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  \n two words \nlast"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\n  \n two words \nlast")))
     items, names = expand(["-"], preprocess)  # type: ignore[arg-type]
     assert items == names == ["one", " two words ", "last"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(DataError, match="there is no input"):
         expand(["-"], preprocess)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="there is no input"):
         expand([], preprocess)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="stdin is closed"):
+        expand(["-"], preprocess)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("data", "answer"),
-    [("é\r\nb\r\n".encode(), "['é', 'b']"), (b"caf\xe9\n", "DataError the input is not UTF-8")],
+    [
+        ("é\r\nb\r\n".encode(), "['é', 'b']"),
+        (b"\xef\xbb\xbfa\n", "['a']"),
+        (b"caf\xe9\n", "DataError stdin:1 is not UTF-8"),
+    ],
 )
 def test_a_real_stdin(data: bytes, answer: str) -> None:
     code = (
@@ -160,3 +167,51 @@ def test_a_real_stdin(data: bytes, answer: str) -> None:
         env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert done.stdout.decode().startswith(answer)
+
+
+def test_a_row_that_is_not_utf8_does_not_cost_the_others(tmp_path: Path) -> None:
+    table = write(tmp_path, "t.csv", "text,n\ngood é,1\n".encode() + b"caf\xe9,2\nfine,3\nalso,\xff\n")
+    found = list(Inputs([str(table)], TEXT))
+    assert [each.item for each in found if isinstance(each.item, str)] == ["good é", "fine"]
+    errors = [each.item.message for each in found if isinstance(each.item, DataError)]
+    assert [f"{table}:{line} is not UTF-8: " in error for line, error in zip((3, 5), errors, strict=True)] == [True] * 2
+    with pytest.raises(DataError, match=r"t\.csv:1 is not UTF-8"):
+        list(Inputs([str(write(tmp_path, "t.csv", b"text,caf\xe9\na,b\n"))], TEXT))
+
+
+def test_tables_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = []
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        paths.append(str(write(tmp_path, f"{name}/t.csv", "text\nmy card\n")))
+    lines = str(write(tmp_path, "t.txt", "one\n"))
+    found = [each.name for each in Inputs([*paths, lines], TEXT)]
+    assert found == [f"{paths[0]}:2", f"{paths[1]}:2", "t.txt:1"]
+    assert list(Inputs([paths[0]], TEXT)) == [Input("t.csv:2", "my card")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe with a name")
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "a.png", b"x")
+    os.mkfifo("b.png")
+    os.mkfifo("b.txt")
+    for argument, preprocess in (("b.png", IMAGE), ("b.txt", TEXT)):
+        with pytest.raises(DataError, match="no regular file"):
+            Inputs([argument], preprocess).count()
+    Path("b.txt").unlink()
+    for argument in ("*.png", "."):
+        good, bad = Inputs([argument], IMAGE)
+        assert good.item == good.name
+        assert ("no regular file" if argument != "." else "b.png is not a picture") in bad.item.message
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.png\na.png\n")))
+    bad, good = Inputs(["-"], IMAGE)
+    assert ("no regular file" in bad.item.message, good.item) == (True, "a.png")
+
+
+def test_a_file_of_vectors_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        Inputs([str(tmp_path / "v.npy")], TEXT).count()
+    with pytest.raises(DataError, match="holds vectors"):
+        Inputs([str(write(tmp_path, "v.npy", b"x"))], TEXT).count()
+    assert Inputs(["what is a v.npy"], TEXT).count() == 1

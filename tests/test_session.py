@@ -149,3 +149,18 @@ def test_a_picture_needs_neither_onnx_nor_torch(kept_shelf: Path, tmp_path: Path
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout == "[]\n"
+
+
+def test_what_is_asked_for_must_make_sense(kept_shelf: Path) -> None:
+    house = Zoo()
+    session = house.session("tiny-bert", "cpu")
+    for ask in (session.run, lambda inputs, **more: house.run("tiny-bert", inputs, **more)):
+        for top in (0, -1):
+            with pytest.raises(UsageError, match=f"the best {top} are none"):
+                ask(["my card"], top=top)
+        for names in ([], ["a", "b"]):
+            with pytest.raises(UsageError, match=f"{len(names)} names for 1 inputs"):
+                ask(["my card"], names=names)
+    [(positions, arrays)] = session.stream(["my card", "late"], ["attention_mask"])
+    assert sorted(positions) == [0, 1]
+    assert arrays["attention_mask"].dtype == np.int64

@@ -142,3 +142,19 @@ def test_an_index_finds_what_comparing_all_finds(
     found = house.similar("tiny-bert", QUERY, [tmp_path / "v.npy"], device="cpu", index=True)
     assert found.matches[0][0] == QUERY
     assert (tmp_path / "v.npy.usearch").stat().st_mtime_ns > made
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_left_out(kept_shelf: Path, tmp_path: Path, bad: float) -> None:
+    vectors = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
+    query = Zoo().session("tiny-bert", "cpu").features(["my card"])[0]
+    order = brute(query, vectors, 60)
+    vectors[order[0], 3] = vectors[order[7], 30] = bad
+    np.save(tmp_path / "v.npy", vectors)
+    found = Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu", top=60)
+    assert [name for name, _ in found.matches] == [f"v.npy:{row}" for row in order if row not in (order[0], order[7])]
+    assert found.compared == 58
+    assert any("2 vectors that are not finite are left out" in line for line in found.warnings)
+    np.save(tmp_path / "v.npy", np.full((3, 32), bad, np.float32))
+    with pytest.raises(DataError, match="nothing to compare"):
+        Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu")

@@ -70,10 +70,10 @@ class Answering(Environment):
             session = self.session(model, device)
             found = session.run(inputs, names=names, top=top, keep_going=keep_going, progress=self.progress)
             return replace(found, model=model)
-        from zoo.inputs import Input, one_or_more
+        from zoo.inputs import one_or_more, with_names
 
         items = one_or_more(inputs)
-        each = items if names is None else [Input(name, item) for name, item in zip(names, items, strict=True)]
+        each = items if names is None else with_names(list(items), names)
         stream = self.answers(model, each, device=device, top=top, keep_going=keep_going)
         return RunResult(model=model, entry=stream.entry, device=stream.device, answers=tuple(stream))
 
@@ -159,7 +159,10 @@ class Answering(Environment):
 
         Raises UsageError for a model without a table of words, NotFoundError for a word that it does not have.
         """
+        from zoo.run import check_top
+
         _check_search(device)
+        check_top(top)
         answer = Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
         return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
 

@@ -51,6 +51,9 @@ def examine(
     found = [*_versions(), *hardware.checks(trial()), *_home(home), hub(), shelf, *_kept(damaged)]
     if digests is not None and shelf.state == "ok":
         found += digests()
+    elif digests is not None:
+        unknown = "not looked at: only the registry says what they should be"
+        found.append(Check(name="digests", state="warn", found=unknown, fix=shelf.fix))
     found += _plugins(states)
     return without_secrets(found, os.environ)
 

@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.encode import IMAGE_SUFFIXES, check_text
-from zoo.errors import DataError, short
+from zoo.errors import DataError, UsageError, short
 from zoo.folders import image_files
 from zoo.schema import ImagePreprocess, Preprocess
-from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, lines, picture_cells
+from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, lines, lines_of, picture_cells
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"
 #: Seconds that an input waits for others to be answered together with it.
 SOON = 0.05
 READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
+#: Ends of names that no picture has; a word with one of them is the name of a file, and not a text.
+NO_PICTURES = (".txt", ".npy", *TABLES)
 
 
 class Input(NamedTuple):
@@ -49,13 +52,20 @@ class Inputs:
         self.image = image or DEFAULT_IMAGE
 
     def __iter__(self) -> Iterator[Input]:
+        files = Counter(Path(argument).name for argument in self.arguments if _is_lines(argument))
         for argument in self.arguments:
-            if not self.reads_pictures:
-                yield from _texts(argument, self.text)
-            elif Path(argument).suffix.lower() in TABLES and _is(Path.is_file, argument):
-                yield from _stored_pictures(Path(argument), self.image)
-            else:
-                yield from _pictures(argument)
+            found = self._of(argument)
+            if _is_lines(argument) and files[Path(argument).name] > 1:
+                # train/t.csv and test/t.csv: their rows are told apart by the folder.
+                found = (each._replace(name=str(Path(argument).parent / each.name)) for each in found)
+            yield from found
+
+    def _of(self, argument: str) -> Iterator[Input]:
+        if not self.reads_pictures:
+            return _texts(argument, self.text)
+        if Path(argument).suffix.lower() in TABLES and _is(Path.is_file, argument):
+            return _stored_pictures(Path(argument), self.image)
+        return _pictures(argument)
 
     def count(self) -> int | None:
         """How many there will be, None with stdin among them. Raises what iterating would raise, before any work."""
@@ -102,6 +112,13 @@ def one_or_more(inputs: Any) -> Iterable[Any]:
     # of none or two it is nothing that can be read, and as one input it gets one error.
     is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
     return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
+
+
+def with_names(items: Sequence[Any], names: Sequence[str]) -> list[Input]:
+    """Items that are called by `names`. Raises UsageError when there are not as many."""
+    if len(items) != len(names):
+        raise UsageError(f"{len(names)} names for {len(items)} inputs", hint="give each input one name")
+    return [Input(name, item) for name, item in zip(names, items, strict=True)]
 
 
 def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
@@ -189,8 +206,8 @@ def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None
 
 def _pictures(argument: str) -> Iterator[Input]:
     if argument == STDIN:
-        for line in _stdin_lines():
-            yield Input(line, _picture_problem(line) or line)
+        for name, line in _stdin_lines():
+            yield Input(name, line if isinstance(line, DataError) else _picture_problem(line) or line)
         return
     files: Iterator[str | DataError]
     if _is(Path.is_dir, argument):
@@ -217,8 +234,11 @@ def _pictures(argument: str) -> Iterator[Input]:
 def _picture_problem(file: str) -> DataError | None:
     if not _is(Path.exists, file):
         return DataError(f"{short(file) or 'the empty name'}: no such picture", path=file, hint=READS_PICTURES)
-    if Path(file).suffix.lower() in (".txt", *TABLES):
+    if Path(file).suffix.lower() in NO_PICTURES:
         return DataError(f"{file} is not a picture", path=file, hint=READS_PICTURES)
+    # A pipe would be waited for, and a device may never end.
+    if not _is(Path.is_file, file) and not _is(Path.is_dir, file):
+        return DataError(f"{file} is no regular file", path=file, hint="save it as a file first")
     return None
 
 
@@ -228,17 +248,20 @@ def _stored_pictures(path: Path, column: str) -> Iterator[Input]:
 
 def _texts(argument: str, text: str) -> Iterator[Input]:
     if argument == STDIN:
-        for line in _stdin_lines():
-            yield Input(line, line)
+        for name, line in _stdin_lines():
+            yield Input(name, line)
         return
     path = Path(argument)
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES and _is(Path.is_file, argument):
         raise DataError(f"{argument} is a picture; this model reads text", path=argument, hint=READS_TEXT)
+    if suffix == ".npy" and _is(Path.is_file, argument):
+        raise DataError(f"{argument} holds vectors; this model reads text", path=argument, hint=READS_TEXT)
     if suffix not in (".txt", *TABLES) or not _is(Path.is_file, argument):
         # One word that ends like a file's name is a file's name that was mistyped, not a text to judge.
-        if suffix in (".txt", *TABLES) and len(argument.split()) == 1:
-            raise DataError(f"{argument}: no such file", path=argument, hint="check the path")
+        if suffix in NO_PICTURES and len(argument.split()) == 1:
+            what = "no regular file" if _is(Path.exists, argument) else "no such file"
+            raise DataError(f"{argument}: {what}", path=argument, hint="check the path")
         yield Input(argument, check_text(argument))
         return
     yield from _numbered(path, cells(path, text) if suffix in TABLES else lines(path), "texts")
@@ -252,6 +275,11 @@ def _numbered(path: Path, rows: Iterator[tuple[int, Any]], what: str) -> Iterato
         raise DataError(f"{path}: no {what} there", path=path, hint="fill it, or leave it out")
 
 
+def _is_lines(argument: str) -> bool:
+    """Whether it is a file of which each line, or row, is an input."""
+    return Path(argument).suffix.lower() in (".txt", *TABLES) and _is(Path.is_file, argument)
+
+
 def _is(test: Callable[[Path], bool], name: str) -> bool:
     try:
         # The empty path would be the current folder.
@@ -261,10 +289,14 @@ def _is(test: Callable[[Path], bool], name: str) -> bool:
         return False
 
 
-def _stdin_lines() -> Iterator[str]:
+def _stdin_lines() -> Iterator[tuple[str, str | DataError]]:
+    """(its name, a line) of stdin: one that can be read is its own name."""
+    # Python has none where it was closed (<&-), and a notebook's has no bytes.
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise DataError("stdin is closed", hint="name files, or give text; - reads a pipe")
     try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"the input is not UTF-8: {error.reason}", hint="iconv -t UTF-8 | zoo run MODEL -") from error
+        for number, line in lines_of(stream, Path("stdin")):
+            yield f"stdin:{number}" if isinstance(line, DataError) else line, line
+    except OSError as error:
+        raise DataError(f"stdin cannot be read: {error.strerror}", hint="give it a pipe or a file") from error

@@ -73,20 +73,26 @@ def into_file(
     for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
         if isinstance(inputs, Inputs) and inputs.reads(path):
             raise UsageError(f"{path} would be one of the inputs", hint="choose another place for -o")
-    record = _begin(kind.fresh, out, resume=resume)
+    before = _begin(kind.fresh, out, resume=resume)
+    record = before.at_mark()
     total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
     source = iter(named_inputs(inputs))
-    _skip_done(source, record, out)
+    again = _skip_done(source, before, out)
     first = list(islice(source, 1))
-    if not first and not record.inputs:
+    if not first and not before.inputs:
         raise DataError("there is no input", hint="name files, or give text; - reads stdin")
-    if not first and record.complete:
-        return Done(record, record.inputs, ())
+    if not first and before.complete:
+        return Done(before, before.inputs, ())
     with _writing(out):
-        run = _Run(kind, out, record)
+        run = _Run(kind, out, before)
+    rest: Iterable[Input] = chain(again, first, source)
     # The next batch is computed while this one is written. What is being written is waited for before the end.
     with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
-        found = InOrder(kind.rows, run.noted(chain(first, source)), strict=strict)
+        may_wait = inputs.is_piped if isinstance(inputs, Inputs) else not isinstance(inputs, Sized)
+        if may_wait:
+            # What has come by a pipe does not come again: it is all answered and written.
+            rest = interrupt.before(rest, lambda: progress.note("stopping after what has come; Ctrl-C again: at once"))
+        found = InOrder(kind.rows, run.noted(rest), strict=strict)
         with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
             told, writing = 0, pool.submit(run.add, ())
             for whole in found:
@@ -94,12 +100,14 @@ def into_file(
                 writing = pool.submit(run.add, whole)
                 told, new = found.answered, found.answered - told
                 bar.advance(new)
-                if interrupt.is_asked:
-                    writing.result()
-                    progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
-                    raise KeyboardInterrupt
+                if interrupt.is_asked and not may_wait:
+                    break
             writing.result()
-            run.finish()
+            if may_wait or not interrupt.is_asked:
+                run.finish(complete=not interrupt.is_asked)
+            if interrupt.is_asked:
+                progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
+                raise KeyboardInterrupt
     return Done(run.record, record.inputs, tuple(run.failures))
 
 
@@ -141,16 +149,23 @@ def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
     return before
 
 
-def _skip_done(source: Iterator[Input], record: Record, out: Path) -> None:
-    """Take the inputs that are done from `source`. Raises UsageError when they are not those that were done."""
-    digests = ""
-    for each in islice(source, record.inputs):
+def _skip_done(source: Iterator[Input], record: Record, out: Path) -> list[Input]:
+    """Take the inputs that are done from `source`, and return those after the record's mark.
+
+    Raises UsageError when they are not those that were done.
+    """
+    digests, after_mark = "", []
+    start = record.inputs if record.mark is None else record.mark.inputs
+    for number, each in enumerate(islice(source, record.inputs)):
         digests = _chained(digests, _digest(each))
+        if number >= start:
+            after_mark.append(each)
     if digests != record.inputs_sha256:
         raise UsageError(
             f"the inputs are not those that {out} was begun with",
             hint="give the same inputs in the same order, or choose another file for -o",
         )
+    return after_mark
 
 
 def _check_alone(writer: Writer, out: Path, fresh: Record, record: Record) -> None:
@@ -175,11 +190,12 @@ class _Run:
     Nothing that was there is touched before the first row is written.
     """
 
-    def __init__(self, kind: Kind, out: Path, record: Record) -> None:
+    def __init__(self, kind: Kind, out: Path, before: Record) -> None:
         self.out, self.step = out, kind.step
+        record = before.at_mark()
         self.writer = kind.open(out, record)
         try:
-            _check_alone(self.writer, out, kind.fresh, record)
+            _check_alone(self.writer, out, kind.fresh, before)
         except BaseException:
             self.writer.drop()
             raise
@@ -218,16 +234,19 @@ class _Run:
                     self.failures.append((name, failure))
             else:
                 self._whole.append((name, row))
-        # Every run begins where a step does, but for one that adds inputs to a finished file.
+        # Every run begins where a step does.
         with self._written():
             self._write(len(self._whole) - len(self._whole) % self.step)
 
-    def finish(self) -> None:
-        """Write the rest: every input is answered."""
+    def finish(self, *, complete: bool) -> None:
+        """Write the rest; `complete` when there is no input after it."""
         with self._written():
             self._start()
+            if len(self._whole) % self.step:
+                self._write(len(self._whole) - len(self._whole) % self.step)
+                self.record = self.record.marked()
             self._write(len(self._whole))
-        self.record = msgspec.structs.replace(self.record, complete=True)
+        self.record = msgspec.structs.replace(self.record, complete=complete)
 
     @contextmanager
     def _written(self) -> Iterator[None]:

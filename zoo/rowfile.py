@@ -37,11 +37,21 @@ class Answering(msgspec.Struct, frozen=True, kw_only=True):
     preprocess: Preprocess | None = None
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in a file of rows that can be gone on from: see `Record`."""
+
+    inputs: int
+    rows: int
+    inputs_sha256: str
+    sizes: dict[str, int]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What made a file of rows, and how far it is: of `inputs` inputs `rows` have one.
 
     `verb` wrote it, `dim` are the numbers of a row of features, `answering` is of `run` alone. `inputs_sha256` chains
-    the digests of those inputs' names and texts, `sizes` are the bytes that count of each file.
+    the digests of those inputs' names and texts, `sizes` are the bytes that count of each file. Where the end lies
+    within a window, whose rows would have been others with more inputs in it, `mark` is where that window began.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -55,7 +65,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
     inputs_sha256: str = ""
     sizes: dict[str, int] = {}
+    mark: Mark | None = None
     complete: bool = False
+
+    def at_mark(self) -> "Record":
+        """The record as it was at the mark, where there is one."""
+        if self.mark is None:
+            return self
+        return msgspec.structs.replace(self, mark=None, **msgspec.structs.asdict(self.mark))
+
+    def marked(self) -> "Record":
+        """The same, with a mark at its end."""
+        mark = Mark(inputs=self.inputs, rows=self.rows, inputs_sha256=self.inputs_sha256, sizes=self.sizes)
+        return msgspec.structs.replace(self, mark=mark)
 
 
 class Writer(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.answers import Answer, Failure, labelled
 from zoo.encode import check_text
-from zoo.errors import ZooError, named
+from zoo.errors import UsageError, ZooError, named
 from zoo.inputs import Inputs, arriving, named_inputs
 from zoo.metrics import decide
 from zoo.ordered import InOrder
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 #: Words whose neighbours are looked for at a time.
 WORDS = 256
+#: Pictures, or lines that name them, that are taken from a pipe at a time.
+PICTURES = 64
+
+
+def check_top(top: int) -> int:
+    """The same number. Raises UsageError below one."""
+    if top < 1:
+        raise UsageError(f"the best {top} are none", hint="--top 5")
+    return top
 
 
 class Source(Protocol):
@@ -41,7 +50,7 @@ class ByModel:
 
     def __init__(self, session: "Session", top: int) -> None:
         self.session = session
-        self.top = top
+        self.top = check_top(top)
         self.has_scores = "scores" in session.outputs
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
@@ -69,7 +78,7 @@ class ByWords:
 
     def __init__(self, table: "WordTable", top: int) -> None:
         self.table = table
-        self.top = top
+        self.top = check_top(top)
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """(word, similarity), the nearest first."""
@@ -92,7 +101,10 @@ def answers(source: Source, inputs: Iterable[Any], *, keep_going: bool) -> Itera
 
     A model takes a window of inputs at a time; of those that come from a pipe it takes what has come.
     """
-    parts = arriving(inputs, WINDOW) if isinstance(inputs, Inputs) and inputs.is_piped else [inputs]
+    parts: Iterable[Iterable[Any]] = [inputs]
+    if isinstance(inputs, Inputs) and inputs.is_piped:
+        # Beside a pipe there may be a table of pictures.
+        parts = arriving(inputs, PICTURES if inputs.reads_pictures else WINDOW)
     first = 0
     for part in parts:
         ordered = InOrder(source.rows, named_inputs(part), strict=not keep_going, first=first)

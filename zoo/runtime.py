@@ -1,6 +1,7 @@
 """Session: a bundle loaded in ONNX Runtime on a device that it names truthfully."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -16,7 +17,7 @@ from zoo.device import choose, onnxruntime
 from zoo.engine import Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
-from zoo.inputs import Input, one_or_more
+from zoo.inputs import one_or_more, with_names
 from zoo.optimised import Graphs, Keeper
 from zoo.pipeline import ImagePipeline, Skip, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
@@ -67,7 +68,8 @@ class Session:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.labels = self.manifest.labels
-        self.batches_run: list[int] = []
+        #: Sizes of the last batches.
+        self.batches_run: deque[int] = deque(maxlen=1024)
         #: Files beside the model that its numbers lie in.
         self.table_files: list[str] = []
         # On a CPU the threads that decode want the cores on which those of a session would spin.
@@ -189,7 +191,8 @@ class Session:
                 continue
             self.batches_run.append(len(positions))
             computed = [name for name in outputs if name not in feeds]
-            arrays = dict(zip(computed, self._pipeline.run(computed, feeds), strict=True))
+            # Asked for nothing, ONNX Runtime would compute everything.
+            arrays = dict(zip(computed, self._pipeline.run(computed, feeds) if computed else [], strict=True))
             yield positions, {name: feeds[name] if name in feeds else arrays[name] for name in outputs}
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -229,12 +232,13 @@ class Session:
         0 to 255) of pictures, str of texts; an array [count, height, width, 3] is so many pictures. `names` stand for
         them in answers and errors. All answers are held: `answers` is for any number of inputs.
 
-        Raises DataError, whose `index` is the input's place, for one that cannot be read (no whole picture, an array of
+        Raises UsageError for a `top` below 1 and for fewer or more names than inputs. Raises DataError, whose `index`
+        is the input's place, for one that cannot be read (no whole picture, an array of
         another type or shape, an empty text) or whose scores are not finite; with `keep_going` its answer has the
         error, and the others theirs.
         """
         items = list(one_or_more(inputs))
-        each = items if names is None else [Input(name, item) for name, item in zip(names, items, strict=True)]
+        each = items if names is None else with_names(items, names)
         found = []
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
             for answer in self.answers(each, top=top, keep_going=keep_going):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.answers import Failure, Ranking
 from zoo.embed import fingerprint
-from zoo.errors import DataError, UsageError, named
+from zoo.errors import DataError, named
 from zoo.extras import require
 from zoo.inputs import Input, named_inputs
 from zoo.intofile import LISTED
 from zoo.pipeline import WINDOW
 from zoo.progress import SILENT, Progress
+from zoo.run import check_top
 from zoo.runtime import Session
 from zoo.vectorread import BLOCK, Stored, is_stored
 
@@ -50,6 +51,7 @@ class _Best:
         self.unit = query / max(float(np.linalg.norm(query)), 1e-30)
         self.top = top
         self.compared = 0
+        self.not_finite = 0
         self.matches: list[_Match] = []
 
     def add(self, vectors: "Floats", source: int, row: int, names: Sequence[str] | None = None) -> None:
@@ -57,8 +59,12 @@ class _Best:
         import numpy as np
 
         # A vector of zeros is similar to nothing.
-        found = vectors @ self.unit / np.maximum(np.linalg.norm(vectors, axis=1), np.float32(1e-30))
-        best = np.argsort(-found, kind="stable")[: self.top]
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = vectors @ self.unit / np.maximum(np.linalg.norm(vectors, axis=1), np.float32(1e-30))
+        # NaN is neither above nor below anything: sorted, it comes last.
+        usable = int(np.isfinite(found).sum())
+        self.not_finite += len(found) - usable
+        best = np.argsort(np.where(np.isfinite(found), -found, np.nan), kind="stable")[: min(self.top, usable)]
         self.matches += [
             _Match(float(found[i]), self.compared + int(i), None if names is None else names[i], source, row + int(i))
             for i in best
@@ -83,8 +89,7 @@ def similar(
     Raises DataError for a query that cannot be read, for nothing to compare, and for a file whose vectors have another
     length than the model's.
     """
-    if top < 1:
-        raise UsageError(f"the best {top} are none", hint="--top 5")
+    check_top(top)
     sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
     warnings = [line for each in sources if isinstance(each, Stored) for line in _doubts(session, each)]
     name = str(query) if isinstance(query, str | Path) else "the query"
@@ -104,15 +109,17 @@ def similar(
                 approximate = True
                 _ask_index(source, best, number, progress)
             else:
-                row = 0
+                row, bad = 0, best.not_finite
                 for block in source.blocks():
                     best.add(block, number, row)
                     row += len(block)
                     bar.advance(len(block))
-    if not best.compared:
+                if best.not_finite > bad:
+                    warnings.append(f"{source.path}: {best.not_finite - bad} vectors that are not finite are left out")
+    if best.compared == best.not_finite:
         raise DataError("there is nothing to compare with", hint="name files, or a file that zoo embed wrote")
     return Ranking(
-        model=model, query=name, device=session.device, compared=best.compared,
+        model=model, query=name, device=session.device, compared=best.compared - best.not_finite,
         matches=tuple(_named_matches(best.matches, sources)), warnings=tuple(warnings), failed=failed,
         failures=tuple(failures[:LISTED]), approximate=approximate, placement=session.placement,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar
@@ -104,30 +104,23 @@ def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = _try(_decoded, line, path, number)
-                if isinstance(text, DataError) or text.strip():
-                    yield number, text
+            yield from lines_of(file, path)
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def lines_of(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str | DataError]]:
+    """As `lines`, of an open file that messages call `path`."""
+    for number, line in enumerate(file, 1):
+        text = _try(_decoded, line, path, number)
+        if isinstance(text, DataError) or text.strip():
+            yield number, text
 
 
 def count_rows(path: Path) -> int:
     """How many rows a Parquet file has, by its footer. Raises DataError as `cells` does."""
     with _parquet(path) as file:
         return int(file.metadata.num_rows)
-
-
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, without a byte order mark. Raises DataError when it cannot be read as that."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="save it as UTF-8"
-        ) from error
 
 
 def parse_number(cell: str) -> float | None:
@@ -202,10 +195,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     # Strict: a quote that never closes would swallow the rows after it.
     reader = csv.DictReader(_csv_lines(path), strict=True)
     try:
-        _check_names(path, [name for name in reader.fieldnames or () if name])
+        names = [name for name in reader.fieldnames or () if name]
+        if (problem := _not_utf8({"names": names}, path, reader.line_num)) is not None:
+            raise problem
+        _check_names(path, names)
         for row in reader:
+            error = _not_utf8(row, path, reader.line_num)
             # A comma in a text without quotes would move the label.
-            error = None
             if None in row:
                 error = DataError(
                     f"{path}:{reader.line_num} has more cells than the header",
@@ -218,15 +214,25 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
+    """The lines of a file; half a surrogate stands for each byte that is not UTF-8, so that the others can be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
             yield from file
     except OSError as error:
         raise _unreadable(path, error) from error
-    except UnicodeDecodeError:
-        # A piece of the file does not know where it lies in the whole.
-        read_text(path)
-        raise
+
+
+def _not_utf8(row: Mapping[Any, Any], path: Path, line: int) -> DataError | None:
+    cells = (cell for value in row.values() for cell in (value if isinstance(value, list) else [value]))
+    for cell in cells:
+        if cell is None or cell.isascii():
+            continue
+        try:
+            cell.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad = f"{error.reason}: byte 0x{error.object[error.start]:02x}"
+            return DataError(f"{path}:{line} is not UTF-8: {bad}", path=path, hint="save it as UTF-8")
+    return None
 
 
 def _check_names(path: Path, names: list[str]) -> None:
