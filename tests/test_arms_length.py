@@ -7,9 +7,9 @@ import pytest
 
 from tests.installed import Site
 from tests.test_testing import PLAIN
-from tests.test_wall import CRASH, HOOK, row, site
+from tests.test_wall import CRASH, HOOK, row
 
-__all__ = ["row", "site"]
+__all__ = ["row"]
 INIT = """    def __init__(self, entry, weights):
         {code}
         super().__init__(entry, weights)

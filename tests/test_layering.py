@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
-        "cores", "device", "wire", "engine", "binding", "optimised", "pipeline", "ordered", "runtime", "run",
+        "cores", "device", "wire", "engine", "binding", "optimised", "lanes", "pipeline", "ordered", "runtime", "run",
         "graph", "parity", "expected", "fresh", "features", "views", "activations", "convert", "torchkit",
         "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
         "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",

@@ -3,12 +3,7 @@
 import csv
 import itertools
 import json
-import os
-import pty
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +16,6 @@ from tests.test_cli import fails, parsed, zoo
 from tests.test_embed import breaking, files, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
 from zoo.answerfile import score_columns
-from zoo.inputs import SOON, Input, Inputs, arriving
 from zoo.intofile import Kind, into_file
 from zoo.pipeline import BATCH, WINDOW
 from zoo.rowfile import LineWriter, Record, read_record
@@ -251,68 +245,6 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
     assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
 
 
-def test_what_comes_slowly_is_answered_as_it_comes(kept_shelf: Path, tuned_bundles: Path) -> None:
-    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "-"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        for text in ("late parcel", "my card", "price of the box"):
-            child.stdin.write(f"{text}\n")
-            child.stdin.flush()
-            # The pipe stays open: this would wait for ever.
-            assert child.stdout.readline().startswith(f"{text}\t")
-        child.stdin.close()
-    assert child.returncode == 0
-
-
-def test_inputs_come_in_parts_and_with_their_error() -> None:
-    def broken() -> Iterator[Input]:
-        for number in range(5):
-            yield Input(str(number), number)
-        raise DataError("it broke off")
-
-    parts: list[list[Input]] = []
-    with pytest.raises(DataError, match="it broke off"):
-        parts.extend(arriving(broken(), 2))
-    assert max(map(len, parts)) <= 2
-    assert [each.item for part in parts for each in part] == list(range(5))
-
-
-def test_a_reader_that_goes_away_is_no_error(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text("\n".join(some_texts(3 * WINDOW)) + "\n")
-    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), str(tmp_path / "t.txt")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        assert child.stdout.readline().startswith("t.txt:1\t")
-        child.stdout.close()
-        said = child.stderr.read()
-    assert child.returncode == 0, said
-    assert "rror" not in said
-
-
-def test_a_bar_on_the_terminal_leaves_the_pipe_alone(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
-    """Answers go where stdout goes, also while a bar is drawn on stderr, and each is one line."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "my\tcard\nis", "🚚 late"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower) as child:
-        os.close(follower)
-        assert child.stdout is not None
-        lines = child.stdout.read().decode().splitlines()
-        drawn = b""
-        while True:
-            try:
-                drawn += os.read(leader, 65536)
-            except OSError:
-                # The other end is closed.
-                break
-    os.close(leader)
-    assert child.returncode == 0, drawn
-    assert [line.split("\t")[0] for line in lines] == ["my\\tcard\\nis", "🚚 late"]
-    assert "it/s" in drawn.decode()
-    assert "late" not in drawn.decode()
-
-
 def test_an_output_is_not_among_the_inputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
     tickets, pets = tuned_bundles / "tickets", tuned_bundles / "pets"
     table = tmp_path / "answers.csv"
@@ -376,38 +308,6 @@ def test_every_label_has_a_column_of_its_own() -> None:
     assert score_columns(("score:label", "label", "score")) == ("score:label", "score:score:label", "score:score")
 
 
-def test_a_steady_pipe_is_answered_as_well() -> None:
-    """No gap ever says that a part is over."""
-
-    def steady() -> Iterator[Input]:
-        for number in itertools.count():
-            time.sleep(SOON / 5)
-            yield Input(str(number), number)
-
-    parts = arriving(steady(), 4096)
-    assert 1 <= len(next(parts)) < 100
-    parts.close()  # type: ignore[attr-defined]
-    for thread in threading.enumerate():
-        if thread.name == "zoo-stdin":
-            thread.join(5)
-            assert not thread.is_alive()
-
-
-def test_an_error_of_a_later_part_has_its_place(kept_shelf: Path, tuned_bundles: Path) -> None:
-    class Piped(Inputs):
-        is_piped = True
-
-        def __iter__(self) -> Iterator[Input]:
-            for number in range(WINDOW + 3):
-                yield Input(str(number), " " if number == WINDOW + 1 else "card")
-
-    bundle = Zoo().open(str(tuned_bundles / "tickets"))
-    answers = Zoo().session(str(bundle.path), "cpu").answers(Piped([], bundle.manifest.preprocess))
-    with pytest.raises(DataError) as caught:
-        list(answers)
-    assert caught.value.index == WINDOW + 1
-
-
 def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
     def broken() -> Iterator[str]:
         # A window is being answered and the next one is read ahead when it breaks.
@@ -420,15 +320,3 @@ def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundl
     record = read_record(out, "run")
     assert record is not None
     assert not record.complete
-
-
-def test_a_reader_of_the_bar_that_goes_away_stops_nothing(
-    kept_shelf: Path, tuned_bundles: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "a.csv"
-    command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "my card", "-o", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
-        child.stderr.close()
-    assert child.returncode == 0
-    assert len(rows(out)) == 1

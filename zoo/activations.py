@@ -17,7 +17,7 @@ from zoo import space
 from zoo.data import Example
 from zoo.errors import DataError, UsageError, named, naming
 from zoo.features import cache_key, unusable
-from zoo.pipeline import Skip
+from zoo.lanes import Skip
 from zoo.progress import SILENT, Progress
 from zoo.records import Records, Row
 from zoo.runtime import Session

@@ -11,9 +11,9 @@ from zoo.bundle import MODEL, Bundle, Held, describe_files, read_split
 from zoo.data import Dataset, Item, is_hub, load, load_parts
 from zoo.errors import DataError, GateError, ZooError
 from zoo.examples import Example, Skipped, check_bad
+from zoo.lanes import Skip
 from zoo.metrics import measure
 from zoo.options import FinetuneOptions, Variant
-from zoo.pipeline import Skip
 from zoo.progress import Progress
 from zoo.runtime import Session
 from zoo.schema import Guard, Manifest, Metrics

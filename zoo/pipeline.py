@@ -4,10 +4,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from zoo import graph
 from zoo.binding import Bound
@@ -15,6 +16,7 @@ from zoo.cores import cores
 from zoo.encode import TextEncoder, check_text, decode_image
 from zoo.engine import Settings, create_session
 from zoo.errors import DataError, IntegrityError
+from zoo.lanes import Lanes, Skip
 from zoo.optimised import Graphs
 from zoo.schema import ImagePreprocess, Preprocess, TextPreprocess
 from zoo.wire import Wire
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     #: The tokens of every item of a window that can be read, by its place; and the others with what is wrong.
     Rows = tuple[dict[int, list[int]], list[tuple[int, DataError]]]
 
-#: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
-Skip: TypeAlias = Callable[[int, DataError], None]
 #: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses, the more so beside those
 #: that decode.
 BATCH = {"cpu": 4, "cuda": 32, "tensorrt": 32}
@@ -39,6 +39,10 @@ BATCH = {"cpu": 4, "cuda": 32, "tensorrt": 32}
 TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
 #: Texts that are tokenised, and sorted by length, at a time.
 WINDOW = 4096
+#: Pictures after which lanes are worth their session; of those before, each is answered as soon as can be.
+ALONE = 64
+#: Bytes of a model that may be held twice for them, where it is not mapped.
+SMALL = 64 << 20
 
 
 def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Mapping[str, Bytes]") -> Graphs:
@@ -70,7 +74,27 @@ class _Pipeline:
     def __init__(self, device: str, settings: Settings) -> None:
         self.device = device
         self.settings = settings
+        #: Sizes of the last batches.
+        self.batches_run: deque[int] = deque(maxlen=1024)
         self._lock = threading.Lock()
+
+    def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
+        """(places of the items, what the body takes for them); no places after many that cannot be read."""
+        raise NotImplementedError
+
+    def stream(
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
+    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+        """As `batches`, with the named outputs; what the body takes may be asked for, too."""
+        for places, feeds in self.batches(items, skip):
+            if not places:
+                yield [], {}
+                continue
+            self.batches_run.append(len(places))
+            computed = [name for name in outputs if name not in feeds]
+            # Asked for nothing, ONNX Runtime would compute everything.
+            arrays = dict(zip(computed, self.run(computed, feeds) if computed else [], strict=True))
+            yield places, {name: feeds[name] if name in feeds else arrays[name] for name in outputs}
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -91,7 +115,10 @@ class _Pipeline:
 
 
 class ImagePipeline(_Pipeline):
-    """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time."""
+    """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time.
+
+    Many pictures on a CPU of several cores go through lanes.
+    """
 
     def __init__(
         self,
@@ -113,6 +140,54 @@ class ImagePipeline(_Pipeline):
         settings = settings._replace(kind="picture", shapes=shapes)
         self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
         self.facts = self.body.get_modelmeta().custom_metadata_map
+        lanes = settings.threads or cores()
+        is_small = isinstance(graphs.body, Path) or len(graphs.body) <= SMALL
+        self._spare = graphs if device == "cpu" and lanes > 1 and not settings.fixed and is_small else None
+        self._lane_count = lanes
+        self._lanes: Lanes | None = None
+
+    def stream(
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
+    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+        """As `_Pipeline` has it, in order."""
+        rest = iter(items)
+        taken = 0
+
+        def shared() -> Iterator[Any]:
+            nonlocal taken
+            for item in islice(rest, ALONE if self._spare is not None else None):
+                taken += 1
+                yield item
+
+        if self._lanes is None:
+            yield from super().stream(shared(), outputs, skip)
+            if taken < ALONE or not (first := list(islice(rest, 1))):
+                return
+            rest = chain(first, rest)
+        elif len(first := list(islice(rest, self.batch + 1))) <= self.batch:
+            yield from super().stream(first, outputs, skip)
+            return
+        else:
+            rest = chain(first, rest)
+        lanes = self._opened_lanes()
+        if lanes is None:
+            for places, arrays in super().stream(rest, outputs, lambda place, error: skip(place + taken, error)):
+                yield [place + taken for place in places], arrays
+            return
+        for places, arrays in lanes.stream(rest, outputs, skip, taken):
+            if places:
+                self.batches_run.append(len(places))
+            yield places, arrays
+
+    def _opened_lanes(self) -> Lanes | None:
+        with self._lock:
+            if self._lanes is None and self._spare is not None:
+                graphs, self._spare = self._spare, None
+                # A kept graph may be gone by now. It goes on as it has begun.
+                with suppress(IntegrityError):
+                    body = create_session(graphs.body, "cpu", threads=1, tables=graphs.tables)
+                    self._lanes = Lanes(body, self.cut, self.pixels, self.pool, lot=self.batch, count=self._lane_count)
+            return self._lanes
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """(places of the items, what the body takes for them), in order; no places after many that cannot be read."""

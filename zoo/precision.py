@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo import fusion, graph, rewrite, rounding, rowwise
 from zoo.device import onnxruntime
 from zoo.engine import create_session
-from zoo.pipeline import Skip
+from zoo.lanes import Skip
 
 if TYPE_CHECKING:
     import numpy as np

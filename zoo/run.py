@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.answers import Answer, Failure, labelled
 from zoo.encode import check_text
-from zoo.errors import UsageError, ZooError, named
-from zoo.inputs import Inputs, arriving, named_inputs
+from zoo.errors import DataError, UsageError, ZooError, named
+from zoo.inputs import Input, Inputs, arriving, named_inputs
+from zoo.lanes import Skip
 from zoo.metrics import decide
 from zoo.ordered import InOrder
-from zoo.pipeline import WINDOW, Skip, windows
+from zoo.pipeline import WINDOW, windows
 from zoo.schema import Task
 
 if TYPE_CHECKING:
@@ -115,6 +116,20 @@ def answers(source: Source, inputs: Iterable[Any], *, keep_going: bool) -> Itera
                 else:
                     yield source.answer(name, row)
         first += ordered.answered
+
+
+def answer_one(source: Source, each: Input, *, keep_going: bool) -> Answer:
+    """As `answers`, for one input alone."""
+    wrong: list[ZooError] = []
+    for _, rows in source.rows([each.item], lambda _, error: wrong.append(error)):
+        for row in rows:
+            return source.answer(each.name, row)
+    error = named(wrong[0], *each)
+    if not keep_going:
+        if isinstance(error, DataError):
+            error.index = 0
+        raise error
+    return Answer(input=each.name, error=Failure.of(error))
 
 
 def _several(

@@ -1,7 +1,6 @@
 """Session: a bundle loaded in ONNX Runtime on a device that it names truthfully."""
 
 import json
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -17,9 +16,10 @@ from zoo.device import choose, onnxruntime
 from zoo.engine import Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
 from zoo.extras import RUNTIME, require
-from zoo.inputs import one_or_more, with_names
+from zoo.inputs import named_inputs, one_or_more, with_names
+from zoo.lanes import Skip
 from zoo.optimised import Graphs, Keeper
-from zoo.pipeline import ImagePipeline, Skip, TextPipeline, cut_model
+from zoo.pipeline import ImagePipeline, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, TextPreprocess
 
@@ -68,8 +68,6 @@ class Session:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.labels = self.manifest.labels
-        #: Sizes of the last batches.
-        self.batches_run: deque[int] = deque(maxlen=1024)
         #: Files beside the model that its numbers lie in.
         self.table_files: list[str] = []
         # On a CPU the threads that decode want the cores on which those of a session would spin.
@@ -157,7 +155,7 @@ class Session:
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
         (`attention_mask`, int64 [batch, sequence]) may be asked for among the outputs.
         """
-        for positions, arrays in self._batches(items, outputs, skip or _refuse):
+        for positions, arrays in self._pipeline.stream(items, outputs, skip or _refuse):
             if positions:
                 yield positions, arrays
 
@@ -168,32 +166,23 @@ class Session:
         """
         import numpy as np
 
-        for positions, arrays in self._batches(items, [output], skip):
+        for positions, arrays in self._pipeline.stream(items, [output], skip):
             if not positions:
                 yield [], []
                 continue
             found = arrays[output]
-            is_whole = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
-            if not is_whole.all():
+            if not np.isfinite(found).all():
+                is_whole = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
                 for place in np.flatnonzero(~is_whole):
                     skip(positions[place], _not_finite(output))
                 positions = [positions[place] for place in np.flatnonzero(is_whole)]
                 found = found[is_whole]
             yield positions, found  # type: ignore[misc]
 
-    def _batches(
-        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
-    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """As `stream`; nothing for no item where many in succession were skipped."""
-        for positions, feeds in self._pipeline.batches(items, skip):
-            if not positions:
-                yield [], {}
-                continue
-            self.batches_run.append(len(positions))
-            computed = [name for name in outputs if name not in feeds]
-            # Asked for nothing, ONNX Runtime would compute everything.
-            arrays = dict(zip(computed, self._pipeline.run(computed, feeds) if computed else [], strict=True))
-            yield positions, {name: feeds[name] if name in feeds else arrays[name] for name in outputs}
+    @property
+    def batches_run(self) -> Sequence[int]:
+        """Sizes of the last batches."""
+        return self._pipeline.batches_run
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text; 0 of one that cannot be read. Raises UsageError for a model of pictures."""
@@ -239,11 +228,20 @@ class Session:
         """
         items = list(one_or_more(inputs))
         each = items if names is None else with_names(items, names)
+        if len(items) == 1:
+            from zoo.run import ByModel, answer_one
+
+            # A server's case: what keeps many in order would cost as much as all the rest.
+            [one] = named_inputs(each)
+            return self._result([answer_one(ByModel(self, top), one, keep_going=keep_going)])
         found = []
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
             for answer in self.answers(each, top=top, keep_going=keep_going):
                 found.append(answer)
                 bar.advance()
+        return self._result(found)
+
+    def _result(self, found: Sequence[Answer]) -> RunResult:
         return RunResult(
             model=str(self.bundle.path),
             entry=self.manifest.lineage.entry.name,
