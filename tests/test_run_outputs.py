@@ -240,7 +240,7 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
 
     fresh = Record(verb="test", model="m", fingerprint="f", precision="fp32")
     kind = Kind(rows_of, 1, fresh, lambda path, record: LineWriter(path, record, encode), "test")
-    done = into_file(kind, "abc", tmp_path / "out.txt", resume=False, strict=False)
+    done = into_file(kind, ["a", "b", "c"], tmp_path / "out.txt", resume=False, strict=False)
     assert done.record.rows == 3
     assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
 

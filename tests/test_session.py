@@ -151,6 +151,23 @@ def test_a_picture_needs_neither_onnx_nor_torch(kept_shelf: Path, tmp_path: Path
     assert child.stdout == "[]\n"
 
 
+def test_one_input_is_one_for_every_way_of_asking(kept_shelf: Path, tmp_path: Path) -> None:
+    house = Zoo()
+    texts, images = house.session("tiny-bert", "cpu"), house.session("tiny-lite", "cpu")
+    np.testing.assert_array_equal(texts.features("my card"), texts.features(["my card"]))
+    picture = pictures(1)
+    np.testing.assert_array_equal(images.features(picture[0]), images.features(picture))
+    assert [places for places, _ in texts.stream("my card", ["features"])] == [[0]]
+    assert house.embed("tiny-bert", "my card", tmp_path / "v.npy", device="cpu").rows == 1
+    assert house.embed("tiny-lite", picture[0], tmp_path / "p.npy", device="cpu").rows == 1
+    path = tmp_path / "a.png"
+    Image.fromarray(picture[0]).save(path)
+    with path.open("rb") as file:
+        [answer] = images.run(file, keep_going=True).answers
+    assert answer.error is not None
+    assert "not BufferedReader" in answer.error.message
+
+
 def test_what_is_asked_for_must_make_sense(kept_shelf: Path) -> None:
     house = Zoo()
     session = house.session("tiny-bert", "cpu")

@@ -110,7 +110,9 @@ def one_or_more(inputs: Any) -> Iterable[Any]:
     """The inputs one by one: one text, path, picture or its bytes is one input, and not a row of signs or of lines."""
     # An array, asked without numpy's name: nothing heavy is imported to look at it. One of three axes is a picture;
     # of none or two it is nothing that can be read, and as one input it gets one error.
+    # An open file would be gone through line by line.
     is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
+    is_one = is_one or hasattr(inputs, "read")
     return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
 
 

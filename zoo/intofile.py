@@ -20,7 +20,7 @@ import msgspec
 from zoo.answers import Failure
 from zoo.disk import NO_SPACE
 from zoo.errors import AccessError, DataError, UsageError, ZooError
-from zoo.inputs import Input, Inputs, named_inputs
+from zoo.inputs import Input, Inputs, named_inputs, one_or_more
 from zoo.interrupt import noticing
 from zoo.ordered import InOrder, Rows
 from zoo.pipeline import WINDOW
@@ -73,6 +73,7 @@ def into_file(
     for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
         if isinstance(inputs, Inputs) and inputs.reads(path):
             raise UsageError(f"{path} would be one of the inputs", hint="choose another place for -o")
+    inputs = one_or_more(inputs)
     before = _begin(kind.fresh, out, resume=resume)
     record = before.at_mark()
     total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None

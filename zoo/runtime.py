@@ -155,7 +155,7 @@ class Session:
         be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
         (`attention_mask`, int64 [batch, sequence]) may be asked for among the outputs.
         """
-        for positions, arrays in self._pipeline.stream(items, outputs, skip or _refuse):
+        for positions, arrays in self._pipeline.stream(one_or_more(items), outputs, skip or _refuse):
             if positions:
                 yield positions, arrays
 
@@ -196,7 +196,7 @@ class Session:
         """The named outputs, each float32 [len(items), ...], in the order of `items`; NaN for one that `skip` took."""
         import numpy as np
 
-        items = list(items)
+        items = list(one_or_more(items))
         shapes = {spec.name: spec.shape[1:] for spec in self.manifest.outputs}
         found = {name: np.full((len(items), *map(int, shapes[name])), np.nan, np.float32) for name in outputs}
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:

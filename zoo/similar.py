@@ -60,7 +60,12 @@ class _Best:
 
         # A vector of zeros is similar to nothing.
         with np.errstate(invalid="ignore", over="ignore"):
-            found = vectors @ self.unit / np.maximum(np.linalg.norm(vectors, axis=1), np.float32(1e-30))
+            norms = np.linalg.norm(vectors, axis=1)
+            found = vectors @ self.unit / np.maximum(norms, np.float32(1e-30))
+            # Numbers whose squares float32 cannot hold have a cosine, too.
+            if len(odd := np.flatnonzero(~np.isfinite(norms) | ~np.isfinite(found))):
+                large = vectors[odd].astype(np.float64)
+                found[odd] = large @ self.unit / np.linalg.norm(large, axis=1)
         # NaN is neither above nor below anything: sorted, it comes last.
         usable = int(np.isfinite(found).sum())
         self.not_finite += len(found) - usable
