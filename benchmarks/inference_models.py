@@ -14,13 +14,13 @@ from inference_systems import Bench, body, nncf, saved
 from inference_tables import OV_FP32, OV_INT8, OV_NNCF, SENTENCE, TORCH, TORCH_LAST, ZOO_FP32, ZOO_FUSED, ZOO_INT8
 from sentences import sentences
 
-from zoo import Bundle, Variant, Zoo, graph, guard
+from zoo import Bundle, Variant, Zoo, guard
 from zoo.bench import inputs
 from zoo.cores import cores
 from zoo.pipeline import TOKENS
 from zoo.progress import SILENT
 from zoo.runtime import Session
-from zoo.schema import TextPreprocess
+from zoo.schema import FEATURES, PIXELS, TextPreprocess
 from zoo.stopwatch import Stopwatch, System
 
 CNNS = {"resnet50": "resnet50.tv_in1k", "inception": "inception_v3.tv_in1k"}
@@ -55,8 +55,8 @@ def pictures(bench: Bench, model: str) -> None:
     def quantised() -> Stopwatch:
         items = guard.material(exact, Variant(precision="int8", calibrate=str(photos)), offline=True, progress=SILENT)
         session = Session(exact, "cpu")
-        cut = exact.manifest.cut or graph.PIXELS
-        found = [arrays[cut] for _, arrays in session.stream(items.calibrate, [cut, graph.FEATURES])]
+        cut = exact.manifest.cut or PIXELS
+        found = [arrays[cut] for _, arrays in session.stream(items.calibrate, [cut, FEATURES])]
         given = saved({cut: np.concatenate(found)}, bench.work / f"{model}-calibration.npz")
         return bench.peer("openvino", "openvino", model=nncf(bench, exact_body, given), feeds=feeds)
 
@@ -144,7 +144,7 @@ def cosines(vectors: dict[str, Path], started: set[str]) -> Iterator[tuple[str, 
 
 def quantised_texts(bench: Bench, exact: Bundle, model: Path) -> Path:
     """MiniLM quantised by NNCF on sentences that are not those that are timed."""
-    from zoo.encode import TextEncoder
+    from zoo.tokenizers import TextEncoder
 
     assert isinstance(exact.manifest.preprocess, TextPreprocess)
     reader = TextEncoder(exact.manifest.preprocess, exact.path)

@@ -15,6 +15,7 @@ import record
 
 from zoo import Bundle, ZooError, graph
 from zoo.cores import cores
+from zoo.schema import FEATURES
 from zoo.stopwatch import Stopwatch
 
 PEERS = {
@@ -129,7 +130,7 @@ def body(bundle: Bundle, path: Path) -> Path:
     """The bundle's graph behind its preprocessing, as a file of its own."""
     model = onnx.load_from_string(bundle.read_model())
     if bundle.manifest.cut:
-        model = graph.extract(model, [bundle.manifest.cut], [graph.FEATURES])
+        model = graph.extract(model, [bundle.manifest.cut], [FEATURES])
     graph.save(model, path)
     return path
 

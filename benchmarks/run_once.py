@@ -19,7 +19,6 @@ import numpy as np
 from run_peer import texts
 from sentences import sentences
 
-from zoo import graph
 from zoo.bundle import Bundle
 from zoo.cores import cores
 from zoo.embed import embed
@@ -28,6 +27,7 @@ from zoo.inputs import named_inputs
 from zoo.pipeline import ImagePipeline, TextPipeline
 from zoo.rowfile import Record
 from zoo.runtime import Session
+from zoo.schema import FEATURES, IMAGE
 from zoo.vectorfile import NpyWriter
 
 #: Texts that are made at a time.
@@ -43,14 +43,14 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
     paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[: spec["count"]]
     pictures, decoding = timed(lambda: [decode_image(path, pipeline.short_side) for path in paths])
     pixels, preparing = timed(
-        lambda: [pipeline.prefix.run([pipeline.cut], {graph.IMAGE: picture[None]})[0] for picture in pictures]
+        lambda: [pipeline.prefix.run([pipeline.cut], {IMAGE: picture[None]})[0] for picture in pictures]
     )
     size = pipeline.batch
     ready, joining = timed(
         lambda: [np.concatenate(pixels[start : start + size]) for start in range(0, len(pixels), size)]
     )
-    pipeline.run([graph.FEATURES], {pipeline.cut: ready[0]})
-    _, computing = timed(lambda: [pipeline.run([graph.FEATURES], {pipeline.cut: each}) for each in ready])
+    pipeline.run([FEATURES], {pipeline.cut: ready[0]})
+    _, computing = timed(lambda: [pipeline.run([FEATURES], {pipeline.cut: each}) for each in ready])
     rates = {"decode": decoding, "resize, crop": preparing, "join": joining, "body": computing}
     found = {name: 1000 * seconds / len(paths) for name, seconds in rates.items()}
     # If decoders and the body shared the cores without loss.
@@ -66,7 +66,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
 
     def compute() -> None:
         for places, feeds in ready:
-            vectors[places] = pipeline.run([graph.FEATURES], feeds)[0]
+            vectors[places] = pipeline.run([FEATURES], feeds)[0]
 
     compute()
     _, computing = timed(compute)
@@ -90,12 +90,12 @@ def overhead(spec: dict[str, Any]) -> dict[str, float]:
     """Milliseconds of `Session.run` with one item, and of the sessions' own calls for the same; medians by turns."""
     session = Session(Bundle.open(Path(spec["bundle"])), "cpu", spins=False)
     pipeline = session._pipeline
-    outputs = [graph.FEATURES]
+    outputs = [FEATURES]
     if isinstance(pipeline, ImagePipeline):
         item: Any = decode_image(json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[0], pipeline.short_side)
 
         def bare() -> None:
-            pixels = pipeline.prefix.run([pipeline.cut], {graph.IMAGE: item[None]})[0]
+            pixels = pipeline.prefix.run([pipeline.cut], {IMAGE: item[None]})[0]
             pipeline.body.run(outputs, {pipeline.cut: pixels})
     else:
         item = min(texts(spec), key=len)

@@ -18,7 +18,8 @@ from tests.test_docs import README, snippet
 from tests.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
-from zoo.encode import TextEncoder, decode_image
+from zoo.encode import decode_image
+from zoo.tokenizers import TextEncoder
 
 TEXTS = ["my card was charged twice", "the parcel is late"]
 #: (height, width) of pictures: one smaller than the crop, odd ones, a tall and a wide one.

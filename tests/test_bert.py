@@ -11,10 +11,9 @@ from zoo_plugins.backbones.bert import Bert, read_config
 
 from tests.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
-from zoo.encode import TextEncoder
 from zoo.engine import create_session
 from zoo.schema import Entry, ExportOptions, TextPreprocess, WeightFile, WordPiece
-from zoo.wordpiece import place_tokenizer, read_vocabulary, tokenizer_json
+from zoo.tokenizers import TextEncoder, place_tokenizer, read_vocabulary, tokenizer_json
 
 SHAPE = {
     "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,

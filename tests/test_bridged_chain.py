@@ -17,12 +17,13 @@ from tests.test_cli import fails, parsed, zoo
 from zoo import Bundle, PluginError, Zoo, graph
 from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.bridged import Bridged
-from zoo.encode import TextEncoder, decode_image
+from zoo.encode import decode_image
 from zoo.engine import create_session
 from zoo.errors import NotFoundError
 from zoo.expected import pillow_pixels
 from zoo.samples import FOLDER
-from zoo.schema import Entry, ImagePreprocess
+from zoo.schema import FEATURES, IMAGE, PIXELS, Entry, ImagePreprocess
+from zoo.tokenizers import TextEncoder
 
 LATER = "89abcdef0123456789abcdef0123456789abcdef"
 THIRD = "fedcba98fedcba98fedcba98fedcba98fedcba98"
@@ -74,16 +75,16 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     import onnx
 
     whole = onnx.load_from_string(bundle.read_model())
-    body = create_session(graph.extract(whole, [graph.PIXELS], [graph.FEATURES]).SerializeToString(), "cpu")
+    body = create_session(graph.extract(whole, [PIXELS], [FEATURES]).SerializeToString(), "cpu")
     for path in sorted(FOLDER.glob("*.jpg"))[:3]:
         pixels = transform(Image.open(path).convert("RGB"))[None]
         with torch.inference_mode():
             wanted = model(pixels).numpy()
-        np.testing.assert_allclose(body.run(None, {graph.PIXELS: pixels.numpy()})[0], wanted, atol=1e-4)
+        np.testing.assert_allclose(body.run(None, {PIXELS: pixels.numpy()})[0], wanted, atol=1e-4)
         picture = decode_image(path, 10_000)
-        image = create_session(bundle.read_model(), "cpu").run(None, {graph.IMAGE: picture[None]})[0]
+        image = create_session(bundle.read_model(), "cpu").run(None, {IMAGE: picture[None]})[0]
         ours = pillow_pixels(picture, preprocess)[None]
-        np.testing.assert_allclose(image, body.run(None, {graph.PIXELS: ours})[0], atol=0.02)
+        np.testing.assert_allclose(image, body.run(None, {PIXELS: ours})[0], atol=0.02)
 
 
 @pytest.mark.parametrize(("kind", "family"), [("Bert", "bert"), ("Electra", "transformers")])

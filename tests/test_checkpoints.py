@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,7 @@ def test_a_pickle_that_is_not_plain_tensors(tmp_path: Path, kind: str) -> None:
     """The child's own work, here without the child: it is `weights_only` that keeps the code from running."""
     path, canary = tmp_path / "w.pth", tmp_path / "canary"
     write_bad(kind, path, canary)
-    with pytest.raises(SystemExit, match=REASONS[kind]):
-        convert(path, tmp_path / "out")
+    assert re.match(REASONS[kind], convert(path, tmp_path / "out") or "")
     assert [each.name for each in tmp_path.iterdir()] == ["w.pth"]
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from zoo import DataError, IntegrityError, Zoo
-from zoo.encode import TextEncoder, check_text, decode_image
+from zoo.encode import decode_image
 from zoo.schema import TextPreprocess
+from zoo.tokenizers import TextEncoder, check_text
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:

@@ -15,12 +15,12 @@ from zoo_cli.output import print_table
 
 from tests.test_chain import write_pictures, write_texts
 from tests.test_cli import fails, parsed, zoo
-from zoo import DataError, GateError, UsageError, Zoo, graph
+from zoo import DataError, GateError, UsageError, Zoo, graph, graph_head
 from zoo.build import metadata
 from zoo.bundle import MODEL, Bundle, describe_files, write_manifest
 from zoo.metrics import measure
 from zoo.predictions import COLUMNS
-from zoo.schema import HeadSpec, Metrics, Task
+from zoo.schema import FEATURES, HeadSpec, Metrics, Task
 
 ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}
 
@@ -32,7 +32,7 @@ def bundle_of(task: Task, labels: tuple[str, ...], folder: Path, *, base: str = 
     layer = (random.normal(0, 1, (len(labels), manifest.dim)).astype(np.float32), np.zeros(len(labels), np.float32))
     shutil.copytree(source.path, folder)
     body = onnx.load_from_string(source.read_model())
-    whole = graph.join(body, graph.head([layer], ACTIVATIONS[task]), keep=[graph.FEATURES])
+    whole = graph.join(body, graph_head.as_graph([layer], ACTIVATIONS[task]), keep=[FEATURES])
     whole.graph.value_info.extend(value for value in body.graph.value_info if value.name == manifest.cut)
     graph.describe(whole, metadata(manifest.lineage, manifest.preprocess, labels))
     graph.save(whole, folder / MODEL)

@@ -165,8 +165,8 @@ def test_efficientnet_knows_its_variants(shelf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.network
 def test_the_real_minilm_equals_transformers(real: Path) -> None:
-    from zoo.encode import TextEncoder
     from zoo.samples import bundled
+    from zoo.tokenizers import TextEncoder
 
     zoo = Zoo()
     bundle = zoo.graph("all-minilm-l6-v2")

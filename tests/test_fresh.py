@@ -13,7 +13,7 @@ from zoo_cli.output import print_error
 from zoo import GateError, IntegrityError, Zoo, ZooError, parity
 from zoo.engine import create_session
 from zoo.expected import Case, Expected
-from zoo.fresh import FreshSession
+from zoo.fresh import IsolatedSession
 from zoo.parity import BOUNDS, EXACT, TEXTS, Top
 from zoo.stopwatch import Stopwatch, System
 
@@ -41,24 +41,24 @@ def same(tmp_path: Path) -> Path:
     return tmp_path / "same.onnx"
 
 
-def killed(session: FreshSession | Stopwatch) -> None:
+def killed(session: IsolatedSession | Stopwatch) -> None:
     """End the child, as the system does when memory is short."""
-    session._child.kill()
+    session._child.process.kill()
 
 
-def is_gone(session: FreshSession | Stopwatch) -> bool:
+def is_gone(session: IsolatedSession | Stopwatch) -> bool:
     """Whether the child was waited for, and its pipes are closed."""
-    child = session._child
+    child = session._child.process
     assert child.stdin is not None
     assert child.stdout is not None
     return child.returncode is not None and child.stdin.closed and child.stdout.closed
 
 
 def test_a_child_that_ends_before_the_file_is_opened(same: Path) -> None:
-    session = FreshSession()
+    session = IsolatedSession()
     assert session.is_alive
     killed(session)
-    session._child.wait()
+    session._child.process.wait()
     assert not session.is_alive
     with pytest.raises(IntegrityError, match=r"ended \(exit code -9\)") as caught, session:
         session.open(same, 1)
@@ -68,12 +68,12 @@ def test_a_child_that_ends_before_the_file_is_opened(same: Path) -> None:
 
 @pytest.mark.parametrize("is_waited_for", [False, True])
 def test_a_child_that_ends_between_two_questions(same: Path, is_waited_for: bool) -> None:
-    session = FreshSession()
+    session = IsolatedSession()
     session.open(same, 1)
     assert session.run(["features"], MUCH)[0].shape == (1, 1_000_000)
     killed(session)
     if is_waited_for:
-        session._child.wait()
+        session._child.process.wait()
     with pytest.raises(IntegrityError, match=r"ended \(exit code -9\)"), session:
         session.run(["features"], MUCH)
     assert is_gone(session)
@@ -82,19 +82,19 @@ def test_a_child_that_ends_between_two_questions(same: Path, is_waited_for: bool
 def test_the_gate_takes_another_child_for_one_that_ended_early(same: Path) -> None:
     feeds = [{"x": np.ones((batch, 4), np.float32)} for batch in (1, 2, 7)]
     expected = Expected("ones", [Case(each, {"features": each["x"]}) for each in feeds])
-    with FreshSession() as fresh:
+    with IsolatedSession() as fresh:
         killed(fresh)
-        fresh._child.wait()
+        fresh._child.process.wait()
         assert parity.check(same, expected, fresh=fresh).passed
     # One that serves is not replaced, and is not left running.
-    with FreshSession() as fresh:
+    with IsolatedSession() as fresh:
         assert parity.check(same, expected, fresh=fresh).passed
         assert is_gone(fresh)
 
 
 def test_the_end_of_the_child_is_no_difference_of_the_graph(same: Path) -> None:
     feeds = {"x": np.ones((7, 4), np.float32)}
-    with FreshSession() as session:
+    with IsolatedSession() as session:
         session.open(same, 1)
         killed(session)
         with pytest.raises(IntegrityError, match="the process that opened the file ended"):
@@ -109,7 +109,7 @@ def test_too_little_memory_is_no_difference_of_the_graph(tmp_path: Path) -> None
     )
     onnx.save(model(side, helper.make_node("Expand", ["x", "side"], ["features"])), tmp_path / "huge.onnx")
     feeds = {"x": np.ones((7, 1), np.float32)}
-    with FreshSession() as session:
+    with IsolatedSession() as session:
         session.open(tmp_path / "huge.onnx", 1)
         with pytest.raises(IntegrityError, match="ended") as caught:
             parity.rows_alone(session, feeds)
@@ -119,14 +119,14 @@ def test_too_little_memory_is_no_difference_of_the_graph(tmp_path: Path) -> None
 @pytest.mark.parametrize("change", [{"ir": 99}, {"opset": 99}])
 def test_a_file_that_is_newer_than_the_runtime(tmp_path: Path, change: dict[str, int]) -> None:
     onnx.save(model(helper.make_node("Identity", ["x"], ["features"]), **change), tmp_path / "new.onnx")
-    with pytest.raises(IntegrityError, match="ONNX Runtime refuses the file") as caught, FreshSession() as session:
+    with pytest.raises(IntegrityError, match="ONNX Runtime refuses the file") as caught, IsolatedSession() as session:
         session.open(tmp_path / "new.onnx", 1)
     assert str(caught.value.hint).startswith("install a newer onnxruntime (this is 1.")
 
 
 def test_a_file_that_is_broken(same: Path) -> None:
     same.write_bytes(same.read_bytes()[:-9])
-    with pytest.raises(IntegrityError, match="ONNX Runtime refuses the file") as caught, FreshSession() as session:
+    with pytest.raises(IntegrityError, match="ONNX Runtime refuses the file") as caught, IsolatedSession() as session:
         session.open(same, 1)
     assert str(caught.value.hint).startswith("export it again, or install a newer onnxruntime (this is 1.")
 
@@ -210,7 +210,7 @@ def test_a_stopwatch_whose_child_ends(shelf: Path, tmp_path: Path) -> None:
     watch = Stopwatch(system)
     assert watch.time(1, 0.001)
     killed(watch)
-    watch._child.wait()
+    watch._child.process.wait()
     with pytest.raises(ZooError, match=r"timed ended \(exit code -9\)"), watch:
         watch.time(1, 0.001)
     assert is_gone(watch)

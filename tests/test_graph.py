@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from torchvision.transforms import v2
 
 from tests.test_preprocessing import photographs
-from zoo import IntegrityError, Zoo, graph
+from zoo import IntegrityError, Zoo, graph, graph_head, prefix
 from zoo.engine import create_session
 from zoo.expected import pillow_pixels, torchvision_pixels
 from zoo.schema import ImagePreprocess
@@ -37,7 +37,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 def test_odd_margins_and_borders(interpolation: str, resize: int, crop: int) -> None:
     """Crops as large as the picture show its border, where filters reach beyond it."""
     preprocess = image(resize, crop, interpolation)
-    session = create_session(graph.image_prefix(preprocess).SerializeToString(), "cpu")
+    session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     grey = np.array(preprocess.std).reshape(3, 1, 1) * 255
     for picture in photographs():
         pixels = session.run(None, {"image": picture[None]})[0][0]
@@ -55,7 +55,7 @@ def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
         preprocess = image(resize, int(random.integers(max(1, resize - 9), resize + 1)), interpolation)
         height, width = random.integers(7, 300, 2)
         picture = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
-        pixels = run(graph.image_prefix(preprocess), {"image": picture[None]})[0][0]
+        pixels = run(prefix.image_prefix(preprocess), {"image": picture[None]})[0][0]
         wanted = torchvision_pixels(picture, preprocess)
         levels = np.abs(pixels - wanted) * np.array(preprocess.std).reshape(3, 1, 1) * 255
         assert levels.max() <= 1.001, (picture.shape, preprocess)
@@ -69,7 +69,7 @@ def test_the_size_and_place_of_the_crop_are_torchvisions() -> None:
         steps = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
         wanted = steps(torch.from_numpy(picture.transpose(2, 0, 1).copy())).numpy()
         plain = ImagePreprocess(resize=resize, crop=crop, interpolation="bilinear", mean=(0.0,) * 3, std=(1 / 255,) * 3)
-        got = run(graph.image_prefix(plain), {"image": picture[None]})[0][0]
+        got = run(prefix.image_prefix(plain), {"image": picture[None]})[0][0]
         np.testing.assert_array_equal(np.round(got), wanted)
 
 
@@ -78,7 +78,7 @@ def test_a_head_is_torchs(widths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     modules = [torch.nn.Linear(wide_in, wide_out) for wide_in, wide_out in pairwise(widths)]
     layers = [(module.weight.detach().numpy(), module.bias.detach().numpy()) for module in modules]
-    model = graph.head(layers, "softmax")
+    model = graph_head.as_graph(layers, "softmax")
     assert [item.name for item in (*model.graph.input, *model.graph.output)] == ["features", "scores"]
     with_relu = [part for module in modules for part in (module, torch.nn.ReLU())][:-1]
     for batch in (1, 2, 7):
@@ -111,7 +111,7 @@ def test_joining_keeps_what_it_is_told_to() -> None:
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3])] for name in ("pixels", "features")]
     body = graph.clean(helper.make_model(helper.make_graph([node], "exported", *ends)), "body")
     for keep in ([], ["features"]):
-        whole = graph.join(body, graph.head(layers, "softmax"), keep=keep)
+        whole = graph.join(body, graph_head.as_graph(layers, "softmax"), keep=keep)
         outputs = run(whole, {"pixels": np.eye(3, dtype=np.float32)})
         assert [item.name for item in whole.graph.output] == [*keep, "scores"]
         assert [(item.domain, item.version) for item in whole.opset_import] == [("", 20)]
@@ -137,7 +137,7 @@ def test_cleaning_leaves_no_trace_of_a_machine() -> None:
 
 
 def test_saving_is_the_same_to_the_byte_and_checked(tmp_path: Path) -> None:
-    models = [graph.image_prefix(image(8, 8)) for _ in range(2)]
+    models = [prefix.image_prefix(image(8, 8)) for _ in range(2)]
     for model, facts in zip(models, ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}), strict=True):
         graph.describe(model, facts)
     first, second = (graph.save(model, tmp_path / "model.onnx") for model in models)
@@ -157,7 +157,7 @@ def test_files_that_are_no_models(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_model_for_a_newer_runtime(tmp_path: Path) -> None:
-    model = graph.image_prefix(image(8, 8))
+    model = prefix.image_prefix(image(8, 8))
     onnx.save(model, tmp_path / "model.onnx")
     assert graph.load(tmp_path / "model.onnx") == model
     for domain in ("", "ai.onnx"):

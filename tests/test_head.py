@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo import DivergedError, FinetuneOptions, UsageError, graph, head, parse_head
+from zoo import DivergedError, FinetuneOptions, UsageError, graph_head, head, parse_head
 from zoo.engine import create_session
 from zoo.fit import Problem, TrainedHead, fit
 from zoo.interrupt import Interrupt
@@ -24,7 +24,7 @@ def train(features: np.ndarray, targets: np.ndarray, outputs: int, options: Fine
 
 
 def accuracy(trained: TrainedHead, features: np.ndarray, targets: np.ndarray) -> float:
-    return float((head.apply(trained.layers, features).argmax(1) == targets).mean())
+    return float((graph_head.apply(trained.layers, features).argmax(1) == targets).mean())
 
 
 @pytest.mark.parametrize("hidden", [(), (16,), (32, 16)])
@@ -33,10 +33,10 @@ def test_it_learns_and_the_onnx_head_is_the_same(hidden: tuple[int, ...]) -> Non
     features = features * 40 + 1000
     trained = train(features, targets, 4, FinetuneOptions(hidden=hidden, lr=0.01))
     assert accuracy(trained, features, targets) > 0.97
-    session = create_session(graph.head(trained.layers, "softmax").SerializeToString(), "cpu")
+    session = create_session(graph_head.as_graph(trained.layers, "softmax").SerializeToString(), "cpu")
     for batch in (1, 2, 7):
         scores = session.run(None, {"features": features[:batch]})[0]
-        np.testing.assert_allclose(scores, head.apply(trained.layers, features[:batch]), atol=1e-5)
+        np.testing.assert_allclose(scores, graph_head.apply(trained.layers, features[:batch]), atol=1e-5)
 
 
 def test_a_seed_repeats_to_the_bit_and_leaves_torch_alone() -> None:
@@ -64,7 +64,7 @@ def test_near_dead_features_do_not_drown_the_others(monkeypatch: pytest.MonkeyPa
 def test_constant_features_and_one_item_a_class() -> None:
     features, targets = np.ones((2, 5), np.float32), np.array([0, 1])
     trained = train(features, targets, 2, FinetuneOptions(epochs=3))
-    assert np.isfinite(head.apply(trained.layers, features)).all()
+    assert np.isfinite(graph_head.apply(trained.layers, features)).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567, 1e-30, 3e7])
@@ -74,8 +74,10 @@ def test_constant_features_make_no_noise_of_the_head(value: float) -> None:
     trained = train(features, np.arange(40) % 2, 2, FinetuneOptions(epochs=3, hidden=(4,)))
     nearly = np.nextafter(features, np.float32(np.inf))
     for each in (features, nearly):
-        np.testing.assert_allclose(head.apply(trained.layers, each), 0.5, atol=0.45)
-    np.testing.assert_allclose(head.apply(trained.layers, nearly), head.apply(trained.layers, features), atol=1e-2)
+        np.testing.assert_allclose(graph_head.apply(trained.layers, each), 0.5, atol=0.45)
+    np.testing.assert_allclose(
+        graph_head.apply(trained.layers, nearly), graph_head.apply(trained.layers, features), atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("scaling", head.SCALINGS)
@@ -86,7 +88,7 @@ def test_the_folded_layers_are_the_net(scaling: str, offset: float) -> None:
     module = head.build(head.affine(features, scaling), (8,), 4, seed=3).eval()
     with torch.inference_mode():
         wanted = torch.softmax(module(torch.from_numpy(features)), -1).numpy()
-    np.testing.assert_allclose(head.apply(head.folded(module), features), wanted, atol=2e-5)
+    np.testing.assert_allclose(graph_head.apply(head.folded(module), features), wanted, atol=2e-5)
 
 
 def test_classes_of_one_item_and_of_many() -> None:

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 #: A file of zoo/ imports its own layer, without circles, and lower ones. A new file takes its place here.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "schema", "options", "answers", "benchmark", "progress", "extras", "child"},
+    {"errors", "schema", "options", "answers", "progress", "extras", "child"},
     {
         "document", "registry", "points", "shelves", "disk", "space", "records", "store", "lock", "download", "bundle",
         "backbone", "source", "bridge", "hub", "hookspecs",
@@ -23,13 +23,15 @@ LAYERS: tuple[set[str], ...] = (
         "manager", "bridged", "examples", "folders", "tables", "data", "split", "notes", "inputs", "encode", "samples",
         "cores", "device", "wire", "engine", "binding", "optimised", "lanes", "pipeline", "ordered", "runtime", "run",
         "graph", "parity", "expected", "fresh", "features", "views", "activations", "convert", "torchkit",
-        "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "wordpiece", "adamw", "checkpoint",
+        "trunk", "head", "metrics", "external", "words", "wordfiles", "plainwords", "tokenizers", "prefix",
+        "graph_head", "adamw", "checkpoint",
         "interrupt", "objective", "training", "precision", "rowwise", "fusion", "rewrite", "rounding", "narrow",
         "macs",
     },
     {
         "search", "fit", "deep", "tuned", "runs", "build", "finetune", "evaluate", "predictions", "report", "page",
-        "plots", "drawing", "guard", "environment", "api", "export", "variants", "conformance", "testing", "probe",
+        "plots", "report_data", "guard", "environment", "api", "export", "refit", "testing_child",
+        "conformance", "testing", "probe",
         "survey", "scaffold", "doctor", "hardware", "trial", "reach", "paste", "prune", "stopwatch", "bench",
         "rowfile", "vectorfile", "vectorread", "answerfile", "intofile", "embed", "similar", "vectors", "answering",
     },

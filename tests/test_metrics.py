@@ -20,7 +20,8 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from zoo.metrics import BINS, corrected, decide, expected_error, measure, reliability, wilson
+from zoo.metrics import BINS, corrected, expected_error, measure, reliability, wilson
+from zoo.run import decide
 from zoo.schema import Task
 
 ONE, SEVERAL, NUMBER = Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.REGRESSION

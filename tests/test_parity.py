@@ -11,7 +11,7 @@ from zoo_plugins.backbones.efficientnet import EfficientNet
 
 from tests.test_gate import gate
 from tests.test_head import train
-from zoo import GateError, Zoo, graph, parity
+from zoo import GateError, Zoo, graph, graph_head, parity
 from zoo.build import encoder
 from zoo.expected import expect
 from zoo.options import FinetuneOptions
@@ -133,7 +133,7 @@ def test_a_wrong_head_is_refused(shelf: Path, tmp_path: Path) -> None:
     body = onnx.load_from_string(bundle.read_model())
     cut = list(body.graph.value_info)
     for layers in (right, swapped):
-        whole = graph.join(body, graph.head(layers, "softmax"), keep=["features"])
+        whole = graph.join(body, graph_head.as_graph(layers, "softmax"), keep=["features"])
         whole.graph.value_info.extend(cut)
         try:
             reader = encoder(bundle.manifest.preprocess, bundle.path)

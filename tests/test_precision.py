@@ -12,12 +12,13 @@ from PIL import Image
 from tests.models import write_hostile_shelf
 from tests.test_chain import write_pictures
 from tests.test_cli import fails, parsed, zoo
-from zoo import GateError, UsageError, Variant, Zoo, graph, guard, head, parity, precision
+from zoo import GateError, UsageError, Variant, Zoo, graph, graph_head, guard, parity, precision
 from zoo.bundle import Bundle
 from zoo.data import load
 from zoo.engine import create_session
 from zoo.examples import digest_of
 from zoo.expected import expect
+from zoo.refit import refit
 from zoo.runtime import Session
 from zoo.schema import ImagePreprocess
 
@@ -170,14 +171,14 @@ def test_a_head_is_fitted_to_the_new_features(tuned: Path, data: Path, tmp_path:
     model = precision.int8(onnx.load(source.model), batches)
     (tmp_path / "candidate").mkdir()
     candidate = guard._bundle(model, source.manifest, tmp_path / "candidate")
-    fitted = guard._refitted(candidate, source, examples)
-    assert (fitted.layers[0][0] != head.load(tuned / "head.safetensors")[0][0]).any()
+    fitted = refit(candidate, source, examples)
+    assert (fitted.layers[0][0] != graph_head.load(tuned / "head.safetensors")[0][0]).any()
     again = guard._bundle(
         guard._with_head(model, fitted.layers, source.manifest), source.manifest, tmp_path / "candidate"
     )
     answers = Session(again, "cpu").infer(examples.items, ["features", "scores"])
     np.testing.assert_allclose(
-        answers["scores"], head.apply(fitted.layers, answers["features"], fitted.activation), atol=1e-5
+        answers["scores"], graph_head.apply(fitted.layers, answers["features"], fitted.activation), atol=1e-5
     )
     right = answers["scores"].argmax(1) == examples.targets(source.manifest.labels)
     assert right.mean() > 0.9

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from zoo import graph
+from zoo import prefix
 from zoo.encode import decode_image
 from zoo.engine import create_session
 from zoo.schema import ImagePreprocess
@@ -42,7 +42,7 @@ def torchvision_levels(picture: np.ndarray, preprocess: ImagePreprocess, *, as_i
 def test_within_one_grey_level_of_torchvision(interpolation: str, resize: int, crop: int) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     preprocess = ImagePreprocess(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
-    session = create_session(graph.image_prefix(preprocess).SerializeToString(), "cpu")
+    session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     grey = np.array(std).reshape(3, 1, 1) * 255, np.array(mean).reshape(3, 1, 1) * 255
     for picture in photographs():
         levels = session.run(None, {"image": picture[None]})[0][0] * grey[0] + grey[1]
@@ -67,7 +67,7 @@ def test_a_jpeg_is_shrunk_while_decoding_only_to_twice_the_target(tmp_path: Path
 
 def test_batches_and_sizes_are_free() -> None:
     preprocess = ImagePreprocess(resize=32, crop=28, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
-    session = create_session(graph.image_prefix(preprocess).SerializeToString(), "cpu")
+    session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     random = np.random.default_rng(0)
     for batch, height, width in ((1, 40, 50), (2, 90, 31), (7, 28, 28)):
         images = random.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)

@@ -17,6 +17,7 @@ from zoo import FinetuneOptions, Variant, Zoo, graph
 from zoo.bundle import Bundle
 from zoo.device import onnxruntime
 from zoo.engine import create_session
+from zoo.prefix import image_prefix
 from zoo.schema import Task, input_specs
 
 PICTURES = list(np.random.default_rng(0).integers(0, 255, (3, 90, 131, 3), dtype=np.uint8))
@@ -51,7 +52,7 @@ def test_pictures(shelf: Path, tmp_path: Path, precision: str) -> None:
     zoo = Zoo()
     whole = zoo.export("tiny-lite", tmp_path / "whole", Variant(precision=precision))
     wanted = zoo.session(str(whole.path), "cpu").features(PICTURES)
-    prefix = create_session(graph.image_prefix(manifest.preprocess).SerializeToString(), "cpu")
+    prefix = create_session(image_prefix(manifest.preprocess).SerializeToString(), "cpu")
     [pixels] = prefix.run(None, {"image": np.stack(PICTURES)})
     np.testing.assert_allclose(bare(bundle, {"pixels": pixels}), wanted, atol=1e-4)
     # A session prepares them as the graph would have.

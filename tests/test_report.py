@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.browser import chromium
 from zoo.data import Example
-from zoo.drawing import Drawing
 from zoo.metrics import Bin, expected_error, measure
 from zoo.page import render
-from zoo.report import Facts, Report, confused, project, write_report
+from zoo.report import Drawing, write_report
+from zoo.report_data import Facts, Report, confused, project
 from zoo.schema import Epoch, Task
 
 CURVE = tuple(
@@ -125,7 +125,7 @@ def test_without_the_child_the_plots_are_drawn_here(
         "is killed": [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
         "talks nonsense": [sys.executable, "-c", "import sys; sys.stdin.buffer.read(); print('nonsense')"],
     }[way]
-    monkeypatch.setattr("zoo.drawing.python", lambda *_: command)
+    monkeypatch.setattr("zoo.report.python", lambda *_: command)
     with Drawing() as drawing:
         drawing.begin(three(pictures)["number"])
         _, images = drawing.result()
@@ -134,7 +134,7 @@ def test_without_the_child_the_plots_are_drawn_here(
 
 def test_after_an_error_nothing_is_drawn(pictures: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoo.plots.draw", lambda *_: pytest.fail("it was drawn here"))
-    monkeypatch.setattr("zoo.drawing.python", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr("zoo.report.python", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
     with Drawing() as drawing:
         drawing.begin(three(pictures)["number"])
     assert drawing.result()[1] == {}
@@ -144,7 +144,7 @@ def test_a_child_ends_with_its_context() -> None:
     with Drawing() as drawing:
         child = drawing._child
     assert child is not None
-    assert child.returncode == -signal.SIGKILL
+    assert child.process.returncode == -signal.SIGKILL
 
 
 class Page(HTMLParser):
@@ -256,7 +256,7 @@ def test_the_worst_mistakes_come_first(pictures: list[Path | str | bytes], tmp_p
 
 
 def test_the_worst_decision_of_several_labels() -> None:
-    from zoo.report import gather
+    from zoo.report_data import gather
 
     scores = np.array([[0.95, 0.1], [0.2, 0.55], [0.9, 0.9]], np.float32)
     targets = np.array([[0, 0], [1, 0], [1, 1]], np.float32)

@@ -13,7 +13,7 @@ from tests.upstream import ROWS, Upstream, pixels
 from zoo import graph, precision, rewrite
 from zoo.engine import create_session
 from zoo.registry import load_registry
-from zoo.schema import ExportOptions
+from zoo.schema import PIXELS, ExportOptions
 
 #: Inception v3 pools and convolves in its three blocks at 35x35, four at 17x17 and two at 8x8.
 POOLS = 3 + 4 + 2
@@ -105,7 +105,7 @@ def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
     features = run(model, feed)
     np.testing.assert_allclose(run(changed, feed), features, atol=1e-5 * np.abs(features).max())
     # What eight bits are made of has none either, and every convolution is in eight bits.
-    small = precision.int8_body(model, [{graph.PIXELS: feed[:1]}])
+    small = precision.int8_body(model, [{PIXELS: feed[:1]}])
     kinds = [node.op_type for node in small.graph.node]
     assert "AveragePool" not in kinds
     assert kinds.count("Conv") == 94 + POOLS

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cost import cpu_seconds
 from tests.installed import FAMILY, Site
-from zoo.points import package_folder
+from zoo.extras import package_folder
 from zoo.registry import Registry
 from zoo.shelves import add_shelves
 

@@ -11,7 +11,7 @@ from zoo_plugins.backbones.bert import Bert
 from tests.test_bert import entry_of, reference, tokens
 from tests.test_vision import ours
 from tests.upstream import Upstream
-from zoo import GateError, IntegrityError, UsageError, Zoo, graph, parity, samples, trunk
+from zoo import GateError, IntegrityError, UsageError, Zoo, graph, graph_head, parity, samples, trunk
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata
 from zoo.engine import create_session
@@ -85,7 +85,7 @@ def test_the_chain_from_a_built_trunk(shelf: Path, tmp_path: Path, name: str, cu
     trunk.export_tail(tmp_path / "tail.onnx", tuned, backbone)
     facts = metadata(base.manifest.lineage, base.manifest.preprocess, ("a", "b"))
     layers = [(np.eye(2, backbone.entry.dim, dtype=np.float32), np.zeros(2, np.float32))]
-    head = graph.head(layers, "softmax")
+    head = graph_head.as_graph(layers, "softmax")
     whole = trunk.merge(base, tmp_path / "tail.onnx", tmp_path / "model.onnx", head=head, facts=facts)
     assert [spec.name for spec in graph.tensor_specs(whole)[1]] == ["features", "scores"]
     top = parity.Top(layers, "softmax")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from zoo import IntegrityError, Zoo, graph
+from zoo.schema import IMAGE
 from zoo.wire import Wire
 
 
@@ -19,9 +20,9 @@ def test_both_parts_of_a_real_model(kept_shelf: Path) -> None:
     data, cut = bundle.read_model(), bundle.manifest.cut
     assert cut is not None
     whole, wire = onnx.load_from_string(data), Wire(data)
-    assert wire.inputs == [graph.IMAGE]
+    assert wire.inputs == [IMAGE]
     assert wire.outputs == [item.name for item in whole.graph.output]
-    for inputs, outputs in (([graph.IMAGE], [cut]), ([cut], wire.outputs)):
+    for inputs, outputs in (([IMAGE], [cut]), ([cut], wire.outputs)):
         wanted = graph.extract(whole, inputs, outputs)
         # Of these a part says as much as the whole.
         wanted.metadata_props.extend(whole.metadata_props)

@@ -17,7 +17,9 @@ from zoo.answers import (
     Answer,
     Answered,
     Answers,
+    Benchmark,
     Check,
+    ColdStart,
     Embedded,
     Evaluation,
     Failure,
@@ -25,10 +27,11 @@ from zoo.answers import (
     Ranking,
     Row,
     RunResult,
+    Timing,
+    Verdict,
     to_json,
 )
 from zoo.api import Zoo, version
-from zoo.benchmark import Benchmark, BenchOptions, ColdStart, Timing, Verdict
 from zoo.bundle import Bundle
 from zoo.errors import (
     AccessError,
@@ -51,7 +54,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.inputs import Input, Inputs
-from zoo.options import FinetuneOptions, Variant, parse_head
+from zoo.options import BenchOptions, FinetuneOptions, Variant, parse_head
 from zoo.predictions import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress

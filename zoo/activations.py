@@ -16,8 +16,8 @@ from weakref import finalize
 from zoo import space
 from zoo.data import Example
 from zoo.errors import DataError, UsageError, named, naming
+from zoo.examples import Skip
 from zoo.features import cache_key, unusable
-from zoo.lanes import Skip
 from zoo.progress import SILENT, Progress
 from zoo.records import Records, Row
 from zoo.runtime import Session

@@ -21,10 +21,9 @@ from zoo.answers import Answered, Failure, Placement
 from zoo.bundle import MODEL
 from zoo.errors import UsageError
 from zoo.intofile import Kind, into_file, step_of
-from zoo.metrics import decide
 from zoo.progress import SILENT, Progress
 from zoo.rowfile import GROUP, Answering, Found, LineWriter, ParquetWriter, Record, Writer, plain
-from zoo.run import WORDS, ByModel, ByWords
+from zoo.run import WORDS, ByModel, ByWords, decide
 from zoo.schema import Entry, Manifest, Task, TextPreprocess
 
 if TYPE_CHECKING:

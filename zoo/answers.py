@@ -1,10 +1,11 @@
 """What the verbs answer with, for a notebook to use and the command line to print."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from zoo.errors import ZooError
 from zoo.schema import Entry, Metrics, Task
@@ -187,12 +188,6 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement | None = None
 
 
-def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
-    """The `top` best of the scores [labels] of one input."""
-    best = scores.argsort()[::-1][:top]
-    return Answer(input=name, labels=tuple((labels[index], float(scores[index])) for index in best))
-
-
 def to_json(data: Any) -> str:
     """Compact JSON of any of zoo's nouns, or of plain data holding them."""
     try:
@@ -200,3 +195,62 @@ def to_json(data: Any) -> str:
     except UnicodeEncodeError:
         # The name of a file, or a text, whose bytes are no UTF-8: Python's own encoder writes escapes.
         return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """Milliseconds of one call of `system` with `batch` items: the median of the rounds' medians, and their range.
+
+    `of_peak` is the fraction of the machine's measured float32 peak, None where the multiply-adds are not known.
+    """
+
+    system: str
+    batch: int
+    ms: float
+    low: float
+    high: float
+    per_second: float
+    of_peak: float | None = None
+
+
+class ColdStart(Struct, frozen=True, kw_only=True):
+    """Seconds from the start of a process to the first answer of `system`: the median, and the range."""
+
+    system: str
+    seconds: float
+    low: float
+    high: float
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """Which system is faster at `batch`, and how many `times`; None where the rounds' ranges overlap."""
+
+    batch: int
+    winner: str | None
+    loser: str | None
+    times: float
+
+
+class Benchmark(Struct, frozen=True, kw_only=True):
+    """What `zoo bench` found. `size` is bytes of the graph, `macs` multiply-adds an item, `peak` in GFLOP/s.
+
+    `load` is how busy the machine was before, in processes. `rival` is what `verdicts` compare with.
+    """
+
+    model: str
+    entry: str
+    precision: str
+    device: str
+    threads: int
+    size: int
+    length: int | None
+    macs: int | None
+    peak: float
+    peak_is: str
+    rounds: int
+    seconds: float
+    load: float
+    versions: dict[str, str]
+    cold: tuple[ColdStart, ...]
+    timings: tuple[Timing, ...]
+    rival: str | None = None
+    verdicts: tuple[Verdict, ...] = ()

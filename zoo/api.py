@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.answering import Answering
-from zoo.answers import Evaluation, Row
-from zoo.benchmark import Benchmark, BenchOptions
+from zoo.answers import Benchmark, Evaluation, Row
 from zoo.bundle import Bundle, check_target
 from zoo.disk import storage_errors
 from zoo.errors import (
@@ -19,7 +18,7 @@ from zoo.errors import (
     UsageError,
 )
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
-from zoo.options import FinetuneOptions, Variant
+from zoo.options import BenchOptions, FinetuneOptions, Variant
 from zoo.registry import Registry
 from zoo.schema import Entry, FileDigest, Outcome, WordsPreprocess
 from zoo.vectors import Vectors
@@ -143,22 +142,19 @@ class Zoo(Answering, Vectors):
         With `cut` its trunk: the first so many stages, whose outputs are the tensors that the next one takes. Raises
         UsageError for a family that has not that many.
         """
-        from zoo.build import build_in_child, graph_key
-
-        def place(entry: Entry) -> Path:
-            return self.store.graphs / f"{entry.name}-{graph_key(entry, cut)[:16]}"
+        from zoo.build import build_in_child
 
         # Whether the row can be built at all is known without its files: it is asked before a long download.
         packages = self.plugins.make(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
-        if entry.is_pinned and (place(entry) / "zoo.json").is_file():
-            return Bundle.open(place(entry))
+        if entry.is_pinned and (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
+            return Bundle.open(self.store.graph_dir(entry, cut))
         require(f"exporting {name}", *RUNTIME, *packages)
         folder = self.pull(name)
         entry = self.lock.effective(self.entry(name))
-        if (place(entry) / "zoo.json").is_file():
-            return Bundle.open(place(entry))
-        return build_in_child(entry, folder, place(entry), self.progress, cut)
+        if (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
+            return Bundle.open(self.store.graph_dir(entry, cut))
+        return build_in_child(entry, folder, self.store.graph_dir(entry, cut), self.progress, cut)
 
     def open(self, model: str) -> Bundle:
         """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
@@ -243,8 +239,8 @@ class Zoo(Answering, Vectors):
         `variant` says in which precision. Raises GateError, with nothing written, when the file differs from the
         family's own arithmetic or loses too much accuracy.
         """
-        from zoo.export import export
-        from zoo.variants import check_needs
+        from zoo.export import check_needs, export
+        from zoo.refit import refit
 
         require("the parity gate", *RUNTIME)
         if variant is not None:
@@ -256,7 +252,7 @@ class Zoo(Answering, Vectors):
         heads = ("safetensors",) if source.manifest.head else ()
         require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
         made = self.plugins.make(entry, self._originals(entry, "the gate"))
-        return export(source, out, made, variant, offline=self.offline, progress=self.progress)
+        return export(source, out, made, variant, refit=refit, offline=self.offline, progress=self.progress)
 
     def bench(self, model: str, options: BenchOptions | None = None) -> Benchmark:
         """Time a registry row's features bundle, or a fine-tuned one, and torch with the same weights if asked for.

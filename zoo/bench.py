@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from zoo import external, graph, macs, samples
-from zoo.benchmark import BATCHES, Benchmark, BenchOptions, ColdStart, Timing, Verdict
+from zoo.answers import Benchmark, ColdStart, Timing, Verdict
 from zoo.build import encoder, gate_words, versions
 from zoo.bundle import Bundle
 from zoo.cores import cores
@@ -23,8 +23,10 @@ from zoo.device import choose_device
 from zoo.encode import decode_image
 from zoo.engine import create_session
 from zoo.errors import UsageError
+from zoo.options import BATCHES, BenchOptions
+from zoo.prefix import image_prefix
 from zoo.progress import SILENT, Progress
-from zoo.schema import Entry, ImagePreprocess, TextPreprocess
+from zoo.schema import IMAGE, PIXELS, Entry, ImagePreprocess, TextPreprocess
 from zoo.stopwatch import SIDE, Stopwatch, System, cold_start
 
 if TYPE_CHECKING:
@@ -108,15 +110,15 @@ def inputs(bundle: Bundle, length: int | None) -> Inputs:
     preprocess, count = bundle.manifest.preprocess, max(BATCHES)
     if isinstance(preprocess, ImagePreprocess):
         pictures = [decode_image(path, preprocess.resize)[None] for path in samples.bundled(preprocess)[0]]
-        cut = bundle.manifest.cut or graph.PIXELS
+        cut = bundle.manifest.cut or PIXELS
         # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
-        prefix = graph.image_prefix(preprocess)
+        prefix = image_prefix(preprocess)
         if not _is_bare(bundle):
-            prefix = graph.extract(onnx.load_from_string(bundle.read_model()), [graph.IMAGE], [cut])
+            prefix = graph.extract(onnx.load_from_string(bundle.read_model()), [IMAGE], [cut])
         session = create_session(prefix.SerializeToString(), "cpu", spins=False)
-        pixels = [session.run([cut], {graph.IMAGE: picture})[0] for picture in pictures]
+        pixels = [session.run([cut], {IMAGE: picture})[0] for picture in pictures]
         body = np.concatenate([pixels[index % len(pixels)] for index in range(count)])
-        return Inputs({cut: body}, {cut: body[:1]} if _is_bare(bundle) else {graph.IMAGE: pictures[0]})
+        return Inputs({cut: body}, {cut: body[:1]} if _is_bare(bundle) else {IMAGE: pictures[0]})
     assert isinstance(preprocess, TextPreprocess)
     assert length is not None
     bundle.check(preprocess.tokenizer)
@@ -146,7 +148,7 @@ def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
 
 def _is_bare(bundle: Bundle) -> bool:
     """Whether the graph is given pixels, and not pictures."""
-    return graph.PIXELS in {spec.name for spec in bundle.manifest.inputs}
+    return PIXELS in {spec.name for spec in bundle.manifest.inputs}
 
 
 def _length(bundle: Bundle, asked: int | None) -> int | None:

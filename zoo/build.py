@@ -4,28 +4,25 @@ The work is done once and in a child process (`python -m zoo.build`), because it
 runs a model should.
 """
 
-import hashlib
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import graph, parity, samples, trunk
+from zoo import graph, parity, prefix, samples, trunk
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
-from zoo.child import python
+from zoo.child import Child, EndedError, Parent, python
 from zoo.disk import staged_dir
-from zoo.encode import TextEncoder, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.expected import expect, torchvision_pixels
 from zoo.progress import Progress
 from zoo.schema import (
+    FEATURES,
+    PIXELS,
     Entry,
     ExportOptions,
     FileDigest,
@@ -38,33 +35,15 @@ from zoo.schema import (
     TextPreprocess,
     WordsPreprocess,
 )
-from zoo.wordpiece import place_tokenizer
+from zoo.tokenizers import TextEncoder, place_tokenizer, write_word_level
 from zoo.words import WordTable
 
 if TYPE_CHECKING:
     import onnx
 
-#: Raised whenever this module would make another graph of the same row: it is part of the kept graph's key.
-VERSION = 2
 #: Words of a table that the gate's samples are made of.
 GATE_WORDS = 60
 VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")
-
-
-def graph_key(entry: Entry, cut: int | None = None) -> str:
-    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config.
-
-    With `cut` that of its trunk, the first so many stages.
-    """
-    shaping = (
-        entry.family,
-        entry.config,
-        entry.preprocess,
-        [(file.path, file.sha256) for file in entry.files],
-        VERSION,
-        *(() if cut is None else (cut,)),
-    )
-    return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()
 
 
 def build(
@@ -107,7 +86,7 @@ def build(
             dim=entry.dim,
             inputs=graph.tensor_specs(whole)[0],
             outputs=outputs if cut else graph.tensor_specs(whole)[1],
-            cut=graph.PIXELS if isinstance(preprocess, ImagePreprocess) else None,
+            cut=PIXELS if isinstance(preprocess, ImagePreprocess) else None,
             license=entry.license,
             files=describe_files(folder),
             lineage=lineage,
@@ -122,26 +101,20 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
 
     The child is in a session of its own: Ctrl-C reaches this process alone, which ends the child and says so.
     """
-    request = msgspec.json.encode({"entry": entry, "weights": str(weights), "target": str(target), "cut": cut})
+    request = {"entry": entry, "weights": str(weights), "target": str(target), "cut": cut}
     what = f"the first {cut} stages of {entry.name}" if cut else entry.name
-    with progress.task(f"exporting {what} to ONNX and checking it (once)", None):
-        child = subprocess.run(
-            python("-m", "zoo.build"),
-            input=request,
-            stdout=subprocess.PIPE,
-            check=False,
-            start_new_session=True,
-        )
-    try:
-        answer = json.loads(child.stdout)
-    except ValueError:
-        raise PluginError(
-            f"the family '{entry.family}' ended the process that exported {entry.name} (exit code {child.returncode})",
-            plugin=entry.family,
-            hint=f"zoo plugins check {entry.family} shows where; or there was not enough memory",
-        ) from None
-    if answer:
-        raise ZooError.restore(answer["code"], answer["message"], answer["hint"])
+    with (
+        progress.task(f"exporting {what} to ONNX and checking it (once)", None),
+        Child(python("-m", "zoo.build")) as child,
+    ):
+        try:
+            child.ask(request)
+        except EndedError as ended:
+            raise PluginError(
+                f"the family '{entry.family}' ended the process that exported {entry.name} (exit code {ended.code})",
+                plugin=entry.family,
+                hint=f"zoo plugins check {entry.family} shows where; or there was not enough memory",
+            ) from None
     return Bundle.open(target)
 
 
@@ -152,8 +125,8 @@ def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelP
     if not isinstance(preprocess, ImagePreprocess):
         return body
     crop = preprocess.crop
-    whole = graph.join(graph.image_prefix(preprocess), body)
-    graph.declare(whole, graph.PIXELS, onnx.TensorProto.FLOAT, ["batch", 3, crop, crop])
+    whole = graph.join(prefix.image_prefix(preprocess), body)
+    graph.declare(whole, PIXELS, onnx.TensorProto.FLOAT, ["batch", 3, crop, crop])
     return whole
 
 
@@ -205,7 +178,7 @@ def versions() -> dict[str, str]:
 
 
 def _features(entry: Entry) -> TensorSpec:
-    return TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim))
+    return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
 
 
 def _digests(entry: Entry) -> tuple[FileDigest, ...]:
@@ -214,7 +187,7 @@ def _digests(entry: Entry) -> tuple[FileDigest, ...]:
 
 
 def _serve_parent() -> None:
-    """Build what the request on stdin asks for; the answer on stdout is {} or the error as JSON."""
+    """Build what the parent asks for; the answer is {} or the error."""
     from zoo.manager import Plugins
 
     class Request(msgspec.Struct):
@@ -223,17 +196,15 @@ def _serve_parent() -> None:
         target: str
         cut: int | None = None
 
-    answer: dict[str, str | None] = {}
-    # What was stdout is for the answer alone, whoever else writes to it, from whatever language.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    parent = Parent()
+    message = parent.receive()
+    assert message is not None
     try:
-        request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+        request = msgspec.convert(message.data, Request)
         build(request.entry, Path(request.weights), Plugins().make, Path(request.target), request.cut)
+        parent.send({})
     except ZooError as error:
-        answer = {"code": error.code, "message": error.message, "hint": error.hint}
-    with answers:
-        answers.write(json.dumps(answer))
+        parent.fail(error)
 
 
 if __name__ == "__main__":

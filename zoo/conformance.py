@@ -17,12 +17,13 @@ from zoo import build, external, graph, parity, plainwords, samples
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL
 from zoo.child import python
-from zoo.encode import TextEncoder, decode_image
+from zoo.encode import decode_image
 from zoo.engine import create_session
-from zoo.errors import quote
+from zoo.errors import brief, quote
 from zoo.expected import BATCHES, Case
-from zoo.points import brief
-from zoo.schema import Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
+from zoo.prefix import image_prefix
+from zoo.schema import FEATURES, IMAGE, PIXELS, Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
+from zoo.tokenizers import TextEncoder
 from zoo.torchkit import TorchBackbone
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ class Subject:
         items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, how))
         together: Callable[[list[Any]], TensorMap]
         if isinstance(how, ImagePreprocess):
-            prefix = create_session(graph.image_prefix(how).SerializeToString(), "cpu")
+            prefix = create_session(image_prefix(how).SerializeToString(), "cpu")
             pictures = [decode_image(item, how.resize)[None] for item in items]
-            rows: list[Any] = [prefix.run(None, {graph.IMAGE: picture})[0] for picture in pictures]
-            together = lambda chosen: {graph.PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
+            rows: list[Any] = [prefix.run(None, {IMAGE: picture})[0] for picture in pictures]
+            together = lambda chosen: {PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
         else:
             rows, together = list(how.tokens([str(item) for item in items])), how.batch
         return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
@@ -114,14 +115,14 @@ class Subject:
         import numpy as np
 
         answer = self.backbone.reference(feeds)
-        if list(answer) != [graph.FEATURES]:
+        if list(answer) != [FEATURES]:
             raise BrokenError(f"reference() answers with {', '.join(answer) or 'nothing'}, not with features alone")
-        return np.asarray(answer[graph.FEATURES])
+        return np.asarray(answer[FEATURES])
 
     def run(self, feeds: "TensorMap") -> Any:
         """What the exported graph says; BrokenError where the runtime refuses the shapes."""
         try:
-            return self.session.run([graph.FEATURES], dict(feeds))[0]
+            return self.session.run([FEATURES], dict(feeds))[0]
         except Exception as error:  # onnxruntime's exceptions have no common root of their own
             raise BrokenError(f"the graph cannot run at batch {_size(feeds)}: {brief(str(error))}") from error
 
@@ -228,14 +229,14 @@ def _versions(subject: Subject) -> str:
 def _declared(subject: Subject) -> str:
     """The graph's inputs and outputs are those of the row; an axis of any length may still be fixed here."""
     inputs, outputs = graph.tensor_specs(graph.load(subject.exported))
-    wanted = TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", subject.entry.dim))
+    wanted = TensorSpec(name=FEATURES, dtype="float32", shape=("batch", subject.entry.dim))
     for what, declared, found in (("inputs", subject.entry.inputs, inputs), ("outputs", (wanted,), outputs)):
         if len(declared) != len(found) or not all(map(_fits, declared, found)):
             shown = [
                 ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in side) for side in (found, declared)
             ]
             raise BrokenError(f"the graph's {what} are {shown[0]}, the row's {shown[1]}")
-    return f"{', '.join(spec.name for spec in inputs)} -> {graph.FEATURES}"
+    return f"{', '.join(spec.name for spec in inputs)} -> {FEATURES}"
 
 
 def _any_batch(subject: Subject) -> str:
@@ -333,9 +334,9 @@ def _stages(subject: Subject) -> str:
     with torch.inference_mode():
         for stage in stages:
             tensors = stage(tensors)
-    if graph.FEATURES not in tensors:
+    if FEATURES not in tensors:
         raise BrokenError(f"the last stage gives {', '.join(tensors)}, not features")
-    got, wanted = tensors[graph.FEATURES].numpy(), subject.features(feeds)
+    got, wanted = tensors[FEATURES].numpy(), subject.features(feeds)
     if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=1e-5, atol=1e-5):
         raise BrokenError("one after another they do not give the module's features")
     return f"{len(stages)} of them"

@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from zoo.child import python
+from zoo.child import Child, EndedError, Parent, python
 from zoo.disk import sha256_file, write_atomic
 from zoo.errors import IntegrityError
 
@@ -34,16 +34,9 @@ def as_safetensors(path: Path) -> Path:
             return twin
     partial = twin.with_suffix(f".{os.getpid()}.partial")
     try:
-        child = subprocess.run(
-            python("-m", "zoo.convert", str(path), str(partial)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if child.returncode != 0:
-            said = child.stderr.strip().splitlines()
-            reason = said[-1] if said and child.returncode == 1 else f"the child died (exit code {child.returncode})"
+        with Child(python("-m", "zoo.convert", str(path), str(partial)), stderr=subprocess.DEVNULL) as child:
+            reason = _problem(child)
+        if reason is not None:
             raise IntegrityError(
                 f"{path.name} does not hold plain tensors: {reason}",
                 hint="use the safetensors file of this model if there is one",
@@ -56,8 +49,17 @@ def as_safetensors(path: Path) -> Path:
     return twin
 
 
-def convert(source: Path, target: Path) -> None:
-    """The child's work; what is wrong with the file it says in one line, and exits with code 1 (SystemExit)."""
+def _problem(child: Child) -> str | None:
+    """Why the child could not convert the file, None when it did."""
+    try:
+        problem: str | None = child.receive().data
+    except EndedError as ended:
+        return f"the child died (exit code {ended.code})"
+    return problem
+
+
+def convert(source: Path, target: Path) -> str | None:
+    """The child's work: write the tensors of `source` to `target`; returns None, or what is wrong in one line."""
     import torch
     from safetensors.torch import save_file
 
@@ -67,21 +69,23 @@ def convert(source: Path, target: Path) -> None:
             state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or cut file raises whatever its bytes lead to
         code = re.search(r"GLOBAL (\S+)", str(error))
-        sys.exit(f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})")
+        return f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})"
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
-        sys.exit(f"it is a {type(state).__name__}, not names and their tensors")
+        return f"it is a {type(state).__name__}, not names and their tensors"
     for name, value in state.items():
         if not isinstance(name, str):
-            sys.exit(f"its name {name!r} is no text")
+            return f"its name {name!r} is no text"
         if not isinstance(value, torch.Tensor):
-            sys.exit(f"{name} is not a tensor but {type(value).__name__}")
+            return f"{name} is not a tensor but {type(value).__name__}"
         if value.layout is not torch.strided or value.is_quantized:
-            sys.exit(f"{name} is not a dense tensor but {value.dtype if value.is_quantized else value.layout}")
+            return f"{name} is not a dense tensor but {value.dtype if value.is_quantized else value.layout}"
     # Shared or strided storage is legal in a checkpoint and refused by safetensors: write each tensor on its own.
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, target)
+    return None
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    parent = Parent()
+    parent.send(convert(Path(sys.argv[1]), Path(sys.argv[2])))

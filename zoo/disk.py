@@ -13,8 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from zoo.errors import AccessError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed, and so needs no lock
+    fcntl = None  # type: ignore[assignment]
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: A writer on another machine cannot be asked whether it lives: after this long without a write it is taken for dead.
@@ -200,3 +206,27 @@ def _sync_dir(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Hold the file `path` alone, waiting for others. Raises OSError."""
+    with path.open("a+b") as file:
+        hold(file, exclusive=True)
+        yield
+
+
+def hold(file: IO[bytes], *, exclusive: bool) -> None:
+    """Lock an open file until it is closed, waiting for whoever holds it now; shared locks may be many."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Hold an open file alone until it is closed, and say whether nobody else holds it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -19,10 +19,10 @@ from zoo.download import verify
 from zoo.errors import NotFoundError, ZooError
 from zoo.lock import Lock
 from zoo.paste import without_secrets
-from zoo.points import OURS, PluginState, canonical
+from zoo.points import OURS, PluginState
 from zoo.progress import Progress
 from zoo.registry import Registry
-from zoo.schema import FileDigest, WordsPreprocess
+from zoo.schema import FileDigest, WordsPreprocess, canonical
 from zoo.store import Store
 
 #: Bytes below which a pull of a large model would fill the disk.

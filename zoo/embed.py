@@ -9,12 +9,12 @@ import msgspec
 
 from zoo import vectorfile
 from zoo.answers import Embedded
-from zoo.build import graph_key
 from zoo.bundle import MODEL, Bundle
 from zoo.intofile import Kind, into_file, step_of
 from zoo.progress import SILENT, Progress
 from zoo.rowfile import Record
 from zoo.runtime import Session
+from zoo.store import graph_key
 
 
 def fingerprint(bundle: Bundle) -> str:

@@ -6,17 +6,16 @@ frame of an animation; a JPEG is shrunk while decoding only as long as its short
 
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zoo import views
-from zoo.errors import DataError, IntegrityError, RegistryError, quote
-from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
+from zoo.errors import DataError
+from zoo.schema import ImagePreprocess, TextPreprocess
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Raised whenever what this module makes of the same bytes changes: it is part of the feature cache's key.
 VERSION = 1
-#: The tokenizer of a bundle whose row has none.
-TOKENIZER = "tokenizer.json"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 #: Pictures above this are refused before they are decoded: a few bytes can announce gigabytes.
@@ -143,127 +140,6 @@ def _quiet() -> Iterator[None]:
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-class TextEncoder:
-    """Texts to token ids by a `tokenizer.json`, cut at the row's limit, padded to the longest of the batch."""
-
-    def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
-        self.preprocess = preprocess
-        self.path = folder / preprocess.tokenizer
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(self.path))
-        except Exception as error:
-            # The library raises plain Exception for whatever it cannot read.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise IntegrityError(
-                f"{self.path.name} is no tokenizer that can be read: {reason}",
-                hint="choose another model, or pull again",
-            ) from error
-        # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
-        tokenizer.enable_truncation(self.preprocess.max_length)
-        tokenizer.no_padding()
-        return tokenizer
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, at most `max_length` of them."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-
-    def check_known(self, text: str, row: Sequence[int], index: int | None = None) -> None:
-        """Raise DataError, with its `index`, when `row` holds no word of `text` that the model knows.
-
-        Only where the row of the registry wants that refused.
-        """
-        if self._unknown is not None and all(token == self._unknown for token in row):
-            # The token for unknown words is none of the words.
-            count = self._tokenizer.get_vocab_size() - 1
-            problem = f"no word of {quote(text)} is among the {count:,} words"
-            raise DataError(problem, index=index, hint="remove it, or reword it")
-
-    @cached_property
-    def _unknown(self) -> int | None:
-        token = self.preprocess.unknown_token
-        return None if token is None else self._tokenizer.token_to_id(token)
-
-    def sample(self, count: int) -> list[str]:
-        """About `count` of the tokenizer's words, spread evenly over its ids."""
-        size = self._tokenizer.get_vocab_size()
-        return [self._tokenizer.id_to_token(index) for index in range(0, size, max(1, size // count))]
-
-    @staticmethod
-    def batch(rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
-        """`input_ids` and `attention_mask`, int64 [len(rows), longest]; padded with 0 where the mask is 0."""
-        import numpy as np
-
-        longest = max(len(row) for row in rows)
-        ids = np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-
-def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: Path) -> TextPreprocess:
-    """Write a `tokenizer.json` whose ids are the places of `words`, and return how a bundle with it prepares texts.
-
-    A text falls into runs of letters, digits and underscores, and runs of other signs. Whatever is not among `words`
-    becomes one token more, which no word is called, or with `unknown: token` the row's own unknown token.
-    Raises RegistryError when that is not among the words.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    vocabulary = {word: index for index, word in enumerate(words)}
-    token = preprocess.unknown_token or "[UNK]"
-    if preprocess.unknown_token is not None and token not in vocabulary:
-        raise RegistryError(
-            f"the unknown_token {quote(token)} is not among the words", hint="correct the row's preprocess"
-        )
-    while preprocess.unknown_token is None and token in vocabulary:
-        token = f"[{token}]"
-    vocabulary.setdefault(token, len(vocabulary))
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=token))
-    if preprocess.lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / TOKENIZER), pretty=False)
-    refused = token if preprocess.unknown == "skip" else None
-    return TextPreprocess(
-        tokenizer=TOKENIZER,
-        max_length=preprocess.max_length,
-        pooling="mean",
-        normalize=False,
-        unknown_token=refused,
-    )
-
-
-def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
-    """Whether a text is one word, as it stands, to the tokenizers that `write_word_level` writes."""
-    from tokenizers import normalizers, pre_tokenizers
-
-    normal = normalizers.Lowercase().normalize_str(text) if preprocess.lowercase else text
-    return [text] == [part for part, _ in pre_tokenizers.Whitespace().pre_tokenize_str(normal)]
-
-
-def check_text(item: object, index: int | None = None) -> str:
-    """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
-    if isinstance(item, DataError):
-        # Whoever listed the items knows already why there is none.
-        raise item
-    if not isinstance(item, str):
-        raise DataError(f"a text model reads str, not {type(item).__name__}", index=index)
-    try:
-        item.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("a text is not UTF-8", index=index, hint="iconv -t UTF-8 | zoo run MODEL -") from error
-    if not item.strip():
-        raise DataError("an empty text has no answer", index=index, hint="remove the row, or fill it")
-    return item
 
 
 def encoder_version(preprocess: ImagePreprocess | TextPreprocess) -> str:

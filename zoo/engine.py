@@ -8,10 +8,14 @@ from zoo import external
 from zoo.cores import cores
 from zoo.device import PROVIDERS, onnxruntime, parse, placed, preload, silenced
 from zoo.errors import IntegrityError
-from zoo.optimised import BODY, NUMBERS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from zoo.external import Bytes
+
+#: The files of an optimised graph: the model, and its weights as the CPU's kernels want them.
+BODY, NUMBERS = "body.onnx", "body.bin"
 
 
 class Settings(NamedTuple):
@@ -143,3 +147,14 @@ def _tensorrt(settings: Settings) -> dict[str, str]:
             "trt_timing_cache_path": str(settings.engines),
         }
     return options
+
+
+class Graphs(NamedTuple):
+    """What a session is made of: the body, bytes or the file of an optimised one; what prepares a picture for it.
+
+    `tables` are the files of its external data, mapped.
+    """
+
+    body: bytes | Path
+    prefix: bytes = b""
+    tables: "Mapping[str, Bytes] | None" = None

@@ -254,3 +254,9 @@ def short(text: str) -> str:
     """A stranger's words, fit to be printed inside one line."""
     text = text if text.isprintable() else repr(text[:64])
     return text if len(text) <= 64 else text[:61] + "..."
+
+
+def brief(text: str) -> str:
+    """The first line of `text`, at most 200 characters of it."""
+    line = (text.strip().splitlines() or [""])[0]
+    return line if len(line) <= 200 else line[:197] + "..."

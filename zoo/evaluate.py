@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.answers import Evaluation, labelled
+from zoo.answers import Evaluation
 from zoo.bundle import read_split
 from zoo.data import Dataset, load
 from zoo.errors import DataError, UsageError, ZooError
-from zoo.metrics import answers, measure
+from zoo.examples import Failures
+from zoo.metrics import measure
 from zoo.progress import SILENT, Progress
-from zoo.run import Failures
+from zoo.run import labelled, predicted_labels
 from zoo.schema import Task
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate(
         ),
         trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
         predictions=tuple(labelled(e.name, row, names, len(names)) for e, row in zip(examples, scores, strict=True)),
-        predicted=tuple(answers(manifest.task, scores, session.labels, manifest.thresholds)),
+        predicted=tuple(predicted_labels(manifest.task, scores, session.labels, manifest.thresholds)),
         truth=tuple(example.label for example in examples),
         skipped=(*map(str, dataset.skipped), *(failures[index].message for index in sorted(failures))),
         placement=session.placement,

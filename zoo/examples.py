@@ -2,13 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from msgspec import Struct
 
-from zoo.errors import DataError, short
+from zoo.errors import DataError, ZooError, named, short
+
+#: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
+Skip: TypeAlias = Callable[[int, DataError], None]
 
 #: A picture's path or its bytes, or a text.
 Item: TypeAlias = Path | str | bytes
@@ -69,3 +72,20 @@ def check_bad(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
         path=skipped[0].name,
         hint=f"repair or remove them, or {remedy}",
     )
+
+
+class Failures:
+    """What is wrong with which item; called as a Session's `skip`. Without `keep_going` the first one is raised."""
+
+    def __init__(self, names: Sequence[str], items: Sequence[object], keep_going: bool) -> None:
+        self.names = names
+        self.items = items
+        self.keep_going = keep_going
+        self.found: dict[int, ZooError] = {}
+
+    def __call__(self, index: int, error: ZooError) -> None:
+        """Keep the error of the item at this place, or raise it."""
+        error = named(error, self.names[index], self.items[index])
+        if not self.keep_going:
+            raise error
+        self.found[index] = error

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from zoo import graph
-from zoo.encode import TextEncoder, decode_image
+from zoo.encode import decode_image
 from zoo.engine import create_session
-from zoo.schema import ImagePreprocess
+from zoo.prefix import image_prefix
+from zoo.schema import IMAGE, PIXELS, ImagePreprocess
+from zoo.tokenizers import TextEncoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,15 +119,15 @@ def _pictures(
     times = 1 + 8 * preprocess.resize // min(pictures[0].shape[:2])
     pictures.append(np.tile(pictures[0], (times, times, 1)))
     # What the body is given is made here anew, whatever the file's own preprocessing makes.
-    prefix = create_session(graph.image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
+    prefix = create_session(image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
     cases = []
     for batch in BATCHES:
         # A batch is one array, so its pictures are cut to a common size.
         chosen = [pictures[index % len(pictures)] for index in range(batch)]
         height, width = (_odd(min(picture.shape[axis] for picture in chosen)) for axis in (0, 1))
-        feeds = {graph.IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
-        [pixels] = prefix.run([graph.PIXELS], dict(feeds))
-        given = {graph.PIXELS: pixels}
+        feeds = {IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
+        [pixels] = prefix.run([PIXELS], dict(feeds))
+        given = {PIXELS: pixels}
         cases.append(Case(feeds if pixels_of else given, reference(given)))
     if pixels_of is None:
         return Expected(words, cases)

@@ -1,6 +1,8 @@
 """Optional packages: asked for by name before work starts, so that a missing one is one clear error."""
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from zoo.errors import MissingExtraError
 
@@ -42,3 +44,21 @@ def require(purpose: str, *packages: str) -> None:
         extras.append("train")
     alternative = "cpu in place of gpu, never both" if "gpu" in extras else "use a bundle that was exported elsewhere"
     raise MissingExtraError(missing[0], ",".join(extras), purpose, alternative=alternative)
+
+
+def package_folder(package: str) -> Path | None:
+    """The folder of an importable package, found without importing it or those around it; None where there is none."""
+    locations: list[str] | None = None
+    parts = package.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        finders = [find for finder in sys.meta_path if (find := getattr(finder, "find_spec", None))]
+        try:
+            spec = next((spec for find in finders if (spec := find(name, locations)) is not None), None)
+        except (KeyError, ValueError):
+            # A folder without __init__.py inside a package: only an import of its parent could tell where it is.
+            return None
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        locations = list(spec.submodule_search_locations)
+    return next((Path(each) for each in locations or () if Path(each, "__init__.py").is_file()), None)

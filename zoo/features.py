@@ -19,7 +19,7 @@ from zoo.data import Example
 from zoo.device import onnxruntime
 from zoo.encode import encoder_version
 from zoo.errors import AccessError, DataError, named, naming
-from zoo.lanes import Skip
+from zoo.examples import Skip
 from zoo.progress import SILENT, Progress
 from zoo.runtime import Session
 from zoo.schema import TextPreprocess, WordsPreprocess

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from zoo import head, runs, trunk, tuned
+from zoo import graph_head, runs, trunk, tuned
 from zoo.activations import Activations
 from zoo.bundle import Bundle
 from zoo.data import Dataset, require_classes
 from zoo.deep import fit_tail
 from zoo.disk import staged_dir, storage_errors
-from zoo.drawing import Drawing
 from zoo.errors import DataError, UsageError
 from zoo.examples import Skipped, check_bad
 from zoo.features import FeatureCache
 from zoo.fit import Problem, TrainedHead, fit, is_narrow, training_threads
-from zoo.fresh import FreshSession
+from zoo.fresh import IsolatedSession
 from zoo.interrupt import noticing
 from zoo.notes import survey
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
+from zoo.report import Drawing
 from zoo.runtime import Session
 from zoo.schema import ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
 from zoo.split import divide
@@ -84,7 +84,7 @@ def finetune(
         with storage_errors(materials.trainings):
             run = runs.open_run(materials.trainings, out, facts, resume=options.resume)
         # The process that will open the file imports its runtime while there is training to do.
-        with FreshSession() as fresh:
+        with IsolatedSession() as fresh:
             model, expected = _train(materials, known, options, run, progress)
             with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
                 write = partial(tuned.write_model, expected=expected, fresh=fresh)
@@ -172,7 +172,7 @@ def _write(
     held, report = known.parts[1], None
     report_on = partial(tuned.report_on, materials.base.manifest, model, known.parts, options, notes)
     if model.stages is None:
-        scores = head.apply(model.head.layers, known.held, model.head.activation)
+        scores = graph_head.apply(model.head.layers, known.held, model.head.activation)
         drawing.begin(report := report_on(scores, known.held))
     draft = write_model(folder, materials.base, materials.backbone(), model, known.parts, options)
     if report is None:

@@ -5,16 +5,13 @@ What the parity gate asks is so answered by what a user of the file will have.
 
 import os
 import re
-import struct
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
-from zoo.child import end, python
+from zoo.child import Blob, Child, EndedError, Message, Parent, python
 from zoo.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: Length of a message before it, in eight bytes.
-LENGTH = struct.Struct(">Q")
 #: What onnxruntime says of a file that is newer than itself.
 TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
 
@@ -36,36 +31,30 @@ class Output(NamedTuple):
     name: str
 
 
-class FreshSession:
+class IsolatedSession:
     """A context manager with the two methods of an onnxruntime session that the gate calls.
 
-    The child starts with `FreshSession()`, so that it may be made before the file is; `open` has it read one.
+    The child starts with `IsolatedSession()`, so that it may be made before the file is; `open` has it read one.
     """
 
     def __init__(self) -> None:
-        self._child = subprocess.Popen(
-            python("-m", "zoo.fresh"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-        )
+        self._child = Child(python("-m", "zoo.fresh"), env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"})
         self._names: list[str] = []
 
     def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        end(self._child)
+        self._child.close()
 
     @property
     def is_alive(self) -> bool:
         """Whether the child still runs."""
-        return self._child.poll() is None
+        return self._child.is_alive
 
     def open(self, path: Path, threads: int) -> None:
         """Have the file at `path` opened. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
-        answer = self._ask({"path": str(path), "threads": threads})
+        answer, _ = self._ask({"path": str(path), "threads": threads})
         if "error" in answer:
             newer = f"install a newer onnxruntime (this is {answer['version']})"
             hint = newer if TOO_NEW.search(answer["error"]) else f"export it again, or {newer}"
@@ -82,83 +71,66 @@ class FreshSession:
         Raises RuntimeError with what the runtime says of them, IntegrityError when the child ended, as it does without
         enough memory.
         """
-        answer = self._ask({"names": names, "feeds": {name: _packed(array) for name, array in feeds.items()}})
+        arrays = list(feeds.values())
+        request = {"names": names, "feeds": list(feeds), "arrays": [_described(each) for each in arrays]}
+        answer, blobs = self._ask(request, [_bytes(each) for each in arrays])
         if "error" in answer:
             raise RuntimeError(answer["error"])
-        return [_array(each) for each in answer["arrays"]]
+        return _arrays(answer["arrays"], blobs)
 
-    def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
+    def _ask(self, request: dict[str, Any], blobs: Sequence[Blob] = ()) -> Message:
         try:
-            _send(self._child.stdin, request)
-            return _receive(self._child.stdout)
-        except (OSError, EOFError) as error:
-            code = self._child.wait()
+            return self._child.ask(request, blobs)
+        except EndedError as ended:
             raise IntegrityError(
-                f"the process that opened the file ended (exit code {code})", hint="there may not be enough memory"
-            ) from error
+                f"the process that opened the file ended (exit code {ended.code})",
+                hint="there may not be enough memory",
+            ) from ended
 
 
 def main() -> None:
     """The child: one file, then its answers, until nobody asks any more."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints is no answer.
-    os.dup2(2, 1)
+    parent = Parent()
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
     session: Any = None
-    while True:
-        try:
-            request = _receive(requests)
-        except EOFError:
-            return
+    while (message := parent.receive()) is not None:
+        request = message.data
         try:
             if "path" in request:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = request["threads"]
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
                 session = onnxruntime.InferenceSession(request["path"], options, providers=["CPUExecutionProvider"])
-                _send(answers, {"outputs": [output.name for output in session.get_outputs()]})
+                parent.send({"outputs": [output.name for output in session.get_outputs()]})
             else:
-                feeds = {name: _array(packed) for name, packed in request["feeds"].items()}
-                _send(answers, {"arrays": [_packed(each) for each in session.run(request["names"], feeds)]})
+                feeds = dict(zip(request["feeds"], _arrays(request["arrays"], message.blobs), strict=True))
+                found = session.run(request["names"], feeds)
+                parent.send({"arrays": [_described(each) for each in found]}, [_bytes(each) for each in found])
         except Exception as error:  # onnxruntime's exceptions have no common root of their own
             if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
                 # Nothing is wrong with the file: the end of this process is told from a refusal.
                 sys.exit(1)
             reason = " ".join(str(error).split())[:500]
-            _send(answers, {"error": reason, "version": onnxruntime.__version__})
+            parent.send({"error": reason, "version": onnxruntime.__version__})
 
 
-def _packed(array: "NDArray[Any]") -> tuple[str, tuple[int, ...], bytes]:
-    return array.dtype.str, array.shape, array.tobytes()
+def _described(array: "NDArray[Any]") -> tuple[str, tuple[int, ...]]:
+    return array.dtype.str, array.shape
 
 
-def _array(packed: tuple[str, tuple[int, ...], bytes]) -> "NDArray[Any]":
+def _bytes(array: "NDArray[Any]") -> bytes:
+    return array.tobytes()
+
+
+def _arrays(described: Sequence[Any], blobs: Sequence[bytes]) -> "list[NDArray[Any]]":
     import numpy as np
 
-    dtype, shape, data = packed
-    return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
-
-
-def _send(pipe: "IO[bytes]", message: object) -> None:
-    data = msgspec.msgpack.encode(message)
-    pipe.write(LENGTH.pack(len(data)))
-    pipe.write(data)
-    pipe.flush()
-
-
-def _receive(pipe: "IO[bytes]") -> Any:
-    head = pipe.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        raise EOFError
-    (length,) = LENGTH.unpack(head)
-    data = pipe.read(length)
-    if len(data) < length:
-        raise EOFError
-    return msgspec.msgpack.decode(data)
+    return [
+        np.frombuffer(blob, np.dtype(dtype)).reshape(shape)
+        for (dtype, shape), blob in zip(described, blobs, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -8,24 +8,15 @@ Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13, Gemm 13, So
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import IntegrityError
-from zoo.schema import ImagePreprocess, TensorSpec
+from zoo.schema import TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
 
 OPSET, IR_VERSION = 20, 10
-IMAGE, PIXELS, FEATURES, SCORES = "image", "pixels", "features", "scores"
-
-#: onnx's interpolation mode, and Catmull-Rom's coefficient as Pillow and torchvision use it when antialiasing.
-RESIZE_MODES: dict[str, dict[str, Any]] = {
-    "bilinear": {"mode": "linear"},
-    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
-}
 
 
 def load(path: Path) -> "onnx.ModelProto":
@@ -48,106 +39,6 @@ def load(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
-    """`image` uint8 [batch, height, width, 3] (RGB) -> `pixels` float32 [batch, 3, crop, crop].
-
-    Short side to `resize` with antialiasing, width first and then height, each clipped to the range of a grey level as
-    image libraries do, where bicubic overshoots. Only the result is rounded: libraries round between the passes too,
-    each in its own way, and half a level there can never become two levels in the end. Centre crop, each side as soon
-    as it is resized: what is cut off needs no more work. Then (x / 255 - mean) / std. Sizes and offsets follow
-    torchvision.transforms.v2: the long side is truncated, the offset rounded half to even.
-    """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    def constant(name: str, value: object, dtype: str) -> "onnx.TensorProto":
-        return numpy_helper.from_array(np.array(value, dtype=dtype), name)
-
-    mean, std = (np.array(side, "float64").reshape(1, 3, 1, 1) * 255 for side in (preprocess.mean, preprocess.std))
-    constants = [
-        constant("short", preprocess.resize, "int64"),
-        constant("crop", [preprocess.crop, preprocess.crop], "int64"),
-        constant("y", [2], "int64"),
-        constant("x", [3], "int64"),
-        constant("zero", [0], "int64"),
-        constant("one", [1], "int64"),
-        constant("two", [2], "int64"),
-        constant("half", 0.5, "float32"),
-        constant("black", 0, "float32"),
-        constant("white", 255, "float32"),
-        constant("mean", mean, "float32"),
-        constant("inverse_std", 1 / std, "float32"),
-    ]
-    node = helper.make_node
-    resize: dict[str, Any] = {
-        "antialias": 1,
-        # Libraries let pixels beyond the border weigh nothing; by default they would repeat the last one.
-        "exclude_outside": 1,
-        "coordinate_transformation_mode": "half_pixel",
-        **RESIZE_MODES[preprocess.interpolation],
-    }
-    nodes = [
-        node("Transpose", [IMAGE], ["planes_u8"], perm=[0, 3, 1, 2]),
-        node("Shape", ["planes_u8"], ["size"], start=2, end=4),
-        node("ReduceMin", ["size"], ["smaller"], keepdims=0),
-        node("Mul", ["size", "short"], ["size_times_short"]),
-        node("Div", ["size_times_short", "smaller"], ["resized_size"]),
-        node("Slice", ["resized_size", "zero", "one"], ["resized_height"]),
-        node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
-        node("Sub", ["resized_size", "crop"], ["margin"]),
-        node("Cast", ["margin"], ["margin_f"], to=TensorProto.FLOAT),
-        node("Mul", ["margin_f", "half"], ["offset_f"]),
-        node("Round", ["offset_f"], ["offset_r"]),
-        node("Cast", ["offset_r"], ["offset"], to=TensorProto.INT64),
-        node("Add", ["offset", "crop"], ["end"]),
-        node("Slice", ["offset", "zero", "one"], ["top"]),
-        node("Slice", ["offset", "one", "two"], ["left"]),
-        node("Slice", ["end", "zero", "one"], ["bottom"]),
-        node("Slice", ["end", "one", "two"], ["right"]),
-        node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
-        node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
-        node("Slice", ["wide", "left", "right", "x"], ["columns"]),
-        node("Clip", ["columns", "black", "white"], ["column_levels"]),
-        node("Resize", ["column_levels", "", "", "resized_height"], ["high"], axes=[2], **resize),
-        node("Slice", ["high", "top", "bottom", "y"], ["cropped"]),
-        node("Round", ["cropped"], ["rounded"]),
-        node("Clip", ["rounded", "black", "white"], ["levels"]),
-        node("Sub", ["levels", "mean"], ["centred"]),
-        node("Mul", ["centred", "inverse_std"], [PIXELS]),
-    ]  # fmt: skip
-    crop = preprocess.crop
-    inputs = [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", "height", "width", 3])]
-    outputs = [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, crop, crop])]
-    graph = helper.make_graph(nodes, "preprocess", inputs, outputs, constants)
-    _namespace(graph)
-    return _model(graph)
-
-
-def head(layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], activation: str) -> "onnx.ModelProto":
-    """`features` [batch, dim] -> `scores` [batch, outputs]: Gemm, (ReLU, Gemm)*, then softmax, sigmoid or identity.
-
-    Each layer is (weight [out, in], bias [out]), torch's own layout.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, constants, value = [], [], FEATURES
-    for index, (weight, bias) in enumerate(layers):
-        names = f"weight_{index}", f"bias_{index}"
-        constants += [numpy_helper.from_array(array, name) for array, name in zip((weight, bias), names, strict=True)]
-        if index:
-            nodes.append(helper.make_node("Relu", [value], [f"hidden_{index}"]))
-            value = f"hidden_{index}"
-        nodes.append(helper.make_node("Gemm", [value, *names], [f"linear_{index}"], transB=1))
-        value = f"linear_{index}"
-    extra: dict[str, Any] = {"axis": -1} if activation == "softmax" else {}
-    nodes.append(helper.make_node(activation.capitalize(), [value], [SCORES], **extra))
-    inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
-    outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
-    graph = helper.make_graph(nodes, "head", inputs, outputs, constants)
-    _namespace(graph)
-    return _model(graph)
-
-
 def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[str] = ()) -> "onnx.ModelProto":
     """One graph: `first`'s outputs feed `second`'s inputs of the same names; those in `keep` stay outputs.
 
@@ -167,7 +58,7 @@ def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[
         [*one.initializer, *two.initializer],
         value_info=[*one.value_info, *two.value_info],
     )
-    return _model(graph)
+    return new_model(graph)
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
@@ -184,7 +75,7 @@ def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[s
     graph = helper.make_graph(
         wanted[::-1], model.graph.name, [declared[n] for n in inputs], [declared[n] for n in outputs], constants
     )
-    return _model(graph)
+    return new_model(graph)
 
 
 def declare(model: "onnx.ModelProto", name: str, dtype: int, shape: Sequence[int | str]) -> None:
@@ -208,8 +99,8 @@ def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
     # Inner shapes of an exporter name axes that joining renames; the runtime infers them anyway.
     del graph.value_info[:]
     del graph.metadata_props[:]
-    _namespace(graph)
-    return _model(graph)
+    prefix_names(graph)
+    return new_model(graph)
 
 
 def describe(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
@@ -250,7 +141,8 @@ def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
     return TensorSpec(name=value.name, dtype=str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape=shape)
 
 
-def _model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
+def new_model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
+    """A model of `graph` at the IR version and opset of every file made here."""
     from onnx import helper
 
     # Beside the standard operators, those of ONNX Runtime's own where a graph was fused (zoo.fusion).
@@ -259,7 +151,7 @@ def _model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
     return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="zoo")
 
 
-def _namespace(graph: "onnx.GraphProto") -> None:
+def prefix_names(graph: "onnx.GraphProto") -> None:
     """Put the graph's name before every inner name; inputs and outputs keep theirs."""
     public = {"", *(item.name for item in (*graph.input, *graph.output))}
 

@@ -1,30 +1,28 @@
 """The accuracy guard: eight bits are worth having only if the model still answers as well, on items it never saw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 
-from zoo import graph, precision
+from zoo import graph, graph_head, precision
 from zoo.bundle import MODEL, Bundle, Held, describe_files, read_split
 from zoo.data import Dataset, Item, is_hub, load, load_parts
 from zoo.errors import DataError, GateError, ZooError
-from zoo.examples import Example, Skipped, check_bad
-from zoo.lanes import Skip
+from zoo.examples import Example, Skip, Skipped, check_bad
 from zoo.metrics import measure
 from zoo.options import FinetuneOptions, Variant
 from zoo.progress import Progress
 from zoo.runtime import Session
+from zoo.samples import GATE_SAMPLES, gate_samples
 from zoo.schema import Guard, Manifest, Metrics
 from zoo.split import split
-from zoo.tuned import GATE_SAMPLES, gate_samples
 
 if TYPE_CHECKING:
     import onnx
 
-    from zoo.fit import TrainedHead
-    from zoo.objective import Layer
+    from zoo.graph_head import Layer
 
 #: Items whose activations give the ranges, and those on which the layers are compared when too much was lost.
 CALIBRATED, COMPARED = 128, 4
@@ -80,6 +78,18 @@ class Quantised(NamedTuple):
     manifest: Manifest
 
 
+class Refitted(NamedTuple):
+    """A head fitted again: its layers, and the thresholds of several labels."""
+
+    layers: "list[Layer]"
+    thresholds: tuple[float, ...]
+
+
+#: Fits a head to the features of a converted bundle (first argument) as that of its source (second) was fitted, on the
+#: items that it was trained on; see `zoo.refit`.
+Refit: TypeAlias = Callable[[Bundle, Bundle, Dataset, Unreadable | None], Refitted]
+
+
 def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progress) -> Material:
     """Read the data of `variant`: what fine-tuning held out judges, what it trained on calibrates.
 
@@ -126,7 +136,7 @@ def material(source: Bundle, variant: Variant, *, offline: bool, progress: Progr
 
 def quantise(
     source: Bundle, plain: Manifest, model: "onnx.ModelProto", data: Material, max_drop: float,
-    folder: Path, progress: Progress,
+    folder: Path, refit: Refit, progress: Progress,
 ) -> Quantised:  # fmt: skip
     """The `model` of `source` in eight bits, judged; `folder` holds what a bundle of it has beside the model.
 
@@ -150,7 +160,7 @@ def quantise(
             candidate = _bundle(converted, plain, folder)
             after = _metrics(Session(candidate, "cpu"), data.held, plain)
             if before.score > after.score and data.trained is not None:
-                fitted = _refitted(candidate, source, data.trained, data.unreadable)
+                fitted = refit(candidate, source, data.trained, data.unreadable)
                 refitted = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
                 converted_again = _with_head(converted, fitted.layers, refitted)
                 again = _metrics(Session(_bundle(converted_again, refitted, folder), "cpu"), data.held, refitted)
@@ -220,7 +230,7 @@ def _held(
 
 def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Dataset | None:
     """The data that fine-tuning was given to validate on, where it was given some that can still be read."""
-    options = _options(manifest)
+    options = training_options(manifest)
     if isinstance(options.val, float) or not (is_hub(options.val) or Path(options.val).exists()):
         return None
     try:
@@ -318,7 +328,7 @@ def _metrics(session: Session, held: Dataset, manifest: Manifest, unreadable: Un
     )  # fmt: skip
 
 
-def _options(manifest: Manifest) -> FinetuneOptions:
+def training_options(manifest: Manifest) -> FinetuneOptions:
     """How the model was trained, as far as it was recorded."""
     kept = {
         name: value for name, value in manifest.lineage.options.items() if name in FinetuneOptions.__struct_fields__
@@ -326,28 +336,7 @@ def _options(manifest: Manifest) -> FinetuneOptions:
     return msgspec.convert(kept, FinetuneOptions)
 
 
-def _refitted(
-    candidate: Bundle, source: Bundle, trained: Dataset, unreadable: Unreadable | None = None
-) -> "TrainedHead":
-    """The head fitted to the candidate's own features of what it was trained on, as it was fitted before."""
-    from zoo.fit import Problem, fit
-    from zoo.interrupt import Interrupt
-
-    manifest, spec = source.manifest, source.manifest.head
-    assert spec is not None
-    options = msgspec.structs.replace(
-        _options(manifest), lr=spec.lr, weight_decay=spec.weight_decay, unfreeze=0, augment=0
-    )
-    skip = unreadable.skip(trained.examples) if unreadable else None
-    features = Session(candidate, "cpu").infer(trained.items, ["features"], skip=skip)["features"]
-    if unreadable:
-        features = features[[example.digest not in unreadable.found for example in trained.examples]]
-        trained = unreadable.readable(trained)
-    problem = Problem(features, trained.targets(manifest.labels), len(manifest.labels) or 1, options)
-    return fit(problem, Interrupt())
-
-
 def _with_head(model: "onnx.ModelProto", layers: "Sequence[Layer]", manifest: Manifest) -> "onnx.ModelProto":
     parts = precision.pieces(model)
-    top = graph.head(layers, manifest.activation or "softmax")
+    top = graph_head.as_graph(layers, manifest.activation or "softmax")
     return precision.whole(parts._replace(head=top), precision.facts(model))

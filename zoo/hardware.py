@@ -1,22 +1,21 @@
 """What `zoo doctor` says of the runtime and the GPU: wheels, driver, libraries, a session that really ran, torch."""
 
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from zoo.answers import Check
-from zoo.child import python
+from zoo.child import Child, EndedError, python
 from zoo.extras import RUNTIME
-from zoo.points import canonical
-from zoo.probe import last_words
+from zoo.schema import canonical
 from zoo.trial import BROKEN, NO_DEVICE, Device, Driver, Trial
 
 #: Seconds that the trial may take: the first session on a GPU loads gigabytes of libraries.
@@ -44,25 +43,20 @@ ON_CPU = "models run on the CPU"
 
 def begin_trial() -> Callable[[], Trial]:
     """Start the trial beside us; what is returned waits for its end, LIMIT seconds at most."""
-    child = subprocess.Popen(
-        python("-m", "zoo.trial"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    # What libraries print is no finding: a truthful line of ours takes its place.
+    child = Child(python("-m", "zoo.trial"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT
 
     def finish() -> Trial:
-        ended = None
-        try:
-            # What libraries print is no finding: a truthful line of ours takes its place.
-            answers, _ = child.communicate(timeout=LIMIT)
-            if child.returncode:
-                ended = last_words(child.returncode)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            answers, _ = child.communicate()
-            ended = f"took more than {LIMIT:g} s"
-        # A child that was killed may have been in the midst of a line.
-        whole = answers[: answers.rfind(b"\n") + 1].splitlines()
-        facts = {name: value for line in whole for name, value in json.loads(line).items()}
-        return msgspec.convert({**facts, "ended": ended}, Trial)
+        facts: dict[str, Any] = {}
+        with child:
+            try:
+                while True:
+                    facts |= child.receive(max(0.0, deadline - time.monotonic()), LIMIT).data
+            except EndedError as ended:
+                # The child that has come to its end ends with 0.
+                problem = None if ended.code == 0 else str(ended)
+        return msgspec.convert({**facts, "ended": problem}, Trial)
 
     return finish
 

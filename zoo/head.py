@@ -5,7 +5,6 @@ Its input scaling is part of it and folded into the first layer, so the exported
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -84,39 +83,3 @@ def folded(module: "torch.nn.Module") -> "list[Layer]":
     weight = weight / buffers["scale"].cpu().numpy()
     layers[0] = (weight, bias - weight @ buffers["mean"].cpu().numpy())
     return [(np.ascontiguousarray(w, np.float32), np.ascontiguousarray(b, np.float32)) for w, b in layers]
-
-
-def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "softmax") -> "Floats":
-    """Scores [items, outputs] of features by numpy's arithmetic: what the exported head must equal."""
-    import numpy as np
-
-    # What is no number stays none, and the caller's comparison says so.
-    with np.errstate(over="ignore", invalid="ignore"):
-        value = features
-        for index, (weight, bias) in enumerate(layers):
-            value = (np.maximum(value, 0) if index else value) @ weight.T + bias
-        if activation == "softmax":
-            value = np.exp(value - value.max(1, keepdims=True))
-            value /= value.sum(1, keepdims=True)
-        elif activation == "sigmoid":
-            value = (1 / (1 + np.exp(-value))).astype(np.float32)
-    return value
-
-
-def save(layers: "Sequence[Layer]", path: Path) -> None:
-    """Write the layers as safetensors: `0.weight` [out, in], `0.bias` [out], ..."""
-    # The library's own file would be readable by its writer alone.
-    from safetensors.numpy import save as to_bytes
-
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for index, (weight, bias) in enumerate(layers):
-        tensors |= {f"{index}.weight": weight, f"{index}.bias": bias}
-    path.write_bytes(to_bytes(tensors))
-
-
-def load(path: Path) -> "list[Layer]":
-    """The layers that `save` wrote."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(path)
-    return [(tensors[f"{index}.weight"], tensors[f"{index}.bias"]) for index in range(len(tensors) // 2)]

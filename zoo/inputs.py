@@ -13,11 +13,12 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.encode import IMAGE_SUFFIXES, check_text
+from zoo.encode import IMAGE_SUFFIXES
 from zoo.errors import DataError, UsageError, short
 from zoo.folders import image_files
 from zoo.schema import ImagePreprocess, Preprocess
 from zoo.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, lines, lines_of, picture_cells
+from zoo.tokenizers import check_text
 
 STDIN = "-"
 READS_PICTURES = "this model reads pictures: give files, folders or patterns"

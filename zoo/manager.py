@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
-from zoo.errors import PluginError, UnknownPluginError, ZooError
-from zoo.points import OURS, PluginState, Point, State, allowed, brief, canonical, installed, state_of
+from zoo.errors import PluginError, UnknownPluginError, ZooError, brief
+from zoo.points import OURS, PluginState, Point, State, allowed, installed, state_of
 from zoo.progress import SILENT, Progress
-from zoo.schema import Entry, ExportOptions
+from zoo.schema import Entry, ExportOptions, canonical
 from zoo.source import Source
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import Struct
 
+from zoo.run import decide
 from zoo.schema import Metrics, Task
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ Z = 1.959964
 BINS = 15
 BIN_ITEMS = 10
 TOP = 5
-#: The score from which a label of several holds, where no thresholds were chosen.
-THRESHOLD = 0.5
 
 
 class Bin(Struct, frozen=True, kw_only=True):
@@ -56,27 +55,6 @@ def measure(
     if task is Task.MULTI_LABEL:
         return _several(scores, truth, labels, thresholds)
     return _single(scores, truth, labels, class_weights)
-
-
-def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "NDArray[Any]":
-    """What scores [items, labels] say, in the form of the targets of `task`: see `measure`."""
-    import numpy as np
-
-    if task is Task.REGRESSION:
-        return np.asarray(scores)
-    if task is Task.MULTI_LABEL:
-        return np.asarray(scores >= np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype))
-    return np.asarray(scores.argmax(1))
-
-
-def answers(task: Task, scores: "Floats", labels: Sequence[str], thresholds: Sequence[float] = ()) -> list[str]:
-    """What scores [items, labels] say, as data is written: a label, labels joined by `|`, or a number."""
-    decided = decide(task, scores, thresholds).tolist()
-    if task is Task.REGRESSION:
-        return [f"{value:.7g}" for [value] in decided]
-    if task is Task.MULTI_LABEL:
-        return ["|".join(label for label, holds in zip(labels, row, strict=True) if holds) for row in decided]
-    return [labels[index] for index in decided]
 
 
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":

@@ -14,26 +14,23 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from zoo import space
 from zoo.bundle import MODEL, Bundle
 from zoo.disk import remove_abandoned, sha256_file, signature, try_rename, write_atomic
+from zoo.engine import BODY, Graphs
 from zoo.errors import IntegrityError, ZooError
 from zoo.schema import FileDigest
 
-if TYPE_CHECKING:
-    from zoo.external import Bytes
-
 SCHEMA_VERSION = 1
-RECORD, BODY, NUMBERS, PREFIX = "kept.json", "body.onnx", "body.bin", "prefix.onnx"
+RECORD, PREFIX = "kept.json", "prefix.onnx"
 #: Bytes of a model below which there is nothing to save.
 SMALLEST = 4_000_000
 #: What is kept of a model may take so many times its bytes: kernels lay numbers out with gaps.
@@ -51,17 +48,6 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     model_size: int
     model_mtime_ns: int
     files: tuple[FileDigest, ...]
-
-
-class Graphs(NamedTuple):
-    """What a session is made of: the body, bytes or the file of an optimised one; what prepares a picture for it.
-
-    `tables` are the files of its external data, mapped.
-    """
-
-    body: bytes | Path
-    prefix: bytes = b""
-    tables: "Mapping[str, Bytes] | None" = None
 
 
 class Keeper:

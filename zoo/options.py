@@ -1,12 +1,15 @@
 """What a user asks of each verb: how to export, how to train. Data only."""
 
 import math
-from typing import get_args
+from typing import Literal, get_args
 
 from msgspec import Struct
 
 from zoo.errors import UsageError
 from zoo.schema import Precision, Task
+
+#: Items that are answered in one call.
+BATCHES = (1, 8, 32)
 
 
 class Variant(Struct, frozen=True, kw_only=True):
@@ -110,3 +113,27 @@ def parse_head(text: str) -> tuple[int, ...]:
         if min(hidden) > 0:
             return hidden
     raise UsageError(f"unknown head '{text}'", hint="--head linear, --head mlp or --head mlp:512,128")
+
+
+class BenchOptions(Struct, frozen=True, kw_only=True):
+    """How a model is timed: in `rounds` turns of `seconds` for each system and batch.
+
+    `length` is tokens of each text (32, or the model's limit where that is less), `threads` those that compute (all
+    cores by default), `against` a rival that is timed beside. Raises UsageError for what makes no sense.
+    """
+
+    device: str = "auto"
+    against: Literal["torch"] | None = None
+    rounds: int = 5
+    seconds: float = 1.0
+    threads: int | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.against not in (None, "torch"):
+            raise UsageError(f"'{self.against}' is nothing to compare with", hint="--against torch")
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"--seconds {self.seconds:g} is no time", hint="--seconds 1")
+        for name, value in (("rounds", self.rounds), ("threads", self.threads), ("length", self.length)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be 1 or more, not {value}", hint=f"leave --{name} out")

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from zoo.errors import DataError, ZooError, named
+from zoo.examples import Skip
 from zoo.inputs import Input
-from zoo.lanes import Skip
 
 #: Batch by batch (positions of the items, a row for each), positions from 0; a failure is told instead. Batches may be
 #: empty: the sign that many items in succession have failed.

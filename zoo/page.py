@@ -14,7 +14,7 @@ from zoo.plots import CALIBRATION, CONFUSION, CURVES, MAP, MATRIX, NARROW, SCATT
 from zoo.schema import Task
 
 if TYPE_CHECKING:
-    from zoo.report import Facts, Mistake
+    from zoo.report_data import Facts, Mistake
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "report.html.in"
 #: Pixels of a thumbnail's long side, twice what the page shows; letters of a text.

@@ -9,13 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import external, graph, head
+from zoo import external, graph, graph_head
 from zoo.cores import cores
 from zoo.engine import create_session
 from zoo.errors import GateError
 from zoo.expected import BATCHES, Case, Expected
-from zoo.fresh import FreshSession
+from zoo.fresh import IsolatedSession
 from zoo.schema import (
+    FEATURES,
+    IMAGE,
+    PIXELS,
+    SCORES,
     ImagePreprocess,
     Parity,
     ParityCheck,
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
     from zoo.external import Bytes
-    from zoo.head import Layer
+    from zoo.graph_head import Layer
 
 
 class Top(NamedTuple):
@@ -95,7 +99,7 @@ def check(
     top: "Top | None" = None,
     former: "Top | None" = None,
     bounds: Bounds = EXACT,
-    fresh: FreshSession | None = None,
+    fresh: IsolatedSession | None = None,
 ) -> Parity:
     """Compare the file at `path` with what is expected of it, and with `top` on the expected features.
 
@@ -109,7 +113,7 @@ def check(
     tables = external.files(model, external.beside(path.parent))
     checks = list(_check_pixels(model, expected, expected.preprocess, tables)) if expected.preprocess else []
     # It may have started long before it is needed, and whatever ended it since then was not this file.
-    with fresh if fresh and fresh.is_alive else FreshSession() as whole:
+    with fresh if fresh and fresh.is_alive else IsolatedSession() as whole:
         whole.open(path, cores())
         for case in expected.cases:
             checks += compare(whole, case, top, bounds, former)
@@ -135,17 +139,17 @@ def _check_pixels(
     import numpy as np
     import onnx
 
-    cut = graph.extract(onnx.load_from_string(model), [graph.IMAGE], [graph.PIXELS])
+    cut = graph.extract(onnx.load_from_string(model), [IMAGE], [PIXELS])
     prefix = create_session(cut.SerializeToString(), "cpu", tables=tables, spins=False)
     grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
     levels = [
-        _levels(_run(prefix, {graph.IMAGE: picture[None]}).get(graph.PIXELS), pixels[None], grey)
+        _levels(_run(prefix, {IMAGE: picture[None]}).get(PIXELS), pixels[None], grey)
         for picture, pixels in expected.pictures
     ]
     yield _judge("preprocessing (grey levels)", 1, max(levels), LEVELS_BOUND)
     for case in expected.cases:
         if not _run(prefix, case.feeds):
-            yield _judge("preprocessing (batches)", len(case.feeds[graph.IMAGE]), float("inf"), LEVELS_BOUND)
+            yield _judge("preprocessing (batches)", len(case.feeds[IMAGE]), float("inf"), LEVELS_BOUND)
 
 
 def compare(
@@ -159,21 +163,21 @@ def compare(
 
     batch = len(next(iter(case.feeds.values())))
     got = _run(session, case.feeds)
-    features, scores = got.get(graph.FEATURES), got.get(graph.SCORES)
-    if graph.FEATURES not in case.wanted:
+    features, scores = got.get(FEATURES), got.get(SCORES)
+    if FEATURES not in case.wanted:
         for name, tensor in case.wanted.items():
             yield _judge(f"{name} (max difference)", batch, _difference(got.get(name), tensor), bounds.features)
         return
-    wanted = np.asarray(case.wanted[graph.FEATURES], np.float32)
+    wanted = np.asarray(case.wanted[FEATURES], np.float32)
     yield _judge("features (max difference)", batch, _difference(features, wanted), bounds.features)
     yield _judge("features (1 - cosine)", batch, _angle(features, wanted), bounds.cosine)
     if top is None:
         return
-    right = head.apply((former or top).layers, wanted, top.activation)
+    right = graph_head.apply((former or top).layers, wanted, top.activation)
     if former is None:
         yield _judge("scores (max difference)", batch, _difference(scores, right), bounds.scores)
     elif features is not None:
-        own = head.apply(top.layers, np.asarray(features, np.float32), top.activation)
+        own = graph_head.apply(top.layers, np.asarray(features, np.float32), top.activation)
         yield _judge("scores of its features (max difference)", batch, _difference(scores, own), EXACT.scores)
     # Where rows may move they are counted once, in the largest batch: as few as there are in the others prove nothing.
     if top.activation == "softmax" and (former is None or batch == BATCHES[-1]):
@@ -204,7 +208,7 @@ def _run(session: Any, feeds: "TensorMap") -> "TensorMap":
     try:
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
     except Exception as error:
-        # onnxruntime's exceptions have no common root of their own; its wrapper and FreshSession raise Python's.
+        # onnxruntime's exceptions have no common root of their own; its wrapper and IsolatedSession raise Python's.
         if isinstance(error, RuntimeError | ValueError) or type(error).__module__.startswith("onnxruntime."):
             return {}
         raise

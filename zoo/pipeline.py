@@ -10,15 +10,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import graph
 from zoo.binding import Bound
 from zoo.cores import cores
-from zoo.encode import TextEncoder, check_text, decode_image
-from zoo.engine import Settings, create_session
+from zoo.encode import decode_image
+from zoo.engine import Graphs, Settings, create_session
 from zoo.errors import DataError, IntegrityError
-from zoo.lanes import Lanes, Skip
-from zoo.optimised import Graphs
-from zoo.schema import ImagePreprocess, Preprocess, TextPreprocess
+from zoo.examples import Skip
+from zoo.lanes import Lanes
+from zoo.prefix import image_prefix
+from zoo.schema import IMAGE, PIXELS, ImagePreprocess, Preprocess, TextPreprocess
+from zoo.tokenizers import TextEncoder, check_text
 from zoo.wire import Wire
 
 if TYPE_CHECKING:
@@ -49,15 +50,13 @@ def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Ma
     """What a pipeline's sessions are made of. Raises IntegrityError for a model without the tensor `cut`."""
     if not isinstance(preprocess, ImagePreprocess):
         return Graphs(model, tables=tables)
-    cut = cut or graph.PIXELS
+    cut = cut or PIXELS
     whole = Wire(model)
     if not whole.knows(cut):
         raise IntegrityError(f"the model has no tensor '{cut}' to cut at", hint="write the bundle again")
-    if cut in whole.inputs:
-        # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
-        prefix = bytes(graph.image_prefix(preprocess).SerializeToString())
-    else:
-        prefix = whole.cut([graph.IMAGE], [cut])
+    # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+    is_bare = cut in whole.inputs
+    prefix = bytes(image_prefix(preprocess).SerializeToString()) if is_bare else whole.cut([IMAGE], [cut])
     return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
 
 
@@ -133,7 +132,7 @@ class ImagePipeline(_Pipeline):
         self.batch = BATCH[device.partition(":")[0]]
         # A little more than the cores: a decoder waits for the disk, too.
         self.threads = max(2, settings.threads or cores())
-        self.cut = cut or graph.PIXELS
+        self.cut = cut or PIXELS
         self.prefix = create_session(graphs.prefix, "cpu", threads=1, tables=graphs.tables)
         sides = 3, preprocess.crop, preprocess.crop
         shapes = {self.cut: ((1, *sides), (self.batch, *sides), (self.batch, *sides))}
@@ -233,7 +232,7 @@ class ImagePipeline(_Pipeline):
     def pixels(self, item: Any) -> "Floats":
         """One picture through the prefix: float32 [1, 3, crop, crop]."""
         picture = decode_image(item, self.short_side)
-        pixels: Floats = self.prefix.run([self.cut], {graph.IMAGE: picture[None]})[0]
+        pixels: Floats = self.prefix.run([self.cut], {IMAGE: picture[None]})[0]
         return pixels
 
 

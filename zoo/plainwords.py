@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zoo import wordfiles
-from zoo.encode import is_one_token
-from zoo.points import brief
+from zoo.errors import brief
 from zoo.schema import Entry, WordsPreprocess
+from zoo.tokenizers import is_one_token
 
 if TYPE_CHECKING:
     import numpy as np

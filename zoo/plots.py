@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from zoo.report import Facts
+    from zoo.report_data import Facts
 
 CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "report-scatter.png"
 MAP, CALIBRATION = "report-map.png", "report-calibration.png"

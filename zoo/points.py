@@ -5,13 +5,14 @@
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
+
+from zoo.errors import brief
+from zoo.schema import canonical
 
 State: TypeAlias = Literal["not loaded", "ok", "quarantined"]
 Read: TypeAlias = Callable[[str], str | None]
@@ -103,35 +104,6 @@ def allowed(points: Iterable[Point], environ: Mapping[str, str]) -> list[Point]:
         return list(points)
     words = {canonical(word.strip()) for word in chosen.split(",") if word.strip()}
     return [point for point in points if words & {canonical(point.distribution), canonical(point.name)}]
-
-
-def package_folder(package: str) -> Path | None:
-    """The folder of an importable package, found without importing it or those around it; None where there is none."""
-    locations: list[str] | None = None
-    parts = package.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        finders = [find for finder in sys.meta_path if (find := getattr(finder, "find_spec", None))]
-        try:
-            spec = next((spec for find in finders if (spec := find(name, locations)) is not None), None)
-        except (KeyError, ValueError):
-            # A folder without __init__.py inside a package: only an import of its parent could tell where it is.
-            return None
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        locations = list(spec.submodule_search_locations)
-    return next((Path(each) for each in locations or () if Path(each, "__init__.py").is_file()), None)
-
-
-def canonical(name: str) -> str:
-    """`name` as it is compared: punctuation and upper case do not tell two names apart."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def brief(text: str) -> str:
-    """The first line of `text`, at most 200 characters of it."""
-    line = (text.strip().splitlines() or [""])[0]
-    return line if len(line) <= 200 else line[:197] + "..."
 
 
 def _distributions() -> Iterator[tuple[str, Read]]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo import fusion, graph, rewrite, rounding, rowwise
 from zoo.device import onnxruntime
 from zoo.engine import create_session
-from zoo.lanes import Skip
+from zoo.examples import Skip
+from zoo.schema import FEATURES, IMAGE, PIXELS, SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,10 +48,10 @@ def pieces(model: "onnx.ModelProto") -> Pieces:
     """Cut a model where its preprocessing ends and where its head begins."""
     inputs = [item.name for item in model.graph.input]
     outputs = [item.name for item in model.graph.output]
-    prefix = graph.extract(model, [graph.IMAGE], [graph.PIXELS]) if graph.IMAGE in inputs else None
-    taken = [graph.PIXELS] if prefix is not None else inputs
-    body = graph.extract(model, taken, [graph.FEATURES])
-    head = graph.extract(model, [graph.FEATURES], [graph.SCORES]) if graph.SCORES in outputs else None
+    prefix = graph.extract(model, [IMAGE], [PIXELS]) if IMAGE in inputs else None
+    taken = [PIXELS] if prefix is not None else inputs
+    body = graph.extract(model, taken, [FEATURES])
+    head = graph.extract(model, [FEATURES], [SCORES]) if SCORES in outputs else None
     return Pieces(prefix, body, head)
 
 
@@ -62,7 +63,7 @@ def whole(parts: Pieces, metadata: "dict[str, str]") -> "onnx.ModelProto":
         model = graph.join(parts.prefix, model)
         model.graph.value_info.append(cut)
     if parts.head is not None:
-        model = graph.join(model, parts.head, keep=[graph.FEATURES])
+        model = graph.join(model, parts.head, keep=[FEATURES])
     graph.describe(model, metadata)
     return model
 
@@ -274,10 +275,10 @@ def _apart(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
     shape = [axis.dim_value for axis in body.output[0].type.tensor_type.shape.dim]
     loose, name = f"{body.name}/pixels", f"{body.name}/pixels_shape"
     for node in body.node:
-        node.output[:] = [loose if output == graph.PIXELS else output for output in node.output]
+        node.output[:] = [loose if output == PIXELS else output for output in node.output]
     # 0 keeps the axis as it is: the batch.
     body.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), name))
-    body.node.append(helper.make_node("Reshape", [loose, name], [graph.PIXELS], name=f"{body.name}/apart"))
+    body.node.append(helper.make_node("Reshape", [loose, name], [PIXELS], name=f"{body.name}/apart"))
     return apart
 
 
@@ -313,8 +314,8 @@ def _quiet() -> Iterator[None]:
 def calibration(session: Any, items: Sequence[object], skip: Skip | None = None) -> "Iterator[TensorMap]":
     """The body's inputs for each of `items`, one at a time, as the runtime itself makes them; `skip` as it takes it."""
     is_text = session.manifest.cut is None
-    taken = [spec.name for spec in session.manifest.inputs] if is_text else [graph.PIXELS]
+    taken = [spec.name for spec in session.manifest.inputs] if is_text else [PIXELS]
     # Asked for nothing that it computes, the runtime would answer with everything.
-    for _, arrays in session.stream(items, [*taken, graph.FEATURES], skip):
+    for _, arrays in session.stream(items, [*taken, FEATURES], skip):
         for row in range(len(arrays[taken[0]])):
             yield {name: arrays[name][row : row + 1] for name in taken}

@@ -6,22 +6,21 @@ All of it can be made or fetched again. What a running process is known to use s
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct, structs
 
 from zoo import space
-from zoo.build import graph_key
 from zoo.bundle import MANIFEST, Bundle
 from zoo.disk import is_abandoned
 from zoo.errors import ZooError
-from zoo.registry import Registry
-from zoo.runs import run_of
+from zoo.schema import Entry
 from zoo.store import MANIFEST as PULLED
-from zoo.store import Store
+from zoo.store import RUN, Store
 
 #: Seconds without a checkpoint after which a training is taken to be over.
 RUNNING = 3600.0
@@ -39,7 +38,7 @@ class Prunable(Struct, frozen=True, kw_only=True):
     state: Literal["found", "removed", "in use", "kept"] = "found"
 
 
-def find(store: Store, shelf: Registry, *, models: bool) -> list[Prunable]:
+def find(store: Store, shelf: Mapping[str, Entry], *, models: bool) -> list[Prunable]:
     """Everything under the store's home that can go: with `models` also every pulled row."""
     found = [*_caches(store), *_trainings(store), *_graphs(store, shelf), *_partials(store), *_staged(store)]
     return [*found, *_models(store)] if models else found
@@ -77,22 +76,22 @@ def _trainings(store: Store) -> Iterator[Prunable]:
             yield Prunable(kind="training", name=run_of(folder), path=str(folder), size=_size(folder))
 
 
-def _graphs(store: Store, shelf: Registry) -> Iterator[Prunable]:
+def _graphs(store: Store, shelf: Mapping[str, Entry]) -> Iterator[Prunable]:
     for manifest in sorted(store.graphs.rglob(MANIFEST)):
         folder = manifest.parent
         name = folder.relative_to(store.graphs).as_posix()
-        if not _is_temporary(folder) and not _is_current(folder, name, shelf):
+        if not _is_temporary(folder) and not _is_current(store, folder, shelf):
             yield Prunable(kind="graph", name=name, path=str(folder), size=_size(folder))
 
 
-def _is_current(folder: Path, name: str, shelf: Registry) -> bool:
+def _is_current(store: Store, folder: Path, shelf: Mapping[str, Entry]) -> bool:
     """Whether a row of the shelf would use this graph as it is."""
     try:
         lineage = Bundle.open(folder).manifest.lineage
     except ZooError:
         return False
     entry, cut = shelf.get(lineage.entry.name), lineage.options.get("cut")
-    return entry is not None and name == f"{entry.name}-{graph_key(entry, cut)[:16]}"
+    return entry is not None and folder == store.graph_dir(entry, cut)
 
 
 def _partials(store: Store) -> Iterator[Prunable]:
@@ -156,3 +155,11 @@ def _remove(path: Path) -> bool:
         # A folder that is empty now says nothing.
         path.parent.rmdir()
     return True
+
+
+def run_of(folder: Path) -> str:
+    """The bundle that a training writes; the folder's own name where that is not known any more."""
+    try:
+        return str(msgspec.json.decode((folder / RUN).read_bytes(), type=dict[str, Any])["out"])
+    except (OSError, KeyError, msgspec.MsgspecError):
+        return folder.name

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from zoo.space import written
+from zoo.disk import written
 
 RECORD = struct.Struct("<32sQIB3x")
 

@@ -10,8 +10,7 @@ import msgspec
 
 from zoo.document import HINT, Document, Place, spell
 from zoo.errors import RegistryError, UnknownEntryError, quote
-from zoo.points import canonical
-from zoo.schema import Entry, ImagePreprocess, TextPreprocess
+from zoo.schema import Entry, ImagePreprocess, TextPreprocess, canonical
 
 SCHEMA_VERSION = 1
 PORTS = frozenset(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))

@@ -14,11 +14,10 @@ from typing import IO, Any, Protocol, TypeAlias
 
 import msgspec
 
-from zoo.disk import write_atomic
+from zoo.disk import try_lock, write_atomic
 from zoo.errors import IntegrityError, UsageError
 from zoo.extras import require
 from zoo.schema import Preprocess, Task
-from zoo.space import try_lock
 
 SCHEMA_VERSION = 1
 #: Rows of one row group of Parquet, and what is held of them while it is written.

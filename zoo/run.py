@@ -4,24 +4,29 @@ With `keep_going` an item that cannot be answered does not cost the others their
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from zoo.answers import Answer, Failure, labelled
-from zoo.encode import check_text
+from zoo.answers import Answer, Failure
 from zoo.errors import DataError, UsageError, ZooError, named
+from zoo.examples import Skip
 from zoo.inputs import Input, Inputs, arriving, named_inputs
-from zoo.lanes import Skip
-from zoo.metrics import decide
 from zoo.ordered import InOrder
 from zoo.pipeline import WINDOW, windows
-from zoo.schema import Task
+from zoo.schema import Manifest, Task
+from zoo.tokenizers import check_text
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from zoo.runtime import Session
     from zoo.words import WordTable
+
+    Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+
+
+#: The score from which a label of several holds, where no thresholds were chosen.
+THRESHOLD = 0.5
+
 
 #: Words whose neighbours are looked for at a time.
 WORDS = 256
@@ -46,21 +51,36 @@ class Source(Protocol):
         """What a row says of the input of this name."""
 
 
+class Model(Protocol):
+    """A loaded model, as far as answers need it: a `zoo.runtime.Session`, or one that computes elsewhere."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Task, labels and thresholds."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs: `features`, and `scores` where there is a head."""
+
+    def rows(self, items: Iterable[Any], output: str, skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """Batch by batch (indices of the items, the rows of `output` for them)."""
+
+
 class ByModel:
     """A session's answers: the `top` best labels, a number, or the features of a bundle without a head."""
 
-    def __init__(self, session: "Session", top: int) -> None:
-        self.session = session
+    def __init__(self, model: Model, top: int) -> None:
+        self.model = model
         self.top = check_top(top)
-        self.has_scores = "scores" in session.outputs
+        self.has_scores = "scores" in model.outputs
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """Scores float32 [labels], or features [dim]."""
-        return self.session.rows(items, "scores" if self.has_scores else "features", skip)
+        return self.model.rows(items, "scores" if self.has_scores else "features", skip)
 
     def answer(self, name: str, row: "NDArray[np.float32]") -> Answer:
         """As `Source` has it."""
-        manifest = self.session.manifest
+        manifest = self.model.manifest
         if not self.has_scores:
             return Answer(input=name, features=tuple(row.tolist()))
         if manifest.task is Task.REGRESSION:
@@ -146,18 +166,30 @@ def _several(
     )
 
 
-class Failures:
-    """What is wrong with which item; called as a Session's `skip`. Without `keep_going` the first one is raised."""
+def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
+    """The `top` best of the scores [labels] of one input."""
+    best = scores.argsort()[::-1][:top]
+    return Answer(input=name, labels=tuple((labels[index], float(scores[index])) for index in best))
 
-    def __init__(self, names: Sequence[str], items: Sequence[object], keep_going: bool) -> None:
-        self.names = names
-        self.items = items
-        self.keep_going = keep_going
-        self.found: dict[int, ZooError] = {}
 
-    def __call__(self, index: int, error: ZooError) -> None:
-        """Keep the error of the item at this place, or raise it."""
-        error = named(error, self.names[index], self.items[index])
-        if not self.keep_going:
-            raise error
-        self.found[index] = error
+def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "NDArray[Any]":
+    """What scores [items, labels] say, in the form of the targets of `task`: see `measure`."""
+    import numpy as np
+
+    if task is Task.REGRESSION:
+        return np.asarray(scores)
+    if task is Task.MULTI_LABEL:
+        return np.asarray(scores >= np.asarray(thresholds or [THRESHOLD] * scores.shape[1], scores.dtype))
+    return np.asarray(scores.argmax(1))
+
+
+def predicted_labels(
+    task: Task, scores: "Floats", labels: Sequence[str], thresholds: Sequence[float] = ()
+) -> list[str]:
+    """What scores [items, labels] say, as data is written: a label, labels joined by `|`, or a number."""
+    decided = decide(task, scores, thresholds).tolist()
+    if task is Task.REGRESSION:
+        return [f"{value:.7g}" for [value] in decided]
+    if task is Task.MULTI_LABEL:
+        return ["|".join(label for label, holds in zip(labels, row, strict=True) if holds) for row in decided]
+    return [labels[index] for index in decided]

@@ -14,9 +14,8 @@ from zoo.data import Dataset
 from zoo.disk import write_atomic
 from zoo.errors import NotFoundError, UsageError
 from zoo.options import FinetuneOptions
+from zoo.store import RUN
 
-#: What a training is of, beside its checkpoints.
-FILE = "run.json"
 #: Trainings that are kept: the ones that were started last.
 KEPT = 20
 #: Options that may be others when a training goes on.
@@ -54,8 +53,8 @@ def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bo
     if resume:
         return check(trainings, out, facts)
     folder = _folder(trainings, out)
-    write_atomic(folder / FILE, msgspec.json.encode({"out": str(out.resolve()), **facts}))
-    others = sorted(trainings.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    write_atomic(folder / RUN, msgspec.json.encode({"out": str(out.resolve()), **facts}))
+    others = sorted(trainings.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[KEPT:]:
         shutil.rmtree(path.parent, ignore_errors=True)
     return folder
@@ -69,7 +68,7 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
     """
     folder = _folder(trainings, out)
     try:
-        before = msgspec.json.decode((folder / FILE).read_bytes(), type=dict[str, Any])
+        before = msgspec.json.decode((folder / RUN).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
         raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
     changed = [name for name, value in facts.items() if before.get(name) != value]
@@ -80,14 +79,6 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
             hint="give what it was started with, or leave --resume out",
         )
     return folder
-
-
-def run_of(folder: Path) -> str:
-    """The bundle that a training writes; the folder's own name where that is not known any more."""
-    try:
-        return str(msgspec.json.decode((folder / FILE).read_bytes(), type=dict[str, Any])["out"])
-    except (OSError, KeyError, msgspec.MsgspecError):
-        return folder.name
 
 
 def _folder(trainings: Path, out: Path) -> Path:

@@ -13,14 +13,15 @@ from zoo import external
 from zoo.answers import Answer, Placement, RunResult
 from zoo.bundle import MODEL, Bundle
 from zoo.device import choose, onnxruntime
-from zoo.engine import Settings, write_optimised
+from zoo.engine import Graphs, Settings, write_optimised
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
+from zoo.examples import Skip
 from zoo.extras import RUNTIME, require
 from zoo.inputs import named_inputs, one_or_more, with_names
-from zoo.lanes import Skip
-from zoo.optimised import Graphs, Keeper
+from zoo.optimised import Keeper
 from zoo.pipeline import ImagePipeline, TextPipeline, cut_model
 from zoo.progress import SILENT, Progress
+from zoo.run import ByModel, answer_one, answers
 from zoo.schema import ImagePreprocess, TextPreprocess
 
 if TYPE_CHECKING:
@@ -229,8 +230,6 @@ class Session:
         items = list(one_or_more(inputs))
         each = items if names is None else with_names(items, names)
         if len(items) == 1:
-            from zoo.run import ByModel, answer_one
-
             # A server's case: what keeps many in order would cost as much as all the rest.
             [one] = named_inputs(each)
             return self._result([answer_one(ByModel(self, top), one, keep_going=keep_going)])
@@ -256,8 +255,6 @@ class Session:
         Texts are read two windows of 4,096 ahead at most, pictures a few batches; of stdin (`Zoo.each_input`) what has
         come is answered at once. Raises what `run` does.
         """
-        from zoo.run import ByModel, answers
-
         return answers(ByModel(self, top), one_or_more(inputs), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.data import Dataset, Item
 from zoo.errors import NotFoundError
 from zoo.schema import ImagePreprocess, Preprocess
+
+#: Held-out items that the parity gate looks at.
+GATE_SAMPLES = 8
 
 FOLDER = Path(__file__).resolve().parent / "assets"
 
@@ -25,3 +29,14 @@ def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Pat
     if words:
         texts = [" ".join(words), " ".join(words[::2]), " ".join(words[:1]), *texts]
     return texts, "the bundled sentences"
+
+
+def gate_samples(held: Dataset) -> Sequence[Item]:
+    """Held-out items of as many classes as possible, the same ones whatever the order of the data."""
+    ranked = sorted(held.examples, key=lambda example: example.digest)
+    seen: dict[str, int] = {}
+    order = []
+    for example in ranked:
+        seen[example.label] = seen.get(example.label, 0) + 1
+        order.append((seen[example.label], example.digest, example.item))
+    return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]

@@ -13,7 +13,7 @@ from string import Template
 
 from zoo.disk import staged_dir
 from zoo.errors import AccessError, UsageError
-from zoo.points import canonical
+from zoo.schema import canonical
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")

@@ -1,5 +1,6 @@
 """The nouns: what a registry row, a bundle's manifest and an outcome are made of. Data only."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -15,6 +16,8 @@ FilePath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*
 SourceUrl: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+-]*://\S+\Z", max_length=2048)]
 Positive: TypeAlias = Annotated[int, Meta(gt=0)]
 Rgb: TypeAlias = tuple[float, float, float]
+#: Names of tensors: the inputs and outputs of every model, and the images after their preprocessing.
+IMAGE, PIXELS, FEATURES, SCORES = "image", "pixels", "features", "scores"
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
@@ -325,3 +328,8 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
     opset: int = 20
     ir_version: int = 10
     cut: int | None = None
+
+
+def canonical(name: str) -> str:
+    """`name` as it is compared: punctuation and upper case do not tell two names apart."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.points import PluginState, Point, allowed, canonical, installed, package_folder, state_of
+from zoo.extras import package_folder
+from zoo.points import PluginState, Point, allowed, installed, state_of
 from zoo.registry import Registry, load_registry
+from zoo.schema import canonical
 
 GROUP = "zoo.shelves"
 FILE = "registry.yaml"

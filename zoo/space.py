@@ -17,12 +17,8 @@ from typing import IO
 
 from msgspec import Struct
 
+from zoo.disk import hold, try_lock
 from zoo.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where an open file cannot be removed, and so needs no lock
-    fcntl = None  # type: ignore[assignment]
 
 #: Bytes that all caches together may take, and the part of what is free (with them gone) that they never exceed.
 LIMIT, SHARE = 4_000_000_000, 0.2
@@ -72,21 +68,13 @@ def in_use(folder: Path, key: str) -> Iterator[None]:
     path = folder / f"{key}.lock"
     while True:
         with path.open("a+b") as file:
-            _lock(file, exclusive=False)
+            hold(file, exclusive=False)
             # Another process may have removed the cache, and this file, between our opening and our locking.
             if not _is_at(file, path):
                 continue
             os.utime(path)
             yield
             return
-
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Hold the file `path` alone, waiting for others. Raises OSError."""
-    with path.open("a+b") as file:
-        _lock(file, exclusive=True)
-        yield
 
 
 def remove(folder: Path, cache: Cache) -> bool:
@@ -139,18 +127,3 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
-
-
-def _lock(file: IO[bytes], *, exclusive: bool) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-
-
-def try_lock(file: IO[bytes]) -> bool:
-    """Hold an open file alone until it is closed, and say whether nobody else holds it."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True

@@ -4,10 +4,8 @@ Threads of two runtimes in one process wait for each other, and a process that i
 what to time (`System`), and each further one a batch and how long; the answers are lines of JSON too.
 """
 
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from zoo import external, graph, head, trunk
+from zoo import external, graph, graph_head, trunk
 from zoo.bundle import HEAD, Bundle
-from zoo.child import end, python
+from zoo.child import Child, EndedError, Parent, python
 from zoo.cores import cores
 from zoo.device import onnxruntime
 from zoo.engine import create_session
-from zoo.errors import UsageError, ZooError
-from zoo.points import brief
-from zoo.schema import Entry
+from zoo.errors import UsageError, ZooError, brief
+from zoo.schema import FEATURES, Entry
 from zoo.torchkit import TorchBackbone, positional
 
 if TYPE_CHECKING:
@@ -81,17 +78,12 @@ class Stopwatch:
 
     def __init__(self, system: object, command: Sequence[str] = ()) -> None:
         began = time.perf_counter()
-        self._child = subprocess.Popen(
-            command or python("-m", "zoo.stopwatch"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-        )
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        self._child = Child(command or python("-m", "zoo.stopwatch"), env=environment)
         try:
             self._ask(system)
         except BaseException:
-            end(self._child)
+            self._child.close()
             raise
         self.started = time.perf_counter() - began
 
@@ -99,7 +91,7 @@ class Stopwatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        end(self._child)
+        self._child.close()
 
     def time(self, batch: int, seconds: float) -> list[float]:
         """Seconds of each call with `batch` items, one call after another until `seconds` are over; at least one."""
@@ -107,23 +99,12 @@ class Stopwatch:
         return found
 
     def _ask(self, request: object) -> Any:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
         try:
-            self._child.stdin.write(msgspec.json.encode(request) + b"\n")
-            self._child.stdin.flush()
-            line = self._child.stdout.readline()
-        except OSError:
-            line = b""
-        if not line:
-            code = self._child.wait()
+            return self._child.ask(request).data
+        except EndedError as ended:
             raise ZooError(
-                f"the process that was timed ended (exit code {code})", hint="there may not be enough memory"
-            )
-        answer = json.loads(line)
-        if "code" in answer:
-            raise ZooError.restore(answer["code"], answer["message"], answer["hint"])
-        return answer
+                f"the process that was timed ended (exit code {ended.code})", hint="there may not be enough memory"
+            ) from ended
 
 
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
@@ -153,27 +134,22 @@ def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
 
 def serve() -> None:
     """The child: one system, then how long its calls take, until nobody asks any more."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Whatever a library prints is no answer.
-    os.dup2(2, 1)
-
-    def answer(facts: object) -> None:
-        answers.write(json.dumps(facts) + "\n")
-        answers.flush()
-
+    parent = Parent()
     try:
-        call = prepare(msgspec.json.decode(sys.stdin.buffer.readline(), type=System))
+        message = parent.receive()
+        assert message is not None
+        call = prepare(msgspec.convert(message.data, System))
         call(1)
-        answer({})
-        while line := sys.stdin.buffer.readline():
-            answer({"times": measure(call, **json.loads(line))})
+        parent.send({})
+        while (message := parent.receive()) is not None:
+            parent.send({"times": measure(call, **message.data)})
     except ZooError as error:
-        answer({"code": error.code, "message": error.message, "hint": error.hint})
+        parent.fail(error)
     except Exception as error:  # a runtime's errors, and a family's, have no common root
         if os.environ.get("ZOO_DEBUG"):
             raise
         problem = f"what is timed fails: {type(error).__name__}: {brief(str(error))}"
-        answer({"code": ZooError.code, "message": problem, "hint": "zoo --debug shows where"})
+        parent.fail(ZooError(problem, hint="zoo --debug shows where"))
 
 
 def measure(call: "Call", batch: int, seconds: float) -> list[float]:
@@ -275,7 +251,7 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
         tuned = list(trunk.tail(backbone, cut))
         trunk.load_tail(bundle.path / trunk.TAIL_FILE, tuned)
         names = [spec.name for spec in backbone.entry.inputs]
-        features = positional([*backbone.stages()[:cut], *tuned], names, [graph.FEATURES])
+        features = positional([*backbone.stages()[:cut], *tuned], names, [FEATURES])
     top = _head(bundle) if manifest.head else nn.Identity()
 
     class Model(nn.Module):
@@ -297,7 +273,7 @@ def _head(bundle: Bundle) -> "torch.nn.Module":
 
     bundle.check(HEAD)
     modules: list[nn.Module] = []
-    for index, (weight, bias) in enumerate(head.load(bundle.path / HEAD)):
+    for index, (weight, bias) in enumerate(graph_head.load(bundle.path / HEAD)):
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.weight.data, linear.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
         modules += [nn.ReLU(), linear] if index else [linear]

@@ -24,8 +24,13 @@ from zoo.schema import Entry, FileDigest
 if TYPE_CHECKING:
     from zoo.lock import Lock
 
+
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+#: Raised whenever zoo.build would make another graph of the same row: it is part of the kept graph's key.
+GRAPH_VERSION = 2
+#: What a training is of, beside its checkpoints.
+RUN = "run.json"
 #: The file inside a partial's folder; a source may keep notes of its own beside it.
 PARTIAL_DATA = "data"
 
@@ -105,6 +110,10 @@ class Store:
         """The folder that a row with these very files has, whether it was pulled or not."""
         pairs = sorted((file.path, file.sha256) for file in digests)
         return self.models / entry.name / hashlib.sha256(msgspec.json.encode(pairs)).hexdigest()[:16]
+
+    def graph_dir(self, entry: Entry, cut: int | None = None) -> Path:
+        """The folder of a row's features graph, or with `cut` of its trunk, whether it was made or not."""
+        return self.graphs / f"{entry.name}-{graph_key(entry, cut)[:16]}"
 
     def find(self, entry: Entry, lock: "Lock") -> Path | None:
         """The folder with every file of the row, unchanged since it was pulled; None when it was not pulled.
@@ -248,3 +257,19 @@ def _partial_size(folder: Path) -> int:
         return (folder / PARTIAL_DATA).stat().st_size
     except OSError:
         return -1
+
+
+def graph_key(entry: Entry, cut: int | None = None) -> str:
+    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config.
+
+    With `cut` that of its trunk, the first so many stages.
+    """
+    shaping = (
+        entry.family,
+        entry.config,
+        entry.preprocess,
+        [(file.path, file.sha256) for file in entry.files],
+        GRAPH_VERSION,
+        *(() if cut is None else (cut,)),
+    )
+    return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from zoo.errors import NetworkError, PluginError, UnpinnedError, UsageError
 from zoo.manager import Plugins
-from zoo.probe import check_family
 from zoo.progress import Progress
 from zoo.registry import Registry
 from zoo.schema import Entry
 from zoo.testing import Report
+from zoo.testing_child import check_family
 
 #: Schemes whose files are on this machine: a row of these costs no download.
 LOCAL = ("file://", "package://")

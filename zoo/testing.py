@@ -14,9 +14,8 @@ from msgspec import Struct
 
 from zoo.backbone import Backbone
 from zoo.conformance import STEPS, BrokenError, Step, Subject, UnseenError
-from zoo.errors import ZooError
+from zoo.errors import ZooError, brief
 from zoo.extras import RUNTIME, TRAINING, require
-from zoo.points import brief
 from zoo.schema import Entry, WordsPreprocess
 from zoo.torchkit import TorchBackbone
 

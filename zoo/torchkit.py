@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
 from zoo.convert import as_safetensors
-from zoo.errors import IntegrityError, PluginError, UsageError, ZooError
+from zoo.errors import IntegrityError, PluginError, UsageError, ZooError, brief
 from zoo.extras import TRAINING, require
-from zoo.points import brief
 from zoo.schema import ExportOptions, TensorSpec
 
 if TYPE_CHECKING:

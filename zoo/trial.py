@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from zoo.child import Parent
 from zoo.device import onnxruntime
 from zoo.extras import RUNTIME, require
 
@@ -239,12 +240,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _answer_parent() -> None:
-    """Each step as a line on what was stdout, which then becomes stderr for everyone else."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Send each step's finding as it is made."""
+    parent = Parent()
     for name, found in steps():
-        answers.write(msgspec.json.encode({name: found}).decode() + "\n")
-        answers.flush()
+        parent.send({name: found})
     # What a broken driver's library does at exit is not waited for.
     sys.stderr.flush()
     os._exit(0)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo import external, graph
+from zoo import external, graph, trunk
 from zoo.backbone import Backbone
 from zoo.bundle import Bundle
 from zoo.errors import PluginError
-from zoo.schema import Entry, ExportOptions, TensorSpec
+from zoo.schema import FEATURES, PIXELS, Entry, ExportOptions, TensorSpec
 from zoo.torchkit import check_cut, export_module, load_state, positional, run_stages, tensors_at
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
     from zoo.expected import Reference
+
 
 #: A bundle's file with the parameters of the stages that were trained.
 TAIL_FILE = "tail.safetensors"
@@ -60,7 +61,7 @@ def computed(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
     """
     inputs = {spec.name for spec in backbone.entry.inputs}
     specs = tensors_at(backbone, cut)
-    if graph.PIXELS in {spec.name for spec in specs}:
+    if PIXELS in {spec.name for spec in specs}:
         family = backbone.entry.family
         raise PluginError("a later stage takes the pixels: what it needs of them is an activation", plugin=family)
     return tuple(spec for spec in specs if spec.name not in inputs)
@@ -92,7 +93,7 @@ def tuned_reference(backbone: Backbone, stages: "Sequence[torch.nn.Module]") -> 
 
         with torch.inference_mode():
             tensors = run_stages([*frozen, *tuned], _tensors(feeds))
-        return {graph.FEATURES: tensors[graph.FEATURES].numpy()}
+        return {FEATURES: tensors[FEATURES].numpy()}
 
     return run
 
@@ -109,10 +110,10 @@ def export_tail(
     """
     entry, options = backbone.entry, options or ExportOptions()
     inputs = tensors_at(backbone, len(backbone.stages()) - len(stages))
-    module = positional(list(_settled(stages)), [spec.name for spec in inputs], [graph.FEATURES])
-    export_module(module.eval(), path, inputs, [graph.FEATURES], options)
+    module = positional(list(_settled(stages)), [spec.name for spec in inputs], [FEATURES])
+    export_module(module.eval(), path, inputs, [FEATURES], options)
     body = graph.clean(graph.load(path), TAIL_NAME)
-    check_contract(body, entry, inputs, (TensorSpec(name=graph.FEATURES, dtype="float32", shape=("batch", entry.dim)),))
+    check_contract(body, entry, inputs, (TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim)),))
     graph.save(body, path)
 
 
@@ -137,7 +138,7 @@ def merge(
     if tail is not None:
         whole = graph.join(whole, graph.load(tail))
     if head is not None:
-        whole = graph.join(whole, head, keep=[graph.FEATURES])
+        whole = graph.join(whole, head, keep=[FEATURES])
     graph.describe(whole, facts)
     graph.save(whole, path)
     return whole
@@ -208,3 +209,13 @@ def _settled(stages: "Sequence[torch.nn.Module]") -> "torch.nn.ModuleList":
     from torch import nn
 
     return copy.deepcopy(nn.ModuleList(stages)).cpu().float().eval().requires_grad_(False)
+
+
+def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
+    """The arithmetic that a bundle must equal: the family's own, with the stages that the bundle has tuned."""
+    if not bundle.manifest.unfrozen:
+        return backbone.reference
+    bundle.check(trunk.TAIL_FILE)
+    stages = list(trunk.tail(backbone, trunk.cut_at(backbone, bundle.manifest.unfrozen)))
+    trunk.load_tail(bundle.path / trunk.TAIL_FILE, stages)
+    return tuned_reference(backbone, stages)

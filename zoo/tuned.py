@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo import graph, head, parity, trunk
+from zoo import graph, graph_head, parity, trunk
 from zoo.backbone import Backbone
 from zoo.build import encoder, metadata, versions
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
-from zoo.data import Dataset, Item
-from zoo.drawing import Drawing
+from zoo.data import Dataset
 from zoo.examples import listed
 from zoo.expected import Expected, expect
-from zoo.fresh import FreshSession
+from zoo.fresh import IsolatedSession
+from zoo.graph_head import as_graph
 from zoo.metrics import measure
 from zoo.options import FinetuneOptions
 from zoo.parity import Top
-from zoo.report import Report, write_report
+from zoo.report import Drawing, write_report
+from zoo.report_data import Report
+from zoo.samples import gate_samples
 from zoo.schema import HeadSpec, Manifest, TextPreprocess
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 #: The learning curve; items that were left out, a JSON object each.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
-#: Held-out items that the parity gate looks at.
-GATE_SAMPLES = 8
 
 
 class Materials(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def write_model(
     parts: tuple[Dataset, Dataset],
     options: FinetuneOptions,
     expected: "Callable[[], Expected] | None" = None,
-    fresh: FreshSession | None = None,
+    fresh: IsolatedSession | None = None,
 ) -> Manifest:
     """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
 
@@ -83,7 +83,7 @@ def write_model(
     whole, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
     wanted = expected() if expected else expectation(base, reference, parts[1])
     report = parity.check(folder / MODEL, wanted, top=top, fresh=fresh)
-    head.save(trained.layers, folder / HEAD)
+    graph_head.save(trained.layers, folder / HEAD)
     inputs, outputs = graph.tensor_specs(whole)
     choice = trained.choice
     spec = HeadSpec(hidden=options.hidden, scaling=choice.scaling, lr=choice.lr, weight_decay=choice.weight_decay)
@@ -170,38 +170,17 @@ def recorded(options: FinetuneOptions) -> dict[str, object]:
     return {name: value for name, value in facts.items() if name not in ("resume", "auto_batch", "device")}
 
 
-def tuned_reference(bundle: Bundle, backbone: Backbone) -> "Reference":
-    """The arithmetic that a bundle must equal: the family's own, with the stages that the bundle has tuned."""
-    if not bundle.manifest.unfrozen:
-        return backbone.reference
-    bundle.check(trunk.TAIL_FILE)
-    stages = list(trunk.tail(backbone, trunk.cut_at(backbone, bundle.manifest.unfrozen)))
-    trunk.load_tail(bundle.path / trunk.TAIL_FILE, stages)
-    return trunk.tuned_reference(backbone, stages)
-
-
 def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected:
     """What the features of some held-out items must be by `reference`."""
     reader = encoder(base.manifest.preprocess, base.path)
     return expect(reference, gate_samples(held), "the held-out items", reader)
 
 
-def gate_samples(held: Dataset) -> Sequence[Item]:
-    """Held-out items of as many classes as possible, the same ones whatever the order of the data."""
-    ranked = sorted(held.examples, key=lambda example: example.digest)
-    seen: dict[str, int] = {}
-    order = []
-    for example in ranked:
-        seen[example.label] = seen.get(example.label, 0) + 1
-        order.append((seen[example.label], example.digest, example.item))
-    return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]
-
-
 def _merge(
     folder: Path, backbone: Backbone, tuned: Tuned, top: Top, facts: dict[str, str]
 ) -> "tuple[onnx.ModelProto, Reference]":
     """(the model as written, what it must equal): the frozen part, the tuned stages, the head."""
-    layers = graph.head(top.layers, top.activation)
+    layers = as_graph(top.layers, top.activation)
     if tuned.stages is None:
         return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
     stages, tail = list(tuned.stages), folder / ".tail.onnx"

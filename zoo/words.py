@@ -246,7 +246,7 @@ class WordTable:
     def ids(self, text: str) -> list[int]:
         """The ids of the words of `text` that the table has; the whole text may be one.
 
-        A text falls apart as in a bundle's tokenizer (zoo.encode.write_word_level). Raises NotFoundError for an
+        A text falls apart as in a bundle's tokenizer (zoo.tokenizers.write_word_level). Raises NotFoundError for an
         unknown word, DataError for a text without any known one.
         """
         words = PIECES.findall(text)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.errors import NetworkError
+from zoo.extras import package_folder
 from zoo.hookspecs import hookimpl
-from zoo.points import package_folder
 from zoo.progress import Progress
 from zoo.source import Source, Want
 

@@ -1,0 +1,196 @@
+"""Texts to token ids, and the `tokenizer.json` files that a bundle carries."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zoo.errors import DataError, IntegrityError, RegistryError, quote
+from zoo.schema import TextPreprocess, WordPiece, WordsPreprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: The tokenizer of a bundle whose row has none.
+TOKENIZER = "tokenizer.json"
+UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"
+#: Read as one token where a text spells them out, as far as the vocabulary has them.
+SPECIAL = ("[PAD]", UNKNOWN, FIRST, LAST, "[MASK]")
+HINT = "the file is not the vocabulary that this row describes"
+
+
+class TextEncoder:
+    """Texts to token ids by a `tokenizer.json`, cut at the row's limit, padded to the longest of the batch."""
+
+    def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
+        self.preprocess = preprocess
+        self.path = folder / preprocess.tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(self.path))
+        except Exception as error:
+            # The library raises plain Exception for whatever it cannot read.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise IntegrityError(
+                f"{self.path.name} is no tokenizer that can be read: {reason}",
+                hint="choose another model, or pull again",
+            ) from error
+        # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
+        tokenizer.enable_truncation(self.preprocess.max_length)
+        tokenizer.no_padding()
+        return tokenizer
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, at most `max_length` of them."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def check_known(self, text: str, row: Sequence[int], index: int | None = None) -> None:
+        """Raise DataError, with its `index`, when `row` holds no word of `text` that the model knows.
+
+        Only where the row of the registry wants that refused.
+        """
+        if self._unknown is not None and all(token == self._unknown for token in row):
+            # The token for unknown words is none of the words.
+            count = self._tokenizer.get_vocab_size() - 1
+            problem = f"no word of {quote(text)} is among the {count:,} words"
+            raise DataError(problem, index=index, hint="remove it, or reword it")
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        token = self.preprocess.unknown_token
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+    def sample(self, count: int) -> list[str]:
+        """About `count` of the tokenizer's words, spread evenly over its ids."""
+        size = self._tokenizer.get_vocab_size()
+        return [self._tokenizer.id_to_token(index) for index in range(0, size, max(1, size // count))]
+
+    @staticmethod
+    def batch(rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
+        """`input_ids` and `attention_mask`, int64 [len(rows), longest]; padded with 0 where the mask is 0."""
+        import numpy as np
+
+        longest = max(len(row) for row in rows)
+        ids = np.zeros((len(rows), longest), np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: Path) -> TextPreprocess:
+    """Write a `tokenizer.json` whose ids are the places of `words`, and return how a bundle with it prepares texts.
+
+    A text falls into runs of letters, digits and underscores, and runs of other signs. Whatever is not among `words`
+    becomes one token more, which no word is called, or with `unknown: token` the row's own unknown token.
+    Raises RegistryError when that is not among the words.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(words)}
+    token = preprocess.unknown_token or "[UNK]"
+    if preprocess.unknown_token is not None and token not in vocabulary:
+        raise RegistryError(
+            f"the unknown_token {quote(token)} is not among the words", hint="correct the row's preprocess"
+        )
+    while preprocess.unknown_token is None and token in vocabulary:
+        token = f"[{token}]"
+    vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=token))
+    if preprocess.lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / TOKENIZER), pretty=False)
+    refused = token if preprocess.unknown == "skip" else None
+    return TextPreprocess(
+        tokenizer=TOKENIZER,
+        max_length=preprocess.max_length,
+        pooling="mean",
+        normalize=False,
+        unknown_token=refused,
+    )
+
+
+def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
+    """Whether a text is one word, as it stands, to the tokenizers that `write_word_level` writes."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normal = normalizers.Lowercase().normalize_str(text) if preprocess.lowercase else text
+    return [text] == [part for part, _ in pre_tokenizers.Whitespace().pre_tokenize_str(normal)]
+
+
+def check_text(item: object, index: int | None = None) -> str:
+    """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
+    if isinstance(item, DataError):
+        # Whoever listed the items knows already why there is none.
+        raise item
+    if not isinstance(item, str):
+        raise DataError(f"a text model reads str, not {type(item).__name__}", index=index)
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("a text is not UTF-8", index=index, hint="iconv -t UTF-8 | zoo run MODEL -") from error
+    if not item.strip():
+        raise DataError("an empty text has no answer", index=index, hint="remove the row, or fill it")
+    return item
+
+
+def place_tokenizer(preprocess: TextPreprocess, weights: Path, folder: Path) -> TextPreprocess:
+    """Write the row's tokenizer into `folder` as a `tokenizer.json`; returns the preprocessing that names it.
+
+    A file that is one already is copied as it is. Raises IntegrityError for a vocabulary that is not whole.
+    """
+    source = weights / preprocess.tokenizer
+    if preprocess.wordpiece is None:
+        (folder / preprocess.tokenizer).write_bytes(source.read_bytes())
+        return preprocess
+    (folder / TOKENIZER).write_text(tokenizer_json(source, preprocess.wordpiece), encoding="utf-8")
+    return msgspec.structs.replace(preprocess, tokenizer=TOKENIZER, wordpiece=None)
+
+
+def tokenizer_json(path: Path, wordpiece: WordPiece) -> str:
+    """The tokenizer over the vocabulary at `path`, in the format of the library `tokenizers`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = read_vocabulary(path)
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=wordpiece.chinese_chars,
+        strip_accents=wordpiece.strip_accents,
+        lowercase=wordpiece.lowercase,
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL if token in vocabulary])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{FIRST}:0 $A:0 {LAST}:0",
+        pair=f"{FIRST}:0 $A:0 {LAST}:0 $B:1 {LAST}:1",
+        special_tokens=[(token, vocabulary[token]) for token in (FIRST, LAST)],
+    )
+    return str(tokenizer.to_str())
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Ids of the pieces. Raises IntegrityError for invalid UTF-8, a piece listed twice or a missing special token."""
+    try:
+        # Only a line feed ends a line: vocabularies hold other separators as pieces.
+        pieces = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path.name} is not UTF-8: {error.reason}", hint=HINT) from error
+    vocabulary: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        first = vocabulary.setdefault(piece, number)
+        if first != number:
+            raise IntegrityError(f"{path.name} lists {piece!r} in line {first + 1} and {number + 1}", hint=HINT)
+    if missing := [token for token in (UNKNOWN, FIRST, LAST) if token not in vocabulary]:
+        raise IntegrityError(f"{path.name} lacks {', '.join(missing)}", hint=HINT)
+    return vocabulary
