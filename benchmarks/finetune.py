@@ -129,7 +129,7 @@ def random_shelf(folder: Path, model: str) -> Path:
     import hashlib
 
     sys.path.insert(0, str(record.ROOT))
-    from tests.upstream import ROWS, write_weights
+    from tests.kit.upstream import ROWS, write_weights
 
     files = folder / model
     if not files.exists():

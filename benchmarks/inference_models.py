@@ -14,14 +14,15 @@ from inference_systems import Bench, body, nncf, saved
 from inference_tables import OV_FP32, OV_INT8, OV_NNCF, SENTENCE, TORCH, TORCH_LAST, ZOO_FP32, ZOO_FUSED, ZOO_INT8
 from sentences import sentences
 
-from zoo import Bundle, Variant, Zoo, guard
-from zoo.bench import inputs
-from zoo.cores import cores
-from zoo.pipeline import TOKENS
+from zoo import Bundle, Variant, Zoo
+from zoo.diagnostics.bench import inputs
+from zoo.diagnostics.timing import Stopwatch, System
+from zoo.export import accuracy_guard
 from zoo.progress import SILENT
-from zoo.runtime import Session
+from zoo.runtime.pipeline import TOKENS
+from zoo.runtime.session import Session
 from zoo.schema import FEATURES, PIXELS, TextPreprocess
-from zoo.stopwatch import Stopwatch, System
+from zoo.system.cpu import cores
 
 CNNS = {"resnet50": "resnet50.tv_in1k", "inception": "inception_v3.tv_in1k"}
 MINILM = "all-minilm-l6-v2"
@@ -53,7 +54,9 @@ def pictures(bench: Bench, model: str) -> None:
         bench.add(model, OV_INT8, turns, lambda: bench.peer("openvino", "openvino", model=small_body, feeds=feeds))
 
     def quantised() -> Stopwatch:
-        items = guard.material(exact, Variant(precision="int8", calibrate=str(photos)), offline=True, progress=SILENT)
+        items = accuracy_guard.material(
+            exact, Variant(precision="int8", calibrate=str(photos)), offline=True, progress=SILENT
+        )
         session = Session(exact, "cpu")
         cut = exact.manifest.cut or PIXELS
         found = [arrays[cut] for _, arrays in session.stream(items.calibrate, [cut, FEATURES])]
@@ -144,7 +147,7 @@ def cosines(vectors: dict[str, Path], started: set[str]) -> Iterator[tuple[str, 
 
 def quantised_texts(bench: Bench, exact: Bundle, model: Path) -> Path:
     """MiniLM quantised by NNCF on sentences that are not those that are timed."""
-    from zoo.tokenizers import TextEncoder
+    from zoo.data.tokenizers import TextEncoder
 
     assert isinstance(exact.manifest.preprocess, TextPreprocess)
     reader = TextEncoder(exact.manifest.preprocess, exact.path)

@@ -1,7 +1,7 @@
 """A runtime that zoo is compared with, in a process and an environment of its own, where zoo need not be.
 
-It speaks as zoo.stopwatch does: a line of JSON says what to time, each further one a batch and how long; the answers
-are lines of JSON with the seconds of each call. `inference.py` starts it.
+It speaks as zoo.diagnostics.timing does: a line of JSON says what to time, each further one a batch and how long; the
+answers are lines of JSON with the seconds of each call. `inference.py` starts it.
 """
 
 import json
@@ -105,7 +105,7 @@ def sentence_transformers(spec: dict[str, Any]) -> Call:
 def zoo_texts(spec: dict[str, Any]) -> Call:
     """Zoo's own runtime from texts to features."""
     from zoo.bundle import Bundle
-    from zoo.runtime import Session
+    from zoo.runtime.session import Session
 
     session = Session(Bundle.open(Path(spec["model"])), "cpu")
     texts = json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import record
 
-from zoo import Bundle, ZooError, graph
-from zoo.cores import cores
+from zoo import Bundle, ZooError
+from zoo.diagnostics.timing import Stopwatch
+from zoo.graph import edit
 from zoo.schema import FEATURES
-from zoo.stopwatch import Stopwatch
+from zoo.system.cpu import cores
 
 PEERS = {
     "openvino": ("openvino>=2026.4,<2026.5", "nncf>=3.4,<3.5", "onnx", "tokenizers"),
@@ -130,8 +131,8 @@ def body(bundle: Bundle, path: Path) -> Path:
     """The bundle's graph behind its preprocessing, as a file of its own."""
     model = onnx.load_from_string(bundle.read_model())
     if bundle.manifest.cut:
-        model = graph.extract(model, [bundle.manifest.cut], [FEATURES])
-    graph.save(model, path)
+        model = edit.extract(model, [bundle.manifest.cut], [FEATURES])
+    edit.save(model, path)
     return path
 
 

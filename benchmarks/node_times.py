@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from zoo.cores import cores
-from zoo.device import onnxruntime
+from zoo.runtime.device import onnxruntime
+from zoo.system.cpu import cores
 
 SIDE, RUNS = 2048, 12
 

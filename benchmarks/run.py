@@ -34,10 +34,10 @@ from inference_systems import Bench, body, say
 from sentences import sentences
 
 from zoo import Bundle, Zoo
-from zoo.cores import cores
-from zoo.runtime import Session
+from zoo.diagnostics.timing import Stopwatch
+from zoo.runtime.session import Session
 from zoo.schema import TextPreprocess
-from zoo.stopwatch import Stopwatch
+from zoo.system.cpu import cores
 
 NAMES = {"resnet50": "resnet50.tv_in1k", "lite0": "efficientnet_lite0", "minilm": "all-minilm-l6-v2"}
 #: Pictures of a turn, a multiple of every batch; sentences are timed all together.
@@ -88,7 +88,7 @@ class Material:
     def small(self) -> Bundle:
         """Lite0 on pictures of 32 by 32."""
         sys.path.insert(0, str(record.ROOT))
-        from tests.upstream import ROWS
+        from tests.kit.upstream import ROWS
 
         name, row = "lite0-small", ROWS[NAMES["lite0"]]
         models = {name: {**row, "preprocess": {**row["preprocess"], **SMALL}}}

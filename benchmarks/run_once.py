@@ -20,15 +20,15 @@ from run_peer import texts
 from sentences import sentences
 
 from zoo.bundle import Bundle
-from zoo.cores import cores
-from zoo.embed import embed
-from zoo.encode import decode_image
-from zoo.inputs import named_inputs
-from zoo.pipeline import ImagePipeline, TextPipeline
-from zoo.rowfile import Record
-from zoo.runtime import Session
+from zoo.data.images import decode_image
+from zoo.data.inputs import named_inputs
+from zoo.outputs.embed import embed
+from zoo.outputs.resumable_file import Record
+from zoo.outputs.vector_file import NpyWriter
+from zoo.runtime.pipeline import ImagePipeline, TextPipeline
+from zoo.runtime.session import Session
 from zoo.schema import FEATURES, IMAGE
-from zoo.vectorfile import NpyWriter
+from zoo.system.cpu import cores
 
 #: Texts that are made at a time.
 CHUNK = 1000

@@ -67,7 +67,7 @@ def bare_texts(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
     """A Session's answers for the next so many files, as `zoo run` asks for them."""
     from zoo.bundle import Bundle
-    from zoo.runtime import Session
+    from zoo.runtime.session import Session
 
     session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
     paths = cycle(json.loads(Path(spec["photos"]).read_text(encoding="utf-8")))
@@ -78,8 +78,8 @@ def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 def zoo_embed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
     """`zoo embed`'s own function: all texts into a new file, which is on disk when it returns."""
     from zoo.bundle import Bundle
-    from zoo.embed import embed
-    from zoo.runtime import Session
+    from zoo.outputs.embed import embed
+    from zoo.runtime.session import Session
 
     session, out, given = Session(Bundle.open(Path(spec["bundle"])), "cpu"), Path(spec["out"]), texts(spec)
     facts["threads"] = spec["threads"]
@@ -120,7 +120,7 @@ def library(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 def bare(spec: Mapping[str, Any]) -> Any:
     """A session of the body, as ONNX Runtime makes it by itself but for its threads: as many as zoo's."""
-    from zoo.device import onnxruntime
+    from zoo.runtime.device import onnxruntime
 
     options = onnxruntime().SessionOptions()
     options.intra_op_num_threads = spec["threads"]

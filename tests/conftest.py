@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.once import once, shared
+from tests.kit.once import once, shared
 
 if TYPE_CHECKING:
-    from tests.installed import Site
-    from tests.upstream import Upstream
+    from tests.kit.installed import Site
+    from tests.kit.upstream import Upstream
 
 #: Set by a developer's shell, never by a test: they would change what the code under test does.
 FOREIGN = (
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("network"):
                 item.add_marker(skip)
     if any(item.get_closest_marker("gpu") for item in items):
-        from zoo.device import cuda_problem
+        from zoo.runtime.device import cuda_problem
 
         problem = cuda_problem()
         if problem is not None:
@@ -62,14 +62,14 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     if request.node.get_closest_marker("network") is None:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
     # Nothing is written to a home after the test that it belongs to, but for those that are about this.
-    monkeypatch.setattr("zoo.optimised.SMALLEST", 1 << 60)
+    monkeypatch.setattr("zoo.runtime.optimised_graphs.SMALLEST", 1 << 60)
     return home
 
 
 @pytest.fixture(scope="session")
 def shelf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The registry file of tests.models: tiny models with random weights, served by file://."""
-    from tests.models import write_shelf
+    """The registry file of tests.kit.models: tiny models with random weights, served by file://."""
+    from tests.kit.models import write_shelf
 
     return once(tmp_path_factory, "shelf", write_shelf) / "registry.yaml"
 
@@ -117,7 +117,7 @@ def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.T
 
     `other` differs from `tickets` in its head alone. Their data lie beside them.
     """
-    from tests.models import write_bundles
+    from tests.kit.models import write_bundles
 
     return once(tmp_path_factory, "tuned-bundles", lambda folder: write_bundles(folder, shelf_file, built_home))
 
@@ -125,7 +125,7 @@ def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.T
 @pytest.fixture
 def site(tmp_path: Path) -> "Site":
     """An empty folder of installed distributions, which the children of a test import from."""
-    from tests.installed import Site
+    from tests.kit.installed import Site
 
     folder = tmp_path / "site"
     folder.mkdir()
@@ -135,7 +135,7 @@ def site(tmp_path: Path) -> "Site":
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
     """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
-    from tests.upstream import Upstream
+    from tests.kit.upstream import Upstream
 
     with shared(tmp_path_factory, "upstream") as folder, Upstream(folder) as running:
         yield running

@@ -13,26 +13,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.answers import (
-    Answer,
-    Answered,
-    Answers,
-    Benchmark,
-    Check,
-    ColdStart,
-    Embedded,
-    Evaluation,
-    Failure,
-    Placement,
-    Ranking,
-    Row,
-    RunResult,
-    Timing,
-    Verdict,
-    to_json,
-)
 from zoo.api import Zoo, version
 from zoo.bundle import Bundle
+from zoo.data.inputs import Input, Inputs
 from zoo.errors import (
     AccessError,
     DataError,
@@ -53,11 +36,28 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
-from zoo.inputs import Input, Inputs
 from zoo.options import BenchOptions, FinetuneOptions, Variant, parse_head
-from zoo.predictions import check_predictions, write_predictions
+from zoo.outputs.predictions import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
+from zoo.results import (
+    Answer,
+    Answered,
+    Answers,
+    Benchmark,
+    Check,
+    ColdStart,
+    Embedded,
+    Evaluation,
+    Failure,
+    Placement,
+    Ranking,
+    Row,
+    RunResult,
+    Timing,
+    Verdict,
+    to_json,
+)
 from zoo.schema import Entry, Manifest, Metrics, Outcome, Task
 
 __all__ = [

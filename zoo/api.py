@@ -1,58 +1,33 @@
-"""class Zoo: one method a verb. The command line calls these, and so can a notebook."""
+"""class Zoo: one method for each verb. The command line calls these, and so can a notebook."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from zoo.answering import Answering
-from zoo.answers import Benchmark, Evaluation, Row
+from msgspec.structs import replace
+
 from zoo.bundle import Bundle, check_target
-from zoo.disk import storage_errors
-from zoo.errors import (
-    NotFoundError,
-    OfflineError,
-    PluginError,
-    UnpinnedError,
-    UsageError,
-)
+from zoo.errors import DeviceError, NotFoundError, UsageError, ZooError
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.options import BenchOptions, FinetuneOptions, Variant
-from zoo.registry import Registry
-from zoo.schema import Entry, FileDigest, Outcome, WordsPreprocess
-from zoo.vectors import Vectors
+from zoo.registry.registry import Registry
+from zoo.registry.shelves import add_shelves
+from zoo.results import Answer, Answered, Answers, Benchmark, Check, Embedded, Evaluation, Ranking, Row, RunResult
+from zoo.schema import FileDigest, Outcome, WordsPreprocess
+from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
-    from zoo.download import PlannedFile
-    from zoo.prune import Prunable
-    from zoo.runtime import Session
+    from zoo.data.inputs import Inputs
+    from zoo.plugin.entry_points import PluginState
+    from zoo.store.prune import Prunable
+    from zoo.store.pull import PlannedFile
     from zoo.testing import Report
 
 
-class Zoo(Answering, Vectors):
-    """The registry, the store and the plugins, and every verb on them.
-
-    `home` is ZOO_HOME, `registry` a file that replaces the built-in shelf, `offline` forbids remote sources, `progress`
-    draws bars; each defaults to the environment's.
-    """
-
-    def check_plugins(
-        self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
-    ) -> "Sequence[Report]":
-        """The conformance check (see zoo.testing) of a family, or of all, each row in a child process.
-
-        `rows` names rows, or kept models of bridges; else the pulled ones are taken, or the smallest that can be
-        pulled. Raises PluginError when the family's plugin cannot be loaded, and what `pull` raises.
-        """
-        from zoo.survey import check_families
-
-        require("the conformance check", *RUNTIME, *TRAINING)
-        return check_families(
-            Registry(self.lock.effective(entry) for entry in self.shelf.values()),
-            lambda entry: self.store.is_pulled(entry, self.lock), lambda name: self._fetch(name, self._asked(name)),
-            family=family, rows=rows, limit=limit, progress=self.progress,
-        )  # fmt: skip
+class Zoo(Workspace):
+    """Every verb, on the models of a `Workspace`, whose arguments it takes."""
 
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
@@ -65,64 +40,25 @@ class Zoo(Answering, Vectors):
 
     def plan(self, name: str, *, source: str | None = None) -> "Sequence[PlannedFile]":
         """What `pull` would fetch, file by file."""
-        from zoo.download import plan
+        from zoo.store.pull import plan
 
         return plan(self.entry(name), self.store, self.lock, source)
-
-    def pull(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
-        """Fetch and verify every file of a row; returns their folder. Nothing is fetched that is already there.
-
-        A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
-        AccessError.
-        """
-        entry = self._asked(name)
-        prepares = self._prepares(entry)
-        if prepares and not self.store.is_pulled(entry, self.lock):
-            require(f"pulling {name}", *self.plugins.make(entry, self.store.models).packages)
-        folder = self._fetch(name, entry, source=source, trust_first=trust_first)
-        if prepares:
-            self.plugins.make(self.lock.effective(entry), folder).prepare(self.progress)
-        return folder
-
-    def _asked(self, name: str) -> Entry:
-        """The entry to pull: for a bridged model what its library says of it now."""
-        reference = self.bridged.reference(name)
-        return self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
-
-    def _fetch(self, name: str, entry: Entry, *, source: str | None = None, trust_first: bool = False) -> Path:
-        """`pull` without the family's part: only the bytes."""
-        from zoo.download import pull
-
-        reference = self.bridged.reference(name)
-        try:
-            folder = pull(
-                entry, self.store, self.lock, self.plugins.source,
-                progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
-            )  # fmt: skip
-        except UnpinnedError as error:
-            # As it was typed: a revision belongs to what is trusted.
-            error.hint = f"zoo pull {reference or name} --trust-first"
-            raise
-        if reference is not None:
-            with storage_errors(self.store.home):
-                self.bridged.keep(reference)
-        return folder
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
         """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so).
 
         Of word vectors also those of the prepared form, where there is one.
         """
-        from zoo.download import verify
+        from zoo.store.pull import verify
 
         if self.is_path(model):
             return Bundle.open(Path(model)).verify()
         entry = self.entry(model)
         results = [(expected, is_same) for expected, is_same, _ in verify(entry, self.store, self.lock)]
         if isinstance(entry.preprocess, WordsPreprocess):
-            from zoo import words
+            from zoo.words import table
 
-            results += words.verify(self.store.model_dir(entry, [expected for expected, _ in results]))
+            results += table.verify(self.store.model_dir(entry, [expected for expected, _ in results]))
         return results
 
     def prune(self, *, models: bool = False, dry_run: bool = False) -> "Sequence[Prunable]":
@@ -130,56 +66,11 @@ class Zoo(Answering, Vectors):
 
         `models` are pulled rows, which can be fetched again. What a running process is known to use stays.
         """
-        from zoo import prune
+        from zoo.store import prune
 
         rows = Registry(self.lock.effective(entry) for entry in self.shelf.values())
         found = prune.find(self.store, rows, models=models)
         return found if dry_run else prune.remove(self.store, found)
-
-    def graph(self, name: str, cut: int | None = None) -> Bundle:
-        """The features bundle of a registry row, pulled, exported and gated the first time it is needed.
-
-        With `cut` its trunk: the first so many stages, whose outputs are the tensors that the next one takes. Raises
-        UsageError for a family that has not that many.
-        """
-        from zoo.build import build_in_child
-
-        # Whether the row can be built at all is known without its files: it is asked before a long download.
-        packages = self.plugins.make(self.entry(name), self.store.models).packages
-        entry = self.lock.effective(self.entry(name))
-        if entry.is_pinned and (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
-            return Bundle.open(self.store.graph_dir(entry, cut))
-        require(f"exporting {name}", *RUNTIME, *packages)
-        folder = self.pull(name)
-        entry = self.lock.effective(self.entry(name))
-        if (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
-            return Bundle.open(self.store.graph_dir(entry, cut))
-        return build_in_child(entry, folder, self.store.graph_dir(entry, cut), self.progress, cut)
-
-    def open(self, model: str) -> Bundle:
-        """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
-        if self.is_path(model):
-            return Bundle.open(Path(model))
-        return self.graph(model)
-
-    def session(
-        self, model: str, device: str | None = None, *, threads: int | None = None, spins: bool | None = None,
-        fixed: bool = False,
-    ) -> "Session":  # fmt: skip
-        """A model loaded on a device (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`; ZOO_DEVICE or auto by default).
-
-        The other arguments, and what is raised, are those of `zoo.runtime.Session`.
-        """
-        from zoo.device import choose
-        from zoo.runtime import Session
-
-        device = device or os.environ.get("ZOO_DEVICE") or "auto"
-        # Said before anything is pulled or built for it.
-        choose(device)
-        return Session(
-            self.open(model), device, threads=threads, spins=spins, fixed=fixed,
-            engines=self.store.engines, optimised=self.store.optimised,
-        )  # fmt: skip
 
     def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a gated bundle at `out`.
@@ -188,11 +79,11 @@ class Zoo(Answering, Vectors):
 
         Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
         """
-        from zoo import trunk
-        from zoo.data import is_hub
-        from zoo.device import choose_device
-        from zoo.finetune import finetune, load
-        from zoo.tuned import Materials
+        from zoo.data.dataset import is_hub
+        from zoo.export import trunk
+        from zoo.runtime.device import choose_device
+        from zoo.training.finetune import finetune, load
+        from zoo.training.write_bundle import Materials
 
         check_target(out, inside=[] if is_hub(data) else [Path(data)])
         options = options or FinetuneOptions()
@@ -225,7 +116,7 @@ class Zoo(Answering, Vectors):
         `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels the model does not
         know, UsageError for a model without a head.
         """
-        from zoo.evaluate import evaluate
+        from zoo.evaluation.evaluate import evaluate
 
         return evaluate(
             self.session(model, device), model, data,
@@ -239,8 +130,8 @@ class Zoo(Answering, Vectors):
         `variant` says in which precision. Raises GateError, with nothing written, when the file differs from the
         family's own arithmetic or loses too much accuracy.
         """
-        from zoo.export import check_needs, export
-        from zoo.refit import refit
+        from zoo.export.export import check_needs, export
+        from zoo.training.refit import refit
 
         require("the parity gate", *RUNTIME)
         if variant is not None:
@@ -251,16 +142,163 @@ class Zoo(Answering, Vectors):
         entry = source.manifest.lineage.entry
         heads = ("safetensors",) if source.manifest.head else ()
         require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
-        made = self.plugins.make(entry, self._originals(entry, "the gate"))
+        made = self.plugins.make(entry, self.originals(entry, "the gate"))
         return export(source, out, made, variant, refit=refit, offline=self.offline, progress=self.progress)
+
+    def run(
+        self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,
+        keep_going: bool = False,
+    ) -> RunResult:  # fmt: skip
+        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts; one, or any iterable.
+
+        The model is loaded for this call alone: `session(model).run(inputs)` is for many.
+        A registry row of word vectors answers with nearest words, searched on the CPU. An input that cannot be read
+        is a DataError, a text without a known word a NotFoundError there; with `keep_going` its answer has that
+        error, and the others theirs. All answers are held: see `answers`, and `run_to_file`.
+        """
+        if not self.has_words(model):
+            session = self.session(model, device)
+            found = session.run(inputs, names=names, top=top, keep_going=keep_going, progress=self.progress)
+            return replace(found, model=model)
+        from zoo.data.inputs import one_or_more, with_names
+
+        items = one_or_more(inputs)
+        each = items if names is None else with_names(list(items), names)
+        stream = self.answers(model, each, device=device, top=top, keep_going=keep_going)
+        return RunResult(model=model, entry=stream.entry, device=stream.device, answers=tuple(stream))
+
+    def answers(
+        self, model: str, inputs: Any, *, device: str | None = None, top: int = 5, keep_going: bool = False
+    ) -> Answers:
+        """As `run`, for any number of inputs, which may be those of `each_input`: answers come one after another.
+
+        The model is loaded at once; inputs are read as answers are asked for, and neither is kept. Raises what `run`
+        does, an input's error when it is come to.
+        """
+        from zoo.data.inputs import one_or_more
+        from zoo.runtime.answers import ByWords, answers
+
+        if self.has_words(model):
+            _check_search(device)
+            source = ByWords(self.words(model), top)
+            found = answers(source, one_or_more(inputs), keep_going=keep_going)
+            return Answers(self.entry(model).name, "cpu", None, found)
+        session = self.session(model, device)
+        found = session.answers(inputs, top=top, keep_going=keep_going)
+        return Answers(session.manifest.lineage.entry.name, session.device, session.placement, found)
+
+    def run_to_file(
+        self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, top: int | None = None,
+        resume: bool = False, strict: bool = False,
+    ) -> Answered:  # fmt: skip
+        """Write the answers for `inputs`, in their order, to a `.csv`, `.jsonl` or `.parquet` file: docs/run.md.
+
+        `inputs` are as for `answers`, and not kept. With labels every score is written; `top` (5 by default) is of
+        nearest words. An input that cannot be answered has its error in the output; with `strict` it is raised. With
+        `resume` what a break left is continued. Raises DataError without inputs, UsageError for a model without a head
+        and for an output that is unfinished or made of other inputs or by another model, AccessError where it cannot be
+        written.
+        """
+        from zoo.outputs import answer_file
+
+        answer_file.check_name(Path(out))
+        if self.has_words(model):
+            _check_search(device)
+            entry = self.lock.effective(self.entry(model))
+            answering = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
+        else:
+            if top is not None:
+                raise UsageError("a file has the score of every label: there is no top", hint="leave it out")
+            answering = answer_file.of_session(self.session(model, device))
+        return answer_file.write_answers(
+            answering, inputs, Path(out), model=model, resume=resume, strict=strict, progress=self.progress
+        )
+
+    def inputs(
+        self, model: str, arguments: Sequence[str], *, text: str | None = None
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
+        from zoo.data.inputs import expand
+
+        if self.is_path(model):
+            return expand(arguments, Bundle.open(Path(model)).manifest.preprocess, text=text)
+        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
+        return expand(arguments, self.entry(model).preprocess, text=text)
+
+    def each_input(
+        self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None
+    ) -> "Inputs":
+        """Command-line arguments as inputs of a model, read as they are asked for: any number of them.
+
+        Files, folders, globs, tables (`text` and `image` name their columns), texts, and `-` for stdin. An input that
+        cannot be read is one with an error. Iterating raises DataError for an argument that gives nothing.
+        """
+        from zoo.data.inputs import Inputs
+
+        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
+        known = Bundle.open(Path(model)).manifest.preprocess if self.is_path(model) else self.entry(model).preprocess
+        return Inputs(arguments, known, text=text, image=image)
+
+    def embed(
+        self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, resume: bool = False,
+        strict: bool = False,
+    ) -> Embedded:  # fmt: skip
+        """Write the features of `inputs`, in their order, to a `.npy`, `.parquet` or `.jsonl` file: docs/embed.md.
+
+        `inputs` are what `each_input` gives, or paths, PIL images or uint8 arrays for pictures, str for texts; they are
+        taken one after another and not kept. One that cannot be read has its error in the output; with `strict` it is
+        raised. With `resume` what a break left is continued. Raises DataError without inputs, UsageError for an output
+        that is no file of vectors, unfinished, or made of other inputs or by another model, AccessError where it cannot
+        be written.
+        """
+        from zoo.outputs.embed import embed
+        from zoo.outputs.resumable_file import check_name
+        from zoo.outputs.vector_file import SUFFIXES
+
+        check_name(Path(out), SUFFIXES)
+        return embed(
+            self.session(model, device), inputs, Path(out), model=model, resume=resume, strict=strict,
+            progress=self.progress,
+        )  # fmt: skip
+
+    def similar(
+        self, model: str, query: Any, inputs: Iterable[Any], *, device: str | None = None, top: int = 5,
+        text: str | None = None, image: str | None = None, index: bool = False,
+    ) -> Ranking:  # fmt: skip
+        """The `top` of `inputs` whose features are most like those of `query`, by their cosine.
+
+        `inputs` are arguments as for `each_input`, of which any may be a file that `embed` wrote, or a `.npy`. All are
+        compared; with `index` a file of more than a million vectors by an index beside it, which is made once. A file
+        of another fingerprint than the model's is warned about. Raises DataError for a query that cannot be read, for
+        nothing to compare, and for vectors of another length.
+        """
+        from zoo.outputs.similar import similar
+
+        return similar(
+            self.session(model, device), query, list(inputs), lambda each: self.each_input(
+                model, [each], text=text, image=image
+            ), model=model, top=top, index=index, progress=self.progress,
+        )  # fmt: skip
+
+    def analogy(self, model: str, a: str, b: str, c: str, *, device: str | None = None, top: int = 5) -> RunResult:
+        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen".
+
+        Raises UsageError for a model without a table of words, NotFoundError for a word that it does not have.
+        """
+        from zoo.runtime.answers import check_top
+
+        _check_search(device)
+        check_top(top)
+        answer = Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
+        return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
 
     def bench(self, model: str, options: BenchOptions | None = None) -> Benchmark:
         """Time a registry row's features bundle, or a fine-tuned one, and torch with the same weights if asked for.
 
         Raises UsageError for a length that the model cannot have and for a family without a torch module.
         """
-        from zoo.bench import Rival, bench
-        from zoo.device import choose_device
+        from zoo.diagnostics.bench import Rival, bench
+        from zoo.runtime.device import choose_device
 
         options = options or BenchOptions()
         choose_device(options.device)
@@ -270,30 +308,68 @@ class Zoo(Answering, Vectors):
             entry = bundle.manifest.lineage.entry
             packages = self.plugins.make(entry, self.store.models).packages
             require(f"timing {options.against}", options.against, *packages, "safetensors")
-            rival = Rival(entry, self._originals(entry, options.against))
+            rival = Rival(entry, self.originals(entry, options.against))
         return bench(bundle, model, options, rival=rival, progress=self.progress)
 
-    def _originals(self, entry: Entry, who: str) -> Path:
-        """The folder of an entry's own files, fetched where they are not here and may be."""
-        from zoo.download import pull
+    def doctor(self, *, deep: bool = False) -> Sequence[Check]:
+        """What is wrong with this environment, and how to mend it; `deep` hashes what was pulled, too.
 
-        if not self.store.is_pulled(entry, self.lock) and self.offline:
-            raise OfflineError(
-                f"{who} needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
-            )
-        return pull(
-            entry, self.store, self.lock, self.plugins.source,
-            progress=self.progress, trust_first=False, only=None, offline=self.offline,
+        Unless offline, the Hub is asked whether it answers. `bug_report` makes a text for an issue of it.
+        """
+        from zoo.diagnostics import doctor
+
+        return doctor.examine(
+            self.store.home, lambda: len(self.registry), lambda: self.damaged, self.plugin_states, offline=self.offline,
+            digests=(lambda: doctor.digests(self.shelf, self.store, self.lock, self.progress)) if deep else None,
         )  # fmt: skip
 
-    def _prepares(self, entry: Entry) -> bool:
-        """Whether the family prepares what was pulled. One that cannot be used does not stop a pull."""
-        from zoo.backbone import Backbone
+    def bug_report(self, checks: Sequence[Check]) -> str:
+        """What `doctor` found as Markdown for an issue: without secrets, home folders as `~`."""
+        from zoo.diagnostics.bug_report import bug_report
+
+        return bug_report(checks)
+
+    def plugin_states(self, limit: float = 10.0) -> "Sequence[PluginState]":
+        """Every plugin after loading it in a child process, within `limit` seconds each, and every shelf."""
+        from zoo.plugin.isolated import load_all
 
         try:
-            return self.plugins.backbone(entry.family).prepare is not Backbone.prepare
-        except PluginError:
-            return False
+            shelves = self.shelves
+        except ZooError:
+            # A registry that cannot be read is no plugin's fault: their shelves are looked at without it.
+            shelves = add_shelves(Registry(), os.environ)[1]
+        return [*load_all(limit), *shelves]
+
+    def check_plugins(
+        self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
+    ) -> "Sequence[Report]":
+        """The conformance check (see zoo.testing) of a family, or of all, each row in a child process.
+
+        `rows` names rows, or kept models of bridges; else the pulled ones are taken, or the smallest that can be
+        pulled. Raises PluginError when the family's plugin cannot be loaded, and what `pull` raises.
+        """
+        from zoo.testing.families import check_families
+
+        require("the conformance check", *RUNTIME, *TRAINING)
+        return check_families(
+            Registry(self.lock.effective(entry) for entry in self.shelf.values()),
+            lambda entry: self.store.is_pulled(entry, self.lock), lambda name: self.fetch(name),
+            family=family, rows=rows, limit=limit, progress=self.progress,
+        )  # fmt: skip
+
+    def new_plugin(self, name: str, out: Path | None = None) -> "tuple[Path, Sequence[str]]":
+        """Write a distribution that gives the family `name`, at `out` or ./zoo-NAME; returns the folder and its files.
+
+        Raises UsageError for a name that cannot be one or is taken, and for a folder that holds something.
+        """
+        from zoo.plugin.scaffold import write_plugin
+
+        return write_plugin(name, out, self.registry, self.plugins.families())
+
+
+def _check_search(device: str | None) -> None:
+    if device not in (None, "auto", "cpu"):
+        raise DeviceError("nearest words are searched on the CPU", device=device, hint="--device cpu, or --device auto")
 
 
 def version() -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo.disk import map_file, sha256_file, write_atomic
 from zoo.errors import AccessError, IntegrityError, NotFoundError, UsageError
 from zoo.schema import FileDigest, Manifest
+from zoo.system.files import map_file, sha256_file, write_atomic
 
 if TYPE_CHECKING:
     import mmap

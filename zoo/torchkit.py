@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
-from zoo.convert import as_safetensors
 from zoo.errors import IntegrityError, PluginError, UsageError, ZooError, brief
 from zoo.extras import TRAINING, require
 from zoo.schema import ExportOptions, TensorSpec
+from zoo.store.unpickle import as_safetensors
 
 if TYPE_CHECKING:
     import torch

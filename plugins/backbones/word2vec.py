@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo import plainwords, wordfiles
 from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.progress import SILENT, Progress
 from zoo.schema import Entry, ExportOptions, WordsPreprocess
-from zoo.words import VECTORS, InPlace, WordTable, is_prepared, prepare
+from zoo.words import VECTORS, InPlace, WordTable, formats, is_prepared, plain_reader, prepare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,7 @@ ROWS = 1 << 14
 
 
 class Word2Vec(Backbone):
-    """The family `word2vec`; `config.format` is one of zoo.wordfiles.LAYOUTS where the table's suffix does not say it.
+    """The family `word2vec`; `config.format` is one of `zoo.words.formats.LAYOUTS` where the suffix does not say it.
 
     `config.column` names the words' column of a Parquet list with several. Raises RegistryError for a row that
     contradicts itself.
@@ -45,11 +44,11 @@ class Word2Vec(Backbone):
         self.preprocess = preprocess
         if unknown := sorted(config.keys() - {"format", "column"}):
             raise RegistryError(f"{entry.name}: unknown config.{unknown[0]}", hint="known: format, column")
-        layout = wordfiles.layout(entry)
+        layout = formats.layout(entry)
         if layout is None:
-            hint = f"config.format is one of {', '.join(wordfiles.LAYOUTS)}"
+            hint = f"config.format is one of {', '.join(formats.LAYOUTS)}"
             raise RegistryError(f"{entry.name}: the format of {preprocess.table} is not known", hint=hint)
-        if (layout in wordfiles.TABLES) != (preprocess.words is not None):
+        if (layout in formats.TABLES) != (preprocess.words is not None):
             needs = "needs a list of words" if preprocess.words is None else "holds its words itself"
             raise RegistryError(f"{entry.name}: a {layout} file {needs}", hint="see preprocess.words")
         self.layout = layout
@@ -73,16 +72,16 @@ class Word2Vec(Backbone):
     def _convert(self) -> None:
         dim, table = self.entry.dim, self.weights / self.preprocess.table
         if self.preprocess.words is None:
-            prepare(self.weights, wordfiles.read(table, self.layout, dim), dim)
+            prepare(self.weights, formats.read(table, self.layout, dim), dim)
             return
         listed = self.weights / self.preprocess.words
-        vectors, offset = wordfiles.read_table(table, self.layout, dim)
-        words = wordfiles.read_words(listed, self.entry.config.get("column"))
+        vectors, offset = formats.read_table(table, self.layout, dim)
+        words = formats.read_words(listed, self.entry.config.get("column"))
         # A word that comes twice leaves a row out, and then the ids are no longer the rows of the file.
         is_table = vectors.dtype.str == "<f4" and vectors.flags.c_contiguous and offset % 4 == 0
         is_table = is_table and len(set(words)) == len(words)
         in_place = InPlace(table.name, offset) if is_table else None
-        prepare(self.weights, wordfiles.pair(listed, words, vectors), dim, in_place)
+        prepare(self.weights, formats.pair(listed, words, vectors), dim, in_place)
 
     def export(self, path: Path, options: ExportOptions) -> None:
         """Look-up and masked mean; the table is external data in `vectors.bin` beside `path`."""
@@ -117,12 +116,12 @@ class Word2Vec(Backbone):
         found: dict[int, NDArray[np.float32]] = {}
         seen: set[bytes] = set()
         last = max(wanted, default=-1)
-        for word, vector in plainwords.rows(self.entry, self.weights, self.layout):
+        for word, vector in plain_reader.rows(self.entry, self.weights, self.layout):
             if len(seen) > last:
                 break
             if word not in seen:
                 if len(seen) in wanted:
-                    found[len(seen)] = plainwords.parse(vector)
+                    found[len(seen)] = plain_reader.parse(vector)
                 seen.add(word)
         return found
 

@@ -1,0 +1,106 @@
+"""What a stranger finds in an exported file: facts, operators, inputs and outputs, as docs/export.md says."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.chains.test_chain import TOPICS, write_pictures, write_texts
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.project.test_docs import ROOT, snippet
+from zoo import FinetuneOptions, Variant, Zoo
+from zoo.bundle import Bundle
+from zoo.export import parity
+from zoo.runtime.device import onnxruntime
+from zoo.schema import Precision
+
+PAGE = ROOT / "docs/export.md"
+#: Triton's names of numpy's types.
+TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
+CASES = [
+    *(("pictures", "fp32"), ("pictures", "fp16"), ("pictures", "int8")),
+    *(("texts", "fp32"), ("texts", "fp16")),
+    *(("words", "fp32"), ("words", "fp16"), ("words", "int8")),
+]
+
+
+@pytest.fixture(scope="module")
+def tuned(shelf_file: Path, kept_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fine-tuned bundles `pictures`, `texts` and `words` beside their data `*.data`."""
+    folder = tmp_path_factory.mktemp("surface")
+    write_pictures(folder / "pictures.data", 8)
+    (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
+    words = write_shelf(folder / "words.json", {"words": row(folder / "v.bin", None, 16)})
+    for name in ("texts", "words"):
+        write_texts(folder / f"{name}.csv").rename(folder / f"{name}.data.csv")
+    for name, model, registry in (
+        ("pictures", "tiny-lite", shelf_file),
+        ("texts", "tiny-bert", shelf_file),
+        ("words", "words", words),
+    ):
+        data = folder / ("pictures.data" if name == "pictures" else f"{name}.data.csv")
+        Zoo(home=kept_home, registry=registry).finetune(model, data, folder / name, FinetuneOptions(epochs=5))
+    return folder
+
+
+def export(tuned: Path, name: str, precision: Precision, out: Path, *, raw: bool = False) -> Bundle:
+    data = tuned / "pictures.data" if name == "pictures" and precision == "int8" else None
+    variant = Variant(precision=precision, raw=raw, calibrate=str(data) if data else None, max_drop=0.5)
+    return Zoo().export(str(tuned / name), out, variant)
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
+def test_every_file_says_what_it_is(
+    tuned: Path, kept_shelf: Path, tmp_path: Path, name: str, precision: Precision
+) -> None:
+    bundle = export(tuned, name, precision, tmp_path / "out")
+    manifest = bundle.manifest
+    session = onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["zoo.labels"]) == sorted(TOPICS if name != "pictures" else ("red", "green", "blue"))
+    assert json.loads(facts["zoo.preprocess"])["kind"] == ("image" if name == "pictures" else "text")
+    assert facts["zoo.license"] == manifest.license == manifest.lineage.entry.license
+    digests = {file.path: file.sha256 for file in manifest.lineage.entry.files}
+    assert json.loads(facts["zoo.weights_sha256"]) == digests
+    assert "onnx" in json.loads(facts["zoo.versions"])
+    assert {key for key in facts if key not in PAGE.read_text()} == set()
+    model = onnx.load(bundle.model, load_external_data=False)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
+    assert model.ir_version == 10
+    # As runtime, manifest and page have it: the batch axis is the first, and of any length.
+    for ours, theirs in ((manifest.inputs, session.get_inputs()), (manifest.outputs, session.get_outputs())):
+        assert [spec.name for spec in ours] == [value.name for value in theirs]
+        for spec, value in zip(ours, theirs, strict=True):
+            assert list(spec.shape) == value.shape
+            assert value.shape[0] == "batch"
+            assert f"`{spec.name}`" in PAGE.read_text()
+    shapes = {"pictures": (50, 70, 3)}.get(name, (9,))
+    for batch in (1, 3):
+        feeds = {spec.name: np.ones((batch, *shapes), spec.dtype) for spec in manifest.inputs}
+        assert {len(array) for array in session.run(None, feeds)} == {batch}
+
+
+def test_what_triton_is_told(tuned: Path, kept_shelf: Path, tmp_path: Path) -> None:
+    manifest = export(tuned, "pictures", "fp32", tmp_path / "out").manifest
+    found = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.+?) \]', snippet(PAGE, "triton"))
+    wanted = [
+        (spec.name, TYPES[spec.dtype], ", ".join("-1" if isinstance(axis, str) else str(axis) for axis in axes))
+        for spec in (*manifest.inputs, *manifest.outputs)
+        for axes in [spec.shape[1:]]
+    ]
+    assert found == wanted
+
+
+def test_the_bounds_are_those_of_the_page() -> None:
+    table = re.search(r"\| bound \|.*?\n\n", PAGE.read_text(), re.DOTALL)
+    assert table is not None
+    columns = [*parity.BOUNDS.values(), parity.TEXTS["int8"], parity.WORDS["fp16"], parity.WORDS["int8"]]
+    lines = table[0].strip().splitlines()[2:]
+    for line, field in zip(lines, ("features", "cosine", "scores", "alone", "moved"), strict=True):
+        shown = [float(cell) for cell in line.strip("| ").split("|")[1:]]
+        assert shown == [getattr(bounds, field) for bounds in columns]

@@ -1,0 +1,148 @@
+"""Encoders in eight bits with a scale a row: how near they stay, that neighbours do not matter, what is worst."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from zoo_plugins.backbones.bert import Bert
+
+from tests.plugins.test_bert import entry_of, reference, tokens
+from zoo import UsageError
+from zoo.export import precision_texts
+from zoo.graph import edit, fuse
+from zoo.runtime.ort import create_session
+from zoo.schema import ExportOptions
+
+ARCHITECTURES = ["bert", "distilbert", "roberta", "mpnet"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    folder = tmp_path_factory.mktemp(request.param)
+    reference(request.param).save_pretrained(folder)
+    Bert(entry_of(request.param), folder).export(folder / "model.onnx", ExportOptions())
+    return edit.clean(edit.load(folder / "model.onnx"), "bert")
+
+
+def answers(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    found: np.ndarray = create_session(model.SerializeToString(), "cpu").run(None, feeds)[0]
+    return found
+
+
+def operators(model: onnx.ModelProto, kind: str) -> int:
+    return sum(node.op_type == kind for node in model.graph.node)
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return found
+
+
+def test_it_stays_near(body: onnx.ModelProto) -> None:
+    small = precision_texts.rowwise(body)
+    onnx.checker.check_model(small)
+    # Six products of a weight in each of three layers; a table of words stays in bytes, too.
+    assert operators(small, "QuantizeLinear") == 4 * 3
+    kinds = {tensor.dims[0]: tensor.data_type for tensor in small.graph.initializer if tensor.name.endswith("/bytes")}
+    assert kinds[200] == onnx.TensorProto.INT8
+    assert {node.domain for node in small.graph.node} == {""}
+    for batch, length in ((1, 3), (2, 40), (7, 150)):
+        feeds = tokens(batch, length)
+        assert cosines(answers(small, feeds), answers(body, feeds)).min() > 0.999
+
+
+def test_the_file_is_a_quarter(tmp_path: Path) -> None:
+    model = weights((512, 512), (512, 512))
+    assert len(precision_texts.rowwise(model).SerializeToString()) < 0.3 * len(model.SerializeToString())
+
+
+def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
+    """The same text alone, beside another one, and beside one whose activations are a hundred times as large."""
+    loud = onnx.ModelProto()
+    loud.CopyFrom(body)
+    table = max(loud.graph.initializer, key=lambda tensor: tensor.dims[0] if len(tensor.dims) == 2 else 0)
+    rows = onnx.numpy_helper.to_array(table).copy()
+    rows[150:] *= 100
+    table.CopyFrom(onnx.numpy_helper.from_array(rows, table.name))
+    small = precision_texts.rowwise(loud)
+    quiet, other = tokens(1, 24), tokens(1, 24)
+    quiet["input_ids"] %= 150
+    other["input_ids"] = np.where(other["attention_mask"] > 0, 150 + other["input_ids"] % 50, 0)
+    session = create_session(small.SerializeToString(), "cpu")
+    alone = session.run(None, quiet)[0]
+    beside = session.run(None, {name: np.concatenate([quiet[name], other[name]]) for name in quiet})[0]
+    np.testing.assert_allclose(beside[:1], alone, atol=1e-6)
+    assert np.abs(beside[1] - beside[0]).max() > 1e-3
+
+
+def test_fused_graphs_too(body: onnx.ModelProto) -> None:
+    fused = fuse.fuse(body).model
+    small = precision_texts.rowwise(fused)
+    assert operators(small, "QuantizeLinear") == 4 * 3
+    feeds = tokens(7, 40)
+    assert cosines(answers(small, feeds), answers(body, feeds)).min() > 0.999
+
+
+def weights(*shapes: tuple[int, int], **changed: Any) -> onnx.ModelProto:
+    """A chain of products of seeded random weights, with a GELU between them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random, nodes, constants, value = np.random.default_rng(0), [], [], "x"
+    for place, shape in enumerate(shapes):
+        weight = random.normal(size=shape).astype(np.float32) / np.float32(shape[0] ** 0.5)
+        constants.append(numpy_helper.from_array(changed.get(f"w{place}", lambda w: w)(weight), f"w{place}"))
+        out = "y" if place == len(shapes) - 1 else f"v{place}"
+        nodes.append(helper.make_node("MatMul", [value, f"w{place}"], [out], name=f"layer{place}"))
+        value = out
+        if out != "y":
+            value = f"g{place}"
+            nodes.append(helper.make_node("Gelu", [out], [value], name=value))
+    body = helper.make_graph(
+        nodes, "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", shapes[0][0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", shapes[-1][1]])],
+        constants,
+    )  # fmt: skip
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_rows_of_zeros_and_of_any_size_are_right() -> None:
+    """A row may be all zeros, tiny or huge: its own scale fits it. Behind a GELU the shift is taken back exactly."""
+    model = weights((64, 96), (96, 32))
+    small = precision_texts.rowwise(model)
+    rows = np.random.default_rng(1).normal(size=(1, 4, 64)).astype(np.float32)
+    rows *= np.array([0, 1e-6, 1, 1e6], np.float32)[None, :, None]
+    exact, near = answers(model, {"x": rows}), answers(small, {"x": rows})
+    assert np.isfinite(near).all()
+    for place in (0, 1, 2, 3):
+        size = max(np.abs(exact[0, place]).max(), 0.05)
+        assert np.abs(near[0, place] - exact[0, place]).max() < 0.03 * size
+
+
+def test_excluded_layers_stay(body: onnx.ModelProto) -> None:
+    names = [node.name for node in precision_texts.layers(body)]
+    assert len(names) == 6 * 3
+    small = precision_texts.rowwise(body, names)
+    assert operators(small, "QuantizeLinear") == 0
+    np.testing.assert_allclose(answers(small, tokens(2, 40)), answers(body, tokens(2, 40)), atol=0.02)
+
+
+def test_the_worst_layer_is_found() -> None:
+    """One weight that dwarfs its column leaves few levels to the others."""
+
+    def spoiled(weight: np.ndarray) -> np.ndarray:
+        weight[0] *= 100
+        return weight
+
+    model = weights((64, 64), (64, 64), (64, 64), w1=spoiled)
+    random = np.random.default_rng(3)
+    batches = [{"x": random.normal(size=(1, 5, 64)).astype(np.float32)} for _ in range(3)]
+    assert precision_texts.worst_layers(model, batches)[0] == "layer1"
+    assert precision_texts.worst_layers(model, batches, ["layer1"])[0] != "layer1"
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(UsageError, match="no layers that eight bits would speed up"):
+        precision_texts.rowwise(weights((4, 4)))

@@ -1,0 +1,59 @@
+"""Fused encoders: every part of every architecture, the numbers stay, and a graph of another form is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from zoo_plugins.backbones.bert import Bert
+
+from tests.export.test_precision_texts import ARCHITECTURES, answers, operators, weights
+from tests.plugins.test_bert import entry_of, reference, tokens
+from zoo import PluginError, UsageError
+from zoo.graph import edit, fuse
+from zoo.schema import ExportOptions
+
+
+def exported(folder: Path, arch: str) -> onnx.ModelProto:
+    reference(arch).save_pretrained(folder)
+    Bert(entry_of(arch), folder).export(folder / "model.onnx", ExportOptions())
+    return edit.clean(edit.load(folder / "model.onnx"), "bert")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
+    """Three layers: an exporter that writes them another way shows here, not in how slow a GPU is."""
+    body = exported(tmp_path, arch)
+    fused = fuse.fuse(body)
+    assert fused.counts == {
+        "MultiHeadAttention": 3, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 6, "BiasGelu": 3,
+    }  # fmt: skip
+    for kind in ("Softmax", "LayerNormalization", "Gelu", "Transpose", "Reshape", "Slice"):
+        # MPNet turns its table of distances once.
+        assert operators(fused.model, kind) == (kind == "Transpose" and arch == "mpnet"), kind
+    assert edit.tensor_specs(fused.model) == edit.tensor_specs(body)
+    for batch, length in ((1, 3), (2, 40), (7, 150)):
+        feeds = tokens(batch, length)
+        np.testing.assert_allclose(answers(fused.model, feeds), answers(body, feeds), atol=1e-5)
+
+
+def test_what_is_fused_in_part_is_refused(tmp_path: Path) -> None:
+    """A softmax that is no attention's, as another exporter might write it: counted, and said."""
+    body = exported(tmp_path, "bert")
+    place = next(index for index, node in enumerate(body.graph.node) if node.op_type == "Softmax")
+    softmax = body.graph.node[place]
+    between = onnx.helper.make_node("Identity", [softmax.output[0]], ["odd"], name="odd")
+    doubled = onnx.helper.make_node("Add", ["odd", "odd"], ["twice"], name="twice")
+    for node in body.graph.node:
+        node.input[:] = ["twice" if name == softmax.output[0] else name for name in node.input]
+    body.graph.node.insert(place + 1, between)
+    body.graph.node.insert(place + 2, doubled)
+    with pytest.raises(PluginError, match="not all of the model was fused: 2 of 3 MultiHeadAttention") as caught:
+        fuse.fuse(body)
+    assert caught.value.hint is not None
+    assert "without --fuse" in caught.value.hint
+
+
+def test_a_model_without_attention() -> None:
+    with pytest.raises(UsageError, match="no attention to fuse"):
+        fuse.fuse(weights((64, 64)))

@@ -1,0 +1,94 @@
+"""Repositories as timm, transformers and sentence-transformers publish them, with seeded random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.kit.hub import HubRepo
+from tests.kit.models import WORDS
+
+SHAPE = {
+    "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 66,
+}  # fmt: skip
+
+
+def hub_repo(folder: Path, *, card: str = "license: apache-2.0") -> HubRepo:
+    """Everything in `folder`, weights by LFS, and a README.md with that card."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    large = frozenset(path for path in files if path.endswith((".safetensors", ".bin")))
+    return HubRepo(files={**files, "README.md": f"---\n{card}\n---\n# A model\n".encode()}, lfs=large)
+
+
+def write_timm(folder: Path, arch: str, **arguments: Any) -> Any:
+    """What timm's push_to_hf_hub uploads; returns the model, classifier included, in eval mode."""
+    import timm
+    import torch
+    from timm.models._hub import save_for_hf
+
+    torch.manual_seed(0)
+    model = timm.create_model(arch, pretrained=False, **arguments)
+    # Fresh batch-norm statistics would hide that they are loaded.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    save_for_hf(model, folder, safe_serialization=True)
+    return model.eval()
+
+
+def write_encoder(
+    folder: Path, kind: str = "Bert", *, pooling: str = "cls", normalize: bool = True, **changes: Any
+) -> Any:
+    """What sentence-transformers uploads: an encoder of `transformers`, tokenizer and pooling; returns the encoder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **changes})
+    model = getattr(transformers, f"{kind}Model")(config)
+    # Random encoders map every text to nearly the same vector: larger embeddings keep them apart.
+    model.get_input_embeddings().weight.data.mul_(20)
+    model.save_pretrained(folder)
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    write_json(folder / "modules.json", [
+        {"idx": number, "name": name, "path": path, "type": f"sentence_transformers.models.{what}"}
+        for number, (name, path, what) in enumerate(modules[: 3 if normalize else 2])
+    ])  # fmt: skip
+    modes = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("cls_token", "mean_tokens", "max_tokens")}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **modes})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 40, "do_lower_case": False})
+    write_tokenizer(folder)
+    return model.eval()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json, vocab.txt and tokenizer_config.json of an uncased BERT, as `transformers` saves them."""
+    from transformers import BertTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    BertTokenizerFast(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def pooled(model: Any, feeds: dict[str, Any], *, pooling: str, normalize: bool) -> Any:
+    """Features by the library's own encoder and sentence-transformers' definition of pooling."""
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        hidden = model(**{name: torch.from_numpy(array) for name, array in feeds.items()}).last_hidden_state.numpy()
+    mask = feeds["attention_mask"][:, :, None]
+    vectors = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors

@@ -1,0 +1,72 @@
+"""The real weights against golden vectors that the reference libraries made (tests/golden/make.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import Zoo
+from zoo.data.samples import FOLDER
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+#: Of the largest value; what another pooling, normalisation or preprocessing would change is far above it.
+BOUND = 1e-4
+
+
+def golden(name: str, key: str = "vectors") -> tuple[list[str], np.ndarray]:
+    facts: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    assert facts["model"] == name
+    return facts["inputs"], np.array(facts[key], np.float32)
+
+
+def test_golden_vectors_are_whole() -> None:
+    _, sentences = golden("all-minilm-l6-v2")
+    assert sentences.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(sentences, axis=1), 1, atol=1e-4)
+    names, pictures = golden("efficientnet_lite0")
+    assert pictures.shape == (2, 1280)
+    assert all((FOLDER / name).is_file() for name in names)
+    for vectors in (sentences, pictures):
+        assert np.abs(vectors[0] - vectors[1]).max() > 100 * BOUND
+
+
+@pytest.mark.network
+def test_the_real_minilm_gives_its_golden_vectors(real: Path) -> None:
+    texts, wanted = golden("all-minilm-l6-v2")
+    answers = Zoo().run("all-minilm-l6-v2", texts, device="cpu").answers
+    np.testing.assert_allclose([answer.features for answer in answers], wanted, atol=BOUND)
+
+
+@pytest.mark.network
+def test_the_real_lite0_gives_its_golden_vectors(real: Path) -> None:
+    """Pixels that need no resizing are the same in every library, and so must be the features."""
+    names, wanted = golden("efficientnet_lite0", "doubled")
+    got = features([doubled(FOLDER / name) for name in names])
+    np.testing.assert_allclose(got, wanted, atol=BOUND * float(np.abs(wanted).max()))
+
+
+@pytest.mark.network
+def test_the_real_lite0_on_whole_pictures(real: Path) -> None:
+    """Libraries resize to within a grey level of each other, which turns these features by 3e-4.
+
+    Bilinear resizing would by 7e-3, without antialiasing 1e-3, from 255 pixels 4e-3.
+    """
+    names, wanted = golden("efficientnet_lite0")
+    got = features([FOLDER / name for name in names])
+    cosine = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert (1 - cosine).max() < 6e-4
+
+
+def features(items: list[Any]) -> np.ndarray:
+    answers = Zoo().run("efficientnet_lite0", items, device="cpu").answers
+    return np.array([answer.features for answer in answers], np.float32)
+
+
+def doubled(path: Path, side: int = 256) -> np.ndarray:
+    """The middle of a picture whose pixels are repeated in both directions: uint8 [side, side, 3]."""
+    picture = np.asarray(Image.open(path).convert("RGB")).repeat(2, 0).repeat(2, 1)
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]

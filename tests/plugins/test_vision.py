@@ -1,0 +1,217 @@
+"""ResNet, Inception and GoogLeNet against their references: the same files, pulled from the loopback Hub and web."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from zoo_plugins.backbones.efficientnet import EfficientNet
+from zoo_plugins.backbones.inception import Inception
+from zoo_plugins.backbones.resnet import ResNet
+
+from tests.kit.upstream import ROWS, Upstream, pixels
+from zoo import RegistryError, Zoo
+from zoo.registry.registry import load_registry
+from zoo.runtime.ort import create_session
+from zoo.schema import Entry
+from zoo.torchkit import TorchBackbone
+
+FAMILIES: dict[str, type[TorchBackbone]] = {"resnet": ResNet, "inception": Inception, "efficientnet": EfficientNet}
+TORCHVISION = (
+    "resnet18.tv_in1k_pth", "resnet34.tv_in1k_pth", "resnet50.tv2_in1k", "resnet101.tv_in1k", "resnet152.tv_in1k",
+    "inception_v3.tv_in1k", "googlenet.tv_in1k",
+)  # fmt: skip
+TIMM = ("resnet18.tv_in1k", "resnet34.a1_in1k_bin", "resnet50.tv_in1k")
+TRANSFORMERS = ("resnet18.ms_in1k", "resnet50.ms_in1k")
+#: Whole graphs are built of these: the two that the project promises, and the smallest, whose pools round up.
+EXPORTED = ("resnet50.tv_in1k", "inception_v3.tv_in1k", "googlenet.tv_in1k")
+BOUND = 1e-4
+
+
+def torchvision_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor) -> np.ndarray:
+    """What torchvision's own class makes of the checkpoint, built as torchvision builds it for its own weights."""
+    from safetensors.torch import load_file
+    from torchvision import models
+
+    arch, extra = row["config"]["arch"], {}
+    if row["family"] == "inception":
+        extra = {"init_weights": False, "aux_logits": True, "transform_input": True}
+    model = models.get_model(arch, **extra)
+    is_plain = checkpoint.suffix == ".safetensors"
+    model.load_state_dict(load_file(checkpoint) if is_plain else torch.load(checkpoint, weights_only=True))
+    model.fc = torch.nn.Identity()
+    return features_of(model, feed)
+
+
+def timm_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor, **extra: Any) -> np.ndarray:
+    """What timm's own class makes of the checkpoint, read by timm's own reader."""
+    import timm
+
+    model = timm.create_model(row["config"]["arch"], pretrained=False, **extra)
+    timm.models.load_checkpoint(model, str(checkpoint), weights_only=True)
+    model.reset_classifier(0)
+    return features_of(model, feed)
+
+
+def transformers_features(folder: Path, feed: torch.Tensor) -> np.ndarray:
+    """What transformers makes of the folder that it saved."""
+    from transformers import ResNetModel
+
+    model = ResNetModel.from_pretrained(folder, local_files_only=True)
+    return features_of(lambda value: model.eval()(value).pooler_output.flatten(1), feed)
+
+
+def features_of(model: Any, feed: torch.Tensor) -> np.ndarray:
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    with torch.inference_mode():
+        answer = model(feed)
+    # timm's Inception gives its auxiliary head's answer beside the features.
+    features: np.ndarray = (answer[0] if isinstance(answer, tuple) else answer).numpy()
+    return features
+
+
+def ours(upstream: Upstream, name: str) -> TorchBackbone:
+    """The row's backbone on the files that the real command pulled."""
+    folder = upstream.pull(name)
+    entry = load_registry([upstream.registry]).entry(name)
+    return FAMILIES[entry.family](entry, folder)
+
+
+def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
+    """Within BOUND, on features that are large and tell the pictures apart; else the bound would mean nothing."""
+    assert wanted.std(axis=0).mean() > 0.05
+    assert np.abs(wanted).max() > 0.5
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, atol=BOUND, rtol=0)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_features_are_torchvisions(upstream: Upstream, name: str) -> None:
+    backbone, feed = ours(upstream, name), pixels(ROWS[name])
+    got = backbone.reference({"pixels": feed.numpy()})["features"]
+    checkpoint = upstream.provide(name) / ROWS[name]["files"][0]["path"]
+    check_same(got, torchvision_features(ROWS[name], checkpoint, feed))
+    check_stages(backbone, feed[:2])
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_features_are_timms(upstream: Upstream, name: str) -> None:
+    feed = pixels(ROWS[name])
+    got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]
+    checkpoint = upstream.provide(name) / ROWS[name]["files"][0]["path"]
+    check_same(got, timm_features(ROWS[name], checkpoint, feed))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_features_are_transformers(upstream: Upstream, name: str) -> None:
+    feed = pixels(ROWS[name])
+    got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]
+    check_same(got, transformers_features(upstream.provide(name), feed))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_the_onnx_graph_is_torchvisions(upstream: Upstream, name: str) -> None:
+    """On the full size: the graph passed its gate, and equals torchvision from the pixels on."""
+    import onnx
+
+    from zoo.graph import edit
+
+    checkpoint = upstream.provide(name) / ROWS[name]["files"][0]["path"]
+    upstream.pull(name)
+    bundle = Zoo(home=upstream.home, registry=upstream.registry).graph(name)
+    assert bundle.manifest.parity.passed
+    body = edit.extract(onnx.load_from_string(bundle.read_model()), ["pixels"], ["features"])
+    feed = pixels(ROWS[name])
+    got = create_session(body.SerializeToString(), "cpu").run(None, {"pixels": feed.numpy()})[0]
+    check_same(got, torchvision_features(ROWS[name], checkpoint, feed))
+
+
+def test_twins_are_the_same_weights(upstream: Upstream) -> None:
+    feed = {"pixels": pixels(ROWS["resnet18.tv_in1k"], 3).numpy()}
+    plain, pickled = (ours(upstream, name).reference(feed) for name in ("resnet18.tv_in1k", "resnet18.tv_in1k_pth"))
+    np.testing.assert_array_equal(plain["features"], pickled["features"])
+
+
+def test_timms_inception_takes_other_pixels(upstream: Upstream, tmp_path: Path) -> None:
+    """The same weights by timm: normalised to 0.5 outside, so `transform_input` is false, and the features agree."""
+    from safetensors.torch import save_file
+
+    name = "inception_v3.tv_in1k"
+    row = ROWS[name]
+    state = torch.load(upstream.provide(name) / row["files"][0]["path"], weights_only=True)
+    save_file(state, tmp_path / "model.safetensors")
+    half = {**row["preprocess"], "mean": [0.5] * 3, "std": [0.5] * 3}
+    feed, other = pixels({**row, "preprocess": half}, 2), pixels(row, 2)
+    inside = ours(upstream, name)
+    outside = Inception(with_config(inside.entry, "model.safetensors", transform_input=False), tmp_path)
+    got = outside.reference({"pixels": feed.numpy()})["features"]
+    check_same(got, timm_features(row, tmp_path / "model.safetensors", feed, aux_logits=True))
+    renormalised = inside.reference({"pixels": other.numpy()})["features"]
+    np.testing.assert_allclose(got, renormalised, atol=BOUND)
+    mixed_up = outside.reference({"pixels": other.numpy()})["features"]
+    assert np.abs(mixed_up - renormalised).max() > 0.1
+
+
+@pytest.mark.parametrize(("name", "heads"), [("inception_v3.tv_in1k", "AuxLogits."), ("googlenet.tv_in1k", "aux")])
+def test_auxiliary_heads_may_be_absent(upstream: Upstream, tmp_path: Path, name: str, heads: str) -> None:
+    backbone = ours(upstream, name)
+    state = torch.load(upstream.provide(name) / ROWS[name]["files"][0]["path"], weights_only=True)
+    bare = {key: tensor for key, tensor in state.items() if not key.startswith((heads, "fc."))}
+    assert len(bare) < len(state) - 2
+    torch.save(bare, tmp_path / "bare.pth")
+    feed = {"pixels": pixels(ROWS[name], 2).numpy()}
+    got = Inception(with_config(backbone.entry, "bare.pth"), tmp_path).reference(feed)["features"]
+    np.testing.assert_array_equal(got, backbone.reference(feed)["features"])
+
+
+def with_config(entry: Entry, path: str, **config: Any) -> Entry:
+    """The row with one file of another name and some of its config changed; a None takes a key away."""
+    changed = {key: value for key, value in {**entry.config, **config}.items() if value is not None}
+    files = (msgspec.structs.replace(entry.files[0], path=path),)
+    return msgspec.structs.replace(entry, config=changed, files=files)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "problem", "known"),
+    [
+        ("resnet18.tv_in1k", {"arch": "resnet20"}, "config.arch is 'resnet20'", "resnet18, resnet34"),
+        ("resnet18.tv_in1k", {"arch": None}, "config.arch is None", "resnet152"),
+        ("resnet18.tv_in1k", {"arch": ["resnet18"]}, "config.arch is", "resnet152"),
+        ("resnet18.ms_in1k", {"layout": "jax"}, "config.layout is 'jax'", "torchvision, transformers"),
+        ("googlenet.tv_in1k", {"arch": "inception_v4"}, "config.arch is 'inception_v4'", "inception_v3, googlenet"),
+        ("googlenet.tv_in1k", {"transform_input": None}, "config.transform_input is None", "false for 0.5"),
+        ("googlenet.tv_in1k", {"transform_input": "yes"}, "config.transform_input is 'yes'", "true for ImageNet"),
+    ],
+)
+def test_unknown_config_is_the_registrys_fault(
+    tmp_path: Path, name: str, config: dict[str, Any], problem: str, known: str
+) -> None:
+    entry = Zoo().entry(name)
+    with pytest.raises(RegistryError, match=problem) as caught:
+        FAMILIES[entry.family](with_config(entry, "w.pth", **config), tmp_path)
+    assert known in str(caught.value.hint)
+
+
+def check_stages(backbone: TorchBackbone, feed: torch.Tensor) -> None:
+    """Stages one after another are the module, to the bit, and none but the first sees the pixels."""
+    stages = backbone.stages()
+    assert len(stages) >= 4
+    tensors = {"pixels": feed}
+    with torch.inference_mode():
+        for number, stage in enumerate(stages):
+            tensors = stage(tensors)
+            assert list(tensors) == (["activations"] if number < len(stages) - 1 else ["features"])
+        torch.testing.assert_close(tensors["features"], backbone.module(feed), rtol=0, atol=0)
+    owned = [parameter for stage in stages for parameter in stage.parameters()]
+    assert {id(each) for each in owned} == {id(each) for each in backbone.module.parameters()}
+    assert len(owned) == len(list(backbone.module.parameters()))
+
+
+def test_efficientnet_says_its_stages(shelf: Path) -> None:
+    zoo = Zoo()
+    backbone = EfficientNet(zoo.entry("tiny-lite"), zoo.pull("tiny-lite"))
+    check_stages(backbone, torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    assert len(backbone.stages()) == 9

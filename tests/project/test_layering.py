@@ -1,0 +1,282 @@
+"""One table says who may import whom; it is compared with every import, inside functions and for type checkers too."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"zoo": "zoo", "zoo_cli": "cli", "zoo_plugins": "plugins"}
+MAX_LINES = 400
+
+#: Public files that every file of zoo/ may import; they import only each other.
+BASICS = {"errors", "schema", "options", "results", "progress", "extras"}
+#: What plugins implement. They import basics, and everything but `system` may import them.
+INTERFACES = {"backbone", "source", "bridge", "hookspecs"}
+#: Folders and public files of zoo/ -> what each may import beside itself, the basics and the interfaces, in an order in
+#: which nothing imports what stands below it. A new folder takes its place here and in CONTRIBUTING.md.
+ALLOWED: dict[str, set[str]] = {
+    "system": set(),
+    "bundle": {"system"},
+    "hub": set(),
+    "plugin": {"system"},
+    "registry": {"system", "plugin"},
+    "store": {"system", "bundle"},
+    "torchkit": {"system", "store"},
+    "data": {"system", "hub"},
+    "words": {"system", "store", "data"},
+    "graph": {"system"},
+    "runtime": {"system", "bundle", "store", "data", "words", "graph"},
+    "evaluation": {"system", "bundle", "data", "runtime"},
+    "outputs": {"system", "bundle", "store", "data", "words", "runtime"},
+    "export": {"system", "bundle", "plugin", "torchkit", "data", "words", "graph", "runtime", "evaluation"},
+    "training": {"system", "bundle", "store", "torchkit", "data", "graph", "runtime", "evaluation", "export"},
+    "diagnostics": {
+        *("system", "bundle", "plugin", "registry", "store", "torchkit"),
+        *("data", "words", "graph", "runtime", "export"),
+    },
+    "testing": {"system", "bundle", "plugin", "registry", "torchkit", "data", "words", "graph", "runtime", "export"},
+    "workspace": {"system", "bundle", "plugin", "registry", "store", "data", "words", "runtime", "export"},
+}
+#: Everything may be imported by the class that has every verb, and by the public names.
+ROOF = {"api", "__init__"}
+#: What plugins may import of zoo: the public files and these packages, whose __init__.py names what counts.
+FOR_PLUGINS = {*BASICS, *INTERFACES, "torchkit", "hub", "bundle", "words", "testing", "__init__"}
+#: Who imports onnxruntime: the file that switches its telemetry off first, the process that opens a finished file as a
+#: user would, and the caller of its own converters.
+ONNXRUNTIME = {"zoo/runtime/device.py", "zoo/export/isolated_session.py", "zoo/export/precision.py"}
+
+
+class Import(NamedTuple):
+    """One imported module; `name` is what is taken from it."""
+
+    module: str
+    name: str | None
+    line: int
+
+
+def imports(path: Path, package: str) -> list[Import]:
+    """Every import of a file, wherever it stands; relative ones are spelt out from `package`."""
+    found: list[Import] = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found += [Import(module, alias.name, node.lineno) for alias in node.names]
+    return found
+
+
+def sources(root: Path, package: str) -> Iterator[tuple[Path, list[Import]]]:
+    """The files of an import package with what they import."""
+    folder = root / PACKAGES[package]
+    for path in sorted(folder.rglob("*.py")):
+        inside = path.parent.relative_to(folder).parts
+        yield path, imports(path, ".".join([package, *inside]))
+
+
+def units(root: Path) -> set[str]:
+    """The folders and files that stand directly in zoo/, `__init__` among them."""
+    return {path.stem for path in (root / "zoo").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+
+
+def modules(root: Path) -> set[str]:
+    """The dotted names of all modules of zoo/."""
+    paths = [path.relative_to(root).with_suffix("") for path in (root / "zoo").rglob("*.py")]
+    return {".".join(path.parts).removesuffix(".__init__") for path in paths}
+
+
+def target(found: Import, known: set[str]) -> str | None:
+    """The unit of zoo/ that an import means (`__init__` for the package itself), or None for foreign ones."""
+    parts = found.module.split(".")
+    if parts[0] != "zoo":
+        return None
+    if len(parts) > 1:
+        return parts[1]
+    return found.name if found.name in known else "__init__"
+
+
+def may_import(own: str, wanted: str) -> bool:
+    """Whether the unit `own` may import the unit `wanted`."""
+    if own in ROOF:
+        return wanted != "__init__"
+    if wanted == own or wanted in BASICS:
+        return own not in BASICS or wanted in BASICS
+    if wanted in INTERFACES:
+        return own not in BASICS and own != "system"
+    return wanted in ALLOWED.get(own, set())
+
+
+def misplaced(root: Path) -> list[str]:
+    """Units of zoo/ without a place in the table, and imports that the table does not allow."""
+    known = units(root)
+    placed = {*BASICS, *INTERFACES, *ALLOWED, *ROOF}
+    problems = [f"zoo/{name} has no place in the table" for name in sorted(known - placed)]
+    for path, found in sources(root, "zoo"):
+        own = path.relative_to(root / "zoo").parts[0].removesuffix(".py")
+        for each in found:
+            wanted = target(each, known)
+            if wanted is not None and own in placed and not may_import(own, wanted):
+                problems.append(f"{path.relative_to(root)}:{each.line} imports {wanted}")
+    return problems
+
+
+def circles(root: Path) -> list[str]:
+    """Files of zoo/ that import each other in a circle."""
+    known = modules(root)
+    needs: dict[str, set[str]] = {}
+    for path, found in sources(root, "zoo"):
+        own = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        names = {
+            f"{each.module}.{each.name}" if f"{each.module}.{each.name}" in known else each.module for each in found
+        }
+        needs[own] = (names & known) - {own}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
+
+
+def trespasses(root: Path) -> list[str]:
+    """Imports across the three packages that are forbidden, and of onnxruntime outside its three files."""
+    known, problems = units(root), []
+    for package in PACKAGES:
+        for path, found in sources(root, package):
+            for each in found:
+                top = each.module.partition(".")[0]
+                inner = target(each, known)
+                forbidden = {
+                    "zoo": top in ("zoo_cli", "zoo_plugins"),
+                    "zoo_cli": top in ("zoo_plugins", "pluggy", "torch", "numpy") or inner not in (None, "__init__"),
+                    "zoo_plugins": top in ("zoo_cli", "zoo_plugins") or not (inner is None or inner in FOR_PLUGINS),
+                }[package]
+                is_allowed = path.relative_to(root).as_posix() in ONNXRUNTIME
+                if package == "zoo_plugins" and each.module.startswith(("zoo.words.", "zoo.testing.")):
+                    forbidden = True
+                if forbidden or top in ("cli", "plugins") or (top == "onnxruntime" and not is_allowed):
+                    name = f"{each.module}.{each.name}" if each.name else each.module
+                    problems.append(f"{path.relative_to(root)}:{each.line} imports {name}")
+    return problems
+
+
+def test_every_file_imports_only_what_the_table_allows() -> None:
+    assert misplaced(ROOT) == []
+
+
+def test_the_table_has_no_circle_and_no_import_of_a_later_one() -> None:
+    order = list(ALLOWED)
+    for own, wanted in ALLOWED.items():
+        assert all(order.index(each) < order.index(own) for each in wanted), own
+
+
+def test_no_circles() -> None:
+    assert circles(ROOT) == []
+
+
+def test_packages_keep_to_themselves() -> None:
+    assert trespasses(ROOT) == []
+
+
+def test_every_folder_says_what_lives_there() -> None:
+    for folder in (path for path in (ROOT / "zoo").iterdir() if (path / "__init__.py").is_file()):
+        lines = (ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").splitlines()
+        assert 2 <= len(lines) <= 8, folder
+        # The file to open first is named, and is there.
+        assert any(f"`{path.name}`" in line for line in lines for path in folder.glob("*.py")), folder
+
+
+def test_the_command_line_uses_public_names() -> None:
+    tree = ast.parse((ROOT / "zoo" / "__init__.py").read_bytes())
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    public = set(ast.literal_eval(lists[0]))
+    used = {each.name for _, found in sources(ROOT, "zoo_cli") for each in found if each.module == "zoo"}
+    assert used - {None} <= public
+
+
+@pytest.mark.parametrize("folder", ["zoo", "cli", "plugins", "tests", "demo", "benchmarks"])
+def test_no_file_is_too_long(folder: str) -> None:
+    # What benchmarks leave in `out`, environments among it, is no part of the source.
+    paths = [path for path in (ROOT / folder).rglob("*.py") if "out" not in path.relative_to(ROOT).parts]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A small source tree that breaks no rule."""
+    files = {
+        "zoo/__init__.py": "from zoo.api import Zoo\n",
+        "zoo/errors.py": "import os\n",
+        "zoo/source.py": "from zoo.errors import ZooError\n",
+        "zoo/system/__init__.py": "",
+        "zoo/system/files.py": "from zoo import errors\n",
+        "zoo/store/__init__.py": "",
+        "zoo/store/store.py": "import typing\nif typing.TYPE_CHECKING:\n    from zoo.store.lock import Lock\n",
+        "zoo/store/lock.py": "from zoo.system import files\nfrom zoo.source import Source\n",
+        "zoo/runtime/__init__.py": "",
+        "zoo/runtime/device.py": "def load():\n    import onnxruntime\n",
+        "zoo/api.py": "from .store import lock\nfrom .errors import ZooError\n",
+        "cli/app.py": "from zoo import Zoo\nfrom zoo_cli.output import say\n",
+        "plugins/sources/file.py": "from zoo.source import Source\nfrom zoo import Zoo\n",
+    }
+    for name, code in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    assert misplaced(tmp_path) + circles(tmp_path) + trespasses(tmp_path) == []
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "problem"),
+    [
+        ("zoo/errors.py", "def late():\n    from zoo.api import Zoo\n", "zoo/errors.py:2 imports api"),
+        ("zoo/errors.py", "from zoo import api\n", "zoo/errors.py:1 imports api"),
+        ("zoo/errors.py", "from .api import Zoo\n", "zoo/errors.py:1 imports api"),
+        ("zoo/errors.py", "import zoo\n", "zoo/errors.py:1 imports __init__"),
+        ("zoo/errors.py", "from zoo import Zoo\n", "zoo/errors.py:1 imports __init__"),
+        ("zoo/errors.py", "from zoo.source import Source\n", "zoo/errors.py:1 imports source"),
+        ("zoo/system/files.py", "from zoo.store.lock import Lock\n", "zoo/system/files.py:1 imports store"),
+        ("zoo/system/files.py", "from ..store import lock\n", "zoo/system/files.py:1 imports store"),
+        ("zoo/system/files.py", "from zoo.source import Source\n", "zoo/system/files.py:1 imports source"),
+        (
+            "zoo/system/files.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from zoo.store.lock import Lock\n",
+            "zoo/system/files.py:3 imports store",
+        ),
+        ("zoo/novel.py", "", "zoo/novel has no place in the table"),
+        ("zoo/novel/__init__.py", "", "zoo/novel has no place in the table"),
+        ("zoo/api.py", "from zoo_plugins.sources import file\n", "zoo/api.py:1 imports zoo_plugins.sources.file"),
+        ("zoo/api.py", "import zoo_cli.app\n", "zoo/api.py:1 imports zoo_cli.app"),
+        ("zoo/api.py", "from onnxruntime.quantization import q\n", "zoo/api.py:1 imports onnxruntime.quantization.q"),
+        ("cli/app.py", "from zoo.errors import ZooError\n", "cli/app.py:1 imports zoo.errors.ZooError"),
+        ("cli/app.py", "from zoo import errors\n", "cli/app.py:1 imports zoo.errors"),
+        ("cli/app.py", "import pluggy\n", "cli/app.py:1 imports pluggy"),
+        ("cli/app.py", "import plugins\n", "cli/app.py:1 imports plugins"),
+        ("plugins/sources/file.py", "from zoo_cli import app\n", "plugins/sources/file.py:1 imports zoo_cli.app"),
+        ("plugins/sources/file.py", "from . import http\n", "file.py:1 imports zoo_plugins.sources.http"),
+        ("plugins/sources/file.py", "from ..backbones import b\n", "file.py:1 imports zoo_plugins.backbones.b"),
+        ("plugins/sources/file.py", "import onnxruntime as ort\n", "plugins/sources/file.py:1 imports onnxruntime"),
+        ("plugins/sources/file.py", "from zoo.store import lock\n", "sources/file.py:1 imports zoo.store.lock"),
+        ("plugins/sources/file.py", "from zoo.words.table import w\n", "sources/file.py:1 imports zoo.words.table.w"),
+    ],
+)
+def test_a_broken_rule_is_seen(house: Path, name: str, code: str, problem: str) -> None:
+    (house / name).parent.mkdir(exist_ok=True)
+    (house / name).write_text(code)
+    problems = misplaced(house) + circles(house) + trespasses(house)
+    assert any(each.endswith(problem) for each in problems)
+
+
+@pytest.mark.parametrize("code", ["from zoo.store.lock import Lock\n", "def late():\n    from zoo.store import lock\n"])
+def test_a_circle_is_seen(house: Path, code: str) -> None:
+    (house / "zoo/store/store.py").write_text(code)
+    (house / "zoo/store/lock.py").write_text("from zoo.store.store import Store\n")
+    assert [set(circle.split(" -> ")) for circle in circles(house)] == [{"zoo.store.store", "zoo.store.lock"}]

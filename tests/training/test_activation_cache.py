@@ -1,0 +1,250 @@
+"""Activations of a trunk on disk: computed once, in half precision, crash-safe, bounded, and right in any batch."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import AccessError, DataError, UsageError, Zoo
+from zoo.bundle import Bundle
+from zoo.data.dataset import Example
+from zoo.runtime.pipeline import Skip
+from zoo.runtime.session import Session
+from zoo.training.activation_cache import Activations
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = [f"late parcel {'card ' * (n % 9)}{n}" for n in range(60)]
+
+
+def examples(texts: Sequence[str]) -> list[Example]:
+    return [Example(text, text, "a", hashlib.sha256(text.encode()).hexdigest()) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def trunks(shelf_file: Path, kept_home: Path) -> dict[str, Bundle]:
+    """The first stages of the tiny models, built once by the real child process."""
+    zoo = Zoo(home=kept_home, registry=shelf_file)
+    return {name: zoo.graph(name, cut) for name, cut in (("tiny-bert", 1), ("tiny-lite", 8))}
+
+
+@pytest.fixture
+def texts(trunks: dict[str, Bundle]) -> Session:
+    return Session(trunks["tiny-bert"], "cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Example]:
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(5):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(random.integers(0, 255, (90 + 10 * number, 120, 3), dtype=np.uint8)).save(path)
+        found.append(Example(path.name, path, "a", hashlib.sha256(path.read_bytes()).hexdigest()))
+    return found
+
+
+class Notes:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        from zoo.progress import SILENT
+
+        self.task = SILENT.task
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def alone(session: Session, text: str) -> np.ndarray:
+    """One text by the trunk, without any padding: [tokens, width]."""
+    ((_, arrays),) = session.stream([text], ["hidden"])
+    return arrays["hidden"][0]
+
+
+def check(activations: Activations, session: Session, texts: Sequence[str], rows: Sequence[int]) -> None:
+    """The batch holds what the trunk gives, padded to its longest text, within half precision."""
+    batch = activations.batch(rows)
+    wanted = [alone(session, texts[row]) for row in rows]
+    assert batch["hidden"].dtype == np.float32
+    assert batch["attention_mask"].dtype == np.int64
+    assert batch["hidden"].shape == (len(rows), max(map(len, wanted)), 32)
+    for place, each in enumerate(wanted):
+        np.testing.assert_allclose(batch["hidden"][place, : len(each)], each, rtol=1e-3, atol=1e-3)
+        assert not batch["hidden"][place, len(each) :].any()
+        assert batch["attention_mask"][place].tolist() == [1] * len(each) + [0] * (len(batch["hidden"][0]) - len(each))
+
+
+def test_only_new_items_are_computed(texts: Session, tmp_path: Path) -> None:
+    with Activations.open(tmp_path, texts, examples(TEXTS[:10])) as first:
+        assert (len(first), first.computed, first.is_cached) == (10, 10, True)
+        check(first, texts, TEXTS, [3, 0, 7])
+    with Activations.open(tmp_path, texts, examples([*TEXTS, *TEXTS[:5]])) as second:
+        assert (len(second), second.computed) == (65, 50)
+        check(second, texts, [*TEXTS, *TEXTS[:5]], [64, 8, 30, 8])
+    with Activations.open(tmp_path, texts, examples(TEXTS[::-1])) as third:
+        assert third.computed == 0
+        check(third, texts, TEXTS[::-1], range(60))
+        size = sum(len(texts._pipeline.encoder.tokens([text])[0]) * (32 * 2 + 4) for text in TEXTS)
+        (data,) = tmp_path.glob("*.activations/data")
+        # No padding is stored.
+        assert data.stat().st_size == size <= third.nbytes
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.training.test_activation_cache import MANY, Slow, examples
+from zoo import AccessError, activations
+from zoo.bundle import Bundle
+activations.CHUNK = 1
+try:
+    activations.Activations.open(Path(sys.argv[2]), Slow(Bundle.open(Path(sys.argv[1])), "cpu"),
+        examples(MANY)).close()
+except AccessError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+"""
+MANY = [f"card number {n} " + "late " * 20 for n in range(600)]
+
+
+class Slow(Session):
+    """A session that can be caught at work."""
+
+    def stream(self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None) -> Iterator[Any]:
+        for batch in super().stream(items, outputs, skip):
+            time.sleep(0.02)
+            yield batch
+
+
+def test_a_killed_process_leaves_what_it_wrote(texts: Session, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", CHILD, str(texts.bundle.path), str(tmp_path)]
+    for _ in range(2):
+        before = sum(path.stat().st_size for path in tmp_path.glob("*.activations/index"))
+        child = subprocess.Popen(arguments, cwd=ROOT)
+        while sum(path.stat().st_size for path in tmp_path.glob("*.activations/index")) <= before:
+            assert child.poll() is None
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    # And what a crash in the middle of a write leaves.
+    for name, torn in (("data", b"half an item"), ("index", b"\1" * 100)):
+        with next(tmp_path.glob(f"*.activations/{name}")).open("ab") as file:
+            file.write(torn)
+    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+        assert 0 < activations.computed < len(MANY)
+        for row in range(0, len(MANY), 37):
+            check(activations, texts, MANY, [row])
+    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+        assert activations.computed == 0
+
+
+def test_a_full_disk_keeps_what_was_there(texts: Session, tmp_path: Path) -> None:
+    with Activations.open(tmp_path, texts, examples(TEXTS)) as activations:
+        before = activations.batch(range(60))
+    (data,) = tmp_path.glob("*.activations/data")
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({data.stat().st_size + 5000},) * 2)\n" + CHILD
+    arguments = [sys.executable, "-c", code, str(texts.bundle.path), str(tmp_path)]
+    child = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 8, child.stderr
+    assert child.stdout.count("\n") == 1
+    assert "File too large" in child.stdout
+    with Activations.open(tmp_path, texts, examples(TEXTS)) as activations:
+        assert activations.computed == 0
+        after = activations.batch(range(60))
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+class Loud(Session):
+    """A session whose second item has numbers beyond float16."""
+
+    def stream(self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None) -> Iterator[Any]:
+        for positions, arrays in super().stream(items, outputs, skip):
+            for place, position in enumerate(positions):
+                arrays["hidden"][place] *= 1e6 if items[position] == TEXTS[1] else 1
+            yield positions, arrays
+
+
+def test_what_half_precision_cannot_hold(trunks: dict[str, Bundle], texts: Session, tmp_path: Path) -> None:
+    with Activations.open(tmp_path, Loud(trunks["tiny-bert"], "cpu"), examples(TEXTS[:3])) as activations:
+        batch = activations.batch([0, 1, 2])["hidden"]
+    assert np.isfinite(batch).all()
+    wanted = alone(texts, TEXTS[1]) * 1e6
+    assert np.abs(wanted).max() > 65504
+    np.testing.assert_allclose(batch[1, : len(wanted)], wanted, rtol=1e-4, atol=10)
+    assert np.abs(batch[[0, 2]]).max() < 65504
+
+
+def test_a_data_set_that_is_too_large_is_computed_again(
+    texts: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE_LIMIT", "20KB")
+    notes = Notes()
+    with Activations.open(tmp_path, texts, examples(TEXTS), notes) as activations:
+        assert not activations.is_cached
+        assert activations.seconds_per_epoch > 0
+        assert "about" in notes.lines[-1]
+        check(activations, texts, TEXTS, [5, 1, 59])
+    assert not list(tmp_path.iterdir())
+    # A part of it fits, and takes the place of what was kept of other data by the same trunk.
+    for part in (TEXTS[:15], TEXTS[30:45]):
+        with Activations.open(tmp_path, texts, examples(part)) as activations:
+            assert activations.is_cached
+            check(activations, texts, part, [0, 14])
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 20_000
+
+
+def test_unreadable_items_are_told(texts: Session, tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+    some = examples([TEXTS[0], " ", TEXTS[1], " "])
+    with Activations.open(tmp_path, texts, some, skip=lambda place, e: told.append((place, e.message))) as activations:
+        assert [place for place, _ in told] == [1, 3]
+        check(activations, texts, [TEXTS[0], " ", TEXTS[1]], [0, 2])
+    with pytest.raises(DataError):
+        Activations.open(tmp_path, texts, some)
+
+
+def test_views_of_pictures(trunks: dict[str, Bundle], pictures: list[Example], tmp_path: Path) -> None:
+    session, folder = Session(trunks["tiny-lite"], "cpu"), tmp_path / "cache"
+    with Activations.open(folder, session, pictures, views=2) as activations:
+        assert (len(activations), activations.computed) == (15, 15)
+        batch = activations.batch([1, 6, 11])["activations"]
+        assert len({array.tobytes() for array in batch}) == 3
+        everything = activations.batch(range(15))["activations"]
+    with Activations.open(folder, session, pictures[:2]) as plain:
+        assert plain.computed == 0
+        np.testing.assert_array_equal(plain.batch([1])["activations"][0], batch[0])
+    with Activations.open(folder, session, pictures, views=2, seed=1) as other:
+        assert other.computed == 10
+    with Activations.open(tmp_path / "again", session, pictures, views=2) as again:
+        np.testing.assert_array_equal(again.batch(range(15))["activations"], everything)
+
+
+def test_texts_have_no_views(texts: Session, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="pictures"):
+        Activations.open(tmp_path, texts, examples(TEXTS), views=1)
+
+
+def test_a_folder_that_cannot_be_written(texts: Session, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AccessError, match="cannot be used"):
+        Activations.open(tmp_path / "file", texts, examples(TEXTS))
+
+
+def test_two_processes_fill_one_cache(texts: Session, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", CHILD, str(texts.bundle.path), str(tmp_path)]
+    children = [subprocess.Popen(arguments, cwd=ROOT, env={**os.environ}) for _ in range(2)]
+    assert [child.wait(timeout=200) for child in children] == [0, 0]
+    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+        assert activations.computed == 0
+        check(activations, texts, MANY, [0, 300, 599])

@@ -1,0 +1,235 @@
+"""The feature cache: computes what is new, once, under a key of all that matters, and survives what disks do."""
+
+import hashlib
+import multiprocessing
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zoo import AccessError, DataError, Zoo
+from zoo.bundle import Bundle, describe_files, write_manifest
+from zoo.data.dataset import Example
+from zoo.runtime.pipeline import Skip
+from zoo.runtime.session import Session
+from zoo.training.feature_cache import FeatureCache, _connect, cache_key
+
+
+def examples(texts: list[str], label: str = "a") -> list[Example]:
+    """Examples as the data module makes them."""
+    return [Example(text, text, label, hashlib.sha256(text.encode()).hexdigest()) for text in texts]
+
+
+@pytest.fixture
+def cache(shelf: Path, tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "features", Zoo().session("tiny-bert", "cpu"))
+
+
+TEXTS = [f"card number {n}" for n in range(40)]
+MANY = [f"late parcel {n}" for n in range(1000)]
+
+
+def test_only_new_items_are_computed(cache: FeatureCache) -> None:
+    first = cache.features(examples(TEXTS))
+    assert cache.computed == 40
+    np.testing.assert_allclose(first, cache.session.features(TEXTS), atol=1e-6)
+    again = cache.features(examples(TEXTS[::-1], label="another"))
+    assert cache.computed == 0
+    np.testing.assert_array_equal(again, first[::-1])
+    more = cache.features(examples([*TEXTS, "late parcel", "late parcel", "late parcel"]))
+    assert cache.computed == 1
+    np.testing.assert_array_equal(more[:40], first)
+    np.testing.assert_array_equal(more[-1], more[-2])
+
+
+def test_another_process_finds_them(cache: FeatureCache) -> None:
+    cache.features(examples(TEXTS))
+    code = (
+        "import sys; from pathlib import Path; from zoo import Zoo; "
+        "from zoo.training.feature_cache import FeatureCache; "
+        "from tests.training.test_feature_cache import TEXTS, examples; "
+        f"cache = FeatureCache(Path({str(cache.path.parent)!r}), Zoo().session('tiny-bert', 'cpu')); "
+        "cache.features(examples(TEXTS)); print(cache.computed)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "0"
+
+
+def copy_of(bundle: Bundle, folder: Path, change: str) -> Bundle:
+    """A bundle with one of its files a little longer."""
+    shutil.copytree(bundle.path, folder)
+    with (folder / change).open("ab") as file:
+        file.write(b"\n")
+    import msgspec
+
+    return write_manifest(folder, msgspec.structs.replace(bundle.manifest, files=describe_files(folder)))
+
+
+def test_the_key_is_all_that_matters(cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime  # noqa: TID251 - the version it reports is part of the key
+
+    session = cache.session
+    keys = {cache_key(session)}
+    session.bundle = copy_of(session.bundle, tmp_path / "tokenizer", "tokenizer.json")
+    keys.add(cache_key(session))
+    other = Zoo().session("tiny-bert-cls", "cpu")
+    keys.add(cache_key(other))
+    monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
+    keys.add(cache_key(other))
+    monkeypatch.setattr("zoo.data.images.VERSION", 99)
+    keys.add(cache_key(other))
+    other.device = "cuda:0"
+    keys.add(cache_key(other))
+    assert len(keys) == 6
+    # Which of two equal GPUs computed a feature does not matter, and neither does where the bundle lies.
+    other.device = "cuda:1"
+    assert cache_key(other) in keys
+    shutil.copytree(other.bundle.path, tmp_path / "elsewhere")
+    other.bundle = Bundle.open(tmp_path / "elsewhere")
+    assert cache_key(other) in keys
+
+
+def test_an_unreadable_item_does_not_cost_those_before_it(cache: FeatureCache) -> None:
+    with pytest.raises(DataError):
+        cache.features(examples([*TEXTS, " "]))
+    session = Session(Zoo().graph("tiny-lite"), "cpu")
+    pictures = FeatureCache(cache.path.parent, session)
+    good = sorted((Path(__file__).parents[2] / "zoo/assets").glob("*.jpg")) * 2
+    rows = [Example(str(n), path, "a", f"{n:064x}") for n, path in enumerate(good)]
+    broken = Example("broken", Path(__file__), "a", "f" * 64)
+    with pytest.raises(DataError, match="test_features"):
+        pictures.features([*rows, broken])
+    pictures.features(rows)
+    assert pictures.computed < len(rows)
+
+
+@pytest.mark.parametrize("damage", ["replaced", "emptied", "cut", "middle", "log"])
+def test_a_damaged_cache_is_made_anew(cache: FeatureCache, damage: str) -> None:
+    first = cache.features(examples(MANY))
+    data = cache.path.read_bytes()
+    half = len(data) // 2
+    changed = {
+        "replaced": b"not a database, for sure" * 100,
+        "emptied": b"",
+        "cut": data[:half],
+        "middle": data[:4096] + bytes(range(256)) * (half // 256) + data[4096 + half :],
+        "log": data,
+    }
+    cache.path.write_bytes(changed[damage])
+    if damage == "log":
+        cache.path.with_name(cache.path.name + "-wal").write_bytes(b"left by nobody" * 1000)
+    for computed in (0 if damage == "log" else len(MANY), 0):
+        again = cache.features(examples(MANY))
+        np.testing.assert_allclose(again, first, atol=1e-6)
+        assert cache.computed == computed
+
+
+def test_more_items_than_a_transaction_or_a_question_holds(cache: FeatureCache) -> None:
+    first = cache.features(examples(MANY))
+    assert (cache.computed, first.shape) == (len(MANY), (len(MANY), 32))
+    again = cache.features(examples([*MANY[::-1], *TEXTS]))
+    np.testing.assert_array_equal(again[: len(MANY)], first[::-1])
+    assert cache.computed == len(TEXTS)
+    # The head hands the array to torch, which warns about memory that it must not write.
+    assert again.flags.writeable
+    assert cache.features([]).shape == (0, 32)
+
+
+class Meanwhile(Session):
+    """A session that lets something else happen after each batch."""
+
+    happens: Callable[[], object]
+
+    def stream(
+        self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None
+    ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        for batch in super().stream(items, outputs, skip):
+            yield batch
+            self.happens()
+
+
+def test_a_slow_computation_locks_nobody_out(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.05))
+    slow = Meanwhile(cache.session.bundle, "cpu")
+    slow.happens = lambda: cache.features(examples([f"parcel {len(slow.batches_run)}"]))
+    FeatureCache(cache.path.parent, slow).features(examples([f"{n} card" * 12 for n in range(100)]))
+    assert len(slow.batches_run) > 2
+    cache.features(examples([f"parcel {n + 1}" for n in range(len(slow.batches_run))]))
+    assert cache.computed == 0
+
+
+def test_processes_at_once(cache: FeatureCache) -> None:
+    code = (
+        "import sys; from pathlib import Path; from zoo import Zoo; "
+        "from zoo.training.feature_cache import FeatureCache; "
+        "from tests.training.test_feature_cache import MANY, examples; "
+        f"cache = FeatureCache(Path({str(cache.path.parent)!r}), Zoo().session('tiny-bert', 'cpu')); "
+        "print('ready', flush=True); sys.stdin.readline(); cache.features(examples(MANY)); print(cache.computed)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], **pipes) for _ in range(4)
+    ]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0] * 4, answers
+    assert all(0 <= int(out) <= len(MANY) for out, _ in answers)
+    np.testing.assert_allclose(cache.features(examples(MANY)), cache.session.features(MANY), atol=1e-6)
+    assert cache.computed == 0
+
+
+def open_all(folder: Path, count: int, together: Any) -> None:
+    """Open `count` new caches, each at the same moment as the other processes."""
+    for number in range(count):
+        together.wait(timeout=100)
+        _connect(folder / f"{number}.sqlite").close()
+
+
+def test_processes_that_make_the_same_cache_at_once(tmp_path: Path) -> None:
+    # Against one plain attempt to open, 100 files and 6 processes end in "database is locked" about every time.
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(6)
+    children = [context.Process(target=open_all, args=(tmp_path, 100, together)) for _ in range(6)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=120)
+    assert [child.exitcode for child in children] == [0] * 6
+
+
+def test_a_cache_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.training.feature_cache.PATIENCE", 0.2)
+    path = tmp_path / "locked.sqlite"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("CREATE TABLE other (one)")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        _connect(path)
+    holder.close()
+
+
+def test_a_cache_that_cannot_be_written(shelf: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    session = Zoo().session("tiny-bert", "cpu")
+    taken = FeatureCache(tmp_path / "folder", session)
+    taken.path.mkdir(parents=True)
+    for cache in (
+        FeatureCache(tmp_path / "file" / "features", session),
+        FeatureCache(tmp_path / "file", session),
+        taken,
+    ):
+        with pytest.raises(AccessError, match="cannot be used") as caught:
+            cache.features(examples(TEXTS))
+        assert "ZOO_HOME" in caught.value.hint

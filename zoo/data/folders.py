@@ -1,0 +1,156 @@
+"""Folders of pictures: `DATA/<class>/*.jpg`, or the same below `train/`, `val/` and `test/`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.data.images import IMAGE_SUFFIXES
+from zoo.data.items import Example, Skipped, digest_of
+from zoo.errors import DataError, quote
+
+#: Files that operating systems leave in folders by themselves.
+LITTER = frozenset({"thumbs.db", "desktop.ini"})
+#: The parts of a data set, and the folders that may hold them.
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+LAYOUT = "lay the pictures out as DATA/<class>/*.jpg"
+
+
+class Content(NamedTuple):
+    """What was read of a folder."""
+
+    examples: list[Example]
+    skipped: list[Skipped]
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the parts `train`, `val` and `test`, empty for a folder that is not laid out so.
+
+    It is when all its folders have these names and `train` holds folders itself: with another folder beside them,
+    they are classes. Raises DataError for two folders of one part.
+    """
+    found = {folder.name: folder for folder in _visible(root) if folder.is_dir()}
+    names = {name: part for part, folders in SPLITS.items() for name in folders}
+    if "train" not in found or not found.keys() <= names.keys():
+        return {}
+    if not any(path.is_dir() for path in _visible(found["train"])):
+        return {}
+    parts: dict[str, Path] = {}
+    for name, folder in sorted(found.items()):
+        if names[name] in parts:
+            raise DataError(
+                f"{root} has {parts[names[name]].name}/ and {name}/, which mean the same",
+                path=root,
+                hint="merge them, or move one away",
+            )
+        _stay_inside(folder, root.resolve())
+        parts[names[name]] = folder
+    return {part: parts[part] for part in SPLITS if part in parts}
+
+
+def read_classes(root: Path, top: Path) -> Content:
+    """The pictures of `root`/<class>/*, named as they lie in `top`.
+
+    A link out of `top`, and a file that is no picture or cannot be read, are skipped. Raises DataError for a layout
+    that would lose a whole folder: none of classes, a class without pictures, folders in it, or a link out of `top`.
+    """
+    visible = _visible(root)
+    folders = [path for path in visible if path.is_dir()]
+    if not folders:
+        raise DataError(f"{root} has no class folders", path=root, hint=LAYOUT)
+    for path in visible:
+        if path not in folders and path.suffix.lower() in IMAGE_SUFFIXES:
+            raise DataError(f"{path} is in no class folder", path=path, hint=LAYOUT)
+    content = Content([], [])
+    inside = top.resolve()
+    for folder in folders:
+        _stay_inside(folder, inside)
+        before = len(content.examples)
+        for path in _listed(folder):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder in a class folder", path=path, hint=LAYOUT)
+            name = str(path.relative_to(top))
+            result = read_picture(path, inside, name, is_below=True)
+            if isinstance(result, Skipped):
+                content.skipped.append(result)
+            else:
+                content.examples.append(Example(name, path, folder.name, result))
+        if len(content.examples) == before:
+            raise DataError(
+                f"the class {quote(folder.name)} is empty: {folder}", path=folder, hint="fill or remove the folder"
+            )
+    return content
+
+
+def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False) -> str | Skipped:
+    """The digest of a picture's bytes, or why the item `name` is left out; `inside` is a resolved folder.
+
+    With `is_below` the picture's own folder is known to lie there, and only its last name may be a link. Only
+    names and bytes are looked at: whether it can be decoded is not known yet.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return Skipped(name, "not a picture")
+    try:
+        # Every folder on the way may be a link, not the last name alone.
+        may_leave = not is_below or path.is_symlink()
+        if may_leave and not path.resolve(strict=True).is_relative_to(inside):
+            return Skipped(name, "a link out of the folder")
+        # Reading a pipe would wait for ever.
+        return digest_of(path) if path.is_file() else Skipped(name, "not a file")
+    except FileNotFoundError:
+        return Skipped(name, "a link to nothing" if path.is_symlink() else "no such file")
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: links in a circle, before Python 3.13; ValueError: a name with a zero byte.
+        return Skipped(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def image_files(folder: Path) -> Iterator[str | DataError]:
+    """The paths of the pictures of one folder, sorted; for a file of another kind, or a link out, what is wrong.
+
+    Of a million files only the names are held. Raises DataError for a folder that cannot be read.
+    """
+    inside = folder.resolve()
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for name in names:
+        if name.lower() not in LITTER:
+            yield _picture_problem(folder / name, inside) or str(folder / name)
+
+
+def _picture_problem(path: Path, inside: Path) -> DataError | None:
+    try:
+        _stay_inside(path, inside)
+    except DataError as error:
+        return error
+    # Reading a pipe would wait for ever, and a link may lead to nothing.
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
+    if path.is_dir():
+        hint = f"pictures in folders: a pattern such as '{path.parent}/*/*'"
+    return DataError(f"{path} is not a picture", path=path, hint=hint)
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be read: {error.strerror}", path=folder, hint=f"chmod u+rx {folder}")
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    for path in _visible(folder):
+        if path.name.lower() not in LITTER:
+            yield path
+
+
+def _stay_inside(path: Path, inside: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        raise DataError(f"{path} is a link out of the folder", path=path, hint="copy what it points to instead")

@@ -1,0 +1,86 @@
+"""Multiply-adds of a graph, counted on the shapes of the tensors that flow through it when it runs."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from zoo.runtime.ort import create_session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from zoo.backbone import TensorMap
+    from zoo.graph.external_data import Bytes
+
+    Shape: TypeAlias = tuple[int, ...]
+
+#: Operators that multiply, and the place of their weight, or of the second factor, among the inputs.
+CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "FusedConv": 1, "NhwcFusedConv": 1, "QLinearConv": 3}
+PRODUCTS = (
+    *("MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+)
+ATTENTIONS = ("Attention", "MultiHeadAttention")
+#: Operators that multiply much, and that are not counted here: with one of them no number is given.
+UNCOUNTED = frozenset({"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"})
+#: ONNX Runtime's own operators whose work is small: a few operations for each number.
+SMALL = frozenset(
+    {
+        *("BiasAdd", "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "EmbedLayerNormalization", "SkipLayerNormalization"),
+        *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool"),
+        *("QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearSoftmax", "QLinearLeakyRelu"),
+    }
+)
+
+
+def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, Bytes] | None" = None) -> int | None:
+    """Multiply-adds of convolutions, matrix products and attention for `feeds`; None where the graph does others.
+
+    `tables` are the files of its external data. The graph runs once, on the CPU.
+    """
+    import onnx
+    from onnx import helper
+
+    if any(map(_is_unknown, model.graph.node)):
+        return None
+    nodes = [node for node in model.graph.node if _is_counted(node)]
+    known: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    known |= {name: array.shape for name, array in feeds.items()}
+    wanted = {name for node in nodes for name in (*node.input, *node.output[:1]) if name and name not in known}
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    present = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(wanted - present))
+    if wanted:
+        session = create_session(shown.SerializeToString(), "cpu", tables=tables, spins=False)
+        names = sorted(wanted)
+        known |= {name: array.shape for name, array in zip(names, session.run(names, dict(feeds)), strict=True)}
+    return sum(_products(node, known.__getitem__) for node in nodes)
+
+
+def _is_counted(node: "onnx.NodeProto") -> bool:
+    return node.op_type in CONVOLUTIONS or node.op_type in PRODUCTS or node.op_type in ("Gemm", *ATTENTIONS)
+
+
+def _is_unknown(node: "onnx.NodeProto") -> bool:
+    if node.op_type in UNCOUNTED:
+        return True
+    if node.domain in ("", "ai.onnx"):
+        return node.op_type == "Attention"
+    return not (node.domain == "com.microsoft" and (_is_counted(node) or node.op_type in SMALL))
+
+
+def _products(node: "onnx.NodeProto", shape: "Callable[[str], Shape]") -> int:
+    options: dict[str, Any] = {each.name: each.i for each in node.attribute}
+    first, result = shape(node.input[0]), shape(node.output[0])
+    if node.op_type in CONVOLUTIONS:
+        # Each number of the output is the sum over one filter [channels of a group, height, width].
+        return prod(result) * prod(shape(node.input[CONVOLUTIONS[node.op_type]])[1:])
+    if node.op_type in PRODUCTS or node.op_type == "Gemm":
+        return prod(result) * first[-2 if options.get("transA") else -1]
+    batch, queries, width = result
+    if node.op_type == "MultiHeadAttention":
+        keys = shape(node.input[1])[-2]
+        return 2 * batch * queries * keys * width
+    # The projections to queries, keys and values belong to it.
+    projected = batch * queries * prod(shape(node.input[1]))
+    return projected + 2 * batch * queries * queries * width

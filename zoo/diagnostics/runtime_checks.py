@@ -1,0 +1,270 @@
+"""What `zoo doctor` says of the runtime and the GPU: wheels, driver, libraries, a session that really ran, torch."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from zoo.diagnostics.gpu_probe import BROKEN, NO_DEVICE, Device, Driver, Trial
+from zoo.extras import RUNTIME
+from zoo.results import Check
+from zoo.schema import canonical
+from zoo.system.process import Child, EndedError, python
+
+#: Seconds that the trial may take: the first session on a GPU loads gigabytes of libraries.
+LIMIT = 60.0
+#: Distributions that all bring the import package onnxruntime.
+WHEELS = {
+    "onnxruntime",
+    *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "rocm", "migraphx", "qnn", "training")),
+    *("ort-nightly", "ort-nightly-gpu", "onnxruntime-silicon"),
+}
+#: The oldest driver for each major of CUDA, as NVIDIA numbers them.
+DRIVERS = {12: 525, 13: 580}
+INSTALL_GPU, INSTALL_CPU = "pip install 'backbone-zoo[gpu]'", "pip install 'backbone-zoo[cpu]'"
+#: By what the driver answers: see `enum cudaError_enum` of cuda.h.
+DRIVER_FIXES = {
+    34: "leave the folder of CUDA's stubs out of LD_LIBRARY_PATH",
+    802: "sudo systemctl restart nvidia-fabricmanager",
+    803: "sudo reboot: the driver was updated and the old one still runs",
+    804: "leave the folder of CUDA's compat libraries out of LD_LIBRARY_PATH, or update the driver",
+    999: "sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm",
+}
+LITTLE_MEMORY = 1_000_000_000
+ON_CPU = "models run on the CPU"
+
+
+def begin_trial() -> Callable[[], Trial]:
+    """Start the trial beside us; what is returned waits for its end, LIMIT seconds at most."""
+    # What libraries print is no finding: a truthful line of ours takes its place.
+    child = Child(python("-m", "zoo.diagnostics.gpu_probe"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT
+
+    def finish() -> Trial:
+        facts: dict[str, Any] = {}
+        with child:
+            try:
+                while True:
+                    facts |= child.receive(max(0.0, deadline - time.monotonic()), LIMIT).data
+            except EndedError as ended:
+                # The child that has come to its end ends with 0.
+                problem = None if ended.code == 0 else str(ended)
+        return msgspec.convert({**facts, "ended": problem}, Trial)
+
+    return finish
+
+
+def checks(trial: Trial) -> Iterator[Check]:
+    """The lines on the runtime, the GPU, its libraries, a session on it, and torch."""
+    wheels = _wheels()
+    yield _runtime(trial, wheels)
+    yield _gpu(trial, wheels)
+    if trial.runtime is not None and trial.runtime.cuda is not None:
+        yield _libraries(trial, trial.runtime.cuda)
+        if _devices(trial):
+            yield _session(trial)
+    yield _torch(trial)
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _wheels() -> dict[str, str]:
+    """Version by name of each installed distribution that brings the import package onnxruntime."""
+    return {name: version for name in sorted(WHEELS) if (version := version_of(name))}
+
+
+def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
+    """The builds of ONNX Runtime share one import package: installed together, neither is whole."""
+    found = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    install = INSTALL_CPU if set(wheels) == {"onnxruntime"} else INSTALL_GPU
+    again = f"pip uninstall -y {' '.join(wheels)} && {install}"
+    if len(wheels) > 1:
+        winner = _winner()
+        wins = f"; the files of {winner} lie on top" if winner else ""
+        return Check(
+            name="onnxruntime",
+            state="fail",
+            found=f"{found} are both installed and overwrite each other{wins}",
+            fix=again,
+            exit_code=7,
+        )
+    missing = [name for name in RUNTIME if find_spec(name) is None]
+    if missing:
+        detail = f"not installed: {', '.join(missing)}; models can be listed and pulled, not run"
+        return Check(name="onnxruntime", state="warn", found=detail, fix=f"{INSTALL_GPU}, or [cpu]")
+    if trial.driver is None:
+        detail = f"{found}; not tried, as asking the NVIDIA driver {trial.ended}"
+        return Check(name="onnxruntime", state="warn", found=detail, fix="mend the driver first: see gpu")
+    problem = trial.runtime.problem if trial.runtime else f"importing it {trial.ended}"
+    if problem is None:
+        problem = trial.cpu.problem if trial.cpu else f"a session {trial.ended}"
+    if problem is not None:
+        return Check(
+            name="onnxruntime", state="fail", found=f"{found or 'onnxruntime'}: {problem}", fix=again, exit_code=7
+        )
+    return Check(name="onnxruntime", state="ok", found=f"{found}; a one-node model runs on the CPU")
+
+
+def _winner() -> str | None:
+    """The distribution whose files an import of onnxruntime gets, by the note that each build has of itself."""
+    spec = find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        note = (Path(spec.origin).parent / "capi/build_and_package_info.py").read_text()
+    except OSError:
+        return None
+    facts = dict(re.findall(r"^(package_name|__version__) = '([^']*)'", note, re.MULTILINE))
+    return " ".join(facts[key] for key in ("package_name", "__version__") if key in facts) or None
+
+
+def _devices(trial: Trial) -> tuple[Device, ...]:
+    return trial.driver.devices if trial.driver else ()
+
+
+def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
+    """The driver and its devices; a machine without a GPU is as it should be, unless CUDA was asked for."""
+    driver = trial.driver or Driver(problem=f"asking the NVIDIA driver {trial.ended}", code=BROKEN)
+    asked = os.environ.get("ZOO_DEVICE", "")
+    has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
+    if driver.problem is None:
+        devices = ", ".join(map(_describe, driver.devices))
+        found = f"{devices}; the driver runs CUDA up to {_dotted(driver.cuda)}"
+        if trial.runtime is not None and trial.runtime.problem is None and trial.runtime.cuda is None:
+            fix = f"pip uninstall -y {' '.join(wheels)} && {INSTALL_GPU}"
+            return _without_gpu(asked, f"{found}; the installed onnxruntime is the CPU build, {ON_CPU}", fix)
+        if any(device.free is not None and device.free < LITTLE_MEMORY for device in driver.devices):
+            return Check(name="gpu", state="warn", found=found, fix="nvidia-smi shows which process holds the memory")
+        return Check(name="gpu", state="ok", found=found)
+    works = trial.cpu is not None and trial.cpu.problem is None
+    found = f"not usable{f', {ON_CPU}' if works else ''}: {driver.problem}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if driver.code == NO_DEVICE and hidden is not None:
+        return _without_gpu(asked, f"{found}; CUDA_VISIBLE_DEVICES is {hidden!r}", "unset CUDA_VISIBLE_DEVICES")
+    if driver.code is None and Path("/proc/driver/nvidia/version").exists():
+        # The kernel's half is there, so this is a container that was not given the other.
+        return _without_gpu(asked, found, "docker run --gpus all, or the like of your container's runtime")
+    if driver.code in (None, NO_DEVICE):
+        if not has_gpu_build and not asked.startswith("cuda"):
+            return Check(name="gpu", state="ok", found=found)
+        fix = "install NVIDIA's driver, nvidia-smi then lists the GPU; where there is no GPU nothing is to be mended"
+        return _without_gpu(asked, found, "unset ZOO_DEVICE" if asked.startswith("cuda") else fix)
+    fix = DRIVER_FIXES.get(driver.code, "nvidia-smi says what ails the driver; sudo reboot after an update of it")
+    return Check(name="gpu", state="fail", found=found, fix=fix, exit_code=7)
+
+
+def _without_gpu(asked: str, found: str, fix: str) -> Check:
+    """A fault where ZOO_DEVICE asks for CUDA, as then every model is refused."""
+    if asked.startswith("cuda"):
+        return Check(name="gpu", state="fail", found=f"{found}; ZOO_DEVICE is {asked}", fix=fix, exit_code=7)
+    return Check(name="gpu", state="warn", found=found, fix=fix)
+
+
+def _describe(device: Device) -> str:
+    if device.total is None:
+        return device.name
+    free = "" if device.free is None else f"{device.free / 1e9:.1f} of "
+    return f"{device.name} ({free}{device.total / 1e9:.1f} GB{' free' if free else ''})"
+
+
+def _dotted(version: tuple[int, int] | None) -> str:
+    return "?" if version is None else ".".join(map(str, version))
+
+
+def _libraries(trial: Trial, built_for: str) -> Check:
+    """The majors of CUDA and cuDNN beside the wheel's: of those that the linker really finds."""
+    name, major = "cuda libraries", built_for.partition(".")[0]
+    # Without a GPU they are of no use, so it is no fault that they are not there.
+    state: Literal["warn", "fail"] = "fail" if _devices(trial) else "warn"
+
+    def bad(found: str, fix: str) -> Check:
+        return Check(name=name, state=state, found=found, fix=fix, exit_code=7 if state == "fail" else 0)
+
+    wheel = f"onnxruntime is built for CUDA {built_for}"
+    cuda = trial.driver.cuda if trial.driver else None
+    if cuda is not None and major.isdecimal() and cuda[0] < int(major):
+        needed = f" to {DRIVERS[int(major)]} or newer" if int(major) in DRIVERS else ""
+        return bad(f"{wheel}, the driver runs CUDA up to {_dotted(cuda)}", f"update the NVIDIA driver{needed}")
+    if trial.libraries is None:
+        return bad(f"loading them {trial.ended}", _libraries_again())
+    others = sorted(each for each in _installed(r"nvidia-cudnn-cu\d+") if each.removeprefix("nvidia-cudnn-cu") != major)
+    cudnn = f"nvidia-cudnn-cu{major}"
+    if others:
+        found = f"{wheel}, and {', '.join(others)} is installed: it has the same files as {cudnn}"
+        return bad(found, f"pip uninstall -y {' '.join([*others, cudnn])} && pip install {cudnn}")
+    if trial.libraries.missing:
+        return bad(f"{wheel}; not found: {', '.join(trial.libraries.missing)}", _libraries_again())
+    if trial.libraries.cudnn_cuda not in (None, int(major) if major.isdecimal() else None):
+        found = f"{wheel}, the cuDNN that is found for CUDA {trial.libraries.cudnn_cuda}"
+        return bad(found, f"pip install --force-reinstall {cudnn}; leave another one out of LD_LIBRARY_PATH")
+    return Check(name=name, state="ok", found=f"CUDA {major} and cuDNN {trial.libraries.cudnn or '?'}, as {wheel}")
+
+
+def _libraries_again() -> str:
+    """The line that brings the libraries, for the version that is installed: another one may need others."""
+    version = version_of("onnxruntime-gpu")
+    return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={version}'" if version else INSTALL_GPU
+
+
+def _installed(pattern: str) -> set[str]:
+    """Names of installed distributions that match `pattern` as a whole."""
+    names = (canonical(found.metadata["Name"] or "") for found in importlib.metadata.distributions())
+    return {name for name in names if re.fullmatch(pattern, name)}
+
+
+def _session(trial: Trial) -> Check:
+    """A model of one node on CUDA, with nothing to fall back to: whatever else is listed, this is what counts."""
+    problem = trial.cuda.problem if trial.cuda else f"it {trial.ended}"
+    if problem is None:
+        return Check(name="cuda session", state="ok", found="a one-node model runs on cuda:0")
+    return Check(
+        name="cuda session",
+        state="fail",
+        found=f"a one-node model does not run on cuda:0: {problem}",
+        fix=f"{_libraries_again()}; --device cpu works meanwhile",
+        exit_code=7,
+    )
+
+
+def _torch(trial: Trial) -> Check:
+    missing = [name for name in ("torch", "torchvision", "onnxscript") if find_spec(name) is None]
+    if missing:
+        found = f"without {', '.join(missing)}: bundles run, nothing can be fine-tuned or exported"
+        return Check(name="torch", state="warn", found=found, fix="pip install 'backbone-zoo[train]'")
+    version, cuda = version_of("torch") or "installed", _torch_cuda()
+    built_for = trial.runtime.cuda if trial.runtime else None
+    found = f"{version}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+    if built_for is None or not _devices(trial):
+        return Check(name="torch", state="ok", found=found)
+    build = "cu" + "".join(built_for.split(".")[:2])
+    fix = f"pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/{build}"
+    if cuda is None:
+        return Check(name="torch", state="warn", found=f"{found}: it computes on the CPU beside a GPU", fix=fix)
+    if cuda.partition(".")[0] != built_for.partition(".")[0]:
+        found = f"{found}, onnxruntime for CUDA {built_for}: in one process the second one finds the other's cuDNN"
+        return Check(name="torch", state="warn", found=found, fix=fix)
+    return Check(name="torch", state="ok", found=found)
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA version that torch was built for, by its own note: importing it would take seconds."""
+    spec = find_spec("torch")
+    try:
+        note = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
+    except OSError:
+        return None
+    match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", note, re.MULTILINE)
+    return match[1] if match else None

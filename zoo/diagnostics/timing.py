@@ -1,0 +1,286 @@
+"""One system in a process of its own, timed when it is asked: `python -m zoo.diagnostics.timing`.
+
+Threads of two runtimes in one process wait for each other, and a process that is not asked sleeps. A line of JSON says
+what to time (`System`), and each further one a batch and how long; the answers are lines of JSON too.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from zoo.bundle import HEAD, Bundle
+from zoo.errors import UsageError, ZooError, brief
+from zoo.export import trunk
+from zoo.graph import edit, external_data, head
+from zoo.runtime.device import onnxruntime
+from zoo.runtime.ort import create_session
+from zoo.schema import FEATURES, Entry
+from zoo.system.cpu import cores
+from zoo.system.process import Child, EndedError, Parent, python
+from zoo.torchkit import TorchBackbone, positional
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import torch
+
+    from zoo.backbone import Backbone
+
+    #: Answers the first so many items.
+    Call: TypeAlias = Callable[[int], object]
+
+#: The side of the two square matrices whose product is taken for the machine's peak.
+SIDE = 2048
+#: What a user's own process does before its first answer, and nothing of zoo's.
+COLD = """
+import sys
+import numpy
+import onnxruntime
+model, feeds, threads, device = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(threads)
+providers = ["CPUExecutionProvider"]
+if device != "cpu":
+    onnxruntime.preload_dlls()
+    providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2]}))
+session = onnxruntime.InferenceSession(model, options, providers=providers)
+session.run(None, dict(numpy.load(feeds)))
+print("answered", flush=True)
+"""
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process times: a bundle's graph from `cut` on (or `whole`), its torch module, or one matrix product.
+
+    `feeds` is an .npz file with its inputs, as many rows as the largest batch. `entry` and `weights` are torch's.
+    """
+
+    kind: Literal["graph", "whole", "torch", "peak"]
+    bundle: str = ""
+    device: str = "cpu"
+    threads: int | None = None
+    feeds: str = ""
+    entry: Entry | None = None
+    weights: str = ""
+    channels_last: bool = False
+
+
+class Stopwatch:
+    """A context manager: the process of a system that has given its first answer, `started` seconds after its start.
+
+    `command` is another process that speaks as this module's does, and is told `system` in its first line.
+    """
+
+    def __init__(self, system: object, command: Sequence[str] = ()) -> None:
+        began = time.perf_counter()
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        self._child = Child(command or python("-m", "zoo.diagnostics.timing"), env=environment)
+        try:
+            self._ask(system)
+        except BaseException:
+            self._child.close()
+            raise
+        self.started = time.perf_counter() - began
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._child.close()
+
+    def time(self, batch: int, seconds: float) -> list[float]:
+        """Seconds of each call with `batch` items, one call after another until `seconds` are over; at least one."""
+        found: list[float] = self._ask({"batch": batch, "seconds": seconds})["times"]
+        return found
+
+    def _ask(self, request: object) -> Any:
+        try:
+            return self._child.ask(request).data
+        except EndedError as ended:
+            raise ZooError(
+                f"the process that was timed ended (exit code {ended.code})", hint="there may not be enough memory"
+            ) from ended
+
+
+def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
+    """Seconds from the start of a process to its first answer, with nothing but numpy and ONNX Runtime in it."""
+    began = time.perf_counter()
+    with subprocess.Popen(
+        python("-c", COLD, str(model), str(feeds), str(threads), device),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            line = child.stdout.readline()
+            seconds = time.perf_counter() - began
+            said = [] if line else child.stderr.read().decode(errors="replace").splitlines()
+        finally:
+            child.kill()
+    if not line:
+        reason = brief(said[-1]) if said else "it ended without a word"
+        raise ZooError(f"a process of its own cannot run {model}: {reason}", hint="zoo doctor says what may be wrong")
+    return seconds
+
+
+def serve() -> None:
+    """The child: one system, then how long its calls take, until nobody asks any more."""
+    parent = Parent()
+    try:
+        message = parent.receive()
+        assert message is not None
+        call = prepare(msgspec.convert(message.data, System))
+        call(1)
+        parent.send({})
+        while (message := parent.receive()) is not None:
+            parent.send({"times": measure(call, **message.data)})
+    except ZooError as error:
+        parent.fail(error)
+    except Exception as error:  # a runtime's errors, and a family's, have no common root
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        problem = f"what is timed fails: {type(error).__name__}: {brief(str(error))}"
+        parent.fail(ZooError(problem, hint="zoo --debug shows where"))
+
+
+def measure(call: "Call", batch: int, seconds: float) -> list[float]:
+    """Seconds of each of the calls that fit into `seconds`, at least one; the one before them is not counted."""
+    call(batch)
+    times: list[float] = []
+    began = time.perf_counter()
+    while not times or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        call(batch)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def prepare(system: System) -> "Call":
+    """The system loaded, ready to be called. Raises what its runtime, or its family, raises."""
+    import numpy as np
+
+    if system.kind == "peak":
+        return _peak(system)
+    bundle = Bundle.open(Path(system.bundle))
+    with np.load(system.feeds) as stored:
+        feeds = {name: stored[name] for name in stored}
+    if system.kind == "torch":
+        return _torch(bundle, system, feeds)
+    return _graph(bundle, system, feeds)
+
+
+def _graph(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
+    import onnx
+
+    data = bundle.read_model()
+    tables = external_data.files(data, bundle.map)
+    wanted = [bundle.manifest.outputs[-1].name]
+    if system.kind == "graph" and bundle.manifest.cut:
+        data = edit.extract(onnx.load_from_string(data), [bundle.manifest.cut], wanted).SerializeToString()
+    session = create_session(data, system.device, system.threads, tables)
+    return lambda batch: session.run(wanted, {name: array[:batch] for name, array in feeds.items()})
+
+
+def _peak(system: System) -> "Call":
+    """A product of float32 matrices that stay on the device, the second one constant as weights are."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    left, right = (draw.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIDE, SIDE]) for name in "ac")
+    product = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", [given], [made], [numpy_helper.from_array(right, "b")]
+    )
+    opset = [helper.make_opsetid("", edit.OPSET)]
+    model = helper.make_model(product, opset_imports=opset, ir_version=edit.IR_VERSION)
+    session = create_session(model.SerializeToString(), system.device, system.threads)
+    kind, _, index = system.device.partition(":")
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("a", onnxruntime().OrtValue.ortvalue_from_numpy(left, kind, int(index or 0)))
+    binding.bind_output("c", kind, int(index or 0))
+    return lambda batch: session.run_with_iobinding(binding)
+
+
+def _torch(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
+    import torch
+
+    from zoo.plugin.manager import Plugins
+
+    assert system.entry is not None
+    torch.set_num_threads(system.threads or cores())
+    # The family itself, and not what keeps it at arm's length: this process is apart already, and wants the module.
+    backbone = Plugins().backbone(system.entry.family)(system.entry, Path(system.weights))
+    module = torch_module(bundle, backbone).to(system.device)
+    layout = torch.channels_last if system.channels_last else torch.contiguous_format
+    module = module.to(memory_format=layout)
+    tensors = [torch.from_numpy(feeds[spec.name]) for spec in bundle.manifest.lineage.entry.inputs]
+
+    def call(batch: int) -> object:
+        with torch.inference_mode():
+            given = [tensor[:batch].to(system.device) for tensor in tensors]
+            if system.channels_last:
+                given = [tensor.contiguous(memory_format=layout) for tensor in given]
+            return module(*given).cpu()
+
+    return call
+
+
+def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
+    """What the bundle computes, as a torch module: the family's, with tuned stages and the head where it has them.
+
+    Raises UsageError for a family that is not written in torch.
+    """
+    from torch import nn
+
+    if not isinstance(backbone, TorchBackbone):
+        raise UsageError(f"the family {backbone.family} has no torch module", hint="leave --against out")
+    features, manifest = backbone.module, bundle.manifest
+    if manifest.unfrozen:
+        bundle.check(trunk.TAIL_FILE)
+        cut = trunk.cut_at(backbone, manifest.unfrozen)
+        tuned = list(trunk.tail(backbone, cut))
+        trunk.load_tail(bundle.path / trunk.TAIL_FILE, tuned)
+        names = [spec.name for spec in backbone.entry.inputs]
+        features = positional([*backbone.stages()[:cut], *tuned], names, [FEATURES])
+    top = _head(bundle) if manifest.head else nn.Identity()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.top = features, top
+
+        def forward(self, *given: "torch.Tensor") -> "torch.Tensor":
+            found = self.features(*given)
+            answer: torch.Tensor = self.top(found[0] if isinstance(found, tuple) else found)
+            return answer
+
+    return Model().eval().requires_grad_(False)
+
+
+def _head(bundle: Bundle) -> "torch.nn.Module":
+    import torch
+    from torch import nn
+
+    bundle.check(HEAD)
+    modules: list[nn.Module] = []
+    for index, (weight, bias) in enumerate(head.load(bundle.path / HEAD)):
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.weight.data, linear.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+        modules += [nn.ReLU(), linear] if index else [linear]
+    ends = {"softmax": nn.Softmax(-1), "sigmoid": nn.Sigmoid(), "identity": nn.Identity()}
+    return nn.Sequential(*modules, ends[bundle.manifest.activation or "softmax"])
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,221 @@
+"""How good predictions are: of one label an item, of several, of a number. Plain numpy, no model needed."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec import Struct
+
+from zoo.runtime.answers import decide
+from zoo.schema import Metrics, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+
+#: Two-sided 95 %.
+Z = 1.959964
+#: Bins of the calibration error, fewer where one would hold less than BIN_ITEMS items.
+BINS = 15
+BIN_ITEMS = 10
+TOP = 5
+
+
+class Bin(Struct, frozen=True, kw_only=True):
+    """Items of about the same confidence: how many, their mean confidence, and the share that was right."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def measure(
+    task: Task,
+    scores: "Floats",
+    targets: "ArrayLike",
+    labels: Sequence[str],
+    *,
+    thresholds: Sequence[float] = (),
+    class_weights: Sequence[float] = (),
+) -> Metrics:
+    """Metrics of scores [items, labels] against targets: positions in `labels` [items], 0/1 [items, labels], numbers.
+
+    `thresholds` of several labels are 0.5 where they are left out; `class_weights` is what the classes counted in the
+    loss, for the calibration error. A class that neither occurs nor is predicted counts in no mean; a ratio of nothing
+    is 0. R squared of targets that are all alike is 1 where every prediction is exact and 0 otherwise, as in
+    scikit-learn.
+    """
+    import numpy as np
+
+    truth = np.asarray(targets)
+    if task is Task.REGRESSION:
+        return _numbers(scores, truth)
+    if task is Task.MULTI_LABEL:
+        return _several(scores, truth, labels, thresholds)
+    return _single(scores, truth, labels, class_weights)
+
+
+def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
+    """Class probabilities [items, classes] as they were without weights in the loss: p / w, summing to 1 again.
+
+    A loss weighted by class has its minimum at probabilities proportional to w * p.
+    """
+    import numpy as np
+
+    plain = scores.astype(np.float64)
+    if not class_weights:
+        return plain
+    # Of the logarithms: a weight may be so small that the quotient overflows.
+    with np.errstate(divide="ignore"):
+        logs = np.log(plain) - np.log(np.asarray(class_weights, np.float64))
+    powers = np.exp(logs - logs.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def reliability(
+    task: Task, scores: "Floats", targets: "ArrayLike", class_weights: Sequence[float] = ()
+) -> tuple[Bin, ...]:
+    """Bins of equal mass, least confident first.
+
+    One label: the corrected probability of the label that is answered, against whether it is right. Several: every
+    label's score against whether it holds. Guo et al., https://arxiv.org/abs/1706.04599; bins of equal mass: Nixon et
+    al., https://arxiv.org/abs/1904.01685.
+    """
+    import numpy as np
+
+    truth = np.asarray(targets)
+    if task is Task.MULTI_LABEL:
+        return _bins(scores.astype(np.float64).ravel(), truth.astype(np.float64).ravel())
+    said = scores.argmax(1)
+    confidence = corrected(scores, class_weights)[np.arange(len(scores)), said]
+    return _bins(confidence, (said == truth).astype(np.float64))
+
+
+def expected_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean distance of confidence from accuracy, weighted by the items of each bin."""
+    return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / sum(each.n for each in bins)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927): honest for small n and near 0 and 1."""
+    share, z2 = hits / n, Z * Z
+    centre = share + z2 / (2 * n)
+    margin = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low, high = ((centre + sign * margin) / (1 + z2 / n) for sign in (-1, 1))
+    # At 0 and 1 the interval ends there, and rounding must not say otherwise.
+    return (low if hits else 0.0), (high if hits < n else 1.0)
+
+
+def _single(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], weights: Sequence[float]) -> Metrics:
+    import numpy as np
+
+    predicted = scores.argmax(1)
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (truth, predicted), 1)
+    hits, right = confusion.diagonal(), int(confusion.trace())
+    counts = zip(hits, confusion.sum(0), confusion.sum(1), strict=True)
+    per_class = dict(zip(labels, (_class(*each) for each in counts), strict=True))
+    return Metrics(
+        n=len(truth),
+        accuracy=_ratio(right, len(truth)),
+        accuracy_interval=wilson(right, len(truth)),
+        macro_f1=_macro([facts["f1"] for facts in per_class.values()], confusion.sum(0) + confusion.sum(1)),
+        per_class=per_class,
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        top5=_top(scores, truth) if len(labels) > TOP else None,
+        calibration_error=expected_error(reliability(Task.SINGLE_LABEL, scores, truth, weights)),
+    )
+
+
+def _several(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], thresholds: Sequence[float]) -> Metrics:
+    wanted = truth > 0
+    predicted = decide(Task.MULTI_LABEL, scores, thresholds)
+    hits, claimed, present = ((wanted & predicted).sum(0), predicted.sum(0), wanted.sum(0))
+    per_class = {
+        label: {
+            **_class(hits[index], claimed[index], present[index]),
+            "average_precision": _average_precision(scores[:, index], wanted[:, index]),
+        }
+        for index, label in enumerate(labels)
+    }
+    exact = int((wanted == predicted).all(1).sum())
+    return Metrics(
+        n=len(truth),
+        accuracy=_ratio(exact, len(truth)),
+        accuracy_interval=wilson(exact, len(truth)),
+        micro_f1=_ratio(2 * hits.sum(), claimed.sum() + present.sum()),
+        macro_f1=_macro([facts["f1"] for facts in per_class.values()], claimed + present),
+        per_class=per_class,
+        calibration_error=expected_error(reliability(Task.MULTI_LABEL, scores, wanted)),
+    )
+
+
+def _numbers(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
+    import numpy as np
+
+    wanted = truth.astype(np.float64).ravel()
+    errors = scores.astype(np.float64).ravel() - wanted
+    # Of equal numbers the mean may differ in the last bit, and they still have no spread.
+    spread = float(((wanted - wanted.mean()) ** 2).sum()) if np.ptp(wanted) else 0.0
+    squares = float((errors**2).sum())
+    return Metrics(
+        n=len(wanted),
+        mae=float(np.abs(errors).mean()),
+        rmse=math.sqrt(squares / len(wanted)),
+        r2=1 - squares / spread if spread else float(squares == 0),
+    )
+
+
+def _class(hits: Any, claimed: Any, present: Any) -> dict[str, float]:
+    return {
+        "precision": _ratio(hits, claimed),
+        "recall": _ratio(hits, present),
+        "f1": _ratio(2 * hits, claimed + present),
+        "n": float(present),
+    }
+
+
+def _macro(values: Sequence[float], seen: "NDArray[Any]") -> float:
+    """The mean over the classes that occur or are predicted."""
+    kept = [value for value, count in zip(values, seen, strict=True) if count]
+    return sum(kept) / len(kept) if kept else 0.0
+
+
+def _top(scores: "Floats", truth: "NDArray[Any]") -> float:
+    """Share of items whose class is among the best five; of equal scores the first counts, as for the best one."""
+    import numpy as np
+
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    return float((best == truth[:, None]).any(1).mean())
+
+
+def _average_precision(scores: "Floats", truth: "NDArray[np.bool_]") -> float:
+    """Area under precision over recall as a step function, equal scores as one step: scikit-learn's definition."""
+    import numpy as np
+
+    if not truth.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    hits = truth[order].cumsum()[ends]
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((gained * hits / (ends + 1)).sum())
+
+
+def _bins(confidence: "NDArray[np.float64]", right: "NDArray[np.float64]") -> tuple[Bin, ...]:
+    import numpy as np
+
+    # Items of equal confidence cannot be told apart: each counts as their mean, whatever the order of the data.
+    values, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    shares = np.bincount(places, right, len(values)) / counts
+    groups = np.array_split(np.repeat(np.arange(len(values)), counts), min(BINS, max(1, len(confidence) // BIN_ITEMS)))
+    return tuple(
+        Bin(n=len(group), confidence=float(values[group].mean()), accuracy=float(shares[group].mean()))
+        for group in groups
+    )
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return float(part) / float(whole) if whole else 0.0

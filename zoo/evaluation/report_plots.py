@@ -1,0 +1,288 @@
+"""The plots of a report as PNG, drawn by matplotlib's Agg canvas: no window, no display, no state that stays."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from zoo.schema import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from zoo.evaluation.report_data import Facts
+
+CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "report-scatter.png"
+MAP, CALIBRATION = "report-map.png", "report-calibration.png"
+#: Dots an inch, and inches that a plot is wide: small enough that its words stay readable on a phone.
+DPI, WIDTH = 180, 5.4
+#: Classes up to which a confusion is a matrix, up to which it is no wider than other plots, and colours of a map.
+MATRIX, NARROW, COLOURS = 40, 16, 20
+BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
+
+
+def load() -> None:
+    """Import what drawing needs, and draw once: the first plot of a process takes twice as long as the next."""
+    with _quiet():
+        figure, [axes] = _figure(1.0)
+        axes.plot([1, 2], [1, 2], label="a")
+        axes.legend()
+        _png(figure)
+
+
+def draw(facts: "Facts") -> dict[str, bytes]:
+    """The plots that the facts allow, by file name. Nothing of a user's matplotlib settings shows in them."""
+    makers: dict[str, Callable[[Facts], Figure]] = {}
+    if facts.curve:
+        makers[CURVES] = _curves
+    if facts.task is Task.REGRESSION:
+        makers[SCATTER] = _scatter
+    else:
+        makers[CONFUSION] = _confusion
+        makers[CALIBRATION] = _calibration
+    makers[MAP] = _map
+    with _quiet():
+        return {name: _png(make(facts)) for name, make in makers.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Matplotlib's own defaults, without its remarks on caches and on letters that its font lacks."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib
+
+        with warnings.catch_warnings(), matplotlib.rc_context():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            matplotlib.rcdefaults()
+            # Labels are words: a dollar in one of them starts no formula.
+            matplotlib.rcParams.update({"text.parse_math": False, "font.size": 9, "axes.unicode_minus": False})
+            matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    data = BytesIO()
+    # The name of the program would change the bytes with its version.
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return data.getvalue()
+
+
+def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def _whole(axes: "Axes") -> None:
+    """Marks at whole numbers only: there is no half an item, or epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _curves(facts: "Facts") -> "Figure":
+    figure, (losses, scores) = _figure(4.6, rows=2)
+    epochs = [line.epoch for line in facts.curve]
+    marker = "o" if len(epochs) < 15 else ""
+    style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.4}
+    losses.plot(epochs, [line.train_loss for line in facts.curve], color=BLUE, label="training", **style)
+    losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label="inner validation", **style)
+    scores.plot(epochs, [line.val_score for line in facts.curve], color=ORANGE, **style)
+    values = [value for line in facts.curve for value in (line.train_loss, line.val_loss)]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        losses.set_yscale("log")
+        # Its own labels are formulas.
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter("")
+    for axes in (losses, scores):
+        axes.axvline(facts.best_epoch, color=GREY, linewidth=1, linestyle="--")
+        axes.grid(alpha=0.25)
+    losses.plot([], [], color=GREY, linewidth=1, linestyle="--", label=f"best epoch: {facts.best_epoch}")
+    losses.legend(frameon=False)
+    losses.set_ylabel("loss")
+    names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
+    scores.set_ylabel(f"inner {names.get(facts.task, 'accuracy')}")
+    scores.set_xlabel("epoch")
+    _whole(scores)
+    return figure
+
+
+def _confusion(facts: "Facts") -> "Figure":
+    if facts.task is Task.MULTI_LABEL:
+        return _several(facts)
+    return _matrix(facts) if len(facts.labels) <= MATRIX else _pairs(facts)
+
+
+def _matrix(facts: "Facts") -> "Figure":
+    import numpy as np
+
+    counts = np.array(facts.metrics.confusion)
+    size = len(counts)
+    names = [_short(label) for label in facts.labels]
+    room = 0.075 * max(map(len, names))
+    side = max(WIDTH - 0.6 - room, 0.27 * size)
+    figure, [axes] = _figure(side + 0.5 + (room if size > 4 else 0.2), side + 0.6 + room)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d5d8dd", linewidth=0.5)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    cell, digits = 72 * side / size, len(str(counts.max()))
+    letters = min(9.0, 0.45 * cell, 0.8 * cell / (0.62 * digits))
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axes.text(
+            column + 0.5, row + 0.5, str(counts[row, column]),
+            ha="center", va="center", color=colour, fontsize=letters,
+        )  # fmt: skip
+    turned = size > 4 or max(map(len, names)) * 0.075 * size > side
+    places = np.arange(size) + 0.5
+    axes.set_xticks(places, names, rotation=90 if turned else 0)
+    axes.set_yticks(places, names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    return figure
+
+
+def _pairs(facts: "Facts") -> "Figure":
+    pairs = facts.confused
+    figure, [axes] = _figure(0.8 + 0.26 * max(1, len(pairs)))
+    places = range(len(pairs))
+    axes.barh(places, [pair.n for pair in pairs], color=BLUE)
+    axes.set_yticks(places, [f"{_short(pair.label)} → {_short(pair.predicted)}" for pair in pairs])
+    for place, pair in zip(places, pairs, strict=True):
+        axes.annotate(str(pair.n), (pair.n, place), (3, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    _whole(axes)
+    axes.set_xlabel("items, true → predicted")
+    return figure
+
+
+def _several(facts: "Facts") -> "Figure":
+    """Of each label: rightly given, missed and wrongly given; of many labels those that go wrong most often."""
+    counts = []
+    for label, values in facts.metrics.per_class.items():
+        right = round(values["recall"] * values["n"])
+        counts.append((label, right, round(values["n"]) - right, facts.wrongly_given[label]))
+    if len(counts) > MATRIX:
+        counts = sorted(counts, key=lambda row: -(row[2] + row[3]))[:MATRIX]
+    figure, [axes] = _figure(1.1 + 0.26 * len(counts))
+    places, left = range(len(counts)), [0] * len(counts)
+    named = (("rightly given", BLUE), ("missed", "#a9c4e4"), ("wrongly given", ORANGE))
+    for index, (name, colour) in enumerate(named, 1):
+        widths = [row[index] for row in counts]
+        axes.barh(places, widths, left=left, color=colour, label=name)
+        left = [start + int(width) for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(places, [_short(row[0]) for row in counts])
+    axes.invert_yaxis()
+    _whole(axes)
+    axes.set_xlabel("items")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _scatter(facts: "Facts") -> "Figure":
+    figure, [axes] = _figure(4.6)
+    truth, said = ([float(value) for value in values] for values in (facts.map.label, facts.map.predicted))
+    axes.plot(truth, said, "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
+    low, high = min(*truth, *said), max(*truth, *said)
+    room = 0.04 * (high - low) or 1
+    axes.plot([low - room, high + room], [low - room, high + room], color=GREY, linewidth=1, linestyle="--")
+    axes.set_xlim(low - room, high + room)
+    axes.set_ylim(low - room, high + room)
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.25)
+    axes.set_xlabel("true")
+    axes.set_ylabel("predicted")
+    return figure
+
+
+def _calibration(facts: "Facts") -> "Figure":
+    figure, [axes] = _figure(4.6)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    x, y = ([getattr(each, name) for each in facts.calibration] for name in ("confidence", "accuracy"))
+    axes.vlines(x, x, y, color=RED, linewidth=1.2, alpha=0.6, label="gap")
+    axes.plot(x, y, "o-", color=BLUE, markersize=4, linewidth=1.2, label="bins of equal mass")
+    several = facts.task is Task.MULTI_LABEL
+    axes.set_xlabel("score of a label" if several else "confidence")
+    axes.set_ylabel("share of items that have it" if several else "accuracy")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left", frameon=False, title=f"ECE {facts.metrics.calibration_error:.3f}", alignment="left")
+    return figure
+
+
+def _map(facts: "Facts") -> "Figure":
+    figure, [axes] = _figure(4.6)
+    spots = facts.map
+    if facts.task is Task.REGRESSION:
+        values = [float(value) for value in spots.label]
+        points = axes.scatter(spots.x, spots.y, c=values, cmap="viridis", s=12, linewidths=0)
+        figure.colorbar(points, ax=axes, label="true", fraction=0.05)
+    else:
+        _classes(figure, axes, facts)
+    axes.set_xlabel(f"first principal axis ({spots.variance[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second ({spots.variance[1]:.0%})")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return figure
+
+
+def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
+    """Points in the colour of what is true, mistakes as crosses, and a legend below."""
+    spots, counts = facts.map, Counter(facts.map.label)
+    ranked = sorted(counts, key=lambda label: (-counts[label], label))
+    # Sets of labels are many, and each is rare.
+    limit = COLOURS // 2 if facts.task is Task.MULTI_LABEL else COLOURS
+    kept = sorted(ranked) if len(ranked) <= limit else sorted(ranked[: limit - 1])
+    groups = [
+        (_short(label) or "(none)", colour, {label}) for label, colour in zip(kept, _palette(len(kept)), strict=True)
+    ]
+    if others := set(ranked) - set(kept):
+        groups.insert(0, (f"{len(others)} others", GREY, others))
+    for name, colour, members in groups:
+        for right, marker, size in ((True, "o", 11), (False, "x", 26)):
+            rows = [i for i, label in enumerate(spots.label) if label in members and spots.right[i] is right]
+            axes.scatter(
+                [spots.x[i] for i in rows], [spots.y[i] for i in rows], color=[colour], marker=marker, s=size,
+                linewidths=1.3 if marker == "x" else 0, alpha=0.75 if right else 1, zorder=2 if right else 3,
+                label=name if right else None,
+            )  # fmt: skip
+    axes.scatter([], [], color="black", marker="x", s=26, linewidths=1.3, label="mistake")
+    columns = max(1, min(5, 60 // (max(len(name) for name, _, _ in groups) + 6)))
+    figure.set_figheight(4.0 + 0.16 * -(-(len(groups) + 1) // columns))
+    figure.legend(
+        loc="outside lower center", ncols=columns, frameon=False, fontsize=8,
+        handletextpad=0.2, columnspacing=1.0, markerscale=1.4,
+    )  # fmt: skip
+
+
+def _palette(count: int) -> list[str]:
+    """Colours of middling lightness, which show on white and, inverted, on black; grey is left to the others."""
+    from colorsys import hls_to_rgb
+
+    colours = [hls_to_rgb(place / count, 0.38 if place % 2 else 0.58, 0.7) for place in range(count)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]
+
+
+def _short(label: str, limit: int = 22) -> str:
+    """A label in one line; of a long one its two ends, where names differ."""
+    label = " ".join(label.split())
+    return label if len(label) <= limit else f"{label[: limit - 10]}…{label[-9:]}"

@@ -1,0 +1,139 @@
+"""A finished ONNX file in a process of its own: onnxruntime opens the path, and nothing of this process helps it.
+
+What the parity gate asks is so answered by what a user of the file will have.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import IntegrityError
+from zoo.system.process import Blob, Child, EndedError, Message, Parent, python
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from zoo.backbone import TensorMap
+
+#: What onnxruntime says of a file that is newer than itself.
+TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
+
+
+class Output(NamedTuple):
+    """What onnxruntime's sessions give for each of their outputs, as far as it is used."""
+
+    name: str
+
+
+class IsolatedSession:
+    """A context manager with the two methods of an onnxruntime session that the gate calls.
+
+    The child starts with `IsolatedSession()`, so that it may be made before the file is; `open` has it read one.
+    """
+
+    def __init__(self) -> None:
+        self._child = Child(
+            python("-m", "zoo.export.isolated_session"), env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        )
+        self._names: list[str] = []
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._child.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._child.is_alive
+
+    def open(self, path: Path, threads: int) -> None:
+        """Have the file at `path` opened. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
+        answer, _ = self._ask({"path": str(path), "threads": threads})
+        if "error" in answer:
+            newer = f"install a newer onnxruntime (this is {answer['version']})"
+            hint = newer if TOO_NEW.search(answer["error"]) else f"export it again, or {newer}"
+            raise IntegrityError(f"ONNX Runtime refuses the file: {answer['error']}", hint=hint)
+        self._names = answer["outputs"]
+
+    def get_outputs(self) -> list[Output]:
+        """The graph's outputs."""
+        return [Output(name) for name in self._names]
+
+    def run(self, names: list[str], feeds: "TensorMap") -> "list[NDArray[Any]]":
+        """The outputs `names` for `feeds`.
+
+        Raises RuntimeError with what the runtime says of them, IntegrityError when the child ended, as it does without
+        enough memory.
+        """
+        arrays = list(feeds.values())
+        request = {"names": names, "feeds": list(feeds), "arrays": [_described(each) for each in arrays]}
+        answer, blobs = self._ask(request, [_bytes(each) for each in arrays])
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return _arrays(answer["arrays"], blobs)
+
+    def _ask(self, request: dict[str, Any], blobs: Sequence[Blob] = ()) -> Message:
+        try:
+            return self._child.ask(request, blobs)
+        except EndedError as ended:
+            raise IntegrityError(
+                f"the process that opened the file ended (exit code {ended.code})",
+                hint="there may not be enough memory",
+            ) from ended
+
+
+def main() -> None:
+    """The child: one file, then its answers, until nobody asks any more."""
+    parent = Parent()
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    session: Any = None
+    while (message := parent.receive()) is not None:
+        request = message.data
+        try:
+            if "path" in request:
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = request["threads"]
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                session = onnxruntime.InferenceSession(request["path"], options, providers=["CPUExecutionProvider"])
+                parent.send({"outputs": [output.name for output in session.get_outputs()]})
+            else:
+                feeds = dict(zip(request["feeds"], _arrays(request["arrays"], message.blobs), strict=True))
+                found = session.run(request["names"], feeds)
+                parent.send({"arrays": [_described(each) for each in found]}, [_bytes(each) for each in found])
+        except Exception as error:  # onnxruntime's exceptions have no common root of their own
+            if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
+                # Nothing is wrong with the file: the end of this process is told from a refusal.
+                sys.exit(1)
+            reason = " ".join(str(error).split())[:500]
+            parent.send({"error": reason, "version": onnxruntime.__version__})
+
+
+def _described(array: "NDArray[Any]") -> tuple[str, tuple[int, ...]]:
+    return array.dtype.str, array.shape
+
+
+def _bytes(array: "NDArray[Any]") -> bytes:
+    return array.tobytes()
+
+
+def _arrays(described: Sequence[Any], blobs: Sequence[bytes]) -> "list[NDArray[Any]]":
+    import numpy as np
+
+    return [
+        np.frombuffer(blob, np.dtype(dtype)).reshape(shape)
+        for (dtype, shape), blob in zip(described, blobs, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

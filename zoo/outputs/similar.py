@@ -1,0 +1,218 @@
+"""Which inputs are most like one: every vector is compared, by matrix products, a block at a time.
+
+With an index (the library usearch) a file of more than a million vectors is searched in a graph of neighbours, kept
+beside it; what that finds is compared again with the exact vectors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.data.inputs import Input, named_inputs
+from zoo.errors import DataError, named
+from zoo.extras import require
+from zoo.outputs.embed import fingerprint
+from zoo.outputs.vector_reader import BLOCK, Stored, is_stored
+from zoo.outputs.write_rows import LISTED
+from zoo.progress import SILENT, Progress
+from zoo.results import Failure, Ranking
+from zoo.runtime.answers import check_top
+from zoo.runtime.pipeline import WINDOW
+from zoo.runtime.session import Session
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+#: Vectors in a file from which on an index is worth its making.
+INDEXED = 1_000_000
+#: Neighbours that an index is asked for, for each one that is wanted.
+SPARE = 10
+
+
+class _Match(NamedTuple):
+    """One candidate: of equal similarities the earlier one is better."""
+
+    similarity: float
+    order: int
+    name: str | None
+    source: int
+    row: int
+
+
+class _Best:
+    """The best `top` of the vectors that were shown to it."""
+
+    def __init__(self, query: "Floats", top: int) -> None:
+        import numpy as np
+
+        self.unit = query / max(float(np.linalg.norm(query)), 1e-30)
+        self.top = top
+        self.compared = 0
+        self.not_finite = 0
+        self.matches: list[_Match] = []
+
+    def add(self, vectors: "Floats", source: int, row: int, names: Sequence[str] | None = None) -> None:
+        """Compare vectors [n, dim], which begin at `row` of `source`."""
+        import numpy as np
+
+        # A vector of zeros is similar to nothing.
+        with np.errstate(invalid="ignore", over="ignore"):
+            norms = np.linalg.norm(vectors, axis=1)
+            found = vectors @ self.unit / np.maximum(norms, np.float32(1e-30))
+            # Numbers whose squares float32 cannot hold have a cosine, too.
+            if len(odd := np.flatnonzero(~np.isfinite(norms) | ~np.isfinite(found))):
+                large = vectors[odd].astype(np.float64)
+                found[odd] = large @ self.unit / np.linalg.norm(large, axis=1)
+        # NaN is neither above nor below anything: sorted, it comes last.
+        usable = int(np.isfinite(found).sum())
+        self.not_finite += len(found) - usable
+        best = np.argsort(np.where(np.isfinite(found), -found, np.nan), kind="stable")[: min(self.top, usable)]
+        self.matches += [
+            _Match(float(found[i]), self.compared + int(i), None if names is None else names[i], source, row + int(i))
+            for i in best
+        ]
+        self.compared += len(vectors)
+        self.matches = sorted(self.matches, key=lambda match: (-match.similarity, match.order))[: self.top]
+
+
+def similar(
+    session: Session,
+    query: Any,
+    inputs: Sequence[Any],
+    expand: Callable[[str], Iterable[Input]],
+    *,
+    model: str,
+    top: int = 5,
+    index: bool = False,
+    progress: Progress = SILENT,
+) -> Ranking:
+    """The `top` inputs most like `query`: each a file of vectors, an argument that `expand` reads, or an item.
+
+    Raises DataError for a query that cannot be read, for nothing to compare, and for a file whose vectors have another
+    length than the model's.
+    """
+    check_top(top)
+    sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
+    warnings = [line for each in sources if isinstance(each, Stored) for line in _doubts(session, each)]
+    name = str(query) if isinstance(query, str | Path) else "the query"
+    best = _Best(session.features([query])[0], top)
+    failures: list[tuple[str, Failure]] = []
+    failed, approximate = 0, False
+    with progress.task(f"comparing with {name if len(name) < 40 else 'the query'}", None) as bar:
+        for number, source in enumerate(sources):
+            if not isinstance(source, Stored):
+                rest = expand(source) if isinstance(source, str) else named_inputs([source])
+                for names, vectors in _computed(session, rest, failures):
+                    failed += 0 if vectors is not None else len(names)
+                    if vectors is not None:
+                        best.add(vectors, number, 0, names)
+                    bar.advance(len(names))
+            elif index and source.kind == ".npy" and len(source.matrix()) >= INDEXED:
+                approximate = True
+                _ask_index(source, best, number, progress)
+            else:
+                row, bad = 0, best.not_finite
+                for block in source.blocks():
+                    best.add(block, number, row)
+                    row += len(block)
+                    bar.advance(len(block))
+                if best.not_finite > bad:
+                    warnings.append(f"{source.path}: {best.not_finite - bad} vectors that are not finite are left out")
+    if best.compared == best.not_finite:
+        raise DataError("there is nothing to compare with", hint="name files, or a file that zoo embed wrote")
+    return Ranking(
+        model=model, query=name, device=session.device, compared=best.compared - best.not_finite,
+        matches=tuple(_named_matches(best.matches, sources)), warnings=tuple(warnings), failed=failed,
+        failures=tuple(failures[:LISTED]), approximate=approximate, placement=session.placement,
+    )  # fmt: skip
+
+
+def _doubts(session: Session, stored: Stored) -> Iterator[str]:
+    """What may be wrong with comparing. Raises DataError for vectors of another length."""
+    dim = session.manifest.dim
+    record = stored.record
+    found = stored.matrix().shape[1] if record is None else record.dim
+    if found != dim:
+        who = "" if record is None else f" by {record.model}"
+        raise DataError(
+            f"{stored.path} holds vectors of {found} numbers{who}; this model's have {dim}",
+            path=stored.path,
+            hint="ask with the model that made them",
+        )
+    if record is None:
+        yield f"{stored.path} does not say which model made it"
+        return
+    ours = fingerprint(session.bundle)
+    if record.fingerprint != ours:
+        yield (
+            f"{stored.path} was made by another model ({record.model}, {record.precision}, "
+            f"{record.fingerprint[:12]}) than this one ({session.manifest.precision}, {ours[:12]}): similarities may "
+            "mean nothing"
+        )
+    if not record.complete:
+        yield f"{stored.path} is unfinished: {record.inputs} inputs are in it"
+
+
+def _computed(
+    session: Session, inputs: Iterable[Input], failures: list[tuple[str, Failure]]
+) -> "Iterator[tuple[list[str], Floats | None]]":
+    """(names, their features, None where they failed) in the order of the inputs, window by window."""
+    import numpy as np
+
+    rest = iter(inputs)
+    while window := [each for _, each in zip(range(WINDOW), rest, strict=False)]:
+        wrong: dict[int, str] = {}
+
+        def fail(place: int, error: DataError, window: list[Input] = window, wrong: dict[int, str] = wrong) -> None:
+            name, item = window[place]
+            wrong[place] = name
+            if len(failures) < LISTED:
+                failures.append((name, Failure.of(named(error, name, item))))
+
+        found = np.zeros((len(window), session.manifest.dim), np.float32)
+        for positions, arrays in session.stream([each.item for each in window], ["features"], fail):
+            found[positions] = arrays["features"]
+        kept = [place for place in range(len(window)) if place not in wrong]
+        if wrong:
+            yield list(wrong.values()), None
+        if kept:
+            yield [window[place].name for place in kept], found[kept]
+
+
+def _named_matches(matches: Sequence[_Match], sources: Sequence[Any]) -> Iterator[tuple[str, float]]:
+    names = {
+        number: source.names({match.row for match in matches if match.source == number})
+        for number, source in enumerate(sources)
+        if isinstance(source, Stored)
+    }
+    for match in matches:
+        yield match.name if match.name is not None else names[match.source][match.row], match.similarity
+
+
+def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> None:
+    """Show `best` the vectors that an index finds near to the query; it is made where there is none of this file."""
+    require("searching by an index", "usearch")
+    import numpy as np
+    from usearch.index import Index
+
+    matrix = source.matrix()
+    path = source.path.with_name(source.path.name + ".usearch")
+    index = Index(ndim=matrix.shape[1], metric="cos", dtype="f16")
+    if path.is_file() and path.stat().st_mtime_ns >= source.path.stat().st_mtime_ns:
+        index.load(str(path))
+    if len(index) != len(matrix):
+        index = Index(ndim=matrix.shape[1], metric="cos", dtype="f16")
+        with progress.task(f"an index of {source.path.name} (once)", len(matrix)) as bar:
+            for start in range(0, len(matrix), BLOCK):
+                block = np.asarray(matrix[start : start + BLOCK], np.float32)
+                index.add(np.arange(start, start + len(block)), block)
+                bar.advance(len(block))
+        index.save(str(path))
+    rows = np.sort(index.search(best.unit, SPARE * best.top).keys.astype(np.int64))
+    compared = best.compared
+    for row in rows:
+        best.add(np.asarray(matrix[row : row + 1], np.float32), number, int(row))
+    best.compared = compared + len(matrix)

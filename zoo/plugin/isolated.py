@@ -1,0 +1,77 @@
+"""Plugins loaded in a child process (`python -m zoo.plugin.isolated`), each within a time limit.
+
+A plugin that ends the process, crashes it or hangs is then a finding with a name. What plugins print goes to stderr,
+even from C.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from zoo.errors import ZooError
+from zoo.plugin.entry_points import PluginState
+from zoo.plugin.manager import Plugins
+from zoo.system.process import Child, EndedError, Parent, python
+
+#: Seconds that one plugin may take to load.
+LOAD_LIMIT = 10.0
+#: Seconds that starting an interpreter and importing zoo may take.
+START_LIMIT = 60.0
+
+
+def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
+    """Every plugin of the environment after loading it in a child, each within `limit` seconds."""
+    known = Plugins().describe()
+    # Names that are claimed twice are known to be nobody's: they are not loaded.
+    states = {(state.group, state.name): state for state in known if state.state == "not loaded"}
+    waiting = list(states)
+    while waiting:
+        with isolated("zoo.plugin.isolated", waiting) as child:
+            try:
+                while waiting:
+                    states[waiting[0]] = msgspec.convert(child.receive(limit).data, PluginState)
+                    waiting.pop(0)
+            except EndedError as ended:
+                # The child loads them in order, so it was the first of those that were waiting.
+                culprit = states[waiting.pop(0)]
+                error = f"the plugin {culprit.title} cannot be used: loading it {ended}"
+                states[culprit.group, culprit.name] = msgspec.structs.replace(culprit, state="quarantined", error=error)
+    return [states.get((state.group, state.name), state) for state in known]
+
+
+@contextmanager
+def isolated(module: str, request: object) -> Iterator[Child]:
+    """A child that runs a module of zoo's on `request`, with a folder of its own for temporary files.
+
+    The child sends a first message when it has started and no plugin has run yet. Raises ZooError when it does not.
+    """
+    # A child that is killed does not tidy up.
+    with tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True) as folder:
+        environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)}
+        with Child(python("-m", module), env=environ) as child:
+            try:
+                child.ask(request, seconds=START_LIMIT)
+            except EndedError as ended:
+                hint = "zoo doctor; is zoo installed whole?"
+                raise ZooError(f"a child process of zoo's own {ended}", hint=hint) from ended
+            yield child
+
+
+def main() -> None:
+    """The child: loads the plugins that the parent names, and answers with the state of each."""
+    parent = Parent()
+    message = parent.receive()
+    assert message is not None
+    parent.send("ready")
+    plugins = Plugins()
+    for group, name in message.data:
+        parent.send(plugins.load(group, name))
+    # Whatever a plugin left behind (threads, exit handlers) is not waited for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Installed plugins: found by their entry points, loaded one by one when they are first needed, each on its own.
+
+A plugin that cannot be used is quarantined: an error names it, its distribution and the reason, and only what needs
+that very plugin fails.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+from zoo.backbone import Backbone
+from zoo.bridge import Bridge
+from zoo.errors import PluginError, UnknownPluginError, ZooError, brief
+from zoo.plugin.entry_points import OURS, PluginState, Point, State, allowed, installed, state_of
+from zoo.progress import SILENT, Progress
+from zoo.schema import Entry, ExportOptions, canonical
+from zoo.source import Source
+
+if TYPE_CHECKING:
+    import pluggy
+    import torch
+
+    from zoo.backbone import TensorMap
+
+T = TypeVar("T")
+
+
+class Kind(NamedTuple):
+    """What the entry points of one group give."""
+
+    noun: str
+    plural: str
+    hook: str
+    base: type
+
+
+KINDS = {
+    "zoo.backbones": Kind("family", "families", "zoo_register_backbones", Backbone),
+    "zoo.sources": Kind("scheme", "schemes", "zoo_register_sources", Source),
+    "zoo.bridges": Kind("prefix", "prefixes", "zoo_register_bridges", Bridge),
+}
+
+
+class _Plugin:
+    """One entry point and what is known of it so far."""
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        self.distribution = point.distribution
+        self.title = point.title
+        self.classes: dict[str, type] | None = None
+        self.error: PluginError | None = None
+        self.seconds: float | None = None
+
+    def load(self) -> object:
+        """The module that the entry point names."""
+        # Verbs that load no plugin, such as list, do not wait for this import.
+        from importlib.metadata import EntryPoint
+
+        return EntryPoint(self.point.name, self.point.value, self.point.group).load()
+
+    def fail(self, reason: str, hint: str | None = None) -> PluginError:
+        """The error that quarantines this plugin."""
+        removal = f"zoo plugins shows them all; pip uninstall {self.distribution} removes this one"
+        self.error = PluginError(
+            f"the plugin {self.title} cannot be used: {reason}",
+            plugin=f"{self.point.name} ({self.distribution})",
+            hint=hint or removal,
+        )
+        return self.error
+
+
+class Plugins:
+    """Every installed plugin that ZOO_PLUGINS in `environ` allows; `points` are those installed unless given."""
+
+    def __init__(self, points: Iterable[Point] | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self._points = points
+        self._environ = os.environ if environ is None else environ
+        self._sources: dict[str, Source] = {}
+        self._unreadable: list[PluginState] = []
+
+    def backbone(self, family: str) -> type[Backbone]:
+        """The class of a family. Raises UnknownPluginError, or PluginError when its plugin is broken or not alone."""
+        return cast("type[Backbone]", self._class("zoo.backbones", family))
+
+    def make(self, entry: Entry, weights: Path) -> Backbone:
+        """The backbone of a row. What its family prints goes to stderr; whatever it raises is a ZooError.
+
+        Raises as `backbone` does, and PluginError, here and in every method, for anything that is no error of zoo's.
+        """
+        cls = self.backbone(entry.family)
+        return _GuardedBackbone(self._claimed("zoo.backbones", entry.family), cls, entry, weights)
+
+    def source(self, scheme: str) -> Source:
+        """The source of a URL scheme, one instance each. Raises as `backbone` does."""
+        if scheme not in self._sources:
+            source = cast("type[Source]", self._class("zoo.sources", scheme))
+            self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
+        return self._sources[scheme]
+
+    def claim(self, group: str, name: str) -> Point:
+        """The entry point that gives `name`, without loading it. Raises as `backbone` does."""
+        return self._claimed(group, name).point
+
+    def bridge(self, prefix: str) -> Bridge:
+        """A bridge of a prefix, made anew, and guarded as `make` guards a backbone. Raises as `backbone` does."""
+        bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
+        plugin = self._claimed("zoo.bridges", prefix)
+        return _GuardedBridge(plugin, _guarded(plugin, bridge))
+
+    def families(self) -> list[str]:
+        """Families that some plugin claims, whether or not it works."""
+        return self._names("zoo.backbones")
+
+    def schemes(self) -> list[str]:
+        """URL schemes that some plugin claims, whether or not it works."""
+        return self._names("zoo.sources")
+
+    def prefixes(self) -> list[str]:
+        """Prefixes of bridged models that some plugin claims, whether or not it works."""
+        return self._names("zoo.bridges")
+
+    def describe(self) -> list[PluginState]:
+        """What is known of every plugin so far; nothing is loaded for it."""
+        states = [self._state(plugin) for plugin in self._plugins]
+        return sorted([*states, *self._unreadable], key=lambda state: (state.group, state.name, state.distribution))
+
+    def load(self, group: str, name: str) -> PluginState:
+        """Load the plugin that gives `name`; what is wrong with it is in the state, and raised when it is needed."""
+        claims = _claims(group, name, self._plugins)
+        # What is raised is on record, and the state tells it.
+        with suppress(PluginError):
+            self._class(group, name)
+        return self._state(claims[0])
+
+    def check_all(self) -> list[PluginState]:
+        """`describe` after loading every plugin."""
+        for plugin in self._plugins:
+            self.load(plugin.point.group, plugin.point.name)
+        return self.describe()
+
+    @cached_property
+    def _installed(self) -> list[_Plugin]:
+        points = self._points
+        if points is None:
+            points, self._unreadable = installed()
+        return [_Plugin(point) for point in dict.fromkeys(points) if point.group in KINDS]
+
+    @cached_property
+    def _plugins(self) -> list[_Plugin]:
+        chosen = set(allowed([plugin.point for plugin in self._installed], self._environ))
+        return [plugin for plugin in self._installed if plugin.point in chosen]
+
+    @cached_property
+    def _manager(self) -> "pluggy.PluginManager":
+        # Verbs that need no plugin, such as list, do not wait for pluggy.
+        import pluggy
+
+        from zoo import hookspecs
+
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        return manager
+
+    def _names(self, group: str) -> list[str]:
+        return sorted({plugin.point.name for plugin in self._plugins if plugin.point.group == group})
+
+    def _claimed(self, group: str, name: str) -> _Plugin:
+        """The one plugin that gives `name`."""
+        kind, claims = KINDS[group], _claims(group, name, self._plugins)
+        if not claims:
+            hint = f"known {kind.plural}: {', '.join(self._names(group)) or 'none'}"
+            if left_out := _claims(group, name, self._installed):
+                hint = f"ZOO_PLUGINS leaves {left_out[0].title} out: unset it, or add {name} to it"
+            raise UnknownPluginError(f"no plugin gives the {kind.noun} '{name}'", plugin=name, hint=hint)
+        if len(claims) > 1:
+            claimants = " and ".join(sorted(f"{each.distribution} ({each.point.value})" for each in claims))
+            foreign = sorted({each.distribution for each in claims if canonical(each.distribution) != OURS})
+            others = " or ".join(f"pip uninstall {each}" for each in foreign)
+            raise PluginError(
+                f"the {kind.noun} '{name}' is claimed by {claimants}",
+                plugin=f"{name} ({claimants})",
+                hint=f"keep one of them: {others}; or choose with ZOO_PLUGINS",
+            )
+        return claims[0]
+
+    def _class(self, group: str, name: str) -> type:
+        plugin = self._claimed(group, name)
+        if plugin.error is not None:
+            raise plugin.error
+        if plugin.classes is None:
+            start = time.perf_counter()
+            try:
+                plugin.classes = _guarded(plugin, lambda: self._collect(plugin))
+            finally:
+                plugin.seconds = time.perf_counter() - start
+        return plugin.classes[name]
+
+    def _collect(self, plugin: _Plugin) -> dict[str, type]:
+        """Load a plugin, register it and ask its hook; leave nothing of it registered when any of this fails."""
+        manager, kind = self._manager, KINDS[plugin.point.group]
+        module = plugin.load()
+        try:
+            # A module may stand behind several entry points.
+            if not manager.is_registered(module):
+                manager.register(module, name=f"{plugin.distribution}:{plugin.point.value}")
+                manager.check_pending()
+            others = [other for other in manager.get_plugins() if other is not module]
+            results = manager.subset_hook_caller(kind.hook, remove_plugins=others)()
+            return _checked(plugin, kind, [each for result in results for each in result])
+        except BaseException:
+            if manager.is_registered(module):
+                manager.unregister(module)
+            raise
+
+    def _state(self, plugin: _Plugin) -> PluginState:
+        error = plugin.error
+        try:
+            self._claimed(plugin.point.group, plugin.point.name)
+        except PluginError as clash:
+            error = clash
+        state: State = "quarantined" if error else "not loaded" if plugin.classes is None else "ok"
+        return state_of(plugin.point, state, error.message if error else None, plugin.seconds)
+
+
+class _GuardedBackbone(Backbone):
+    """Somebody's backbone at arm's length."""
+
+    def __init__(self, plugin: _Plugin, cls: type[Backbone], entry: Entry, weights: Path) -> None:
+        super().__init__(entry, weights)
+        self._plugin = plugin
+        self._inner = _run(plugin, lambda: cls(entry, weights))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return _run(self._plugin, lambda: self._inner.packages)
+
+    def prepare(self, progress: Progress = SILENT) -> None:
+        _run(self._plugin, lambda: self._inner.prepare(progress))
+
+    def export(self, path: Path, options: ExportOptions) -> None:
+        _run(self._plugin, lambda: self._inner.export(path, options))
+
+    def load(self) -> bool:
+        return _run(self._plugin, self._inner.load)
+
+    def reference(self, feeds: "TensorMap") -> "TensorMap":
+        return _run(self._plugin, lambda: self._inner.reference(feeds))
+
+    def stages(self) -> "Sequence[torch.nn.Module]":
+        return _run(self._plugin, self._inner.stages)
+
+
+class _GuardedBridge(Bridge):
+    """Somebody's bridge at arm's length."""
+
+    def __init__(self, plugin: _Plugin, inner: Bridge) -> None:
+        self._plugin = plugin
+        self._inner = inner
+
+    def entry(self, name: str, revision: str | None) -> Entry:
+        return _run(self._plugin, lambda: self._inner.entry(name, revision))
+
+
+def _run(plugin: _Plugin, call: Callable[[], T]) -> T:
+    """Run the code of a plugin that was loaded: what it prints goes to stderr, its own errors become PluginError."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return call()
+    except (KeyboardInterrupt, ZooError):
+        raise
+    except BaseException as error:
+        if os.environ.get("ZOO_DEBUG"):
+            traceback.print_exc()
+        raise PluginError(
+            f"the plugin {plugin.title} failed: {type(error).__name__}: {brief(str(error))}",
+            plugin=f"{plugin.point.name} ({plugin.distribution})",
+            hint="zoo --debug shows where; report it to its author",
+        ) from error
+
+
+def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
+    return [plugin for plugin in plugins if (plugin.point.group, plugin.point.name) == (group, name)]
+
+
+def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
+    """The classes that a hook returned, by the family or scheme that each names; PluginError for anything else."""
+    classes: dict[str, type] = {}
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, kind.base)):
+            raise plugin.fail(
+                f"{kind.hook} returned {brief(repr(each))}, which is not a subclass of {kind.base.__name__}"
+            )
+        name = getattr(each, kind.noun, None)
+        if not isinstance(name, str) or not name:
+            raise plugin.fail(f"the class {each.__name__} does not say its {kind.noun}")
+        if missing := sorted(getattr(each, "__abstractmethods__", ())):
+            raise plugin.fail(f"the class {each.__name__} leaves out {', '.join(missing)}")
+        if classes.setdefault(name, each) is not each:
+            raise plugin.fail(f"two of its classes claim the {kind.noun} '{name}'")
+    if plugin.point.name not in classes:
+        given = f"it registers {', '.join(sorted(classes))}" if classes else f"is {kind.hook} there, marked @hookimpl?"
+        raise plugin.fail(f"it does not register the {kind.noun} '{plugin.point.name}' ({given})")
+    return classes
+
+
+def _guarded(plugin: _Plugin, call: Callable[[], T]) -> T:
+    """Run a plugin's code: what it prints goes to stderr, whatever it raises quarantines it."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return call()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Anybody's code: an exit, a missing library or a plain bug of one plugin must not stop the others.
+        if error is plugin.error:
+            raise
+        if isinstance(error, ZooError):
+            raise plugin.fail(error.message, error.hint) from error
+        raise plugin.fail(f"{type(error).__name__}: {brief(str(error))}") from error

@@ -1,0 +1,175 @@
+"""Entries that bridges made, kept under ZOO_HOME/bridged when they are pulled: from there on nothing is asked again.
+
+bridged/<prefix>/.../<name>.json holds the entry at one commit. It stays until a pull names another revision.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from zoo.bridge import Bridge, Reference, parse_reference
+from zoo.errors import (
+    AccessError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+    PluginError,
+    UsageError,
+    ZooError,
+)
+from zoo.schema import Entry
+from zoo.system.files import write_atomic
+
+SCHEMA_VERSION = 1
+DAMAGED = "delete it, and pull that model again"
+BridgeFor: TypeAlias = Callable[[str], Bridge]
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """One kept entry; `revision` is what was asked for when it was made, null for the default one."""
+
+    schema_version: int
+    revision: str | None
+    entry: Entry
+
+    def is_at(self, revision: str) -> bool:
+        """Whether a revision means this entry: the one asked for, or (the beginning of) the commit of its files."""
+        urls = [url for file in self.entry.files for url in file.sources]
+        commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
+        return revision == self.revision or (
+            is_commit(revision) and any(commit.startswith(revision) for commit in commits)
+        )
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision looks like a commit, or the beginning of one, and so never moves."""
+    return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
+
+
+class Bridged:
+    """The kept entries of one ZOO_HOME, and the bridges that make new ones.
+
+    `prefixes` gives the prefixes of installed bridges, `bridge_for` the bridge of one.
+    """
+
+    def __init__(
+        self, folder: Path, prefixes: Callable[[], list[str]], bridge_for: BridgeFor, *, offline: bool
+    ) -> None:
+        self.folder = folder
+        self._prefixes = prefixes
+        self._bridge_for = bridge_for
+        self._offline = offline
+        self._made: dict[tuple[str, str | None], Entry] = {}
+
+    def reference(self, model: str) -> Reference | None:
+        """The model that a bridge gives, None for a registry name or a path. Raises UsageError for `NAME@`."""
+        found = parse_reference(model)
+        if found is None or not (found.prefix in self._known or self._path(found.key).is_file()):
+            return None
+        if found.revision == "":
+            raise UsageError(f"{model} names no revision", hint=f"{found}, or a branch, tag or commit after the @")
+        return found
+
+    def entry(self, reference: Reference, *, ask: bool = False) -> Entry:
+        """The kept entry, or a new one where none is kept or another revision is asked for.
+
+        With `ask`, a branch or tag that was named is looked up again, as far as zoo is online: it may have moved.
+        Raises OfflineError, PluginError for a bridge that breaks its contract, and what the bridge raises.
+        """
+        kept = self._read(self._path(reference.key))
+        moves = ask and not self._offline and reference.revision is not None and not is_commit(reference.revision)
+        if kept is not None and not moves and (reference.revision is None or kept.is_at(reference.revision)):
+            return kept.entry
+        name = reference.key, reference.revision
+        if name not in self._made:
+            self._made[name] = self._make(reference)
+        return self._made[name]
+
+    def keep(self, reference: Reference) -> None:
+        """Write the entry that `entry` made of this reference; nothing for one that is kept already."""
+        entry = self._made.pop((reference.key, reference.revision), None)
+        if entry is not None:
+            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
+            data = msgspec.json.format(msgspec.json.encode(content), indent=2)
+            write_atomic(self._path(reference.key), data + b"\n")
+
+    def entries(self) -> Iterator[Entry]:
+        """Every kept entry but the damaged ones."""
+        return (found for found in self._scan() if isinstance(found, Entry))
+
+    def damaged(self) -> Iterator[ZooError]:
+        """What is wrong with each kept entry that cannot be used, as `entry` would raise it."""
+        return (found for found in self._scan() if isinstance(found, ZooError))
+
+    def _scan(self) -> Iterator[Entry | ZooError]:
+        for path in sorted(self.folder.rglob("*.json")):
+            # A name with a dot is that of a file which is being written, or was never finished.
+            if path.name.startswith("."):
+                continue
+            try:
+                kept = self._read(path)
+            except (IntegrityError, AccessError) as error:
+                yield error
+            else:
+                if kept is not None:
+                    yield kept.entry
+
+    @cached_property
+    def _known(self) -> list[str]:
+        return self._prefixes()
+
+    def _path(self, key: str) -> Path:
+        return self.folder.joinpath(*key.split("/")[:-1], key.rpartition("/")[2] + ".json")
+
+    def _read(self, path: Path) -> Kept | None:
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise AccessError(f"{path} cannot be read: {error.strerror}", hint=f"chmod u+r {path}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise IntegrityError(f"{path} is damaged: {error}", hint=DAMAGED) from error
+        if kept.schema_version != SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{path} has schema {kept.schema_version}, this zoo knows {SCHEMA_VERSION}",
+                hint="upgrade backbone-zoo",
+            )
+        key = path.relative_to(self.folder).as_posix().removesuffix(".json")
+        if kept.entry.name != key:
+            raise IntegrityError(f"{path} is damaged: it is the entry of {kept.entry.name}", hint=DAMAGED)
+        return kept
+
+    def _make(self, reference: Reference) -> Entry:
+        bridge = self._bridge_for(reference.prefix)
+        if self._offline:
+            raise OfflineError(
+                f"{reference} was never pulled here and zoo is offline",
+                hint=f"zoo pull {reference} --trust-first while online, or copy ZOO_HOME from a machine that has it",
+            )
+        try:
+            with redirect_stdout(sys.stderr):
+                entry = bridge.entry(reference.name, reference.revision)
+            # What a bridge makes is held to the rules of a registry row.
+            checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
+        except (KeyboardInterrupt, ZooError):
+            raise
+        except msgspec.ValidationError as error:
+            raise NotFoundError(f"{reference} cannot be a model of zoo: {error}", hint="choose another one") from error
+        except BaseException as error:
+            # Anybody's code: its bug, or its exit, costs this model, in one line.
+            name = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            raise PluginError(
+                f"the bridge {reference.prefix}/ failed on {reference}: {name}", plugin=reference.prefix
+            ) from error
+        if checked.name != reference.key:
+            raise PluginError(
+                f"the bridge {reference.prefix}/ calls {reference} '{checked.name}'", plugin=reference.prefix
+            )
+        return checked

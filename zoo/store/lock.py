@@ -1,0 +1,71 @@
+"""`zoo.lock`: digests of files that the registry does not pin, as they were first seen and trusted on this machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from zoo.errors import IntegrityError
+from zoo.schema import Entry, Positive, Sha256, WeightFile
+from zoo.system.files import write_atomic
+
+SCHEMA_VERSION = 1
+
+
+class LockedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The bytes that were trusted, and the URL that served them."""
+
+    sha256: Sha256
+    size: Positive
+    source: str
+
+
+class _LockFile(msgspec.Struct, frozen=True, kw_only=True):
+    schema_version: int
+    entries: dict[str, dict[str, LockedFile]]
+
+
+class Lock:
+    """One `zoo.lock`, by entry name and file path. It fills what the registry leaves open and never overrules a pin."""
+
+    def __init__(self, path: Path, entries: Mapping[str, Mapping[str, LockedFile]]) -> None:
+        self.path = path
+        self.entries = {name: dict(files) for name, files in entries.items()}
+
+    @classmethod
+    def read(cls, path: Path) -> "Lock":
+        """The lock at `path`, an empty one when there is none. Raises IntegrityError when it is damaged."""
+        try:
+            content = msgspec.json.decode(path.read_bytes(), type=_LockFile)
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(path, {})
+        except msgspec.MsgspecError as error:
+            raise IntegrityError(
+                f"{path} is damaged: {error}",
+                hint="restore it, or delete it and pull the unpinned rows again with --trust-first",
+            ) from error
+        if content.schema_version != SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{path} has schema {content.schema_version}, this zoo knows {SCHEMA_VERSION}",
+                hint="upgrade backbone-zoo",
+            )
+        return cls(path, content.entries)
+
+    def effective(self, entry: Entry) -> Entry:
+        """The row with its unpinned files filled from the lock, as far as the lock knows them."""
+        locked = self.entries.get(entry.name, {})
+        return msgspec.structs.replace(entry, files=tuple(_fill(file, locked.get(file.path)) for file in entry.files))
+
+    def record(self, name: str, files: Mapping[str, LockedFile]) -> None:
+        """Add the files of the row `name` and write the lock, keeping what another process wrote meanwhile."""
+        self.entries = Lock.read(self.path).entries
+        self.entries.setdefault(name, {}).update(files)
+        content = _LockFile(schema_version=SCHEMA_VERSION, entries=self.entries)
+        write_atomic(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _fill(file: WeightFile, known: LockedFile | None) -> WeightFile:
+    # A row that moved on to another URL means other bytes: the old digest says nothing about them.
+    if file.is_pinned or known is None or known.source not in file.sources:
+        return file
+    return msgspec.structs.replace(file, sha256=known.sha256, size=known.size)

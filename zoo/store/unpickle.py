@@ -1,0 +1,91 @@
+"""Pickled checkpoints become safetensors once, in a child process; nothing else in zoo ever opens a pickle.
+
+Run as `python -m zoo.store.unpickle SOURCE TARGET`: the child reads SOURCE with `weights_only=True` and writes TARGET.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from zoo.errors import IntegrityError
+from zoo.system.files import sha256_file, write_atomic
+from zoo.system.process import Child, EndedError, Parent, python
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+def as_safetensors(path: Path) -> Path:
+    """The safetensors form of a checkpoint: `path` itself, or its converted twin beside it.
+
+    The twin's digest is recorded with the digest of the file it was made from, and checked on every use.
+    Raises IntegrityError when the checkpoint cannot be read as plain tensors.
+    """
+    if path.suffix not in PICKLE_SUFFIXES:
+        return path
+    twin, record = path.with_suffix(path.suffix + ".safetensors"), path.with_suffix(path.suffix + ".converted.json")
+    source = sha256_file(path)
+    if twin.is_file() and record.is_file():
+        known = json.loads(record.read_bytes())
+        if known == {"source": source, "sha256": sha256_file(twin)}:
+            return twin
+    partial = twin.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with Child(python("-m", "zoo.store.unpickle", str(path), str(partial)), stderr=subprocess.DEVNULL) as child:
+            reason = _problem(child)
+        if reason is not None:
+            raise IntegrityError(
+                f"{path.name} does not hold plain tensors: {reason}",
+                hint="use the safetensors file of this model if there is one",
+            )
+        digest = sha256_file(partial)
+        partial.replace(twin)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_atomic(record, json.dumps({"source": source, "sha256": digest}).encode())
+    return twin
+
+
+def _problem(child: Child) -> str | None:
+    """Why the child could not convert the file, None when it did."""
+    try:
+        problem: str | None = child.receive().data
+    except EndedError as ended:
+        return f"the child died (exit code {ended.code})"
+    return problem
+
+
+def convert(source: Path, target: Path) -> str | None:
+    """The child's work: write the tensors of `source` to `target`; returns None, or what is wrong in one line."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        # What torch remarks on a pickle's age or its sparse tensors is nothing to the reader of the one line.
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or cut file raises whatever its bytes lead to
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})"
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        return f"it is a {type(state).__name__}, not names and their tensors"
+    for name, value in state.items():
+        if not isinstance(name, str):
+            return f"its name {name!r} is no text"
+        if not isinstance(value, torch.Tensor):
+            return f"{name} is not a tensor but {type(value).__name__}"
+        if value.layout is not torch.strided or value.is_quantized:
+            return f"{name} is not a dense tensor but {value.dtype if value.is_quantized else value.layout}"
+    # Shared or strided storage is legal in a checkpoint and refused by safetensors: write each tensor on its own.
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, target)
+    return None
+
+
+if __name__ == "__main__":
+    parent = Parent()
+    parent.send(convert(Path(sys.argv[1]), Path(sys.argv[2])))

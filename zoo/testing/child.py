@@ -1,0 +1,81 @@
+"""The conformance check of a family in a child process (`python -m zoo.testing.child`), within a time limit."""
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from zoo.errors import PluginError, ZooError
+from zoo.plugin.isolated import isolated
+from zoo.plugin.manager import Plugins
+from zoo.progress import SILENT, Progress
+from zoo.schema import Entry
+from zoo.system.process import EndedError, Parent
+from zoo.testing import Check, Report, examine, skipped, summary
+
+#: Seconds that the check of one row may take.
+CHECK_LIMIT = 600.0
+
+
+class Request(msgspec.Struct):
+    """What the child is asked: the row to check, and the folder of its files."""
+
+    entry: Entry
+    weights: str
+
+
+def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progress: Progress = SILENT) -> Report:
+    """`zoo.testing.check_backbone` on the family of `entry` in a child, within `limit` seconds.
+
+    Raises PluginError when the family's plugin cannot be loaded: an error, a crash or a hang of its import.
+    """
+    found: list[Check | int] = []
+    running = None
+    with (
+        progress.task(f"checking {entry.family} with {entry.name}", None),
+        isolated("zoo.testing.child", Request(entry, str(weights))) as child,
+    ):
+        deadline = time.monotonic() + limit
+        try:
+            while (answer := child.receive(max(0.0, deadline - time.monotonic()), limit).data) is not None:
+                if isinstance(answer, str):
+                    running = answer
+                elif isinstance(answer, int):
+                    found.append(answer)
+                else:
+                    found.append(msgspec.convert(answer, Check))
+        except EndedError as ended:
+            if running is None:
+                raise PluginError(
+                    f"loading the family '{entry.family}' {ended}",
+                    plugin=entry.family,
+                    hint="zoo plugins shows whose it is",
+                ) from ended
+            found.append(Check(name=running, state="failed", detail=f"it {ended}"))
+            found += skipped(found, running)
+    return summary(entry, found)
+
+
+def main() -> None:
+    """The child: checks the family of the row that the parent names; None is the last answer."""
+    parent = Parent()
+    message = parent.receive()
+    assert message is not None
+    parent.send("ready")
+    try:
+        request = msgspec.convert(message.data, Request)
+        plugins = Plugins()
+        family = plugins.backbone(request.entry.family)
+        module = plugins.claim("zoo.backbones", request.entry.family).value.partition(":")[0]
+        for each in examine(family, request.entry, Path(request.weights), module):
+            parent.send(each)
+        parent.send(None)
+    except ZooError as error:
+        parent.fail(error)
+    # Whatever a plugin left behind (threads, exit handlers) is not waited for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

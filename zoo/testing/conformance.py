@@ -1,0 +1,398 @@
+"""The promises of a family, one function each: it returns what it saw, or raises BrokenError. STEPS is their order."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from zoo.backbone import Backbone
+from zoo.bundle import MODEL
+from zoo.data import samples
+from zoo.data.images import decode_image
+from zoo.data.tokenizers import TextEncoder
+from zoo.errors import brief, quote
+from zoo.export import build, parity
+from zoo.export.reference import BATCHES, Case
+from zoo.graph import edit, external_data
+from zoo.graph.prefix import image_prefix
+from zoo.runtime.ort import create_session
+from zoo.schema import FEATURES, IMAGE, PIXELS, Entry, ExportOptions, ImagePreprocess, TensorSpec, WordsPreprocess
+from zoo.system.process import python
+from zoo.torchkit import TorchBackbone
+from zoo.words import plain_reader
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.backbone import TensorMap
+
+#: What a plugin's module must not import: verbs that only look wait for it.
+HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", "jax")
+#: A module that is imported for longer than this, in seconds, is taken to hang.
+IMPORT_LIMIT = 60
+#: Words of a table that are looked at one by one.
+WORDS = 8
+IMPORT = f"""
+import importlib, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+module = importlib.import_module(sys.argv[2])
+getattr(module, "zoo_register_backbones", list)()
+print()
+print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
+"""
+
+
+class BrokenError(Exception):
+    """Raised by a check whose promise is broken, with what was seen."""
+
+
+class UnseenError(Exception):
+    """Raised by a check that has nothing to look at here, with the reason."""
+
+
+class Subject:
+    """A family under examination, and what one check leaves for the next."""
+
+    def __init__(self, cls: type[Backbone], entry: Entry, weights: Path, module: str, folder: Path) -> None:
+        self.cls = cls
+        self.entry = entry
+        self.weights = weights
+        self.module = module
+        self.exported = folder / "exported" / MODEL
+        self.built = folder / "built"
+        self.exported.parent.mkdir()
+        self.size: int | None = None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The family with this row's files, prepared as a pull leaves them."""
+        backbone = self.cls(self.entry, self.weights)
+        backbone.prepare()
+        return backbone
+
+    @cached_property
+    def network(self) -> "torch.nn.Module":
+        """The module of a torch family."""
+        assert isinstance(self.backbone, TorchBackbone)
+        return self.backbone.module
+
+    @cached_property
+    def session(self) -> Any:
+        """The exported graph in ONNX Runtime."""
+        model, folder = self.exported.read_bytes(), self.exported.parent
+        return create_session(model, "cpu", tables=external_data.files(model, external_data.beside(folder)))
+
+    @cached_property
+    def encoder(self) -> ImagePreprocess | TextEncoder:
+        """What turns raw items into arrays, by the files that the bundle gets."""
+        folder = self.exported.parent
+        return build.encoder(build.input_of_bundle(self.entry, self.weights, folder), folder)
+
+    @cached_property
+    def batches(self) -> "list[TensorMap]":
+        """Real samples as the graph takes them, one batch for each size that the gate looks at."""
+        import numpy as np
+
+        how = self.encoder
+        items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, how))
+        together: Callable[[list[Any]], TensorMap]
+        if isinstance(how, ImagePreprocess):
+            prefix = create_session(image_prefix(how).SerializeToString(), "cpu")
+            pictures = [decode_image(item, how.resize)[None] for item in items]
+            rows: list[Any] = [prefix.run(None, {IMAGE: picture})[0] for picture in pictures]
+            together = lambda chosen: {PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
+        else:
+            rows, together = list(how.tokens([str(item) for item in items])), how.batch
+        return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
+
+    def features(self, feeds: "TensorMap") -> Any:
+        """What the family's own arithmetic says: float [batch, dim]."""
+        import numpy as np
+
+        answer = self.backbone.reference(feeds)
+        if list(answer) != [FEATURES]:
+            raise BrokenError(f"reference() answers with {', '.join(answer) or 'nothing'}, not with features alone")
+        return np.asarray(answer[FEATURES])
+
+    def run(self, feeds: "TensorMap") -> Any:
+        """What the exported graph says; BrokenError where the runtime refuses the shapes."""
+        try:
+            return self.session.run([FEATURES], dict(feeds))[0]
+        except Exception as error:  # onnxruntime's exceptions have no common root of their own
+            raise BrokenError(f"the graph cannot run at batch {_size(feeds)}: {brief(str(error))}") from error
+
+
+def _row(subject: Subject) -> str:
+    """A license that says something, and a digest for every file."""
+    entry = subject.entry
+    if entry.license.lower() in ("unknown", "noassertion", "none", "other", "tbd"):
+        raise BrokenError(f"the license of {entry.name} is '{entry.license}'")
+    if unpinned := [file.path for file in entry.files if not file.is_pinned]:
+        raise BrokenError(f"{', '.join(unpinned)} has no sha256 in the row")
+    return f"{entry.license}, {len(entry.files)} pinned"
+
+
+def _light_import(subject: Subject) -> str:
+    """The entry point's module, imported and asked in a process of its own, imports nothing heavy."""
+    command = python("-c", IMPORT, json.dumps(sys.path), subject.module)
+    try:
+        child = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=IMPORT_LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        raise BrokenError(f"importing {subject.module} takes more than {IMPORT_LIMIT} s") from None
+    lines = (child.stdout if child.returncode == 0 else child.stderr).strip().splitlines() or [""]
+    if child.returncode != 0:
+        raise BrokenError(f"{subject.module} cannot be imported in a process of its own: {brief(lines[-1])}")
+    if heavy := json.loads(lines[-1]):
+        raise BrokenError(f"importing {subject.module} imports {', '.join(heavy)}: import it inside the methods")
+    return f"{subject.module} imports nothing heavy"
+
+
+def _loads(subject: Subject) -> str:
+    """The class takes the row, and its module loads the files."""
+    if isinstance(subject.backbone, TorchBackbone):
+        count = sum(parameter.numel() for parameter in subject.network.parameters())
+        return f"{count:,} parameters"
+    return f"{type(subject.backbone).__name__} takes the row"
+
+
+def _eval_mode(subject: Subject) -> str:
+    """No part of the module is in training mode: dropout is off, batch norm uses its stored statistics."""
+    training = [name or "the module itself" for name, part in subject.network.named_modules() if part.training]
+    if training:
+        raise BrokenError(f"in training mode: {', '.join(training[:3])}; build() ends with .eval()")
+    return "no part in training mode"
+
+
+def _answers(subject: Subject) -> str:
+    """reference() gives finite features of the declared size."""
+    import numpy as np
+
+    feeds, dim = subject.batches[1], subject.entry.dim
+    features = subject.features(feeds)
+    if features.shape != (_size(feeds), dim):
+        raise BrokenError(f"reference() gives {list(features.shape)}, the row says dim {dim}: [{_size(feeds)}, {dim}]")
+    if not np.isfinite(features).all():
+        raise BrokenError("reference() gives numbers that are not finite")
+    return f"float [batch, {dim}]"
+
+
+def _state_stays(subject: Subject) -> str:
+    """Running the module leaves its tensors as they are."""
+    import torch
+
+    before = {name: tensor.clone() for name, tensor in subject.network.state_dict().items()}
+    subject.features(subject.batches[1])
+    after = subject.network.state_dict()
+    if changed := [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]:
+        raise BrokenError(f"running the module changes {', '.join(changed[:3])}")
+    return f"{len(before)} tensors as before"
+
+
+def _reference_repeats(subject: Subject) -> str:
+    """The same input gives the same numbers, bit by bit."""
+    first, second = (subject.features(subject.batches[-1]) for _ in range(2))
+    if first.tobytes() != second.tobytes():
+        raise BrokenError("two runs of reference() on the same input differ")
+    return "two runs are equal"
+
+
+def _export(subject: Subject) -> str:
+    """export() writes the graph, and beside it only what the graph refers to."""
+    start = time.perf_counter()
+    subject.backbone.export(subject.exported, ExportOptions())
+    seconds = time.perf_counter() - start
+    if not subject.exported.is_file():
+        raise BrokenError(f"export() wrote no {MODEL}")
+    files = [path for path in subject.exported.parent.rglob("*") if path.is_file()]
+    subject.size = sum(path.stat().st_size for path in files)
+    return f"{subject.size:,} bytes in {seconds:.1f} s"
+
+
+def _versions(subject: Subject) -> str:
+    """ONNX that the runtime reads: IR version, opset and operators."""
+    model = edit.load(subject.exported)
+    foreign = {item.domain for item in model.opset_import} - {"", "ai.onnx"}
+    used = {node.domain for node in model.graph.node} & foreign
+    if used or model.functions:
+        raise BrokenError(f"operators beyond ONNX's own: {', '.join(sorted(used)) or 'local functions'}")
+    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    return f"IR {model.ir_version}, opset {opset}"
+
+
+def _declared(subject: Subject) -> str:
+    """The graph's inputs and outputs are those of the row; an axis of any length may still be fixed here."""
+    inputs, outputs = edit.tensor_specs(edit.load(subject.exported))
+    wanted = TensorSpec(name=FEATURES, dtype="float32", shape=("batch", subject.entry.dim))
+    for what, declared, found in (("inputs", subject.entry.inputs, inputs), ("outputs", (wanted,), outputs)):
+        if len(declared) != len(found) or not all(map(_fits, declared, found)):
+            shown = [
+                ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in side) for side in (found, declared)
+            ]
+            raise BrokenError(f"the graph's {what} are {shown[0]}, the row's {shown[1]}")
+    return f"{', '.join(spec.name for spec in inputs)} -> {FEATURES}"
+
+
+def _any_batch(subject: Subject) -> str:
+    """Axes that the row calls by a word are dynamic, and the graph runs at several lengths of them."""
+    import numpy as np
+
+    inputs, outputs = edit.tensor_specs(edit.load(subject.exported))
+    fixed = [
+        f"{spec.name}, axis {axis}"
+        for spec, declared in zip((*inputs, outputs[0]), (*subject.entry.inputs, None), strict=True)
+        for axis, length in enumerate(declared.shape if declared else ("batch",))
+        if isinstance(length, str) and isinstance(spec.shape[axis], int)
+    ]
+    if fixed:
+        raise BrokenError(f"of fixed length: {'; '.join(fixed)}")
+    for feeds in subject.batches:
+        features = subject.run(feeds)
+        if features.shape != (_size(feeds), subject.entry.dim) or not np.isfinite(features).all():
+            raise BrokenError(f"at batch {_size(feeds)} the graph gives {list(features.shape)}, or numbers not finite")
+    lengths = {feeds[spec.name].shape[1] for feeds in subject.batches for spec in inputs if "sequence" in spec.shape}
+    return f"batch {_listed(BATCHES)}" + (f", sequence {_listed(sorted(lengths))}" if lengths else "")
+
+
+def _graph_repeats(subject: Subject) -> str:
+    """The graph gives the same numbers for the same input, bit by bit."""
+    first, second = (subject.run(subject.batches[-1]) for _ in range(2))
+    if first.tobytes() != second.tobytes():
+        raise BrokenError("two runs of the graph on the same input differ")
+    return "two runs are equal"
+
+
+def _parity(subject: Subject) -> str:
+    """The graph computes what the family's own arithmetic makes of the original files."""
+    checks = [
+        check
+        for feeds in subject.batches
+        for check in parity.compare(subject.session, Case(feeds, subject.backbone.reference(feeds)))
+    ]
+    worst = max(checks, key=lambda check: check.value / check.bound)
+    if not worst.passed:
+        raise BrokenError(
+            f"{worst.name} is {worst.value:.3g} at batch {worst.batch}, at most {worst.bound:g} is allowed"
+        )
+    return f"max difference {max(check.value for check in checks if 'max' in check.name):.1e}"
+
+
+def _words(subject: Subject) -> str:
+    """A text of one word gets the vector that the original files, read once more in the plainest way, give the word.
+
+    Ids cannot show this: a list read in another order gives the family's table and its reference the same ids.
+    """
+    import numpy as np
+
+    how, preprocess = subject.encoder, subject.entry.preprocess
+    assert isinstance(how, TextEncoder)
+    assert isinstance(preprocess, WordsPreprocess)
+    try:
+        found, twice = plain_reader.spread(subject.entry, subject.weights, WORDS)
+    except ValueError as error:
+        raise UnseenError(str(error)) from error
+    got = subject.run(how.batch(how.tokens(list(found))))
+    wrong = [
+        quote(word)
+        for (word, vector), features in zip(found.items(), got, strict=True)
+        if not np.allclose(features, vector, rtol=0, atol=1e-6 * max(1.0, float(np.abs(vector).max())))
+    ]
+    listed, table = preprocess.words or preprocess.table, preprocess.table
+    if wrong:
+        where = f"{listed} and {table} give" if preprocess.words else f"{table} gives"
+        raise BrokenError(
+            f"{_listed(wrong[:3])} ({len(wrong)} of {len(found)} words) do not get the vector that {where} them"
+        )
+    return f"{len(found)} words of {listed} have their vectors" + (", one that comes twice the first" if twice else "")
+
+
+def _rows_alone(subject: Subject) -> str:
+    """What stands beside a row in its batch does not change its features."""
+    check = parity.rows_alone(subject.session, subject.batches[-1])
+    if not check.passed:
+        raise BrokenError(f"a row alone and in a batch of {check.batch} differ by {check.value:.3g}")
+    return f"max difference {check.value:.1e}"
+
+
+def _stages(subject: Subject) -> str:
+    """stages() one after another compute what the module does, on the module's own parameters."""
+    import numpy as np
+    import torch
+
+    assert isinstance(subject.backbone, TorchBackbone)
+    stages, feeds = subject.backbone.stages(), subject.batches[1]
+    own = {id(parameter) for parameter in subject.network.parameters()}
+    if not all(id(parameter) in own for stage in stages for parameter in stage.parameters()):
+        raise BrokenError("a stage has parameters that are not the module's")
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+    with torch.inference_mode():
+        for stage in stages:
+            tensors = stage(tensors)
+    if FEATURES not in tensors:
+        raise BrokenError(f"the last stage gives {', '.join(tensors)}, not features")
+    got, wanted = tensors[FEATURES].numpy(), subject.features(feeds)
+    if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=1e-5, atol=1e-5):
+        raise BrokenError("one after another they do not give the module's features")
+    return f"{len(stages)} of them"
+
+
+def _whole_chain(subject: Subject) -> str:
+    """The exported file passes the gate behind the row's preprocessing, as `zoo export` builds it."""
+
+    def export(backbone: Backbone, path: Path, options: ExportOptions) -> None:
+        shutil.copytree(subject.exported.parent, path.parent, dirs_exist_ok=True)
+
+    # The file that was looked at is the one that is built.
+    family = type(subject.cls.__name__, (subject.cls,), {"export": export})
+    bundle = build.build(subject.entry, subject.weights, family, subject.built)
+    return f"{len(bundle.manifest.parity.checks)} comparisons on {bundle.manifest.parity.samples}"
+
+
+def _fits(declared: TensorSpec, found: TensorSpec) -> bool:
+    same = (declared.name, declared.dtype, len(declared.shape)) == (found.name, found.dtype, len(found.shape))
+    sizes = zip(declared.shape, found.shape, strict=False)
+    return same and all(want == have for want, have in sizes if isinstance(want, int))
+
+
+def _size(feeds: "TensorMap") -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _listed(numbers: Sequence[object]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+class Step(NamedTuple):
+    """One check: what it looks at, and which others must have passed for it to say anything, whom it is for."""
+
+    name: str
+    look: Callable[[Subject], str]
+    needs: tuple[str, ...] = ()
+    only: Literal["torch", "words"] | None = None
+
+
+STEPS = (
+    Step("license and digests", _row),
+    Step("light import", _light_import),
+    Step("weights", _loads),
+    Step("eval mode", _eval_mode, ("weights",), only="torch"),
+    Step("reference", _answers, ("weights", "eval mode")),
+    Step("state unchanged", _state_stays, ("reference",), only="torch"),
+    Step("reference deterministic", _reference_repeats, ("reference", "state unchanged")),
+    Step("export", _export, ("weights", "eval mode")),
+    Step("IR and opset", _versions, ("export",)),
+    Step("inputs and outputs", _declared, ("export", "IR and opset")),
+    Step("dynamic batch", _any_batch, ("inputs and outputs",)),
+    Step("graph deterministic", _graph_repeats, ("dynamic batch",)),
+    Step("parity", _parity, ("reference deterministic", "graph deterministic")),
+    Step("words", _words, ("parity",), only="words"),
+    Step("batch-invariant", _rows_alone, ("graph deterministic",)),
+    Step("stages", _stages, ("reference deterministic",), only="torch"),
+    Step("whole chain", _whole_chain, ("parity", "batch-invariant")),
+)

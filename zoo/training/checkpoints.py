@@ -1,0 +1,95 @@
+"""Checkpoints of a training: tensors as safetensors, everything else as JSON, a completeness marker last.
+
+ZOO_HOME/training/<run>/<phase>/000042/   state.safetensors   tensors by name
+                                          state.json          epoch, step, curve, ...
+                                          complete            the sha256 of the two; a folder without it is none
+Nothing in it can name code, so that a checkpoint from elsewhere is data and no more.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from zoo.system.files import sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+TENSORS, FACTS, MARKER = "state.safetensors", "state.json", "complete"
+#: Complete checkpoints that are kept: the newest, and one more in case that one was damaged later.
+KEPT = 2
+
+
+class State(Struct, frozen=True):
+    """What a checkpoint holds: tensors by name, and plain data."""
+
+    tensors: "dict[str, torch.Tensor]"
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one phase of a training, in `folder`, numbered in the order they were saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
+        """Write the next checkpoint whole, then remove all but the newest complete ones.
+
+        Raises OSError when it cannot be written; those before it are then as they were.
+        """
+        from safetensors.torch import save
+
+        path = self.folder / f"{self._last() + 1:06d}"
+        try:
+            parts = {
+                TENSORS: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
+                FACTS: json.dumps(facts).encode(),
+            }
+            for name, data in parts.items():
+                write_atomic(path / name, data)
+            write_atomic(path / MARKER, _digests([hashlib.sha256(data).hexdigest() for data in parts.values()]))
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        self._tidy()
+
+    def newest(self) -> State | None:
+        """The newest checkpoint that is whole, None without one. Damaged and unfinished ones are passed over."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        for path in reversed(self._numbered()):
+            with suppress(OSError, ValueError, RecursionError, SafetensorError):
+                if _is_complete(path):
+                    return State(load((path / TENSORS).read_bytes()), json.loads((path / FACTS).read_bytes()))
+        return None
+
+    def clear(self) -> None:
+        """Remove every checkpoint of this phase."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _numbered(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.name.isdecimal())
+
+    def _last(self) -> int:
+        return max((int(path.name) for path in self._numbered()), default=0)
+
+    def _tidy(self) -> None:
+        complete = [path for path in self._numbered() if (path / MARKER).is_file()]
+        for path in set(self._numbered()) - set(complete[-KEPT:]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / MARKER).read_bytes() == _digests([sha256_file(path / name) for name in (TENSORS, FACTS)])
+
+
+def _digests(digests: list[str]) -> bytes:
+    return "".join(f"{digest}\n" for digest in digests).encode()

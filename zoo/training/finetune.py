@@ -1,0 +1,262 @@
+"""Fine-tuning: features of the frozen backbone once, a head in seconds, all merged into one gated ONNX file.
+
+With `unfreeze` the last stages are then trained together with the head, on the activations of those before them.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from zoo.bundle import Bundle
+from zoo.data.augment import View
+from zoo.data.dataset import Dataset, require_classes
+from zoo.data.items import Skipped, check_bad
+from zoo.data.quality import survey
+from zoo.data.split import divide
+from zoo.errors import DataError, UsageError
+from zoo.evaluation.report import Drawing
+from zoo.export import trunk
+from zoo.export.isolated_session import IsolatedSession
+from zoo.graph import head
+from zoo.options import FinetuneOptions
+from zoo.progress import SILENT, Progress
+from zoo.runtime.session import Session
+from zoo.schema import ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
+from zoo.system.files import staged_dir, storage_errors
+from zoo.system.interrupt import noticing
+from zoo.training import resume, write_bundle
+from zoo.training.activation_cache import Activations
+from zoo.training.feature_cache import FeatureCache
+from zoo.training.fit_head import Problem, TrainedHead, fit, is_narrow, training_threads
+from zoo.training.loop import SAVED
+from zoo.training.unfreeze import fit_tail
+from zoo.training.write_bundle import Materials, Tuned
+
+if TYPE_CHECKING:
+    from zoo.export.reference import Expected
+    from zoo.training.objective import Floats
+
+
+class Known(NamedTuple):
+    """The readable items of both parts (training, held out) and their features [items, dim], those of views too.
+
+    `computed` of them were not in the cache; `device` is where.
+    """
+
+    parts: tuple[Dataset, Dataset]
+    train: "Floats"
+    held: "Floats"
+    views: "Sequence[Floats]"
+    computed: int
+    device: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, as the training items have them."""
+        return self.parts[0].labels
+
+
+def finetune(
+    materials: Materials,
+    parts: tuple[Dataset, Dataset],
+    out: Path,
+    options: FinetuneOptions,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Train for `parts` (training, held out) and write a gated bundle at `out`.
+
+    Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
+    is finished and saved, KeyboardInterrupt is raised, and `options.resume` goes on from there.
+    """
+    notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
+    for note in notes:
+        progress.note(note)
+    if options.resume:
+        # Said before anything is computed: of another training there is nothing to go on with.
+        resume.check(
+            materials.trainings, out, resume.identity(materials.base, parts, parts[0].labels, options), parts=False
+        )
+    with Drawing() as drawing:
+        known = _known(materials, parts, options, progress)
+        facts = resume.identity(materials.base, known.parts, known.labels, options)
+        with storage_errors(materials.trainings):
+            run = resume.open_run(materials.trainings, out, facts, resume=options.resume)
+        # The process that will open the file imports its runtime while there is training to do.
+        with IsolatedSession() as fresh:
+            model, expected = _train(materials, known, options, run, progress)
+            with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
+                write = partial(write_bundle.write_model, expected=expected, fresh=fresh)
+                manifest, metrics = _write(folder, materials, model, known, options, notes, write, drawing)
+    train, held = known.parts
+    return Outcome(
+        manifest=manifest,
+        metrics=metrics,
+        curve=model.head.curve,
+        best_epoch=model.head.best_epoch,
+        computed=known.computed,
+        items=len(train.examples) + len(held.examples),
+        skipped=tuple(str(each) for each in (*train.skipped, *held.skipped)),
+    )
+
+
+def load(
+    preprocess: Preprocess,
+    source: str | Path,
+    options: FinetuneOptions,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Dataset, Dataset]:
+    """(training, held out) of the data at `source`, as `zoo.data.split.divide` does, in the order of the items' bytes.
+
+    Files found in another order must train the same model. Raises UsageError for views of what is no picture.
+    """
+    if options.augment and not isinstance(preprocess, ImagePreprocess):
+        raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
+    train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
+    return train, held
+
+
+def _known(materials: Materials, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress) -> Known:
+    """The features of all items that can be read, from the cache as far as it has them."""
+    session = Session(materials.base, options.device)
+    cache = FeatureCache(materials.cache, session)
+    parts, (vectors, held), computed = _features(cache, parts, options, progress)
+    views = []
+    for number in range(options.augment):
+        views.append(cache.features(parts[0].examples, progress, view=View(options.seed, number + 1)))
+        computed += cache.computed
+    return Known(parts, vectors, held, views, computed, session.device)
+
+
+def _train(
+    materials: Materials, known: Known, options: FinetuneOptions, run: Path, progress: Progress
+) -> "tuple[Tuned, Callable[[], Expected] | None]":
+    """(the trained model, what its file must answer where the whole backbone stayed as it was)."""
+    train, held = known.parts
+    backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
+    expected: Future[Expected] | None = None
+    try:
+        with noticing() as stop:
+            problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
+            with training_threads(problem):
+                if is_narrow(problem) and not options.unfreeze and backbone.load():
+                    # The head trains on one core. On another it is found out what the frozen part must answer.
+                    expected = beside.submit(write_bundle.expectation, materials.base, backbone.reference, held)
+                trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
+                if expected:
+                    wait([expected])
+            if stop.is_asked:
+                raise KeyboardInterrupt(SAVED)
+    finally:
+        # After an error, or a second Ctrl-C, nobody waits for what no file will be compared with.
+        beside.shutdown(wait=False, cancel_futures=True)
+    if options.unfreeze:
+        return _unfrozen(materials, problem, trained, known, run, progress), None
+    return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected.result if expected else None
+
+
+def _write(
+    folder: Path,
+    materials: Materials,
+    model: Tuned,
+    known: Known,
+    options: FinetuneOptions,
+    notes: Sequence[str],
+    write_model: "Callable[..., Manifest]",
+    drawing: Drawing,
+) -> tuple[Manifest, Metrics]:
+    """Write the whole bundle; the report is drawn beside that as soon as its numbers are there."""
+    held, report = known.parts[1], None
+    report_on = partial(write_bundle.report_on, materials.base.manifest, model, known.parts, options, notes)
+    if model.stages is None:
+        scores = head.apply(model.head.layers, known.held, model.head.activation)
+        drawing.begin(report := report_on(scores, known.held))
+    draft = write_model(folder, materials.base, materials.backbone(), model, known.parts, options)
+    if report is None:
+        # The features are no longer those of the cache: the file itself is judged.
+        found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
+        drawing.begin(report := report_on(found["scores"], found["features"]))
+    return write_bundle.write_records(folder, draft, model, known.parts, report, drawing), report.metrics
+
+
+def _features(
+    cache: FeatureCache, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress
+) -> "tuple[tuple[Dataset, Dataset], tuple[Floats, Floats], int]":
+    """(parts without what cannot be read, their features, how many were computed)."""
+    examples = [*parts[0].examples, *parts[1].examples]
+    skipped = [*parts[0].skipped, *parts[1].skipped]
+    total, bad = len(examples) + len(skipped), dict[int, Skipped]()
+
+    def skip(place: int, error: DataError) -> None:
+        # The item has a name already, and a record that is passed on should not say where it lay.
+        example = examples[place]
+        where = str(example.item) if isinstance(example.item, Path) else example.name
+        reason = error.message.removeprefix(f"{where}: ")
+        bad[place] = Skipped(example.name, reason)
+        check_bad([*skipped, *bad.values()], total, options.max_bad)
+
+    vectors = cache.features(examples, progress, skip)
+    border = len(parts[0].examples)
+    kept = [[place for place in places if place not in bad] for places in (range(border), range(border, len(examples)))]
+    left = [
+        msgspec.structs.replace(
+            part.only(examples[place] for place in places),
+            skipped=(*part.skipped, *(bad[place] for place in sorted(bad) if (place < border) == (part is parts[0]))),
+        )
+        for part, places in zip(parts, kept, strict=True)
+    ]
+    if bad:
+        _check_left(left, parts)
+    return (left[0], left[1]), (vectors[kept[0]], vectors[kept[1]]), cache.computed
+
+
+def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
+    """Raise DataError when the unreadable items were all that a part or a class had."""
+    for now, before in zip(left, parts, strict=True):
+        if not now.examples or (now.labels != before.labels and before is parts[0]):
+            gone = sorted(set(before.labels) - set(now.labels))
+            what = f"the class '{gone[0]}'" if gone else f"{before.source}"
+            raise DataError(
+                f"no item of {what} can be read: {now.skipped[-1]}", path=before.source, hint="repair or replace them"
+            )
+    require_classes(left[0])
+
+
+def _unfrozen(
+    materials: Materials,
+    problem: Problem,
+    trained: TrainedHead,
+    known: Known,
+    run: Path,
+    progress: Progress,
+) -> Tuned:
+    """The model with its last stages trained together with the head; without them where that made nothing better."""
+    options, backbone = problem.options, materials.backbone()
+    cut = trunk.cut_at(backbone, options.unfreeze)
+    frozen = materials.trunk(cut)
+    session = Session(frozen, known.device)
+    # Ctrl-C ends the computing of activations, which keeps what it has, at once.
+    with (
+        Activations.open(
+            materials.cache, session, known.parts[0].examples, progress, views=options.augment, seed=options.seed
+        ) as activations,
+        noticing() as stop,
+    ):
+        found = fit_tail(
+            problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
+            device=known.device, checkpoints=run, resume=options.resume, progress=progress,
+        )  # fmt: skip
+    if not found.best_epoch:
+        progress.note(f"training the last {options.unfreeze} stages made nothing better: they stay as they were")
+        return Tuned(frozen=materials.base, head=trained, labels=known.labels)
+    return Tuned(frozen=frozen, head=found.head, labels=known.labels, stages=found.stages)
+
+
+def _in_order(part: Dataset) -> Dataset:
+    ranked = sorted(part.examples, key=lambda example: (example.digest, example.label, example.name))
+    return part.only(ranked)

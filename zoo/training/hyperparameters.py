@@ -1,0 +1,174 @@
+"""How to scale the features, how fast to learn and how much to decay: tried side by side on cached features.
+
+Every candidate is a head of its own; they all see the same batches, so that one matrix product serves them together
+and a dozen cost little more than one. The candidates train for a few epochs; of those whose loss on the inner items
+is nearly the lowest, the slowest that decays the most is taken.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from zoo.errors import DivergedError
+from zoo.options import FinetuneOptions
+from zoo.progress import Bar
+from zoo.training import head
+from zoo.training.adamw import AdamW
+from zoo.training.loop import Plan, rate
+from zoo.training.objective import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.training.objective import Floats, Targets
+
+#: Epochs of the search, whatever the training's: N and N more must find what 2N find.
+EPOCHS = 12
+#: Items that a candidate sees: enough to rank them.
+ITEMS = 4096
+#: Part of the loss of knowing nothing by which two candidates may differ and count as equally good.
+CLOSE = 0.02
+#: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
+GRID = (
+    *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
+    *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
+)
+#: Of both, however much work they are.
+FEWEST, FEWEST_ITEMS = 3, 1024
+#: Steps in an epoch of a head's training, and the fewest and the most items in one of them.
+STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
+#: Floating-point operations that the search may take: a second or so on one core.
+WORK = 5e10
+DEFAULT_DECAY = 0.1
+
+
+class Choice(Struct, frozen=True):
+    """What the search found, or was given."""
+
+    scaling: str
+    lr: float
+    weight_decay: float
+
+
+def search(
+    features: "Floats",
+    targets: "Targets",
+    inner: "tuple[Floats, Targets]",
+    objective: Objective,
+    options: FinetuneOptions,
+    bar: Bar,
+) -> Choice:
+    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the slowest that decays the most.
+
+    As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), losses within CLOSE
+    of each other are no reason for the less regular model: items of one source, such as crops of one photograph, make
+    it look better than it is. Raises DivergedError when no loss is finite.
+    """
+    import numpy as np
+
+    one = _work(options, features.shape[1], objective.outputs)
+    items = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * one))))
+    chosen = np.random.default_rng(options.seed).permutation(len(features))[:items]
+    features, targets = features[chosen], targets[chosen]
+    inner = inner[0][:ITEMS], inner[1][:ITEMS]
+    grid = _grid(options, max(FEWEST, int(WORK / (one * len(features)))))
+    losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
+    best = min(map(min, losses))
+    if not math.isfinite(best):
+        lower = "--lr auto" if options.lr else "the features are no numbers: choose another model"
+        raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
+    within = best + CLOSE * objective.chance(inner[1])
+    close = [
+        Choice(scaling, lr, decay)
+        for place, (lr, decay) in enumerate(grid)
+        for scaling, row in zip(head.SCALINGS, losses, strict=True)
+        if row[place] <= within
+    ]
+    return min(close, key=lambda choice: (choice.lr, -choice.weight_decay))
+
+
+def batch_of(options: FinetuneOptions, items: int) -> int:
+    """Items in a step of a head's training: more where there are many, so that an epoch has about STEPS of them."""
+    return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
+
+
+def _work(options: FinetuneOptions, dim: int, outputs: int) -> int:
+    """Operations that one candidate takes for one item."""
+    widths = (dim, *options.hidden, outputs)
+    # Forward, and twice that backward; a multiplication and an addition each.
+    return 6 * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
+
+
+def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, float]]:
+    """The candidates: what the options leave open, as many as can be afforded."""
+    given = [
+        (options.lr or lr, decay if options.weight_decay is None else options.weight_decay)
+        for lr, decay in GRID
+        # With only one of the two open, the other's values would be tried again and again.
+        if options.weight_decay is None or options.lr is not None or decay == DEFAULT_DECAY
+    ]
+    return list(dict.fromkeys(given))[:affordable]
+
+
+def _losses(
+    features: "Floats",
+    targets: "Targets",
+    inner: "tuple[Floats, Targets]",
+    objective: Objective,
+    options: FinetuneOptions,
+    scaling: str,
+    grid: Sequence[tuple[float, float]],
+    bar: Bar,
+) -> list[float]:
+    """Each candidate's lowest inner loss over the epochs; infinity for one that diverged."""
+    import torch
+
+    scaled = head.affine(features, scaling)
+    mean, scale = (torch.from_numpy(side) for side in scaled)
+    x, inner_x = ((torch.from_numpy(each) - mean) / scale for each in (features, inner[0]))
+    y, inner_y = objective.tensor(targets), objective.tensor(inner[1])
+    first = head.build(scaled, options.hidden, objective.outputs, options.seed)
+    stacked = [p.detach().expand(len(grid), *p.shape).clone().requires_grad_() for p in first.parameters()]
+    rates, decays = (
+        [torch.tensor(column).view(-1, *[1] * (parameter.dim() - 1)) for parameter in stacked]
+        for column in zip(*grid, strict=True)
+    )
+    optimizer = AdamW(stacked, rates, decays)
+    batch = batch_of(options, len(x))
+    plan = Plan(count=len(x), batch=batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
+    generator = torch.Generator().manual_seed(options.seed)
+    best = [math.inf] * len(grid)
+    for epoch in range(EPOCHS):
+        batches = torch.randperm(len(x), generator=generator).split(batch)  # type: ignore[no-untyped-call]
+        for index, rows in enumerate(batches):
+            logits = _forward(stacked, x[rows])
+            wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
+            # The mean over all candidates, times their number: each one's gradient is its own.
+            loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step(rate(plan, epoch + index / len(batches)))
+        with torch.inference_mode():
+            found = [objective.loss(each, inner_y).item() for each in _forward(stacked, inner_x)]
+        best = [min(old, new) if math.isfinite(new) else math.inf for old, new in zip(best, found, strict=True)]
+        bar.advance()
+    return best
+
+
+def _forward(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Tensor":
+    """Logits [candidates, items, outputs] of scaled features [items, dim]."""
+    import torch
+
+    value = x.expand(len(stacked[0]), *x.shape)
+    for index, (weight, bias) in enumerate(zip(stacked[::2], stacked[1::2], strict=True)):
+        if index:
+            value = torch.relu(value)
+            value = torch.baddbmm(bias.unsqueeze(1), value, weight.transpose(1, 2))
+        else:
+            # One product for all of them: they share their input.
+            flat = x @ weight.flatten(0, 1).T
+            value = flat.view(len(x), *weight.shape[:2]).transpose(0, 1) + bias.unsqueeze(1)
+    return value

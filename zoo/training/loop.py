@@ -1,0 +1,252 @@
+"""One training in torch: AdamW on seeded random batches; what is trained, and on what, is the caller's.
+
+It can be stopped after any step and goes on as if it had not been. No number depends on how many epochs there will be:
+the rate rises over the first epoch and then falls with the epochs behind it, and every random choice is drawn from
+(seed, epoch, step). So N epochs, saved, and N more are 2N epochs.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, convert, to_builtins
+
+from zoo.errors import DivergedError, UsageError
+from zoo.progress import SILENT, Bar, Progress
+from zoo.schema import Epoch
+from zoo.system.interrupt import Interrupt
+from zoo.training.adamw import AdamW
+from zoo.training.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    Loss = Callable[[torch.Tensor], torch.Tensor]
+    Judge = Callable[[], tuple[float, float]]
+
+#: Seconds between two checkpoints of a running training.
+SAVE_EVERY = 20.0
+#: What KeyboardInterrupt says once a checkpoint is written.
+SAVED = "the training is saved: the same command with --resume goes on"
+
+
+class Part(Struct, frozen=True):
+    """A module that is trained, its peak learning rate, and its name in checkpoints."""
+
+    name: str
+    module: "torch.nn.Module"
+    lr: float
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """How it is trained: `count` items, `batch` of them a step; after `decay` epochs the rate has halved."""
+
+    count: int
+    batch: int
+    seed: int
+    weight_decay: float
+    decay: float
+
+
+def rate(plan: Plan, epoch: float) -> float:
+    """The part of the peak rate at `epoch` (a fraction inside one): up over the first, then 1 / (1 + t / decay)."""
+    steps = math.ceil(plan.count / plan.batch)
+    return min(1.0, epoch + 1 / steps) / (1 + epoch / plan.decay)
+
+
+class Training:
+    """The state of a training: the parts of a model, AdamW's moments, and how far it is.
+
+    `loss` gives that of the items in a batch, by their places.
+    """
+
+    def __init__(self, model: "torch.nn.Module", parts: "Sequence[Part]", loss: "Loss", plan: Plan) -> None:
+        self.model = model
+        self.parts = parts
+        self.loss = loss
+        self.plan = plan
+        self.epoch, self.step, self.total = 0, 0, 0.0
+        pairs = [(parameter, part.lr) for part in parts for parameter in part.module.parameters()]
+        parameters, rates = [parameter for parameter, _ in pairs], [lr for _, lr in pairs]
+        self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
+
+    def train_epoch(self, stop: Interrupt) -> float | None:
+        """One epoch, or the rest of one that was stopped; its mean loss, None when it was stopped again.
+
+        Raises DivergedError for a loss that is no number.
+        """
+        import torch
+
+        plan = self.plan
+        self.model.train()
+        order = torch.Generator().manual_seed(_mix(plan.seed, self.epoch, 0))
+        batches = torch.randperm(plan.count, generator=order).split(plan.batch)  # type: ignore[no-untyped-call]
+        for index in range(self.step, len(batches)):
+            # What dropout draws from; torch.manual_seed would seed devices that are not used, at ten times the price.
+            torch.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.manual_seed_all(_mix(plan.seed, self.epoch, 1 + index))
+            loss = self.loss(batches[index])
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self.diverged()
+            self.optimizer.step(rate(plan, self.epoch + index / len(batches)))
+            self.total += value * len(batches[index])
+            self.step += 1
+            if stop.is_asked and self.step < len(batches):
+                return None
+        mean = self.total / plan.count
+        self.epoch, self.step, self.total = self.epoch + 1, 0, 0.0
+        return mean
+
+    def diverged(self) -> DivergedError:
+        """The error to raise when a loss of this epoch is no number any more."""
+        epoch = self.epoch + 1 if self.step or not self.epoch else self.epoch
+        lower = f"--lr {max(part.lr for part in self.parts) / 10:g}"
+        return DivergedError(f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=lower)
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """Copies of every tensor of the modules."""
+        return {
+            f"{part.name}.{name}": tensor.detach().clone()
+            for part in self.parts
+            for name, tensor in part.module.state_dict().items()
+        }
+
+    def load_weights(self, tensors: "Mapping[str, torch.Tensor]") -> None:
+        """Put back what `weights` gave."""
+        for part in self.parts:
+            prefix = f"{part.name}."
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            part.module.load_state_dict(own)
+
+    def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+        """(tensors, facts) from which `restore` goes on."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
+        tensors |= {f"adamw.{name}": tensor for name, tensor in self.optimizer.state()}
+        facts = {"epoch": self.epoch, "step": self.step, "total": self.total, "batch": self.plan.batch}
+        return tensors, facts
+
+    def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.load_weights(_inside(tensors, "weights."))
+        self.optimizer.restore(_inside(tensors, "adamw."))
+        self.epoch, self.step, self.total = facts["epoch"], facts["step"], facts["total"]
+
+
+class Phase:
+    """A training that is watched: its curve, its best epoch, its early end, its checkpoints.
+
+    `judge` gives (loss, score) on items that are not trained on; without it every epoch is as good as the last. A
+    better loss is one that is lower than the best so far by more than `tolerance`. With `from_start` the modules as
+    they came are a candidate too: epoch 0.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        checkpoints: Checkpoints | None,
+        stop: Interrupt,
+        judge: "Judge | None" = None,
+        *,
+        tolerance: float = 0.0,
+        from_start: bool = False,
+    ) -> None:
+        self.training = training
+        self.checkpoints = checkpoints
+        self.stop = stop
+        self.judge = judge
+        self.tolerance = tolerance
+        self.from_start = from_start
+        self.curve: list[Epoch] = []
+        self.best_epoch = 0
+        #: The modules' tensors after the best epoch.
+        self.best: dict[str, torch.Tensor] = training.weights() if judge else {}
+        self._saved = time.monotonic()
+
+    def continued(self, resume: bool) -> "Phase":
+        """This phase, with `resume` where the newest complete checkpoint left it, if there is one."""
+        saved = self.checkpoints.newest() if self.checkpoints and resume else None
+        # Steps of another size are another training: one that --auto-batch has left.
+        if saved is not None and saved.facts["batch"] == self.training.plan.batch:
+            self.training.restore(saved.tensors, saved.facts)
+            self.curve = convert(saved.facts["curve"], list[Epoch])
+            self.best_epoch = saved.facts["best_epoch"]
+            self.best = _inside(saved.tensors, "best.")
+        return self
+
+    def run(
+        self, epochs: int, patience: int | None = None, bar: Bar | None = None, progress: Progress = SILENT
+    ) -> None:
+        """Train until `epochs` are done, or `patience` of them brought nothing better.
+
+        On Ctrl-C the step is finished, the state saved and KeyboardInterrupt raised. Raises DivergedError, with the
+        last checkpoint kept, and UsageError when the checkpoint is already past `epochs`.
+        """
+        if self.training.epoch > epochs:
+            raise UsageError(
+                f"the checkpoint has {self.training.epoch} epochs already, more than --epochs {epochs}",
+                hint=f"--epochs {self.training.epoch} or more, or leave --resume out",
+            )
+        if self.from_start and not self.curve:
+            self._measure(math.nan)
+        while self.training.epoch < epochs and not self._is_stale(patience):
+            loss = self.training.train_epoch(self.stop)
+            if loss is not None:
+                self._measure(loss)
+                if bar:
+                    bar.advance()
+            if self.stop.is_asked:
+                # What is said to the user: with nothing saved there is nothing to go on with.
+                raise KeyboardInterrupt(*[SAVED] * self.save(progress))
+            if time.monotonic() - self._saved > SAVE_EVERY:
+                self.save(progress)
+        saved = self.save(progress)
+        if self.stop.is_asked:
+            raise KeyboardInterrupt(*[SAVED] * saved)
+
+    def save(self, progress: Progress = SILENT) -> bool:
+        """Write a checkpoint; whether one was. One that cannot be is told: the training does not depend on it."""
+        if self.checkpoints is None:
+            return False
+        tensors, facts = self.training.state()
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        facts |= {"curve": to_builtins(self.curve), "best_epoch": self.best_epoch}
+        self._saved = time.monotonic()
+        try:
+            self.checkpoints.save(tensors, facts)
+        except OSError as error:
+            progress.note(f"no checkpoint could be written: {error.strerror}; the one before it is whole")
+            return False
+        return True
+
+    def _measure(self, loss: float) -> None:
+        if self.judge is None:
+            return
+        val_loss, score = self.judge()
+        if not math.isfinite(val_loss):
+            raise self.training.diverged()
+        # Before the first epoch nothing was trained: its loss is that on the judge's items.
+        trained = val_loss if math.isnan(loss) else loss
+        line = Epoch(epoch=self.training.epoch, train_loss=trained, val_loss=val_loss, val_score=score)
+        lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
+        self.curve.append(line)
+        if val_loss < lowest - self.tolerance:
+            self.best_epoch = line.epoch
+            self.best = self.training.weights()
+
+    def _is_stale(self, patience: int | None) -> bool:
+        return patience is not None and self.training.epoch - self.best_epoch >= patience
+
+
+def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _mix(seed: int, epoch: int, step: int) -> int:
+    """One seed of three numbers; neighbours give unrelated ones."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {step}".encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,341 @@
+"""Published files of word vectors, read by memory map and checked: what a header says must fit the file's size first.
+
+word2vec-binary    "N dim" and a newline; then, N times, a word, a space, dim float32 and often a newline (word2vec.c)
+word2vec-text      "N dim" and a newline; then a line a word: it and dim numbers, one space between; fastText's .vec
+glove-text         the same lines without the first one, and a word may hold spaces
+npy, safetensors   the table alone; its words are a list of their own: Parquet, text (a word a line) or JSON
+
+Words are read as gensim's load_word2vec_format reads them: strictly UTF-8, and of a word that comes twice the first row
+counts. Whatever else is wrong with a file is an IntegrityError that names the file and the row.
+"""
+
+import re
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from zoo.errors import IntegrityError, quote
+from zoo.extras import require
+from zoo.schema import Entry, WordsPreprocess
+from zoo.system.files import map_file
+
+if TYPE_CHECKING:
+    import mmap
+    from typing import Literal, TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Batch: TypeAlias = tuple[list[bytes], NDArray[np.float32]]
+    Bytes: TypeAlias = mmap.mmap | bytes
+    Order: TypeAlias = Literal["C", "F"]
+
+#: The layout of a file that a row does not name itself, by the file's suffix.
+SUFFIXES = {
+    ".bin": "word2vec-binary",
+    ".vec": "word2vec-text",
+    ".txt": "glove-text",
+    ".npy": "npy",
+    ".safetensors": "safetensors",
+}
+LAYOUTS = tuple(SUFFIXES.values())
+#: Layouts whose words are a list of their own.
+TABLES = ("npy", "safetensors")
+#: Rows handed on at once.
+ROWS = 2048
+#: Bytes of one word at most: without a bound a file of another kind would be searched to its end.
+LONGEST = 1 << 16
+#: Bytes of one number in a text at most.
+NUMBER = 64
+DECIMAL = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+#: numpy's dtypes of the kinds of number that are read, by safetensors' names of them.
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+NPY = re.compile(
+    rb"\{\s*'descr':\s*'([^']*)',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\((\d{1,18}),\s*(\d{1,18})\),?\s*\}\s*"
+)
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def layout(entry: Entry) -> str | None:
+    """The layout of a row's table: `config.format`, or what its suffix says; None where that is none of LAYOUTS."""
+    assert isinstance(entry.preprocess, WordsPreprocess)
+    found = entry.config.get("format") or SUFFIXES.get(Path(entry.preprocess.table).suffix)
+    return found if found in LAYOUTS else None
+
+
+def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
+    """(words, vectors float32 [len(words), dim]) of a file that holds both, part after part, checked.
+
+    Raises IntegrityError.
+    """
+    if layout == "word2vec-binary":
+        return checked(path, _binary(path, dim))
+    return checked(path, _text(path, dim, with_header=layout == "word2vec-text"))
+
+
+def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
+    """(the table [words, dim] as it is mapped, the offset at which it begins in the file). Raises IntegrityError.
+
+    A table may be in Fortran order, as published ones are.
+    """
+    import numpy as np
+
+    data = _map(path)
+    dtype, order, (count, found), offset = _npy(path, data) if layout == "npy" else _safetensors(path, data)
+    if found != dim or count < 1:
+        _fail(path, f"it is a table of {count} x {found}, and the row's dim is {dim}")
+    size = count * dim * np.dtype(dtype).itemsize
+    if offset + size != len(data):
+        _fail(path, f"its header promises {size:,} bytes of numbers, {len(data) - offset:,} follow")
+    return np.frombuffer(data, dtype, count * dim, offset).reshape((count, dim), order=order), offset
+
+
+def read_words(path: Path, column: str | None = None) -> list[bytes]:
+    """The words of a list, in the order of the table's rows. Raises IntegrityError.
+
+    By its suffix: .parquet (the column `column`, or the only one), .json (a list of words, or their ids by word), any
+    other: text, a word a line.
+    """
+    if path.suffix not in (".parquet", ".json"):
+        text = bytes(_map(path)).removeprefix(BOM_UTF8).removesuffix(b"\n")
+        return [word.removesuffix(b"\r") for word in text.split(b"\n")]
+    words = _parquet(path, column) if path.suffix == ".parquet" else _json(path)
+    try:
+        return [word.encode() for word in words]
+    except UnicodeEncodeError:
+        _fail(path, "a word is not Unicode text")
+
+
+def pair(path: Path, words: list[bytes], table: "NDArray[Any]") -> "Iterator[Batch]":
+    """The rows of a table with their words from the list at `path`, part after part, checked. Raises IntegrityError."""
+    if len(words) != len(table):
+        _fail(path, f"it lists {len(words):,} words, the table has {len(table):,} rows")
+    parts = range(0, len(words), ROWS)
+    return checked(path, ((words[start : start + ROWS], _float32(table[start : start + ROWS])) for start in parts))
+
+
+def checked(path: Path, batches: "Iterable[Batch]") -> "Iterator[Batch]":
+    """The same rows without those of a word that came before. Raises IntegrityError for what is no word or number."""
+    import numpy as np
+
+    seen: set[bytes] = set()
+    row = 0
+    for words, vectors in batches:
+        finite: list[bool] = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
+        kept = []
+        for index, word in enumerate(words):
+            if not finite[index]:
+                _fail(path, f"row {row + index + 1} ({_show(word)}) holds numbers that are not finite")
+            if not word or not _is_text(word):
+                _fail(path, f"the word of row {row + index + 1} is {'not UTF-8' if word else 'empty'}")
+            if word not in seen:
+                seen.add(word)
+                kept.append(index)
+        row += len(words)
+        if len(kept) < len(words):
+            words, vectors = [words[index] for index in kept], vectors[kept]
+        if kept:
+            yield words, vectors
+
+
+def _binary(path: Path, dim: int) -> "Iterator[Batch]":
+    import numpy as np
+
+    data = _map(path)
+    count, at = _header(path, data, dim, smallest=4 * dim + 2)
+    for first in range(0, count, ROWS):
+        words, rows = [], []
+        for row in range(first, min(first + ROWS, count)):
+            space = data.find(b" ", at, at + LONGEST)
+            end = space + 1 + 4 * dim
+            if space < 0 or end > len(data):
+                _fail(path, f"it breaks off in row {row + 1} of {count:,}")
+            # word2vec.c ends each row with a newline, other writers do not.
+            words.append(data[at:space].lstrip(b"\n"))
+            rows.append(data[space + 1 : end])
+            at = end
+        yield words, np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), dim)
+    if data[at : at + 2] not in (b"", b"\n"):
+        _fail(path, f"it goes on after the {count:,} words that its header promises")
+
+
+def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
+    data = _map(path)
+    count, at = _header(path, data, dim, smallest=2 * dim + 2) if with_header else (None, 0)
+    lines = _lines(path, data, at, LONGEST + NUMBER * dim)
+    row = 0
+    while part := list(islice(lines, ROWS)):
+        words, numbers = [], []
+        for number, line in enumerate(part, row + 1):
+            # fastText ends its lines with a space.
+            word, _, rest = line.rstrip().partition(b" ")
+            if not with_header and rest.count(b" ") >= dim:
+                word, rest = _spaced(word, rest, dim)
+            if rest.count(b" ") != dim - 1 or not rest:
+                found = rest.count(b" ") + 1 if rest else 0
+                _fail(path, f"row {number} ({_show(word)}) has {found} numbers, not {dim}")
+            words.append(word)
+            numbers.append(rest)
+        row += len(part)
+        if count is not None and row > count:
+            _fail(path, f"it goes on after the {count:,} words that its header promises")
+        yield words, _parse(path, words, numbers, dim, row - len(part))
+    if count is not None and row < count:
+        _fail(path, f"it ends after {row:,} of the {count:,} words that its header promises")
+
+
+def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
+    """(word, numbers) of a line with too many fields: some of GloVe's words hold spaces, as `. . .` in glove.840B.
+
+    A field that is a number is no part of a word: such a line has too many numbers, and stays as it was.
+    """
+    *more, numbers = rest.split(b" ", rest.count(b" ") + 1 - dim)
+    return (word, rest) if any(map(DECIMAL.fullmatch, more)) else (b" ".join([word, *more]), numbers)
+
+
+def _parse(path: Path, words: list[bytes], rows: list[bytes], dim: int, before: int) -> "NDArray[np.float32]":
+    """Numbers as C's strtod reads them, rounded to float32 once: what gensim does, to the bit."""
+    import numpy as np
+
+    try:
+        return _float32(np.fromiter(map(float, b" ".join(rows).split(b" ")), "<f8", len(rows) * dim).reshape(-1, dim))
+    except ValueError:
+        for number, (word, row) in enumerate(zip(words, rows, strict=True), before + 1):
+            try:
+                list(map(float, row.split(b" ")))
+            except ValueError:
+                _fail(path, f"row {number} ({_show(word)}) holds something that is no number")
+        raise
+
+
+def _lines(path: Path, data: "Bytes", at: int, longest: int) -> Iterator[bytes]:
+    while at < len(data):
+        end = data.find(b"\n", at, at + longest)
+        if end < 0 and len(data) - at > longest:
+            _fail(path, f"a line is longer than {longest:,} bytes")
+        end = len(data) if end < 0 else end
+        yield data[at:end]
+        at = end + 1
+
+
+def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int, int]:
+    """(words, where the first one begins), once the file is large enough for so many rows of `smallest` bytes."""
+    end = data.find(b"\n", 0, 128)
+    found = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", data[: max(end, 0)])
+    if found is None:
+        _fail(path, "its first line is not the number of words and their dimension")
+    count, width = int(found[1]), int(found[2])
+    if width != dim or count < 1:
+        _fail(path, f"its header says {count} words of {width} numbers, and the row's dim is {dim}")
+    # The last newline may be missing.
+    if count * smallest > len(data) - end:
+        _fail(path, f"its header promises {count:,} words of {dim}, and only {len(data) - end - 1:,} bytes follow")
+    return count, end + 1
+
+
+def _npy(path: Path, data: "Bytes") -> "tuple[str, Order, tuple[int, int], int]":
+    """The format of numpy (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html)."""
+    version = data[6:8]
+    width = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}.get(version)
+    if data[:6] != b"\x93NUMPY" or width is None:
+        _fail(path, "it is not numpy's .npy")
+    offset = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    found = NPY.fullmatch(data[8 + width : min(offset, 8 + width + LONGEST)])
+    if found is None:
+        _fail(path, "its header is not that of a table of numbers with two axes")
+    dtype = found[1].decode("ascii", "replace")
+    if dtype not in DTYPES.values():
+        _fail(path, f"its numbers are {_show(found[1])}, not little-endian float16, 32 or 64")
+    return dtype, "F" if found[2] == b"True" else "C", (int(found[3]), int(found[4])), offset
+
+
+def _safetensors(path: Path, data: "Bytes") -> "tuple[str, Order, tuple[int, int], int]":
+    """The one tensor of a file (https://huggingface.co/docs/safetensors, "Format")."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, 100_000_000):
+        _fail(path, "it is not a safetensors file: its header is longer than the file")
+    try:
+        listed = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
+        listed.pop("__metadata__", None)
+        (tensor,) = msgspec.convert(list(listed.values()), list[_Tensor])
+        count, dim = tensor.shape
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        _fail(path, "its header is not that of one table with two axes")
+    if tensor.dtype not in DTYPES or min(count, dim) < 0 or tensor.data_offsets[0] != 0:
+        _fail(path, f"its numbers are {_show(tensor.dtype.encode(errors='replace'))}, not F16, F32 or F64")
+    return DTYPES[tensor.dtype], "C", (count, dim), 8 + length
+
+
+def _parquet(path: Path, column: str | None) -> list[str]:
+    require(f"reading {path.name}", "numpy", "pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            names = file.schema_arrow.names
+            name = column or (names[0] if len(names) == 1 else None)
+            if name not in names:
+                _fail(path, f"its columns are {', '.join(names)}: the row's config.column must name the words' one")
+            words = [word for part in file.iter_batches(columns=[name]) for word in part.column(0).to_pylist()]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{path.name}: not a Parquet file that can be read: {reason}", hint=HINT) from error
+    if not all(isinstance(word, str) for word in words):
+        _fail(path, f"the column {name} holds something that is not text")
+    return words
+
+
+def _json(path: Path) -> list[str]:
+    try:
+        found = msgspec.json.decode(_map(path), type=list[str] | dict[str, int])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise IntegrityError(f"{path.name}: neither a list of words nor their ids by word", hint=HINT) from error
+    if isinstance(found, list):
+        return found
+    if sorted(found.values()) != list(range(len(found))):
+        _fail(path, f"its ids are not 0 to {len(found) - 1:,}, each once")
+    return sorted(found, key=found.__getitem__)
+
+
+def _float32(numbers: "NDArray[Any]") -> "NDArray[np.float32]":
+    import numpy as np
+
+    # What float32 cannot hold becomes infinite, which `checked` then refuses.
+    with np.errstate(over="ignore"):
+        return numbers.astype("<f4", copy=False)
+
+
+def _map(path: Path) -> "Bytes":
+    data = map_file(path)
+    if not data:
+        _fail(path, "it is empty")
+    return data
+
+
+def _is_text(word: bytes) -> bool:
+    try:
+        word.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _show(word: bytes) -> str:
+    return quote(word.decode(errors="replace"))
+
+
+HINT = "the file is not what its row says: check the row's dim, config.format and files"
+
+
+def _fail(path: Path, problem: str) -> NoReturn:
+    raise IntegrityError(f"{path.name}: {problem}", hint=HINT)
