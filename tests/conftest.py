@@ -1,7 +1,10 @@
 """What every test gets: a ZOO_HOME of its own, a clean environment, no socket beyond loopback, no package index."""
 
+import hashlib
+import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,14 +125,53 @@ def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.T
     return once(tmp_path_factory, "tuned-bundles", lambda folder: write_bundles(folder, shelf_file, built_home))
 
 
+@pytest.fixture(scope="session")
+def tuned(tuned_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tickets.csv` and the bundle `out` fine-tuned on it."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(tuned_bundles / "tickets", folder / "out")
+        shutil.copy(tuned_bundles / "t.csv", folder / "tickets.csv")
+
+    return once(tmp_path_factory, "tuned", copy)
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> "Site":
-    """An empty folder of installed distributions, which the children of a test import from."""
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Site]":
+    """An empty folder of installed distributions, which this process and the children of a test import from.
+
+    The modules `toy...` that this process imported are forgotten at the end.
+    """
     from tests.kit.installed import Site
 
     folder = tmp_path / "site"
     folder.mkdir()
-    return Site(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield Site(folder)
+    for name in set(sys.modules) - before:
+        if name.startswith("toy"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy_row(tmp_path: Path) -> Path:
+    """A registry file with one row, `toy`, of the family `toy`, whose file lies beside it."""
+    (tmp_path / "toy.bin").write_bytes(b"weights")
+    file = {
+        "path": "toy.bin",
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+        "size": 7,
+        "sources": [(tmp_path / "toy.bin").as_uri()],
+    }
+    preprocess = {"kind": "image", "resize": 40, "crop": 32, "interpolation": "bilinear"}
+    fields = {
+        "family": "toy", "task": "image-features", "description": "toy", "license": "CC0-1.0", "params": 3, "dim": 3,
+        "preprocess": {**preprocess, "mean": [0.5] * 3, "std": [0.3] * 3}, "files": [file],
+    }  # fmt: skip
+    path = tmp_path / "registry.json"
+    path.write_text(json.dumps({"schema_version": 1, "models": {"toy": fields}}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.chains.test_chain import write_pictures, write_texts
 from tests.kit.browser import answers
+from tests.kit.docs import README, snippet
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.once import once
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
-from tests.project.test_docs import README, snippet
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.images import decode_image

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.test_manager import Site
-from tests.plugin.test_manager import site as site
+from tests.kit.installed import Site
 from zoo import PluginError, Zoo
 from zoo.plugin.manager import Plugins
 

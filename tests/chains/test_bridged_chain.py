@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
-from tests.kit.hub import TOKEN, FakeHub
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.hub import COMMIT, TOKEN, FakeHub
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.libraries import hub_repo, pooled, write_encoder, write_timm
-from tests.plugins.test_bridges import COMMIT
 from zoo import Bundle, PluginError, Zoo
 from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.data.images import decode_image

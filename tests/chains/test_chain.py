@@ -1,49 +1,14 @@
 """pull -> finetune -> evaluate -> export -> run, on tiny models and real files."""
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.kit.bundles import check_bundle
+from tests.kit.items import TOPICS, write_pictures, write_texts
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo
 from zoo.bundle import read_split
-from zoo.graph import external_data
-from zoo.runtime.ort import create_session
-
-TOPICS = {
-    "billing": "card money bill invoice charged refund price tax",
-    "delivery": "parcel box courier late lost street door van",
-    "account": "login password code locked profile account name",
-}
-
-
-def write_texts(path: Path, rows: int = 40) -> Path:
-    """A CSV in which each class has words of its own."""
-    random = np.random.default_rng(0)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label"])
-        for label, words in TOPICS.items():
-            for number in range(rows):
-                chosen = random.choice(words.split(), 4)
-                table.writerow([f"my {' '.join(chosen)} is {number}", label])
-    return path
-
-
-def write_pictures(folder: Path, count: int = 12) -> Path:
-    """Noisy pictures in three colours, every one of another size."""
-    random = np.random.default_rng(0)
-    for channel, label in enumerate(("red", "green", "blue")):
-        (folder / label).mkdir(parents=True)
-        for number in range(count):
-            height, width = (int(side) for side in random.integers(40, 200, 2))
-            picture = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
-            picture[:, :, channel] += np.uint8(random.integers(100, 190))
-            Image.fromarray(picture).save(folder / label / f"{number:02d}.png")
-    return folder
 
 
 @pytest.fixture
@@ -68,39 +33,6 @@ def test_the_image_chain(shelf: Path, tmp_path: Path) -> None:
     outcome = zoo.finetune("tiny-lite", train, tmp_path / "out", FinetuneOptions(val=0.25))
     assert outcome.metrics.accuracy > 0.7
     check_bundle(zoo, tmp_path / "out", train, held=9)
-
-
-def check_bundle(zoo: Zoo, path: Path, data: Path, *, held: int) -> None:
-    """The exported file says what fine-tuning said, verifies, exports again, and runs without its neighbours."""
-    model = str(path)
-    bundle = zoo.open(model)
-    assert bundle.manifest.parity.passed
-    assert {check.batch for check in bundle.manifest.parity.checks} >= {1, 2, 7}
-    evaluation = zoo.evaluate(model, data, held_out=True)
-    assert evaluation.metrics.n == held
-    assert evaluation.trained_on == 0
-    by_finetuning = {held.digest: held for held in read_split(bundle).values() if held.held_out}
-    digests = _digests(zoo, model, data)
-    for answer in evaluation.predictions:
-        scores = np.array(by_finetuning[digests[answer.input]].scores)
-        first, second = np.sort(scores)[::-1][:2]
-        if first - second > 1e-4:
-            assert answer.labels[0][0] == bundle.manifest.labels[int(scores.argmax())]
-    assert evaluation.metrics.accuracy == pytest.approx(bundle.manifest.metrics.accuracy)
-    assert zoo.evaluate(model, data).trained_on == len(digests) - held
-    assert all(is_same for _, is_same in zoo.verify(model))
-    exported = zoo.export(model, path.parent / "exported")
-    assert exported.model.read_bytes() == bundle.model.read_bytes()
-    model = exported.read_model()
-    session = create_session(model, "cpu", tables=external_data.files(model, exported.map))
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["zoo.labels"]) == list(bundle.manifest.labels)
-
-
-def _digests(zoo: Zoo, model: str, data: Path) -> dict[str, str]:
-    from zoo.data.dataset import load
-
-    return {e.name: e.digest for e in load(data, zoo.open(model).manifest.preprocess).examples}
 
 
 def test_a_row_and_its_classes_do_not_depend_on_order(shelf: Path, texts: Path, tmp_path: Path) -> None:

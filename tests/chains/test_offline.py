@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chains.test_chain import write_texts
+from tests.kit.items import write_texts
 
 #: What libraries would report with, and the switch that each reads when it is first imported.
 SWITCHES = {"onnxruntime": "ORT_DISABLE_TELEMETRY", "huggingface_hub": "HF_HUB_DISABLE_TELEMETRY"}

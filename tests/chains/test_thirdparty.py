@@ -2,33 +2,15 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.kit.installed import Site
+from tests.kit.installed import Site, pip_install
 
 HERE = Path(__file__).resolve().parents[1]
 TOY = HERE / "thirdparty" / "zoo-toy"
 PICTURE = HERE.parent / "zoo" / "assets" / "coffee.jpg"
-
-
-def pip_install(source: Path, site: Path) -> None:
-    """Install the distribution at `source` into the folder `site`, from a copy: a build leaves litter behind."""
-    copy = site.parent / f"{source.name}-source"
-    shutil.copytree(source, copy)
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--no-build-isolation", "--target", str(site), str(copy)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

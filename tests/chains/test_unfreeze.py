@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, plain, zoo
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
-from tests.training.test_finetune_tasks import plain
 from zoo import Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.export import trunk

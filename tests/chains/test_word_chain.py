@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from zoo_plugins.backbones.word2vec import Word2Vec
 
-from tests.chains.test_chain import TOPICS, check_bundle, write_texts
-from tests.cli.test_cli import zoo as command
+from tests.kit.bundles import check_bundle
+from tests.kit.cli import zoo as command
+from tests.kit.docs import README, run_python, snippet
+from tests.kit.items import TOPICS, write_texts
 from tests.kit.word_tables import WORDS, binary, entry, row, text, vectors, write_list, write_shelf, write_table
-from tests.project.test_docs import README, run_python, snippet
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, MissingExtraError, RegistryError, Zoo
 from zoo.bundle import Bundle
 from zoo.schema import TextPreprocess

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from zoo_cli import app
 
-from tests.cli.test_bad_items import bomb, encoded
+from tests.kit.items import bomb, encoded
 from zoo import DataError, Zoo, ZooError
 from zoo.bundle import Bundle, describe_files, write_manifest
 

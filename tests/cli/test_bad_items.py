@@ -4,44 +4,22 @@ import json
 import os
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
-from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from tests.chains.test_chain import TOPICS, write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import TOPICS, bomb, encoded, write_pictures, write_texts
 
 GOOD = ("animated.webp", "cmyk.jpg", "sixteen.png", "turned.jpg")
 BAD = (
     "bomb.png", "cut.png", "eps.jpg", "fits.jpg", "flipped.png", "none.jpg", "svg.jpg", "text.jpg", "animated.gif",
     "dangling.png", "notes.txt", "outside.png", "pipe.png",
 )  # fmt: skip
-
-
-def bomb() -> bytes:
-    """A whole PNG of 65,535 x 65,535 pixels of one bit: 67 kB that would be 13 GB as RGB."""
-    row = b"\0" * (1 + 65535 // 8 + 1)
-    packer = zlib.compressobj(1)
-    body = b"".join(packer.compress(row * 255) for _ in range(257)) + packer.flush()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 65535, 65535, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 def spoil(folder: Path) -> Path:

@@ -1,71 +1,17 @@
 """The command line as a person meets it: what it prints where, its exit codes, its one-line errors."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.chains.test_chain import write_pictures, write_texts
-from zoo import Zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_pictures, write_texts
 from zoo.evaluation.metrics import wilson
-
-
-def zoo(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the real command in a process of its own."""
-    command = [sys.executable, "-m", "zoo_cli", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, **environment},
-    )
-
-
-def fails(code: int, words: str, *arguments: object, **environment: str) -> str:
-    """The command fails with `code`, one error line that says `words`, and a hint; returns the hint."""
-    done = zoo(*arguments, **environment)
-    lines = done.stderr.strip().splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert done.returncode == code, done.stderr
-    assert len(errors) == 1, done.stderr
-    assert words in errors[0]
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    hints = [line for line in lines if line.startswith("hint: ")]
-    assert len(hints) == 1, done.stderr
-    return hints[0]
-
-
-def parsed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The one JSON object on stdout."""
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    assert answer["schema_version"] == 1
-    return answer
-
-
-@pytest.fixture(scope="module")
-def tuned(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tickets.csv` and the bundle `out` fine-tuned on it."""
-    from zoo import FinetuneOptions
-
-    folder = tmp_path_factory.mktemp("tuned")
-    write_texts(folder / "tickets.csv")
-    home = folder / "home"
-    shutil.copytree(built_home, home)
-    Zoo(home=home, registry=shelf_file).finetune(
-        "tiny-bert", folder / "tickets.csv", folder / "out", FinetuneOptions(lr=0.01)
-    )
-    return folder
 
 
 def test_list(shelf: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import fails, zoo
+from tests.kit.cli import fails, zoo
 from tests.kit.cost import cpu_seconds
+from tests.kit.outputs import rows
 from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_shelf
-from tests.outputs.test_answer_file import rows
 from zoo import Zoo
 from zoo.words.table import WordTable
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import zoo
-from tests.outputs.test_answer_file import rows
-from tests.outputs.test_embed import some_texts
+from tests.kit.cli import zoo
+from tests.kit.outputs import rows, some_texts
 from zoo import DataError, Zoo
 from zoo.data.inputs import SOON, Input, Inputs, arriving
 from zoo.runtime.pipeline import WINDOW

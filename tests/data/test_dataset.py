@@ -8,20 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.items import IMAGE, TEXT, write
 from zoo import DataError, UsageError
 from zoo.data.dataset import Dataset, Example, load
 from zoo.data.items import Skipped, check_bad
-from zoo.schema import ImagePreprocess, Task, TextPreprocess
-
-TEXT = TextPreprocess(tokenizer="t.json", max_length=8, pooling="mean", normalize=True)
-IMAGE = ImagePreprocess(resize=8, crop=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
-
-
-def write(folder: Path, name: str, content: str | bytes) -> Path:
-    """A file of the data set."""
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+from zoo.schema import Task
 
 
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:

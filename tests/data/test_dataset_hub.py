@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_tables import CLASSES, picture, write_parquet
 from tests.kit.hub import TOKEN, FakeHub, HubRepo
+from tests.kit.items import CLASSES, picture, write_parquet
 
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 URL = "hf://datasets/org/pets/data/train-00000-of-00001.parquet"
@@ -19,7 +19,7 @@ LOAD = """
 import json, sys
 from zoo import ZooError
 from zoo.data.dataset import load
-from tests.data.test_dataset import IMAGE, TEXT
+from tests.kit.items import IMAGE, TEXT
 kind, sources, options = json.loads(sys.argv[1])
 answers = []
 for source in sources:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chains.test_chain import write_pictures
-from tests.data.test_dataset import IMAGE, TEXT, write
+from tests.kit.items import IMAGE, TEXT, write, write_pictures
 from zoo import DataError, UsageError
 from zoo.data.dataset import load, load_parts
 from zoo.data.items import Skipped

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_dataset import IMAGE, TEXT, write
+from tests.kit.items import IMAGE, TEXT, write
 from zoo import DataError
 from zoo.data.inputs import Input, Inputs, expand
 
@@ -155,7 +155,7 @@ def test_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preprocess: obje
 )
 def test_a_real_stdin(data: bytes, answer: str) -> None:
     code = (
-        "from tests.data.test_dataset import TEXT\nfrom zoo import DataError\nfrom zoo.data.inputs import expand\n"
+        "from tests.kit.items import TEXT\nfrom zoo import DataError\nfrom zoo.data.inputs import expand\n"
         "try:\n    print(expand(['-'], TEXT)[0])\nexcept DataError as error:\n    print('DataError', error)"
     )
     done = subprocess.run(

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.chains.test_chain import write_pictures
-from tests.data.test_dataset import IMAGE, TEXT, write
+from tests.kit.items import IMAGE, TEXT, write, write_pictures
 from tests.kit.pulls import Notes
 from zoo import DataError, FinetuneOptions
 from zoo.data.dataset import Dataset, Example

@@ -14,32 +14,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from tests.data.test_dataset import IMAGE, TEXT, write
+from tests.kit.items import CLASSES, IMAGE, TEXT, picture, write, write_parquet
 from zoo import DataError, FinetuneOptions, MissingExtraError, Zoo
 from zoo.data.dataset import Dataset, Example, load
 from zoo.data.images import decode_image
 from zoo.data.inputs import expand
 from zoo.schema import Task
-
-CLASSES = {
-    "info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}}
-}
-
-
-def write_parquet(path: Path, columns: dict[str, Any], features: object = None, **options: Any) -> Path:
-    """A Parquet file; `features` is what the library `datasets` writes beside the schema."""
-    table = pyarrow.table(columns)
-    if features is not None:
-        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-    pyarrow.parquet.write_table(table, path, **options)
-    return path
-
-
-def picture(colour: int, suffix: str = "PNG") -> bytes:
-    """The bytes of a small picture."""
-    stream = io.BytesIO()
-    Image.new("RGB", (12, 9), (colour, 0, 0)).save(stream, suffix)
-    return stream.getvalue()
 
 
 def facts(data: Dataset) -> list[tuple[object, str, str]]:

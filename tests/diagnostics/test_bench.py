@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from zoo_cli.bench import _next as next_of
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
-from tests.cli.test_cli import tuned as tuned  # the fixture
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
 from zoo.diagnostics.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, verdicts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.installed import Site
+from tests.kit.installed import Site, checks
 from tests.kit.servers import Handler, Loopback, status
 from zoo.diagnostics.doctor import _elsewhere
 
@@ -19,13 +19,6 @@ from zoo.diagnostics.doctor import _elsewhere
 def server() -> Iterator[Loopback]:
     with Loopback() as running:
         yield running
-
-
-def checks(site: Site, code: int, *options: str, **environment: str) -> dict[str, dict[str, str]]:
-    """What `zoo doctor --json` finds, by name, when it ends with `code`."""
-    done = site.zoo("doctor", "--json", *options, **environment)
-    assert done.returncode == code, done.stdout + done.stderr
-    return {each["name"]: each for each in json.loads(done.stdout)["checks"]}
 
 
 def test_a_sound_environment(site: Site, zoo_home: Path) -> None:

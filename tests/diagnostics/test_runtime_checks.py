@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.diagnostics.test_doctor import checks
 from tests.kit.cost import cpu_seconds
-from tests.kit.installed import NOBODY, Site
+from tests.kit.installed import NOBODY, Site, checks
 from zoo.diagnostics.runtime_checks import version_of
 
 #: libcuda as far as a doctor looks at it.

@@ -13,8 +13,8 @@ import pytest
 from zoo_cli.metrics import print_confusion, print_labels, print_summary, summary
 from zoo_cli.output import print_table
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_pictures, write_texts
 from zoo import DataError, GateError, UsageError, Zoo
 from zoo.bundle import MODEL, Bundle, describe_files, write_manifest
 from zoo.evaluation.metrics import measure

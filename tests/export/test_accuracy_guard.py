@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, zoo
-from tests.training.test_finetune_tasks import write_several
+from tests.kit.cli import fails, zoo
+from tests.kit.items import write_pictures, write_several, write_texts
 from zoo import Variant, Zoo
 from zoo.bundle import Bundle, read_split
 from zoo.data.items import digest_of

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.chains.test_chain import TOPICS, write_pictures, write_texts
+from tests.kit.docs import ROOT, snippet
+from tests.kit.items import TOPICS, write_pictures, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
-from tests.project.test_docs import ROOT, snippet
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.export import parity

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails, parsed
-from tests.cli.test_cli import zoo as command
+from tests.kit.cli import fails, parsed
+from tests.kit.cli import zoo as command
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.models import WORDS
 from tests.kit.word_tables import WORDS as LISTED
 from tests.kit.word_tables import binary, row, vectors, write_shelf

@@ -12,12 +12,11 @@ import msgspec
 import onnx
 import pytest
 
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.cli.test_cli import fails
-from tests.cli.test_cli import zoo as command
-from tests.export.test_parity import frozen_input, reversed_channels
-from tests.export.test_parity_refuses import frozen_batch, one_weight, swapped_sides
+from tests.kit.cli import fails
+from tests.kit.cli import zoo as command
+from tests.kit.faults import frozen_batch, frozen_input, one_weight, reversed_channels, swapped_sides
 from tests.kit.installed import Site
+from tests.kit.items import write_pictures, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, GateError, Variant, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from zoo_plugins.backbones.efficientnet import EfficientNet
 
-from tests.export.test_parity_refuses import gate
-from tests.training.test_head import train
+from tests.kit.faults import behind, frozen_input, gate, reversed_channels
+from tests.kit.heads import train
 from zoo import GateError, Zoo
 from zoo.data.samples import bundled
 from zoo.export import parity
@@ -18,17 +18,6 @@ from zoo.export.build import encoder
 from zoo.export.reference import expect
 from zoo.graph import edit, head
 from zoo.options import FinetuneOptions
-
-
-def behind(model: onnx.ModelProto, name: str, *nodes: onnx.NodeProto, **constants: np.ndarray) -> None:
-    """Rename the tensor `name` to `true` where it is made; `nodes` make another `name` of it."""
-    for node in model.graph.node:
-        node.output[:] = ["true" if output == name else output for output in node.output]
-    model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
-    place = max(i for i, node in enumerate(model.graph.node) if "true" in node.output) + 1
-    after = list(model.graph.node)[place:]
-    del model.graph.node[place:]
-    model.graph.node.extend([*nodes, *after])
 
 
 def nan_features(model: onnx.ModelProto) -> None:
@@ -54,18 +43,6 @@ def frozen_pixels(model: onnx.ModelProto) -> None:
     """A preprocessing that takes one picture at a time."""
     node = helper.make_node("Reshape", ["true", "frozen"], ["pixels"])
     behind(model, "pixels", node, frozen=np.array([1, 3, 224, 224], np.int64))
-
-
-def frozen_input(model: onnx.ModelProto) -> None:
-    """Inputs that are declared with a batch axis of 1."""
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-
-
-def reversed_channels(model: onnx.ModelProto) -> None:
-    """BGR instead of RGB."""
-    node = helper.make_node("Gather", ["true", "bgr"], ["pixels"], axis=1)
-    behind(model, "pixels", node, bgr=np.array([2, 1, 0], np.int64))
 
 
 def shifted_crop(model: onnx.ModelProto) -> None:

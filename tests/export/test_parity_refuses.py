@@ -1,72 +1,25 @@
 """The parity gate: passes the real graph, refuses a wrong one. And what every exported file promises."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from zoo_plugins.backbones.bert import Bert
-from zoo_plugins.backbones.efficientnet import EfficientNet
 
+from tests.kit.faults import frozen_batch, gate, one_weight, swapped_sides
 from zoo import GateError, IntegrityError, Zoo
-from zoo.data.samples import bundled
 from zoo.export import parity
-from zoo.export.build import encoder
-from zoo.export.reference import expect
-
-
-def gate(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> parity.Parity:
-    """The gate on the built bundle of `name` after `change` was made to its graph."""
-    bundle = zoo.graph(name)
-    model = onnx.load_from_string(bundle.read_model())
-    change(model)
-    family = {"bert": Bert, "efficientnet": EfficientNet}[zoo.entry(name).family]
-    backbone = family(zoo.entry(name), zoo.pull(name))
-    preprocess = bundle.manifest.preprocess
-    expected = expect(backbone.reference, *bundled(preprocess), encoder(preprocess, bundle.path))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
-        return parity.check(path, expected)
 
 
 def nothing(model: onnx.ModelProto) -> None:
     """The graph as it is."""
 
 
-def one_weight(model: onnx.ModelProto) -> None:
-    """One number of the largest weight is off."""
-    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    array = numpy_helper.to_array(largest).copy()
-    array.flat[np.abs(array).argmax()] *= -3
-    largest.CopyFrom(numpy_helper.from_array(array, largest.name))
-
-
-def swapped_sides(model: onnx.ModelProto) -> None:
-    """Height and width change places on the way in."""
-    node = next(node for node in model.graph.node if node.op_type == "Transpose")
-    next(attribute for attribute in node.attribute if attribute.name == "perm").ints[:] = [0, 3, 2, 1]
-
-
 def swapped_channels(model: onnx.ModelProto) -> None:
     """The mean is added instead of subtracted."""
     mean = next(tensor for tensor in model.graph.initializer if tensor.name == "preprocess/mean")
     mean.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(mean), mean.name))
-
-
-def frozen_batch(model: onnx.ModelProto) -> None:
-    """Only the first item of a batch is computed, and repeated."""
-    first = onnx.helper.make_node("Slice", ["whole", "zero", "one", "zero"], ["first"])
-    shape = onnx.helper.make_node("Shape", ["whole"], ["shape"])
-    spread = onnx.helper.make_node("Expand", ["first", "shape"], ["features"])
-    for node in model.graph.node:
-        node.output[:] = ["whole" if name == "features" else name for name in node.output]
-    for name, value in (("zero", [0]), ("one", [1])):
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
-    model.graph.node.extend([first, shape, spread])
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-lite"])

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.chains.test_chain import write_pictures
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_pictures
 from tests.kit.models import write_hostile_shelf
 from zoo import GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle

@@ -1,21 +1,19 @@
 """Encoders in eight bits with a scale a row: how near they stay, that neighbours do not matter, what is worst."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from zoo_plugins.backbones.bert import Bert
 
-from tests.plugins.test_bert import entry_of, reference, tokens
+from tests.kit.berts import entry_of, reference, tokens
+from tests.kit.graphs import ARCHITECTURES, answers, operators, weights
 from zoo import UsageError
 from zoo.export import precision_texts
 from zoo.graph import edit, fuse
 from zoo.runtime.ort import create_session
 from zoo.schema import ExportOptions
-
-ARCHITECTURES = ["bert", "distilbert", "roberta", "mpnet"]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -24,15 +22,6 @@ def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     reference(request.param).save_pretrained(folder)
     Bert(entry_of(request.param), folder).export(folder / "model.onnx", ExportOptions())
     return edit.clean(edit.load(folder / "model.onnx"), "bert")
-
-
-def answers(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    found: np.ndarray = create_session(model.SerializeToString(), "cpu").run(None, feeds)[0]
-    return found
-
-
-def operators(model: onnx.ModelProto, kind: str) -> int:
-    return sum(node.op_type == kind for node in model.graph.node)
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -83,29 +72,6 @@ def test_fused_graphs_too(body: onnx.ModelProto) -> None:
     assert operators(small, "QuantizeLinear") == 4 * 3
     feeds = tokens(7, 40)
     assert cosines(answers(small, feeds), answers(body, feeds)).min() > 0.999
-
-
-def weights(*shapes: tuple[int, int], **changed: Any) -> onnx.ModelProto:
-    """A chain of products of seeded random weights, with a GELU between them."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    random, nodes, constants, value = np.random.default_rng(0), [], [], "x"
-    for place, shape in enumerate(shapes):
-        weight = random.normal(size=shape).astype(np.float32) / np.float32(shape[0] ** 0.5)
-        constants.append(numpy_helper.from_array(changed.get(f"w{place}", lambda w: w)(weight), f"w{place}"))
-        out = "y" if place == len(shapes) - 1 else f"v{place}"
-        nodes.append(helper.make_node("MatMul", [value, f"w{place}"], [out], name=f"layer{place}"))
-        value = out
-        if out != "y":
-            value = f"g{place}"
-            nodes.append(helper.make_node("Gelu", [out], [value], name=value))
-    body = helper.make_graph(
-        nodes, "chain",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", shapes[0][0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", shapes[-1][1]])],
-        constants,
-    )  # fmt: skip
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def test_rows_of_zeros_and_of_any_size_are_right() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.chains.test_chain import write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_texts
 from zoo import Zoo
 from zoo.bundle import Bundle
 

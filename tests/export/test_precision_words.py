@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.chains.test_chain import write_texts
-from tests.cli.test_cli import fails, parsed
-from tests.cli.test_cli import zoo as command
+from tests.kit.cli import fails, parsed
+from tests.kit.cli import zoo as command
+from tests.kit.items import write_texts
 from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_shelf
 from zoo import FinetuneOptions, GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle

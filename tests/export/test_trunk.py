@@ -8,9 +8,9 @@ import pytest
 import torch
 from zoo_plugins.backbones.bert import Bert
 
+from tests.kit.berts import entry_of, reference, tokens
 from tests.kit.upstream import Upstream
-from tests.plugins.test_bert import entry_of, reference, tokens
-from tests.plugins.test_vision import ours
+from tests.kit.vision import ours
 from zoo import GateError, IntegrityError, UsageError, Zoo
 from zoo.backbone import Backbone
 from zoo.data import samples

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torchvision.transforms import v2
 
-from tests.graph.test_prefix import photographs
+from tests.kit.items import photographs
 from zoo import IntegrityError, Zoo
 from zoo.export.reference import pillow_pixels, torchvision_pixels
 from zoo.graph import edit, head, prefix

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from zoo_plugins.backbones.bert import Bert
 
-from tests.export.test_precision_texts import ARCHITECTURES, answers, operators, weights
-from tests.plugins.test_bert import entry_of, reference, tokens
+from tests.kit.berts import entry_of, reference, tokens
+from tests.kit.graphs import ARCHITECTURES, answers, operators, weights
 from zoo import PluginError, UsageError
 from zoo.graph import edit, fuse
 from zoo.schema import ExportOptions

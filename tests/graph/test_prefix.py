@@ -8,24 +8,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from tests.kit.items import photographs
 from zoo.data.images import decode_image
 from zoo.graph import prefix
 from zoo.runtime.ort import create_session
 from zoo.schema import ImagePreprocess
-
-SIZES = ((1, 1), (3, 50), (50, 3), (99, 128), (223, 224), (255, 257), (257, 255), (300, 451), (481, 640), (1031, 777))
-
-
-def photographs() -> list[np.ndarray]:
-    """Two photographs, uint8 [height, width, 3], in every size of SIZES."""
-    import skimage
-
-    folder = Path(skimage.__file__).parent / "data"
-    found = []
-    for name in ("astronaut.png", "coffee.png"):
-        picture = Image.open(folder / name).convert("RGB")
-        found += [np.asarray(picture.resize((width, height))) for height, width in SIZES]
-    return found
 
 
 def torchvision_levels(picture: np.ndarray, preprocess: ImagePreprocess, *, as_image: bool) -> np.ndarray:

@@ -27,6 +27,8 @@ TOKEN = "hf_of_the_test"
 #: What model_info gives of a model whether or not `expand` asks for it.
 ALWAYS = ("_id", "id")
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 
 @dataclass
 class HubRepo:

@@ -1,6 +1,8 @@
 """Distributions as pip leaves them in a folder of the path, for tests of plugins."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,49 @@ class ToySource(Source):
 @hookimpl
 def zoo_register_sources():
     yield ToySource
+"""
+CRASH = "import ctypes; ctypes.string_at(0)"
+#: A family without torch; a test that needs a wrong graph changes its class attributes.
+PLAIN = """
+from zoo.backbone import Backbone
+
+class Toy(Backbone):
+    family = "toy"
+    output, opset, domain, nodes = "features", 20, "", ()
+
+    def export(self, path, options):
+        import numpy as np
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        extra = [helper.make_node(*each[:3], **each[3]) for each in self.nodes]
+        last = extra[-1].output[0] if extra else "mean"
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["mean"]),
+            *extra,
+            helper.make_node("Identity", [last], [self.output]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "toy",
+            [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+            [helper.make_tensor_value_info(self.output, TensorProto.FLOAT, ["batch", 3])],
+            [numpy_helper.from_array(np.array([1, 3], np.int64), "one_row")],
+        )
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=options.ir_version), path)
+
+    def reference(self, feeds):
+        return {"features": feeds["pixels"].mean((2, 3))}
+"""
+HOOK = """
+
+from zoo.hookspecs import hookimpl
+
+@hookimpl
+def zoo_register_backbones():
+    return [Toy]
 """
 
 
@@ -85,3 +130,25 @@ class Site:
             check=False,
             timeout=300,
         )
+
+
+def pip_install(source: Path, site: Path) -> None:
+    """Install the distribution at `source` into the folder `site`, from a copy: a build leaves litter behind."""
+    copy = site.parent / f"{source.name}-source"
+    shutil.copytree(source, copy)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--no-build-isolation", "--target", str(site), str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def checks(site: Site, code: int, *options: str, **environment: str) -> dict[str, dict[str, str]]:
+    """What `zoo doctor --json` finds, by name, when it ends with `code`."""
+    done = site.zoo("doctor", "--json", *options, **environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    return {each["name"]: each for each in json.loads(done.stdout)["checks"]}

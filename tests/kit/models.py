@@ -98,8 +98,7 @@ def write_lite(folder: Path) -> list[Path]:
 
 def write_bundles(folder: Path, registry: Path, home: Path) -> None:
     """Fine-tune what the fixture `tuned_bundles` promises, in a copy of `home`."""
-    from tests.chains.test_chain import write_pictures, write_texts
-    from tests.training.test_finetune_tasks import write_several
+    from tests.kit.items import write_pictures, write_several, write_texts
     from zoo import FinetuneOptions, Task, Zoo
 
     house = Zoo(home=shutil.copytree(home, folder / "home"), registry=registry)

@@ -117,6 +117,11 @@ class Counting(Silent):
 
 
 #: A pull in a process of its own: the row on stdin, the folder or the error on stdout as JSON.
+#: A child that holds a cache as a running command does, until its stdin ends.
+HOLDER = (
+    "import sys; from pathlib import Path; from zoo.store import caches\n"
+    "with caches.in_use(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.readline()"
+)
 PULL = """
 import json, sys
 from pathlib import Path
@@ -124,7 +129,7 @@ import msgspec
 from tests.kit.pulls import Notes
 from zoo.store.pull import pull
 from zoo.errors import ZooError
-from zoo.lock import Lock
+from zoo.store.lock import Lock
 from zoo.schema import Entry
 from zoo.store.store import Store
 

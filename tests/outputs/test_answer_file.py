@@ -1,6 +1,5 @@
 """zoo run into files and as a stream: one table in every format, order, breaks that are resumed to the byte, pipes."""
 
-import csv
 import itertools
 import json
 import threading
@@ -12,8 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import fails, parsed, zoo
-from tests.outputs.test_embed import breaking, files, some_texts, write_photos
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.outputs import breaking, files, rows, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
 from zoo.outputs.answer_file import score_columns
 from zoo.outputs.resumable_file import LineWriter, Record, read_record
@@ -21,27 +20,6 @@ from zoo.outputs.write_rows import Kind, into_file
 from zoo.runtime.pipeline import BATCH, WINDOW
 
 FORMATS = ("a.csv", "a.jsonl", "a.parquet")
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of an output as another program reads them: numbers as numbers, without cells that hold nothing."""
-    if out.suffix == ".parquet":
-        from pyarrow import parquet
-
-        found = parquet.read_table(out).to_pylist()
-    elif out.suffix == ".jsonl":
-        found = [json.loads(line) for line in out.read_text().splitlines()]
-    else:
-        with out.open(newline="") as file:
-            found = [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
-    return [{name: cell for name, cell in row.items() if cell not in ("", None)} for row in found]
-
-
-def _number(cell: str) -> str | float:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
 
 
 @pytest.mark.parametrize("name", FORMATS)

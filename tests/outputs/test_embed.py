@@ -6,39 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.chains.test_chain import write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_texts
+from tests.kit.outputs import FORMATS, WORDS, breaking, files, some_texts, write_lines, write_photos
 from zoo import DataError, FinetuneOptions, UsageError, Variant, Zoo
 from zoo.outputs.embed import fingerprint
 from zoo.outputs.vector_reader import Stored
 from zoo.runtime.pipeline import WINDOW
 
 ROOT = Path(__file__).resolve().parents[2]
-FORMATS = ("v.npy", "v.parquet", "v.jsonl")
-WORDS = ("card", "late", "money", "parcel", "door", "price")
-
-
-def some_texts(count: int) -> list[str]:
-    """Texts of several lengths, no two the same."""
-    return [f"{WORDS[n % 6]} {'late ' * (n * 7 % 11)}{n}" for n in range(count)]
-
-
-def write_lines(path: Path, count: int) -> Path:
-    path.write_text("\n".join(some_texts(count)) + "\n")
-    return path
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Every file of an output, by name."""
-    return {path.name: path.read_bytes() for path in out.parent.iterdir() if out.name in path.name}
 
 
 def stored(out: Path) -> tuple[np.ndarray, list[str]]:
@@ -82,14 +64,6 @@ def test_what_other_programs_read(kept_shelf: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(lines[0]["features"], np.float32), matrix[0])
     assert json.loads((table.schema.metadata or {})[b"zoo.embeddings"])["rows"] == 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def breaking(texts: list[str], at: int) -> Iterator[str]:
-    """The texts; when that number is asked for, Ctrl-C comes."""
-    for number, text in enumerate(texts):
-        if number == at:
-            signal.raise_signal(signal.SIGINT)
-        yield text
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -177,13 +151,6 @@ def test_a_process_that_is_broken_off_is_resumed(kept_shelf: Path, tmp_path: Pat
     assert parsed(done)["embed"]["resumed"] == counted["inputs"]
     assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert (tmp_path / "broken.npy.jsonl").read_bytes() == (tmp_path / "whole.npy.jsonl").read_bytes()
-
-
-def write_photos(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for number in range(count):
-        Image.new("RGB", (40, 30 + number), (number * 9, 90, 200 - number * 5)).save(folder / f"{number:02}.png")
-    return folder
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tmp_path: Path) -> None:

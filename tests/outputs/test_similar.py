@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_cli import fails, parsed, zoo
-from tests.outputs.test_embed import FORMATS, some_texts, write_lines
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.outputs import FORMATS, some_texts, write_lines
 from zoo import DataError, UsageError, Zoo
 
 QUERY = "card late late 7"
@@ -131,7 +131,7 @@ def test_an_index_finds_what_comparing_all_finds(
     plain = house.similar("tiny-bert", QUERY, [tmp_path / "v.npy"], device="cpu", index=True)
     assert not plain.approximate
     assert not (tmp_path / "v.npy.usearch").exists()
-    monkeypatch.setattr("zoo.similar.INDEXED", 1000)
+    monkeypatch.setattr("zoo.outputs.similar.INDEXED", 1000)
     for _ in range(2):
         found = house.similar("tiny-bert", QUERY, [tmp_path / "v.npy"], device="cpu", index=True)
         assert found.approximate

@@ -6,18 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.installed import FAMILY, SOURCE, Site
-from tests.testing.test_check_backbone import PLAIN
-
-CRASH = "import ctypes; ctypes.string_at(0)"
-HOOK = """
-
-from zoo.hookspecs import hookimpl
-
-@hookimpl
-def zoo_register_backbones():
-    return [Toy]
-"""
+from tests.kit.installed import CRASH, FAMILY, HOOK, PLAIN, SOURCE, Site
 
 #: Leaves a file beside itself when it is imported, and another if it is waited for.
 SLEEPER = """
@@ -114,28 +103,6 @@ def test_without_any_plugin_zoo_still_lists(wall: Site) -> None:
     assert wall.zoo("doctor", ZOO_PLUGINS="").returncode == 0
 
 
-@pytest.fixture
-def row(tmp_path: Path) -> Path:
-    """A registry file with one row, `toy`, of the family `toy`, whose file lies beside it."""
-    import hashlib
-
-    (tmp_path / "toy.bin").write_bytes(b"weights")
-    file = {
-        "path": "toy.bin",
-        "sha256": hashlib.sha256(b"weights").hexdigest(),
-        "size": 7,
-        "sources": [(tmp_path / "toy.bin").as_uri()],
-    }
-    preprocess = {"kind": "image", "resize": 40, "crop": 32, "interpolation": "bilinear"}
-    fields = {
-        "family": "toy", "task": "image-features", "description": "toy", "license": "CC0-1.0", "params": 3, "dim": 3,
-        "preprocess": {**preprocess, "mean": [0.5] * 3, "std": [0.3] * 3}, "files": [file],
-    }  # fmt: skip
-    path = tmp_path / "registry.json"
-    path.write_text(json.dumps({"schema_version": 1, "models": {"toy": fields}}))
-    return path
-
-
 @pytest.mark.parametrize(
     ("code", "limit", "detail"),
     [
@@ -145,11 +112,11 @@ def row(tmp_path: Path) -> Path:
     ],
     ids=["crashes", "leaves", "hangs"],
 )
-def test_a_family_that_ends_its_check(site: Site, row: Path, code: str, limit: int, detail: str) -> None:
+def test_a_family_that_ends_its_check(site: Site, toy_row: Path, code: str, limit: int, detail: str) -> None:
     """The parent lives: the check that was under way failed, those after it were not reached, exit 6."""
     broken = PLAIN.replace("        import numpy as np\n", f"        {code}\n        import numpy as np\n", 1) + HOOK
     site.family("toy-family", "toy", broken)
-    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", limit, "--json")
+    done = site.zoo("--registry", toy_row, "plugins", "check", "toy", "--limit", limit, "--json")
     assert done.returncode == 6, done.stdout + done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "gate"
@@ -158,19 +125,19 @@ def test_a_family_that_ends_its_check(site: Site, row: Path, code: str, limit: i
     assert detail in checks["export"]["detail"]
     assert checks["weights"]["state"] == "passed"
     assert {checks[name]["state"] for name in ("parity", "whole chain")} == {"skipped"}
-    assert not list(Path(row.parent).glob("zoo-*check*"))
+    assert not list(Path(toy_row.parent).glob("zoo-*check*"))
 
 
-def test_a_check_that_fails_shows_every_line(site: Site, row: Path) -> None:
+def test_a_check_that_fails_shows_every_line(site: Site, toy_row: Path) -> None:
     site.family("toy-family", "toy", PLAIN + '    output = "embedding"\n' + HOOK)
-    done = site.zoo("--registry", row, "plugins", "check", "toy")
+    done = site.zoo("--registry", toy_row, "plugins", "check", "toy")
     assert done.returncode == 6
     assert "✗ inputs and outputs:" in done.stdout
     assert "embedding float32" in done.stdout
     assert "✓ license and digests:" in done.stdout
     assert "- parity:" in done.stdout
     assert "error: toy: inputs and outputs: the graph's outputs are embedding" in done.stderr
-    whole = site.zoo("--registry", row, "plugins", "check")
+    whole = site.zoo("--registry", toy_row, "plugins", "check")
     assert whole.returncode == 6
     assert "left out: no row is pulled: zoo plugins check efficientnet" in whole.stdout
 
@@ -183,12 +150,12 @@ def test_a_check_that_fails_shows_every_line(site: Site, row: Path) -> None:
     ],
     ids=["raises", "crashes"],
 )
-def test_a_family_that_cannot_be_loaded_is_exit_nine(site: Site, row: Path, code: str, said: str) -> None:
+def test_a_family_that_cannot_be_loaded_is_exit_nine(site: Site, toy_row: Path, code: str, said: str) -> None:
     site.family("toy-family", "toy", code)
-    one = site.zoo("--registry", row, "plugins", "check", "toy")
+    one = site.zoo("--registry", toy_row, "plugins", "check", "toy")
     assert one.returncode == 9, one.stderr
     assert said in one.stderr
-    every = site.zoo("--registry", row, "plugins", "check", "--json")
+    every = site.zoo("--registry", toy_row, "plugins", "check", "--json")
     assert every.returncode == 9, every.stderr
     reports = {report["family"]: report for report in json.loads(every.stdout)["error"]["report"]}
     assert reports["toy"]["state"] == "broken"
@@ -196,7 +163,7 @@ def test_a_family_that_cannot_be_loaded_is_exit_nine(site: Site, row: Path, code
     assert reports["bert"]["state"] == "left out"
 
 
-def test_check_says_what_it_needs(site: Site, row: Path) -> None:
+def test_check_says_what_it_needs(site: Site, toy_row: Path) -> None:
     site.family("toy-family", "toy", PLAIN + HOOK)
     site.family("toy-other", "other")
     for arguments, code, said in (
@@ -205,12 +172,12 @@ def test_check_says_what_it_needs(site: Site, row: Path) -> None:
         (("other", "--row", "toy"), 2, "toy is a row of the family toy, not of other"),
         (("toy", "--row", "nothing"), 3, "no model named 'nothing'"),
     ):
-        done = site.zoo("--registry", row, "plugins", "check", *arguments)
+        done = site.zoo("--registry", toy_row, "plugins", "check", *arguments)
         assert done.returncode == code, done.stderr
         assert said in done.stderr
-    shutil.rmtree(row.parent / "zoo-home", ignore_errors=True)
-    (row.parent / "toy.bin").unlink()
-    assert site.zoo("--registry", row, "plugins", "check", "toy").returncode == 4
+    shutil.rmtree(toy_row.parent / "zoo-home", ignore_errors=True)
+    (toy_row.parent / "toy.bin").unlink()
+    assert site.zoo("--registry", toy_row, "plugins", "check", "toy").returncode == 4
 
 
 FETCH = "def fetch(self, wants, progress): ..."
@@ -220,18 +187,18 @@ CHATTER = """def fetch(self, wants, progress):
 """
 
 
-def test_a_source_that_prints_leaves_json_whole(site: Site, row: Path) -> None:
+def test_a_source_that_prints_leaves_json_whole(site: Site, toy_row: Path) -> None:
     site.source("toy-source", "toys", SOURCE.replace(FETCH, CHATTER))
-    row.write_text(row.read_text().replace((row.parent / "toy.bin").as_uri(), "toys://toy.bin"))
-    done = site.zoo("--registry", row, "pull", "toy", "--json")
+    toy_row.write_text(toy_row.read_text().replace((toy_row.parent / "toy.bin").as_uri(), "toys://toy.bin"))
+    done = site.zoo("--registry", toy_row, "pull", "toy", "--json")
     assert done.returncode == 0, done.stderr
     assert "pulled" in json.loads(done.stdout)
     assert "chatter" in done.stderr
 
 
-def test_a_source_that_exits_is_one_error(site: Site, row: Path) -> None:
+def test_a_source_that_exits_is_one_error(site: Site, toy_row: Path) -> None:
     site.source("toy-source", "toys", SOURCE.replace(FETCH, "def fetch(self, wants, progress): raise SystemExit(0)"))
-    row.write_text(row.read_text().replace((row.parent / "toy.bin").as_uri(), "toys://toy.bin"))
-    done = site.zoo("--registry", row, "pull", "toy")
+    toy_row.write_text(toy_row.read_text().replace((toy_row.parent / "toy.bin").as_uri(), "toys://toy.bin"))
+    done = site.zoo("--registry", toy_row, "pull", "toy")
     assert done.returncode == 9, done.stdout + done.stderr
     assert "the source toys:// failed: SystemExit" in done.stderr

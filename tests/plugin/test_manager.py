@@ -1,7 +1,6 @@
 """Plugins: real distributions on the path, found by the real importlib.metadata, good ones beside broken ones."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,6 @@ from zoo.errors import PluginError, UnknownPluginError
 from zoo.plugin.entry_points import PluginState, Point, installed
 from zoo.plugin.manager import Plugins
 from zoo.source import Source
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield Site(folder)
-    for name in set(sys.modules) - before:
-        if name.startswith("toy"):
-            del sys.modules[name]
 
 
 def state(plugins: Plugins, name: str) -> PluginState:

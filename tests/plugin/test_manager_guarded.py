@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.installed import Site
-from tests.plugin.test_isolated import CRASH, HOOK, row
-from tests.testing.test_check_backbone import PLAIN
+from tests.kit.installed import CRASH, HOOK, PLAIN, Site
 
-__all__ = ["row"]
 INIT = """    def __init__(self, entry, weights):
         {code}
         super().__init__(entry, weights)
@@ -51,12 +48,12 @@ def family(site: Site, method: str, code: str) -> None:
     ids=["exits", "raises"],
 )
 def test_a_family_that_fails_later_is_named(
-    site: Site, row: Path, method: str, verb: tuple[str, ...], code: str, said: str
+    site: Site, toy_row: Path, method: str, verb: tuple[str, ...], code: str, said: str
 ) -> None:
     (site.folder / "some.png").write_bytes((Path(__file__).parents[2] / "zoo/assets/rocket.jpg").read_bytes())
     family(site, method, f"print('hello'); {code}")
     arguments = [str(site.folder / word) if word.endswith(".png") else word for word in verb]
-    done = site.zoo("--registry", row, *arguments, "--json")
+    done = site.zoo("--registry", toy_row, *arguments, "--json")
     assert done.returncode == 9, done.stdout + done.stderr
     # One object on stdout, whatever the family printed.
     error = json.loads(done.stdout)["error"]
@@ -66,9 +63,9 @@ def test_a_family_that_fails_later_is_named(
     assert "hello" in done.stderr
 
 
-def test_what_a_family_prints_leaves_json_whole(site: Site, row: Path) -> None:
+def test_what_a_family_prints_leaves_json_whole(site: Site, toy_row: Path) -> None:
     family(site, PREPARE, "print('hello')")
-    done = site.zoo("--registry", row, "pull", "toy", "--json")
+    done = site.zoo("--registry", toy_row, "pull", "toy", "--json")
     assert done.returncode == 0, done.stderr
     assert "toy" in json.loads(done.stdout)["pulled"]
     assert "hello" in done.stderr
@@ -79,9 +76,9 @@ def test_what_a_family_prints_leaves_json_whole(site: Site, row: Path) -> None:
     [(CRASH, 300, "crashed the process (SIGSEGV)"), ("import time; time.sleep(120)", 15, "took more than")],
     ids=["crashes", "hangs"],
 )
-def test_the_check_prepares_in_the_child(site: Site, row: Path, code: str, limit: int, detail: str) -> None:
+def test_the_check_prepares_in_the_child(site: Site, toy_row: Path, code: str, limit: int, detail: str) -> None:
     family(site, PREPARE, code)
-    done = site.zoo("--registry", row, "plugins", "check", "toy", "--limit", limit, "--json")
+    done = site.zoo("--registry", toy_row, "plugins", "check", "toy", "--limit", limit, "--json")
     assert done.returncode == 6, done.stdout + done.stderr
     assert detail in json.loads(done.stdout)["error"]["message"]
 
@@ -96,11 +93,11 @@ def test_the_check_prepares_in_the_child(site: Site, row: Path, code: str, limit
     ],
     ids=["raises", "exits", "crashes", "prints"],
 )
-def test_a_family_that_fails_while_it_exports(site: Site, row: Path, code: str, said: str | None) -> None:
+def test_a_family_that_fails_while_it_exports(site: Site, toy_row: Path, code: str, said: str | None) -> None:
     broken = PLAIN.replace("        import numpy as np\n", f"        {code}\n        import numpy as np\n", 1) + HOOK
     site.family("toy-family", "toy", broken)
     picture = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
-    done = site.zoo("--registry", row, "run", "toy", picture, "--json")
+    done = site.zoo("--registry", toy_row, "run", "toy", picture, "--json")
     answer = json.loads(done.stdout)
     if said is None:
         assert done.returncode == 0, done.stderr
@@ -119,10 +116,10 @@ def test_a_bridge_that_fails_is_named(site: Site, code: str) -> None:
     assert "the plugin 'toys' of toy-bridge failed: " in json.loads(done.stdout)["error"]["message"]
 
 
-def test_an_unexpected_error_is_one_object_too(site: Site, row: Path) -> None:
+def test_an_unexpected_error_is_one_object_too(site: Site, toy_row: Path) -> None:
     (site.folder / "sitecustomize.py").write_text(
         "import zoo.workspace\nzoo.workspace.Workspace.entry = lambda self, name: 1 / 0\n"
     )
-    done = site.zoo("--registry", row, "show", "toy", "--json")
+    done = site.zoo("--registry", toy_row, "show", "toy", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["message"] == "unexpected ZeroDivisionError: division by zero"

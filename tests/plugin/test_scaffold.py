@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chains.test_thirdparty import pip_install
-from tests.kit.installed import Site
+from tests.kit.installed import Site, pip_install
 from zoo import UsageError, Zoo
 from zoo.registry.registry import load_registry
 

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit.hub import FakeHub, HubRepo
+from tests.kit.berts import tokens
+from tests.kit.hub import COMMIT, FakeHub, HubRepo
 from tests.kit.libraries import change_json, hub_repo, pooled, write_encoder, write_json, write_timm
-from tests.plugins.test_bert import tokens
 from zoo import IntegrityError, MissingExtraError, NotFoundError, UsageError, Zoo
 from zoo.data.samples import FOLDER
 from zoo.export.reference import pillow_pixels
 from zoo.schema import ImagePreprocess, TextPreprocess, WordPiece
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture

@@ -296,9 +296,8 @@ def test_file_copies_regular_files_and_nothing_else(tmp_path: Path, partial: Pat
 
 
 def test_loading_a_source_costs_no_heavy_import() -> None:
-    script = (
-        "import sys, zoo.store.store, zoo.lock, zoo.store.pull, zoo_plugins.sources.file, zoo_plugins.sources.pypi\n"
-    )
+    script = "import sys, zoo.store.store, zoo.store.lock, zoo.store.pull\n"
+    script += "import zoo_plugins.sources.file, zoo_plugins.sources.pypi\n"
     script += "heavy = {'numpy', 'torch', 'onnxruntime', 'huggingface_hub', 'httpx2', 'transformers'}\n"
     script += "import json; print(json.dumps(sorted(heavy & set(sys.modules))))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

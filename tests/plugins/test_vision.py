@@ -3,22 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from zoo_plugins.backbones.efficientnet import EfficientNet
 from zoo_plugins.backbones.inception import Inception
-from zoo_plugins.backbones.resnet import ResNet
 
 from tests.kit.upstream import ROWS, Upstream, pixels
+from tests.kit.vision import FAMILIES, ours, with_config
 from zoo import RegistryError, Zoo
-from zoo.registry.registry import load_registry
 from zoo.runtime.ort import create_session
-from zoo.schema import Entry
 from zoo.torchkit import TorchBackbone
 
-FAMILIES: dict[str, type[TorchBackbone]] = {"resnet": ResNet, "inception": Inception, "efficientnet": EfficientNet}
 TORCHVISION = (
     "resnet18.tv_in1k_pth", "resnet34.tv_in1k_pth", "resnet50.tv2_in1k", "resnet101.tv_in1k", "resnet152.tv_in1k",
     "inception_v3.tv_in1k", "googlenet.tv_in1k",
@@ -71,13 +67,6 @@ def features_of(model: Any, feed: torch.Tensor) -> np.ndarray:
     # timm's Inception gives its auxiliary head's answer beside the features.
     features: np.ndarray = (answer[0] if isinstance(answer, tuple) else answer).numpy()
     return features
-
-
-def ours(upstream: Upstream, name: str) -> TorchBackbone:
-    """The row's backbone on the files that the real command pulled."""
-    folder = upstream.pull(name)
-    entry = load_registry([upstream.registry]).entry(name)
-    return FAMILIES[entry.family](entry, folder)
 
 
 def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
@@ -165,13 +154,6 @@ def test_auxiliary_heads_may_be_absent(upstream: Upstream, tmp_path: Path, name:
     feed = {"pixels": pixels(ROWS[name], 2).numpy()}
     got = Inception(with_config(backbone.entry, "bare.pth"), tmp_path).reference(feed)["features"]
     np.testing.assert_array_equal(got, backbone.reference(feed)["features"])
-
-
-def with_config(entry: Entry, path: str, **config: Any) -> Entry:
-    """The row with one file of another name and some of its config changed; a None takes a key away."""
-    changed = {key: value for key, value in {**entry.config, **config}.items() if value is not None}
-    files = (msgspec.structs.replace(entry.files[0], path=path),)
-    return msgspec.structs.replace(entry, config=changed, files=files)
 
 
 @pytest.mark.parametrize(

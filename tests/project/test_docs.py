@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import zoo
-from tests.chains.test_chain import write_pictures, write_texts
-from tests.chains.test_thirdparty import pip_install
-from tests.project.test_layering import ALLOWED, units
+from tests.kit.docs import README, ROOT, run_python, snippet
+from tests.kit.installed import pip_install
+from tests.kit.items import write_pictures, write_texts
 from zoo import FinetuneOptions, Zoo, ZooError
 
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
 PLUGINS = ROOT / "docs/plugins.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "zoo/assets").glob("*.md")])
 HAND_WRITTEN = [page for page in PAGES if page.name != "cli.md"]
@@ -35,33 +33,11 @@ def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
 
-def snippet(page: Path, name: str) -> str:
-    """The fenced block behind `<!-- tested: name -->`."""
-    found = re.search(rf"<!-- tested: {name} -->\n```\w+\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, f"{page.name} has no block that is tested as {name!r}"
-    return found[1]
-
-
 def code(page: Path) -> Iterator[str]:
     """What the page shows as code: fenced blocks, and words in backticks."""
     text = page.read_text()
     yield from (block["text"] for block in BLOCK.finditer(text))
     yield from re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
-
-
-def run_python(script: str, folder: Path, **environment: str) -> str:
-    """Run a snippet in a process of its own, in `folder`; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-c", script],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def hook_signatures() -> dict[str, str]:
@@ -133,15 +109,6 @@ def test_commands_that_are_named_exist(page: Path) -> None:
     sources += (ROOT / "tests/conftest.py").read_text()
     variables = {name for text in shown for name in re.findall(r"\bZOO_[A-Z_]+\b", text)}
     assert {name for name in variables if f'"{name}"' not in sources} == set()
-
-
-def test_contributing_has_the_table_of_imports_and_the_tree() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    table = dict(re.findall(r"^\| `(\w+)(?:/|\.py)` \| (.*) \|$", text, re.MULTILINE))
-    assert {name: set(re.findall(r"`(\w+)`", row)) for name, row in table.items() if name in units(ROOT)} == ALLOWED
-    tree = text.split("```text\nzoo/\n")[1].split("\nplugins/")[0]
-    listed = set(re.findall(r"(\w+)(?:/|\.py)(?=\s)", tree))
-    assert listed == units(ROOT)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """One table says who may import whom; it is compared with every import, inside functions and for type checkers too."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -280,3 +281,20 @@ def test_a_circle_is_seen(house: Path, code: str) -> None:
     (house / "zoo/store/store.py").write_text(code)
     (house / "zoo/store/lock.py").write_text("from zoo.store.store import Store\n")
     assert [set(circle.split(" -> ")) for circle in circles(house)] == [{"zoo.store.store", "zoo.store.lock"}]
+
+
+def test_contributing_has_the_table_of_imports_and_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)(?:/|\.py)` \| (.*) \|$", text, re.MULTILINE))
+    assert {name: set(re.findall(r"`(\w+)`", row)) for name, row in table.items() if name in units(ROOT)} == ALLOWED
+    tree = text.split("```text\nzoo/\n")[1].split("\nplugins/")[0]
+    listed = set(re.findall(r"(\w+)(?:/|\.py)(?=\s)", tree))
+    assert listed == units(ROOT)
+
+
+def test_a_test_imports_no_other_test() -> None:
+    """What several tests need lies in tests/kit."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for match in re.finditer(r"from (tests\.(?!kit\b)[\w.]+) import", path.read_text()):
+            # A child process may import the test that starts it.
+            assert match[1] == ".".join(path.relative_to(ROOT).with_suffix("").parts), f"{path}: {match[0]}"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chains.test_chain import write_texts
 from tests.kit.cost import cpu_seconds
+from tests.kit.items import write_texts
 from tests.kit.once import once
 
 ROOT = Path(__file__).resolve().parents[2]

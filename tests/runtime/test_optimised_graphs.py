@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import parsed, zoo
+from tests.kit.cli import parsed, zoo
 from zoo import Bundle, IntegrityError, Zoo
 from zoo.runtime import optimised_graphs
-from zoo.runtime.optimised_graphs import BODY, NUMBERS, RECORD, Keeper, Kept
+from zoo.runtime.optimised_graphs import RECORD, Keeper, Kept
+from zoo.runtime.ort import BODY, NUMBERS
 from zoo.runtime.session import Session
 from zoo.store import caches
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.pulls import HOLDER
 from zoo import UsageError
 from zoo.store import caches
-
-HOLDER = (
-    "import sys; from pathlib import Path; from zoo.store import caches\n"
-    "with caches.in_use(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.readline()"
-)
 
 
 def cache(folder: Path, key: str, size: int, used: int) -> None:

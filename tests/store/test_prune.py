@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.test_cli import fails, parsed, zoo
-from tests.store.test_caches import HOLDER
-from tests.training.test_feature_cache import TEXTS, examples
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import TEXTS, examples
+from tests.kit.pulls import HOLDER
 from zoo import Zoo
 from zoo.training.feature_cache import FeatureCache
 

@@ -130,7 +130,7 @@ PULL_HERE = """
 import sys, msgspec
 from zoo.store.pull import pull
 from zoo.errors import ZooError
-from zoo.lock import Lock
+from zoo.store.lock import Lock
 from zoo.schema import Entry
 from zoo.store.store import Store
 from zoo_plugins.sources.file import FileSource

@@ -33,7 +33,7 @@ def state() -> State:
 
 
 def entry_of(path: str) -> Entry:
-    from tests.plugins.test_vision import with_config
+    from tests.kit.vision import with_config
 
     return with_config(Zoo().entry(NAME), path)
 

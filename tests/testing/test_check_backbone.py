@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.kit.installed import PLAIN
 from tests.kit.word_tables import WORDS, binary, entry, text, vectors, write_list, write_table
 from zoo.backbone import Backbone
 from zoo.schema import Entry
@@ -39,40 +40,6 @@ class Toy(TorchBackbone):
 
     def build(self):
         return network()
-"""
-#: The same without torch, where the graph itself is what goes wrong.
-PLAIN = """
-from zoo.backbone import Backbone
-
-class Toy(Backbone):
-    family = "toy"
-    output, opset, domain, nodes = "features", 20, "", ()
-
-    def export(self, path, options):
-        import numpy as np
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-
-        extra = [helper.make_node(*each[:3], **each[3]) for each in self.nodes]
-        last = extra[-1].output[0] if extra else "mean"
-        nodes = [
-            helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["mean"]),
-            *extra,
-            helper.make_node("Identity", [last], [self.output]),
-        ]
-        graph = helper.make_graph(
-            nodes,
-            "toy",
-            [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
-            [helper.make_tensor_value_info(self.output, TensorProto.FLOAT, ["batch", 3])],
-            [numpy_helper.from_array(np.array([1, 3], np.int64), "one_row")],
-        )
-        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=options.ir_version), path)
-
-    def reference(self, feeds):
-        return {"features": feeds["pixels"].mean((2, 3))}
 """
 NORMAL = "RandomNormalLike"
 

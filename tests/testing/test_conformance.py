@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import parsed, zoo
-from tests.kit.hub import FakeHub
+from tests.kit.cli import parsed, zoo
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.libraries import hub_repo, write_encoder, write_timm
 from tests.kit.upstream import Upstream
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
-from tests.plugins.test_bridges import COMMIT
 from zoo.plugin.manager import Plugins
 
 #: Where each family's row comes from. A new family takes its place here.

@@ -104,7 +104,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.training.test_activation_cache import MANY, Slow, examples
-from zoo import AccessError, activations
+from zoo import AccessError
+from zoo.training import activation_cache as activations
 from zoo.bundle import Bundle
 activations.CHUNK = 1
 try:

@@ -1,6 +1,5 @@
 """The feature cache: computes what is new, once, under a key of all that matters, and survives what disks do."""
 
-import hashlib
 import multiprocessing
 import shutil
 import sqlite3
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit.items import MANY, TEXTS, examples
 from zoo import AccessError, DataError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.data.dataset import Example
@@ -21,18 +21,9 @@ from zoo.runtime.session import Session
 from zoo.training.feature_cache import FeatureCache, _connect, cache_key
 
 
-def examples(texts: list[str], label: str = "a") -> list[Example]:
-    """Examples as the data module makes them."""
-    return [Example(text, text, label, hashlib.sha256(text.encode()).hexdigest()) for text in texts]
-
-
 @pytest.fixture
 def cache(shelf: Path, tmp_path: Path) -> FeatureCache:
     return FeatureCache(tmp_path / "features", Zoo().session("tiny-bert", "cpu"))
-
-
-TEXTS = [f"card number {n}" for n in range(40)]
-MANY = [f"late parcel {n}" for n in range(1000)]
 
 
 def test_only_new_items_are_computed(cache: FeatureCache) -> None:
@@ -53,7 +44,7 @@ def test_another_process_finds_them(cache: FeatureCache) -> None:
     code = (
         "import sys; from pathlib import Path; from zoo import Zoo; "
         "from zoo.training.feature_cache import FeatureCache; "
-        "from tests.training.test_feature_cache import TEXTS, examples; "
+        "from tests.kit.items import TEXTS, examples; "
         f"cache = FeatureCache(Path({str(cache.path.parent)!r}), Zoo().session('tiny-bert', 'cpu')); "
         "cache.features(examples(TEXTS)); print(cache.computed)"
     )
@@ -170,7 +161,7 @@ def test_processes_at_once(cache: FeatureCache) -> None:
     code = (
         "import sys; from pathlib import Path; from zoo import Zoo; "
         "from zoo.training.feature_cache import FeatureCache; "
-        "from tests.training.test_feature_cache import MANY, examples; "
+        "from tests.kit.items import MANY, examples; "
         f"cache = FeatureCache(Path({str(cache.path.parent)!r}), Zoo().session('tiny-bert', 'cpu')); "
         "print('ready', flush=True); sys.stdin.readline(); cache.features(examples(MANY)); print(cache.computed)"
     )

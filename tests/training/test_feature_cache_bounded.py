@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_feature_cache import TEXTS, examples
+from tests.kit.items import TEXTS, examples
 from zoo import Zoo, ZooError
 from zoo.data.augment import View
 from zoo.data.dataset import Example
@@ -22,17 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def cache(shelf: Path, tmp_path: Path) -> FeatureCache:
     return FeatureCache(tmp_path / "features", Zoo().session("tiny-bert", "cpu"))
-
-
-def write_photos(folder: Path, count: int, side: int) -> list[Example]:
-    """JPEGs of side x side pixels, each with a shade of its own."""
-    folder.mkdir()
-    found = []
-    for number in range(count):
-        path = folder / f"{number}.jpg"
-        Image.new("RGB", (side, side), (number % 256, number // 256, 90)).save(path)
-        found.append(Example(path.name, path, "a", hashlib.sha256(path.read_bytes()).hexdigest()))
-    return found
 
 
 def test_unreadable_items_are_left_out_and_told(cache: FeatureCache) -> None:
@@ -93,7 +82,7 @@ def test_the_oldest_cache_makes_room(cache: FeatureCache, monkeypatch: pytest.Mo
 FULL = """
 import resource, sys
 from pathlib import Path
-from tests.training.test_feature_cache import MANY, examples
+from tests.kit.items import MANY, examples
 from zoo import AccessError, Zoo
 from zoo.training.feature_cache import FeatureCache
 cache = FeatureCache(Path(sys.argv[1]), Zoo().session("tiny-bert", "cpu"))
@@ -122,7 +111,7 @@ def test_a_full_disk_keeps_what_was_there(cache: FeatureCache) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from tests.training.test_feature_cache_bounded import write_photos
+from tests.kit.items import write_photos
 from zoo.bundle import Bundle
 from zoo.training.feature_cache import FeatureCache
 from zoo.runtime.session import Session

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.chains.test_chain import TOPICS, write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import TOPICS, write_texts
 from zoo import Zoo
 from zoo.bundle import read_split
 from zoo.evaluation.metrics import measure

@@ -8,23 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.chains.test_chain import TOPICS
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, plain, zoo
+from tests.kit.items import TOPICS, write_several
 from zoo import Zoo
 from zoo.bundle import read_split
-
-
-def write_several(path: Path, rows: int = 150) -> Path:
-    """A CSV of texts made of the words of none, one, two or three topics, which are its labels."""
-    random, names = np.random.default_rng(0), list(TOPICS)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label"])
-        for number in range(rows):
-            chosen = [name for name, holds in zip(names, random.random(3) < 0.5, strict=True) if holds]
-            words = [word for name in chosen for word in random.choice(TOPICS[name].split(), 3)]
-            table.writerow([f"my {' '.join(words)} is {number}", "|".join(chosen)])
-    return path
 
 
 def write_numbers(folder: Path, rows: int = 40) -> Path:
@@ -54,18 +41,6 @@ def check_chain(model: Path, data: Path, said: dict[str, object], *more: object)
         verified = zoo("verify", bundle)
         assert verified.returncode == 0, verified.stderr
     assert (exported / "model.onnx").read_bytes() == (model / "model.onnx").read_bytes()
-
-
-def plain(metrics: object, prefix: str = "") -> dict[str, float]:
-    if isinstance(metrics, dict):
-        pairs = [(f"{prefix}.{name}", value) for name, value in metrics.items()]
-        return {key: number for name, value in pairs for key, number in plain(value, name).items()}
-    if isinstance(metrics, list):
-        return {
-            key: number for at, value in enumerate(metrics) for key, number in plain(value, f"{prefix}[{at}]").items()
-        }
-    assert isinstance(metrics, int | float)
-    return {prefix: float(metrics)}
 
 
 def check_report(model: Path, pictures: set[str]) -> None:

@@ -4,25 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kit.heads import blobs, train
 from zoo import DivergedError, FinetuneOptions, UsageError, parse_head
 from zoo.evaluation.metrics import wilson
 from zoo.graph import head as head_graph
 from zoo.runtime.ort import create_session
-from zoo.system.interrupt import Interrupt
 from zoo.training import head
-from zoo.training.fit_head import Problem, TrainedHead, fit
-
-
-def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features around one centre a class, and the classes."""
-    random = np.random.default_rng(0)
-    centres = random.normal(0, 2, (classes, dim))
-    targets = np.arange(count) % classes
-    return (centres[targets] + random.normal(0, noise, (count, dim))).astype(np.float32), targets
-
-
-def train(features: np.ndarray, targets: np.ndarray, outputs: int, options: FinetuneOptions) -> TrainedHead:
-    return fit(Problem(features, targets, outputs, options), Interrupt())
+from zoo.training.fit_head import TrainedHead
 
 
 def accuracy(trained: TrainedHead, features: np.ndarray, targets: np.ndarray) -> float:

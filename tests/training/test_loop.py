@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.test_head import blobs
+from tests.kit.heads import blobs
 from zoo import FinetuneOptions, OutOfMemoryError, UsageError
 from zoo.progress import SILENT
 from zoo.system.interrupt import Interrupt, noticing

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.chains.test_chain import write_texts
-from tests.cli.test_cli import fails, parsed, zoo
+from tests.kit.cli import fails, parsed, zoo
+from tests.kit.items import write_texts
 from zoo import UsageError
 from zoo.training.checkpoints import Checkpoints, State
 

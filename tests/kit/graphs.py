@@ -1,0 +1,42 @@
+"""Small graphs, and what is asked about a graph."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from zoo.runtime.ort import create_session
+
+ARCHITECTURES = ["bert", "distilbert", "roberta", "mpnet"]
+
+
+def answers(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    found: np.ndarray = create_session(model.SerializeToString(), "cpu").run(None, feeds)[0]
+    return found
+
+
+def operators(model: onnx.ModelProto, kind: str) -> int:
+    return sum(node.op_type == kind for node in model.graph.node)
+
+
+def weights(*shapes: tuple[int, int], **changed: Any) -> onnx.ModelProto:
+    """A chain of products of seeded random weights, with a GELU between them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random, nodes, constants, value = np.random.default_rng(0), [], [], "x"
+    for place, shape in enumerate(shapes):
+        weight = random.normal(size=shape).astype(np.float32) / np.float32(shape[0] ** 0.5)
+        constants.append(numpy_helper.from_array(changed.get(f"w{place}", lambda w: w)(weight), f"w{place}"))
+        out = "y" if place == len(shapes) - 1 else f"v{place}"
+        nodes.append(helper.make_node("MatMul", [value, f"w{place}"], [out], name=f"layer{place}"))
+        value = out
+        if out != "y":
+            value = f"g{place}"
+            nodes.append(helper.make_node("Gelu", [out], [value], name=value))
+    body = helper.make_graph(
+        nodes, "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", shapes[0][0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", shapes[-1][1]])],
+        constants,
+    )  # fmt: skip
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
