@@ -1,8 +1,8 @@
 # make demo   set up what running needs, then run both chains of the demo with the real commands
 # make test   set up what testing needs, then run the tests (all but those marked `network`, see CONTRIBUTING.md),
 #             on every core; WORKERS=0 runs them in one process
-# make lint   ruff, mypy, and whether docs/cli.md is what the command line says
-# make docs   write docs/cli.md again
+# make lint   ruff, mypy, and whether docs/cli.md and docs/errors.md are up to date
+# make docs   write docs/cli.md and docs/errors.md
 VENV ?= .venv
 PYTHON ?= python3
 # onnxruntime-gpu runs on a CPU too; where it has no wheels the CPU build stands in.
@@ -33,9 +33,11 @@ lint: $(READY_DEV)
 	@mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)/zoo" $(VENV)/typed/zoo && ln -sfn "$(CURDIR)/cli" $(VENV)/typed/zoo_cli && ln -sfn "$(CURDIR)/plugins" $(VENV)/typed/zoo_plugins
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p zoo -p zoo_cli -p zoo_plugins
 	$(BIN)/python docs/make_cli.py --check
+	$(BIN)/python docs/make_errors.py --check
 
 docs: $(READY_DEV)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_errors.py
 
 $(READY):
 	$(PYTHON) -m venv --clear $(VENV)

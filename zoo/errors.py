@@ -1,25 +1,6 @@
-"""Everything that can go wrong, as types: one root, data as attributes, a hint that fixes it.
+"""Every error that zoo raises on purpose: a message, a hint, and an exit code for each type.
 
-    ZooError                                   exit 1
-      UsageError                               exit 2   an option, or a combination of options, that makes no sense
-        DataError                              exit 2   the data given cannot be used (empty class, missing column, ...)
-        RegistryError                          exit 2   a registry file that breaks its schema
-      NotFoundError                            exit 3   no such entry, bundle, file
-        UnknownEntryError                      exit 3
-        MissingExtraError                      exit 3   an optional package is not installed
-      NetworkError                             exit 4   no source answered
-        OfflineError                           exit 4
-      IntegrityError                           exit 5   bytes that are not the pinned ones
-        UnpinnedError                          exit 5   a digest that nobody has pinned yet
-      GateError                                exit 6   parity, accuracy or a floor was not reached
-      DeviceError                              exit 7   the device asked for cannot be used
-        OutOfMemoryError                       exit 7   training needs more memory than there is
-      AccessError                              exit 8   license, credentials, file permissions
-      PluginError                              exit 9
-        UnknownPluginError                     exit 9   no plugin provides that family or scheme
-      DivergedError                            exit 10  training produced non-finite numbers
-
-`exit_code` is the process exit code of the command line and `code` the stable name that `--json` prints.
+`make docs` writes the table of docs/errors.md from the docstrings, codes and exit codes below.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +9,11 @@ from typing import ClassVar
 
 
 class ZooError(Exception):
-    """Root of every error that zoo raises on purpose: `message` says what happened, `hint` how to fix it."""
+    """Raised when a child process fails unexpectedly, or some of many inputs fail; every error below is one.
+
+    `message` says what happened, `hint` how to fix it. `exit_code` ends the command line, `code` is the stable name
+    that `--json` prints.
+    """
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "error"
@@ -37,12 +22,12 @@ class ZooError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        #: Numbers behind the error, for `--json`: plain data or one of zoo's nouns.
+        #: The numbers behind the error, for `--json`: plain data or a struct of zoo.schema or zoo.results.
         self.report: object = None
 
     @staticmethod
     def restore(code: str, message: str, hint: str | None) -> "ZooError":
-        """The error that a child process reported, as the type that `code` names; its data stayed in the child."""
+        """The error that a child process reported, as the type that `code` names. Its attributes are not restored."""
         kinds = [ZooError]
         for kind in kinds:
             kinds += kind.__subclasses__()
@@ -53,16 +38,16 @@ class ZooError(Exception):
 
 
 class UsageError(ZooError):
-    """Raised when an option, or a combination of options, makes no sense."""
+    """Raised when an option or a combination of options is invalid, or a model of another library is unsupported."""
 
     exit_code = 2
     code = "usage"
 
 
 class DataError(UsageError):
-    """Raised when the data given cannot be used; `path` is the file or folder at fault.
+    """Raised when the data cannot be used: an empty class, a missing column, a broken image, no known word in a text.
 
-    `index` is the place of the item at fault where only that is known of it: see `naming`.
+    `path` is the file or folder at fault. `index` is the index of the item, set when the item's name is not known yet.
     """
 
     code = "data"
@@ -74,7 +59,10 @@ class DataError(UsageError):
 
 
 class RegistryError(UsageError):
-    """Raised when a registry file breaks its schema; `source` is the file."""
+    """Raised when a registry file breaks its schema; the message names file, line, row and field.
+
+    `source` is the file.
+    """
 
     code = "registry"
 
@@ -84,14 +72,17 @@ class RegistryError(UsageError):
 
 
 class NotFoundError(ZooError):
-    """Raised when an entry, a bundle or a file does not exist."""
+    """Raised when a registry row, a bundle, a file, a bridged model or a word of a table does not exist."""
 
     exit_code = 3
     code = "not-found"
 
 
 class UnknownEntryError(NotFoundError):
-    """Raised when no registry row has that name; `suggestions` are the nearest ones."""
+    """Raised when no registry row has that name; the hint suggests similar names.
+
+    `suggestions` are these names.
+    """
 
     code = "unknown-model"
 
@@ -103,7 +94,10 @@ class UnknownEntryError(NotFoundError):
 
 
 class MissingExtraError(NotFoundError):
-    """Raised when an optional package is not installed; `extra` is the one that brings it."""
+    """Raised when an optional package is not installed; the hint names the extra that installs it.
+
+    `package` is its import name, `extra` the extra.
+    """
 
     code = "missing-extra"
 
@@ -118,7 +112,10 @@ class MissingExtraError(NotFoundError):
 
 
 class NetworkError(ZooError):
-    """Raised when no source delivered; `url` is the last one tried."""
+    """Raised when every source of a file failed.
+
+    `url` is the last one tried.
+    """
 
     exit_code = 4
     code = "network"
@@ -129,13 +126,16 @@ class NetworkError(ZooError):
 
 
 class OfflineError(NetworkError):
-    """Raised when something must be fetched and ZOO_OFFLINE (or --offline) forbids it."""
+    """Raised when a file has to be fetched and `ZOO_OFFLINE` or `--offline` forbids it."""
 
     code = "offline"
 
 
 class IntegrityError(ZooError):
-    """Raised when bytes differ from the pinned ones: `expected` and `actual` are digests or sizes."""
+    """Raised when a file's size or sha256 differs from the pinned one, or its content is not of its format.
+
+    `expected` and `actual` are sha256 digests or sizes in bytes.
+    """
 
     exit_code = 5
     code = "integrity"
@@ -154,13 +154,16 @@ class IntegrityError(ZooError):
 
 
 class UnpinnedError(IntegrityError):
-    """Raised when a row has a file without a pinned digest and the caller did not ask to trust the first bytes."""
+    """Raised when a file has no pinned sha256 and `--trust-first` was not given."""
 
     code = "unpinned"
 
 
 class GateError(ZooError):
-    """Raised when parity, accuracy or a floor is not reached; `report` holds the numbers."""
+    """Raised when a parity check, `--max-drop`, `--fail-under` or a check of `zoo plugins check` fails.
+
+    After a failed export nothing is written. `report` holds the numbers.
+    """
 
     exit_code = 6
     code = "gate"
@@ -171,7 +174,10 @@ class GateError(ZooError):
 
 
 class DeviceError(ZooError):
-    """Raised when the device asked for cannot be used; `device` is what was asked for."""
+    """Raised when the requested device cannot be used.
+
+    `device` is the requested one.
+    """
 
     exit_code = 7
     code = "device"
@@ -182,20 +188,23 @@ class DeviceError(ZooError):
 
 
 class OutOfMemoryError(DeviceError):
-    """Raised when a training step needs more memory than the device has."""
+    """Raised when a training step needs more memory than the device has: use a smaller `--batch`, or `--auto-batch`."""
 
     code = "out-of-memory"
 
 
 class AccessError(ZooError):
-    """Raised when a license, a credential or a file permission forbids it."""
+    """Raised when a license, a credential or a file permission does not allow the operation."""
 
     exit_code = 8
     code = "access"
 
 
 class PluginError(ZooError):
-    """Raised when a plugin fails; `plugin` names it and its distribution."""
+    """Raised when a plugin is broken, or two distributions claim its name.
+
+    `plugin` names it and its distribution.
+    """
 
     exit_code = 9
     code = "plugin"
@@ -206,13 +215,19 @@ class PluginError(ZooError):
 
 
 class UnknownPluginError(PluginError):
-    """Raised when no plugin provides what is needed; `plugin` is the name that was looked for."""
+    """Raised when no plugin provides the family, URL scheme or prefix.
+
+    `plugin` is the name that was looked for.
+    """
 
     code = "unknown-plugin"
 
 
 class DivergedError(ZooError):
-    """Raised when training produced non-finite numbers; `epoch` is where."""
+    """Raised when a training loss is no longer finite.
+
+    `epoch` is the epoch in which that happened, from 1.
+    """
 
     exit_code = 10
     code = "diverged"
@@ -224,7 +239,7 @@ class DivergedError(ZooError):
 
 @contextmanager
 def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
-    """Name the item at fault (`tickets.csv:17`) in a DataError that knows only its place among `items`."""
+    """Put the item's name (`tickets.csv:17`) into a DataError that has only its `index` in `items`."""
     try:
         yield
     except DataError as error:
@@ -234,8 +249,8 @@ def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
 
 
 def named(error: ZooError, name: str, item: object) -> ZooError:
-    """The same error with the item's `name` before its message, where that does not tell the item already."""
-    # A text that is its own name is in the message, and whatever has a path says it.
+    """The same error with the item's `name` before its message, unless the message names the item already."""
+    # A text that is its own name is part of the message, and an error with a path names that path.
     is_own_name = isinstance(item, str) and item == name
     if not is_own_name and getattr(error, "path", None) is None:
         error.message = f"{name}: {error.message}"
@@ -246,17 +261,17 @@ def named(error: ZooError, name: str, item: object) -> ZooError:
 
 
 def quote(value: object) -> str:
-    """A stranger's word in quotes, fit to be printed inside one line."""
+    """Untrusted text in quotes, printable on one line."""
     return f"'{short(str(value))}'"
 
 
 def short(text: str) -> str:
-    """A stranger's words, fit to be printed inside one line."""
+    """Untrusted text, printable on one line, at most 64 characters long."""
     text = text if text.isprintable() else repr(text[:64])
     return text if len(text) <= 64 else text[:61] + "..."
 
 
 def brief(text: str) -> str:
-    """The first line of `text`, at most 200 characters of it."""
+    """The first line of `text`, at most 200 characters."""
     line = (text.strip().splitlines() or [""])[0]
     return line if len(line) <= 200 else line[:197] + "..."

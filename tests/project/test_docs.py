@@ -18,7 +18,7 @@ import zoo
 from tests.kit.docs import README, ROOT, run_python, snippet
 from tests.kit.installed import pip_install
 from tests.kit.items import write_pictures, write_texts
-from zoo import FinetuneOptions, Zoo, ZooError
+from zoo import FinetuneOptions, Zoo, ZooError, errors
 
 if TYPE_CHECKING:
     import torch
@@ -58,19 +58,18 @@ def test_every_hook_has_a_section_and_a_test() -> None:
 
 def error_types() -> list[type[ZooError]]:
     """ZooError and all its subclasses in zoo/errors.py."""
-    from zoo import errors
-
-    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ZooError)]
-    return sorted(kinds, key=lambda kind: kind.__name__)
+    return [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ZooError)]
 
 
 def test_every_error_has_its_row() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
-    wanted = [(kind.__name__, kind.code, str(kind.exit_code)) for kind in error_types()]
-    assert sorted(rows) == wanted
+    assert sorted(rows) == sorted((kind.__name__, kind.code, str(kind.exit_code)) for kind in error_types())
+
+
+def test_the_exit_codes_are_those_of_the_error_types() -> None:
     listed = dict(re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text(), re.MULTILINE))
     assert {int(number) for number in listed} == {0, 130, *(kind.exit_code for kind in error_types())}
-    words = {"usage": 2, "not found": 3, "network": 4, "integrity": 5, "gate": 6, "device": 7, "plugin": 9}
+    words = {"usage": 2, "not found": 3, "network": 4, "integrity": 5, "check failed": 6, "device": 7, "plugin": 9}
     assert {word: int(number) for word in words for number in listed if listed[number].startswith(word)} == words
 
 
@@ -79,9 +78,10 @@ def test_the_public_names_are_those_listed() -> None:
     assert zoo.__all__ == sorted(public)
 
 
-def test_the_command_line_page_is_current() -> None:
+@pytest.mark.parametrize("script", ["make_cli.py", "make_errors.py"])
+def test_the_generated_page_is_current(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "docs/make_cli.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, f"docs/{script}", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
