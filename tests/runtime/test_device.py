@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from zoo import DeviceError, Placement, UsageError, Zoo
-from zoo.runtime.device import ON_CPU, _version_problem, choose, choose_device, cuda_problem, parse, placed
+from zoo.runtime.cuda import version_problem
+from zoo.runtime.device import ON_CPU, choose, choose_device, cuda_problem, parse, placed
 from zoo.runtime.ort import Settings, create_session, providers
 from zoo.system.cpu import cores, cpu_quota
 
@@ -72,16 +73,20 @@ def test_a_real_session_reports_its_nodes(shelf: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "wheel", "said"),
+    ("driver", "wheel", "fix"),
     [
-        (13000, 13, None),
-        (13010, 13, None),
-        (14000, 13, None),
-        (12080, 13, "the NVIDIA driver supports CUDA 12.8, the installed onnxruntime needs CUDA 13: update it"),
+        ((13, 0), "13.0", None),
+        ((13, 1), "13.0", None),
+        ((14, 0), "13.0", None),
+        (None, "13.0", None),
+        ((12, 8), "unknown", None),
+        ((12, 8), "13.0", "update the NVIDIA driver to 580 or newer"),
+        ((12, 8), "99.0", "update the NVIDIA driver"),
     ],
 )
-def test_the_versions_of_cuda(driver: int, wheel: int, said: str | None) -> None:
-    assert _version_problem(driver, wheel) == said
+def test_the_versions_of_cuda(driver: tuple[int, int] | None, wheel: str, fix: str | None) -> None:
+    problem = f"onnxruntime is built for CUDA {wheel}, the driver runs CUDA up to 12.8"
+    assert version_problem(driver, wheel) == (None if fix is None else (problem, fix))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,7 @@ def test_no_control_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])
 def test_torch_has_no_tensorrt(device: str) -> None:
-    with pytest.raises(UsageError, match="TensorRT runs exported models"):
+    with pytest.raises(UsageError, match="TensorRT only runs exported models"):
         choose_device(device)
 
 

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from zoo.diagnostics.gpu_probe import BROKEN, NO_DEVICE, Device, Driver, Trial
+from zoo.diagnostics.gpu_probe import Trial
 from zoo.extras import RUNTIME
 from zoo.results import Check
+from zoo.runtime.cuda import BROKEN, NO_DEVICE, Device, Driver, version_problem
+from zoo.runtime.device import build_note, package_text
 from zoo.schema import canonical
 from zoo.system.process import Child, EndedError, python
 
@@ -26,8 +28,6 @@ WHEELS = {
     *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "rocm", "migraphx", "qnn", "training")),
     *("ort-nightly", "ort-nightly-gpu", "onnxruntime-silicon"),
 }
-#: The oldest driver for each major of CUDA, as NVIDIA numbers them.
-DRIVERS = {12: 525, 13: 580}
 INSTALL_GPU, INSTALL_CPU = "pip install 'backbone-zoo[gpu]'", "pip install 'backbone-zoo[cpu]'"
 #: By what the driver answers: see `enum cudaError_enum` of cuda.h.
 DRIVER_FIXES = {
@@ -119,15 +119,8 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
 
 
 def _winner() -> str | None:
-    """The distribution whose files an import of onnxruntime gets, by the note that each build has of itself."""
-    spec = find_spec("onnxruntime")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        note = (Path(spec.origin).parent / "capi/build_and_package_info.py").read_text()
-    except OSError:
-        return None
-    facts = dict(re.findall(r"^(package_name|__version__) = '([^']*)'", note, re.MULTILINE))
+    """The distribution whose files `import onnxruntime` finds, as onnxruntime's own build note names it."""
+    facts = dict(re.findall(r"^(package_name|__version__) = '([^']*)'", build_note(), re.MULTILINE))
     return " ".join(facts[key] for key in ("package_name", "__version__") if key in facts) or None
 
 
@@ -194,10 +187,8 @@ def _libraries(trial: Trial, built_for: str) -> Check:
         return Check(name=name, state=state, found=found, fix=fix, exit_code=7 if state == "fail" else 0)
 
     wheel = f"onnxruntime is built for CUDA {built_for}"
-    cuda = trial.driver.cuda if trial.driver else None
-    if cuda is not None and major.isdecimal() and cuda[0] < int(major):
-        needed = f" to {DRIVERS[int(major)]} or newer" if int(major) in DRIVERS else ""
-        return bad(f"{wheel}, the driver runs CUDA up to {_dotted(cuda)}", f"update the NVIDIA driver{needed}")
+    if trial.driver and (too_old := version_problem(trial.driver.cuda, built_for)) is not None:
+        return bad(*too_old)
     if trial.libraries is None:
         return bad(f"loading them {trial.ended}", _libraries_again())
     others = sorted(each for each in _installed(r"nvidia-cudnn-cu\d+") if each.removeprefix("nvidia-cudnn-cu") != major)
@@ -260,11 +251,6 @@ def _torch(trial: Trial) -> Check:
 
 
 def _torch_cuda() -> str | None:
-    """The CUDA version that torch was built for, by its own note: importing it would take seconds."""
-    spec = find_spec("torch")
-    try:
-        note = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
-    except OSError:
-        return None
-    match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", note, re.MULTILINE)
+    """The CUDA version that torch was built for, read from its file: importing torch would take seconds."""
+    match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", package_text("torch", "version.py"), re.MULTILINE)
     return match[1] if match else None

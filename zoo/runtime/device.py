@@ -1,31 +1,27 @@
-"""Devices: which one was asked for, why it can or cannot be had, and on which one a session's nodes really lie."""
+"""Devices: the one that a user asks for, the one that can be used and why, and where the nodes of a session run."""
 
-import ctypes
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from importlib.util import find_spec
-from io import StringIO
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from zoo.errors import DeviceError, UsageError
-from zoo.extras import RUNTIME, require
+from zoo.extras import RUNTIME, package_folder, require
 from zoo.results import Placement
+from zoo.runtime import cuda
 
-#: ONNX Runtime's names of what a device's nodes run on, best first; what none of them takes is left to the CPU.
+#: ONNX Runtime's providers for a device, best first; a node that none before it supports runs on the CPU.
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cuda": (cuda.PROVIDER, "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", cuda.PROVIDER, "CPUExecutionProvider"),
 }
-#: The share of a graph's nodes that may be left on the CPU where CUDA or TensorRT was asked for. A few are always: ONNX
-#: Runtime computes shapes there, on purpose.
+#: The largest share of a graph's nodes that may run on the CPU when CUDA or TensorRT was asked for. It is not 0 because
+#: ONNX Runtime computes shapes on the CPU on purpose.
 ON_CPU = 0.1
-DEVICE = re.compile(r"(auto|cpu|cuda|tensorrt)(?::(\d+))?")
-#: The release that this ONNX Runtime's TensorRT provider is linked with.
+#: The major release of TensorRT that onnxruntime's provider is linked with.
 TENSORRT = 10
 HINT = "--device cpu, or --device auto"
 
@@ -34,18 +30,31 @@ def onnxruntime() -> Any:
     """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
     require("running a model", *RUNTIME)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    # Ctrl-C while numpy is imported by onnxruntime would be an ImportError of it.
+    # If onnxruntime imported numpy itself, it would turn a Ctrl-C meanwhile into an ImportError.
     import numpy  # noqa: F401
-    import onnxruntime  # noqa: TID251 - by this door
+    import onnxruntime  # noqa: TID251 - the one place that imports it
 
     return onnxruntime
 
 
-def choose(device: str) -> Placement:
-    """The device for what was asked (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`): `cpu`, `cuda:N` or `tensorrt:N`.
+def build_note() -> str:
+    """The text of the file in which the installed onnxruntime describes its build; empty if there is none."""
+    return package_text("onnxruntime", "capi/build_and_package_info.py")
 
-    `auto` is the first CUDA device where there is one that works, and says why not where there is none. Raises
-    UsageError for anything else, DeviceError when the device cannot be had, with the piece that is missing.
+
+def package_text(package: str, path: str) -> str:
+    """The text of a file of an installed package, read without importing it; empty if there is none."""
+    folder = package_folder(package)
+    with suppress(OSError):
+        return (folder / path).read_text(encoding="utf-8") if folder else ""
+    return ""
+
+
+def choose(device: str) -> Placement:
+    """The device that is used for a request (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`): `cpu`, `cuda:N`, `tensorrt:N`.
+
+    `auto` takes the first CUDA device, or the CPU with the reason. Raises UsageError for any other request, and
+    DeviceError, which names the missing part, when the device cannot be used.
     """
     kind, index = parse(device)
     if kind == "cpu":
@@ -59,67 +68,54 @@ def choose(device: str) -> Placement:
 
 
 def choose_device(device: str) -> str:
-    """`cpu` or `cuda:N`, where torch computes, too. Raises UsageError for `tensorrt`, and what `choose` does."""
+    """The device for work that torch shares: `cpu` or `cuda:N`. Raises as `choose`, and UsageError for `tensorrt`."""
     if parse(device)[0] == "tensorrt":
-        raise UsageError("TensorRT runs exported models, and nothing else", hint="--device cuda, or --device auto")
+        raise UsageError("TensorRT only runs exported models", hint="--device cuda, or --device auto")
     return choose(device).used
 
 
 def parse(device: str) -> tuple[str, int]:
-    """(`auto`, `cpu`, `cuda` or `tensorrt`; the number of the device). Raises UsageError for anything else."""
-    match = DEVICE.fullmatch(device)
+    """The kind (`auto`, `cpu`, `cuda` or `tensorrt`) and index of a device. Raises UsageError for anything else."""
+    match = re.fullmatch(r"(auto|cpu|cuda|tensorrt)(?::(\d+))?", device)
     if match is None or (match[2] is not None and match[1] in ("auto", "cpu")):
         raise UsageError(f"unknown device '{device}'", hint="--device auto, cpu, cuda, cuda:1 or tensorrt")
     return match[1], int(match[2] or 0)
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot be used here, None when it can: the driver, a device, the wheel, CUDA's version, a library."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
-    except OSError:
-        return "no NVIDIA driver: libcuda was not found"
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no device"
-    runtime = onnxruntime()
-    if "CUDAExecutionProvider" not in runtime.get_available_providers():
+    """The first part that CUDA lacks here: driver, device, onnxruntime's build, library. None if CUDA can be used."""
+    driver = cuda.find_driver()
+    if driver.problem is not None:
+        return driver.problem
+    ort = onnxruntime()
+    wheel = cuda.built_for(ort)
+    if wheel is None:
         return "the installed onnxruntime is the CPU build: pip install 'backbone-zoo[gpu]'"
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    return _version_problem(version.value, cuda_of_wheel()) or (_library_problem() if os.name == "posix" else None)
+    if (too_old := cuda.version_problem(driver.cuda, wheel)) is not None:
+        return ": ".join(too_old)
+    # Windows finds libraries by rules that only a session applies.
+    libraries = cuda.load_libraries(ort) if os.name == "posix" else {}
+    missing = next((name for name, library in libraries.items() if library is None), None)
+    return f"{missing} was not found: pip install 'backbone-zoo[gpu]'" if missing else None
 
 
 def tensorrt_problem() -> str | None:
-    """Why TensorRT cannot be used here, None when it can: all that CUDA needs, its provider, its library."""
+    """The first part that TensorRT lacks here, CUDA's parts among them. None if TensorRT can be used."""
     if (problem := cuda_problem()) is not None:
         return problem
     if "TensorrtExecutionProvider" not in onnxruntime().get_available_providers():
         return "the installed onnxruntime was built without TensorRT"
-    if _loads_tensorrt():
+    if cuda.loads_tensorrt(TENSORRT):
         return None
     return f"libnvinfer.so.{TENSORRT} was not found: pip install 'backbone-zoo[tensorrt]'"
 
 
-def cuda_of_wheel() -> int:
-    """The major version of CUDA that the installed onnxruntime was built for; 0 for a CPU build."""
-    from importlib import import_module
-
-    found = getattr(import_module(f"{onnxruntime().__name__}.capi.build_and_package_info"), "cuda_version", "")
-    return int(str(found).partition(".")[0] or 0)
-
-
-def preload() -> None:
-    """Load the CUDA libraries that pip installed, for a session to find. What is missing is not printed."""
-    with redirect_stdout(StringIO()):
-        onnxruntime().preload_dlls()
-
-
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No line of ONNX Runtime's own on stderr: of devices that it does not know, and of providers that it drops.
+    """Keep ONNX Runtime from writing to stderr about devices that it does not know and providers that it drops.
 
-    The logger of the process, which a session's options do not reach. There is no asking what was set before:
-    afterwards it is what it is by default.
+    These lines come from the logger of the process, which a session's options do not reach. Its severity cannot be
+    read, so afterwards it is set to the default.
     """
     runtime = onnxruntime()
     runtime.set_default_logger_severity(4)
@@ -130,11 +126,10 @@ def silenced() -> Iterator[None]:
 
 
 def placed(device: str, providers: Iterable[str], assignment: Iterable[Any]) -> dict[str, int]:
-    """The nodes of a session by provider (`CUDA`, `CPU`), checked against the device that was asked for.
+    """The number of a session's nodes for each provider (`CUDA`, `CPU`), checked against the requested device.
 
-    `providers` and `assignment` are what the session reports: get_providers() and
-    get_provider_graph_assignment_info(). Raises DeviceError when the provider was dropped, or when more than `ON_CPU`
-    of the nodes are left on the CPU.
+    `providers` and `assignment` come from the session: get_providers() and get_provider_graph_assignment_info().
+    Raises DeviceError when the device's provider was dropped, or when more than `ON_CPU` of the nodes run on the CPU.
     """
     kind, _, _ = device.partition(":")
     wanted = PROVIDERS[kind][0]
@@ -160,40 +155,3 @@ def placed(device: str, providers: Iterable[str], assignment: Iterable[Any]) -> 
             hint=HINT,
         )
     return dict(nodes)
-
-
-def _version_problem(driver: int, wheel: int) -> str | None:
-    """`driver` as CUDA numbers its versions (12040 is 12.4), `wheel` the major version."""
-    major, minor = driver // 1000, driver % 1000 // 10
-    if major >= wheel:
-        return None
-    return f"the NVIDIA driver supports CUDA {major}.{minor}, the installed onnxruntime needs CUDA {wheel}: update it"
-
-
-def _library_problem() -> str | None:
-    """The first of the libraries that the CUDA provider needs and that cannot be loaded."""
-    preload()
-    major = cuda_of_wheel()
-    needed = (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}", "libcurand.so.10")
-    for name in (*needed, "libcudnn.so.9"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            return f"{name} was not found: pip install 'backbone-zoo[gpu]'"
-    return None
-
-
-def _loads_tensorrt() -> bool:
-    """Whether TensorRT's library of our release loads: pip's package of it is not where a loader looks."""
-    spec = find_spec("tensorrt_libs")
-    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
-    windows = os.name != "posix"
-    for stem in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        name = f"{stem}_{TENSORRT}.dll" if windows else f"lib{stem}.so.{TENSORRT}"
-        for place in (*(str(folder / name) for folder in folders), name):
-            with suppress(OSError):
-                ctypes.CDLL(place, mode=ctypes.RTLD_GLOBAL)
-                break
-        else:
-            return False
-    return True

@@ -3,11 +3,11 @@
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.runtime.device import cuda_of_wheel, onnxruntime, preload
+from zoo.runtime.cuda import load_libraries
+from zoo.runtime.device import onnxruntime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,8 +106,6 @@ def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":
 
 @cache
 def cuda_runtime() -> Any:
-    """The CUDA runtime library that ONNX Runtime uses, None where there is none."""
-    preload()
-    with suppress(OSError):
-        return ctypes.CDLL(f"libcudart.so.{cuda_of_wheel()}")
-    return None
+    """The CUDA runtime library that ONNX Runtime uses; None if it cannot be loaded."""
+    libraries = load_libraries(onnxruntime())
+    return next((library for name, library in libraries.items() if "cudart" in name), None)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from zoo.errors import IntegrityError
 from zoo.graph import external_data
-from zoo.runtime.device import PROVIDERS, onnxruntime, parse, placed, preload, silenced
+from zoo.runtime.cuda import preload
+from zoo.runtime.device import PROVIDERS, onnxruntime, parse, placed, silenced
 from zoo.system.cpu import cores
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def create_session(
         if device == "cpu":
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         else:
-            preload()
+            preload(ort)
             with silenced():
                 session = ort.InferenceSession(source, options, providers=providers(device, settings))
     except Exception as error:  # onnxruntime's exceptions have no common root of their own
