@@ -42,7 +42,7 @@ def test_unknown_facts_of_a_manifest_are_left_alone(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, r"written by a newer zoo \(schema 2\)"),
+        ({"schema_version": 2}, r"written by a newer zoo \(schema 2,"),
         ({"schema_version": 10**30, "files": 3}, "written by a newer zoo"),
         ({"schema_version": "1"}, "damaged"),
         ({"schema_version": True}, "damaged"),

@@ -10,7 +10,8 @@ import msgspec
 
 from zoo.errors import AccessError, IntegrityError, NotFoundError, UsageError
 from zoo.schema import FileDigest, Manifest
-from zoo.system.files import map_file, sha256_file, write_atomic
+from zoo.system.files import map_file, sha256, sha256_file
+from zoo.system.records import read_record, write_record
 
 if TYPE_CHECKING:
     import mmap
@@ -42,25 +43,10 @@ class Bundle:
         """Read `path`/zoo.json. Raises NotFoundError when it is not a bundle, IntegrityError when it is damaged."""
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder", hint="zoo finetune MODEL DATA -o DIR writes a bundle")
-        try:
-            data = (path / MANIFEST).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"{path} is not a bundle: it has no {MANIFEST}", hint="zoo finetune MODEL DATA -o DIR writes one"
-            ) from error
-        except OSError as error:
-            raise AccessError(
-                f"{path / MANIFEST} cannot be read: {error.strerror}", hint=f"chmod -R u+rX {path}"
-            ) from error
-        try:
-            version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-            if isinstance(version, int) and version > SCHEMA_VERSION:
-                raise IntegrityError(
-                    f"{path} was written by a newer zoo (schema {version})", hint="upgrade backbone-zoo"
-                )
-            manifest = msgspec.json.decode(data, type=Manifest)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise IntegrityError(f"{path / MANIFEST} is damaged: {error}", hint="write the bundle again") from error
+        manifest = read_record(path / MANIFEST, Manifest, SCHEMA_VERSION, hint="write the bundle again")
+        if manifest is None:
+            hint = "zoo finetune MODEL DATA -o DIR writes one"
+            raise NotFoundError(f"{path} is not a bundle: it has no {MANIFEST}", hint=hint)
         return cls(path, manifest)
 
     @property
@@ -70,14 +56,11 @@ class Bundle:
 
     def read_model(self) -> bytes:
         """The ONNX file's bytes, checked against the manifest. Raises IntegrityError when they differ."""
-        import hashlib
-
         try:
             data = self.model.read_bytes()
         except FileNotFoundError as error:
             raise IntegrityError(f"{self.path} has no {MODEL}", hint="write the bundle again") from error
-        actual = hashlib.sha256(data).hexdigest()
-        expected = self.digest(MODEL)
+        actual, expected = sha256(data), self.digest(MODEL)
         if actual != expected:
             raise _changed(self.model, expected, actual)
         return data
@@ -87,15 +70,13 @@ class Bundle:
 
         Raises IntegrityError for a file that the manifest does not list, that is no plain file, or that was changed.
         """
-        import hashlib
-
         expected, path = self.digest(name), self.path / name
         try:
             data = map_file(path)
         except OSError as error:
             raise _changed(path, expected, error.strerror or "no file") from error
         # The very mapping that is used is hashed.
-        actual = hashlib.sha256(data).hexdigest()
+        actual = sha256(data)
         if actual != expected:
             raise _changed(path, expected, actual)
         return data
@@ -141,8 +122,7 @@ def describe_files(folder: Path) -> tuple[FileDigest, ...]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write `zoo.json`, the file that makes the folder a bundle: the last one to be written."""
-    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    write_atomic(folder / MANIFEST, data + b"\n")
+    write_record(folder / MANIFEST, manifest, indent=2)
     return Bundle(folder, manifest)
 
 

@@ -12,10 +12,10 @@ from tests.kit.cli import fails, zoo
 from tests.kit.items import write_pictures, write_several, write_texts
 from zoo import Variant, Zoo
 from zoo.bundle import Bundle, read_split
-from zoo.data.items import digest_of
 from zoo.export import accuracy_guard
 from zoo.progress import SILENT
 from zoo.schema import Guard
+from zoo.system.files import sha256_file
 
 INT8 = ("--precision", "int8", "--calibrate")
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     held = sum(line.held_out for line in split.values())
     assert judged(tmp_path / "tuned", data, tmp_path / "small", "--max-bad", 0.2).n == held
     for path in data.rglob("*.png"):
-        line = split.get(digest_of(path))
+        line = split.get(sha256_file(path))
         if line and line.held_out:
             # Another picture stands for each that was held out: it and the truncated one are new.
             with Image.open(path) as picture:
@@ -152,11 +152,11 @@ def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
             path.rename(data / part / path.parent.name / path.name)
     zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned", "--epochs", 5)
     chosen = material(tmp_path / "tuned", data)
-    here = {part: {digest_of(path) for path in (data / part).rglob("*.png")} for part in ("train", "val", "test")}
+    here = {part: {sha256_file(path) for path in (data / part).rglob("*.png")} for part in ("train", "val", "test")}
     assert {example.digest for example in chosen.calibrate} == here["train"]
     assert chosen.held is not None
     assert {example.digest for example in chosen.held.examples} == here["val"]
     # Nor does what a backbone, which knows of no training, is calibrated with.
     bare = material(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
     assert {example.digest for example in bare.calibrate} == here["train"]
-    assert {digest_of(Path(str(item))) for item in bare.gate[0]} <= here["val"] | here["test"]
+    assert {sha256_file(Path(str(item))) for item in bare.gate[0]} <= here["val"] | here["test"]

@@ -15,13 +15,13 @@ from tests.kit.models import write_hostile_shelf
 from zoo import GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.dataset import load
-from zoo.data.items import digest_of
 from zoo.export import accuracy_guard, parity, precision
 from zoo.export.reference import expect
 from zoo.graph import edit, head
 from zoo.runtime.ort import create_session
 from zoo.runtime.session import Session
 from zoo.schema import ImagePreprocess
+from zoo.system.files import sha256_file
 from zoo.training.refit import refit
 
 
@@ -120,7 +120,7 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     }
     bad = write_light_pictures(tmp_path / "bad", black=True)
     for path in good.rglob("*.png"):
-        if split[digest_of(path)]["held_out"]:
+        if split[sha256_file(path)]["held_out"]:
             shutil.copyfile(path, bad / path.relative_to(good).parent / f"held-{path.name}")
     out = tmp_path / "small"
     done = zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", bad, "--json")

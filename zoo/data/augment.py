@@ -4,10 +4,11 @@ Made with Pillow on the threads that decode, so that neither the order of the wo
 a picture of its own size: it is resampled once, by the same prefix that serves.
 """
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+
+from zoo.system.files import sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ def key(digest: str, view: View | None) -> str:
     """What stands for an item in a cache: its digest, or a sha256 of that and its view."""
     if view is None:
         return digest
-    return hashlib.sha256(f"{digest} view {VERSION} {view.seed} {view.k}".encode()).hexdigest()
+    return sha256(f"{digest} view {VERSION} {view.seed} {view.k}")
 
 
 def transform(picture: "NDArray[np.uint8]", digest: str, view: View) -> "NDArray[np.uint8]":
@@ -71,5 +72,5 @@ def transform(picture: "NDArray[np.uint8]", digest: str, view: View) -> "NDArray
 
 def _numbers(word: str) -> tuple[float, ...]:
     """Eight numbers in 0..1 that look random; no library's generator, which a new version may change."""
-    digest = hashlib.sha256(word.encode()).digest()
+    digest = bytes.fromhex(sha256(word))
     return tuple(int.from_bytes(digest[start : start + 4], "big") / 2**32 for start in range(0, 32, 4))

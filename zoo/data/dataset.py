@@ -1,6 +1,5 @@
 """Data sets: a folder of pictures, or a table (CSV, JSON lines, Parquet), here or on the Hugging Face Hub."""
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from zoo.errors import DataError, UsageError
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, Preprocess, Task
+from zoo.system.files import sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Dataset(Struct, frozen=True):
     def digest(self) -> str:
         """sha256 over what the examples are and how they are labelled, whatever their order."""
         rows = sorted((example.digest, example.label) for example in self.examples)
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return sha256(json.dumps(rows))
 
     def only(self, examples: Iterable[Example]) -> "Dataset":
         """The data set with these of its examples."""

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zoo.data.images import IMAGE_SUFFIXES
-from zoo.data.items import Example, Skipped, digest_of
+from zoo.data.items import Example, Skipped
 from zoo.errors import DataError, quote
+from zoo.system.files import sha256_file
 
 #: Files that operating systems leave in folders by themselves.
 LITTER = frozenset({"thumbs.db", "desktop.ini"})
@@ -96,7 +97,7 @@ def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False)
         if may_leave and not path.resolve(strict=True).is_relative_to(inside):
             return Skipped(name, "a link out of the folder")
         # Reading a pipe would wait for ever.
-        return digest_of(path) if path.is_file() else Skipped(name, "not a file")
+        return sha256_file(path) if path.is_file() else Skipped(name, "not a file")
     except FileNotFoundError:
         return Skipped(name, "a link to nothing" if path.is_symlink() else "no such file")
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,6 +1,5 @@
 """The nouns of a data set: a labelled item, and one that cannot be used."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,12 +37,6 @@ class Skipped(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file's bytes. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed(names: Iterable[object], limit: int = LISTED) -> str:

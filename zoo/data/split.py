@@ -4,7 +4,6 @@ Classes are held out one by one, several labels by iterative stratification (Sec
 https://doi.org/10.1007/978-3-642-23808-6_10), numbers by the quantiles they lie in.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +14,7 @@ from zoo.errors import DataError, quote
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
 from zoo.schema import Preprocess, Task
+from zoo.system.files import sha256
 
 #: Quantile bins of a number, where there are items enough to hold one out of each.
 BINS = 10
@@ -92,7 +92,7 @@ def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
 
 def ranked(digests: Iterable[str], seed: int) -> list[str]:
     """Digests in an order that nothing but themselves and the seed decides."""
-    return sorted(digests, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).digest())
+    return sorted(digests, key=lambda digest: sha256(f"{seed} {digest}"))
 
 
 def wish(count: int, fraction: float) -> int:

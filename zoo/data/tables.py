@@ -1,7 +1,6 @@
 """Tables: CSV, JSON lines and Parquet files, a row an item, with a column of texts or of pictures and one of labels."""
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from zoo.data.items import SEPARATOR, Example, Skipped
 from zoo.errors import DataError, quote
 from zoo.extras import require
 from zoo.schema import Task
+from zoo.system.files import sha256
 
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
@@ -38,7 +38,7 @@ def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> C
     examples = []
     for line, row in _rows(path, {text: "--text", label: "--label"}):
         words = _cell(row[text], text, path, line)
-        digest = hashlib.sha256(words.encode()).hexdigest()
+        digest = sha256(words)
         examples.append(Example(f"{path.name}:{line}", words, _label(row[label], label, path, line, task), digest))
     return Content(examples, [])
 
@@ -55,7 +55,7 @@ def read_pictures(path: Path, image: str | None, label: str | None, task: Task, 
         name, truth = f"{path.name}:{line}", _label(row[label], label, path, line, task)
         picture = _picture(row[image], image, path, line)
         if isinstance(picture, bytes):
-            content.examples.append(Example(name, picture, truth, hashlib.sha256(picture).hexdigest()))
+            content.examples.append(Example(name, picture, truth, sha256(picture)))
             continue
         if not has_files:
             raise DataError(

@@ -18,6 +18,7 @@ from zoo.evaluation.report_data import Facts, Report, gather
 from zoo.extras import REPORT, require
 from zoo.system.files import write_atomic
 from zoo.system.process import Child, EndedError, Parent, python
+from zoo.system.records import write_record
 
 if TYPE_CHECKING:
     from typing import Self
@@ -104,5 +105,5 @@ def write_report(folder: Path, report: Report, drawn: "tuple[Facts, dict[str, by
         write_atomic(folder / name, data)
     items = [report.examples[mistake.place].item for mistake in facts.mistakes]
     write_atomic(folder / HTML, report_page.render(facts, images, items).encode("utf-8", "replace"))
-    write_atomic(folder / JSON, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    write_record(folder / JSON, facts, indent=1)
     return facts

@@ -7,7 +7,6 @@ error, message  the code of what is wrong with the input, and what that is
 """
 
 import csv
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from zoo.progress import SILENT, Progress
 from zoo.results import Answered, Failure, Placement
 from zoo.runtime.answers import WORDS, ByModel, ByWords, decide
 from zoo.schema import Entry, Manifest, Task, TextPreprocess
+from zoo.system.files import sha256_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ def write_answers(
 
 def _fingerprint(parts: list[object]) -> str:
     """sha256 over all that decides an answer: the model's files, preprocessing, labels and thresholds."""
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    return sha256_json(parts)
 
 
 def _form(manifest: Manifest) -> Form:

@@ -1,11 +1,8 @@
 """Features of any number of inputs into a file of vectors, and the fingerprint of what made them."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from zoo.bundle import MODEL, Bundle
 from zoo.outputs import vector_file
@@ -15,6 +12,7 @@ from zoo.progress import SILENT, Progress
 from zoo.results import Embedded
 from zoo.runtime.session import Session
 from zoo.store.store import graph_key
+from zoo.system.files import sha256_json
 
 
 def fingerprint(bundle: Bundle) -> str:
@@ -27,7 +25,7 @@ def fingerprint(bundle: Bundle) -> str:
     parts: list[object] = [graph_key(manifest.lineage.entry), manifest.precision]
     if manifest.unfrozen or manifest.precision == "int8":
         parts.append(sorted((file.path, file.sha256) for file in manifest.files if file.path.startswith(MODEL)))
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    return sha256_json(parts)
 
 
 def embed(

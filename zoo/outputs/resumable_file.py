@@ -17,7 +17,8 @@ import msgspec
 from zoo.errors import IntegrityError, UsageError
 from zoo.extras import require
 from zoo.schema import Preprocess, Task
-from zoo.system.files import try_lock, write_atomic
+from zoo.system import records
+from zoo.system.files import try_lock
 
 SCHEMA_VERSION = 1
 #: Rows of one row group of Parquet, and what is held of them while it is written.
@@ -132,21 +133,14 @@ def record_path(path: Path) -> Path:
 
 def read_record(path: Path, verb: str) -> Record | None:
     """The record beside a file, None without one of this verb. Raises IntegrityError for one that cannot be read."""
-    place = record_path(path)
-    try:
-        record = msgspec.json.decode(place.read_bytes(), type=Record)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise IntegrityError(
-            f"{place} is damaged: {error}", hint=f"remove it and {path.name}, and begin again"
-        ) from error
-    return record if record.verb == verb else None
+    hint = f"remove it and {path.name}, and begin again"
+    record = records.read_record(record_path(path), Record, SCHEMA_VERSION, hint=hint)
+    return record if record is not None and record.verb == verb else None
 
 
 def write_record(path: Path, record: Record) -> None:
     """Replace the record of a file; what it counts must be on disk."""
-    write_atomic(record_path(path), msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    records.write_record(record_path(path), record, indent=2)
 
 
 class File:

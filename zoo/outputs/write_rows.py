@@ -5,7 +5,6 @@ pictures. A break is resumed where no batch was cut through, so that the file be
 made, to the byte.
 """
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -25,7 +24,7 @@ from zoo.results import Failure
 from zoo.runtime.in_order import InOrder, Rows
 from zoo.runtime.pipeline import WINDOW
 from zoo.schema import ImagePreprocess, Preprocess
-from zoo.system.files import NO_SPACE
+from zoo.system.files import NO_SPACE, sha256
 from zoo.system.interrupt import noticing
 
 #: Failures that an answer names; the output has them all.
@@ -202,7 +201,7 @@ class _Run:
             raise
         self.record = msgspec.structs.replace(record, complete=False)
         self.failures: list[tuple[str, Failure]] = []
-        self._digests: deque[bytes] = deque()
+        self._digests: deque[str] = deque()
         self._whole: list[Found] = []
         self._is_started = self._is_broken = False
         self._recorded = time.monotonic()
@@ -292,12 +291,12 @@ class _Run:
         self._recorded = time.monotonic()
 
 
-def _digest(each: Input) -> bytes:
+def _digest(each: Input) -> str:
     """sha256 of an input's name and its text or bytes; of a picture in a file the name alone."""
     item = each.item if isinstance(each.item, bytes | str) else b""
     data = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item
-    return hashlib.sha256(each.name.encode("utf-8", "surrogatepass") + b"\0" + data).digest()
+    return sha256(each.name.encode("utf-8", "surrogatepass") + b"\0" + data)
 
 
-def _chained(digests: str, digest: bytes) -> str:
-    return hashlib.sha256(bytes.fromhex(digests) + digest).hexdigest()
+def _chained(digests: str, digest: str) -> str:
+    return sha256(bytes.fromhex(digests + digest))

@@ -24,7 +24,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.schema import Entry
-from zoo.system.files import write_atomic
+from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
 DAMAGED = "delete it, and pull that model again"
@@ -96,8 +96,7 @@ class Bridged:
         entry = self._made.pop((reference.key, reference.revision), None)
         if entry is not None:
             content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
-            data = msgspec.json.format(msgspec.json.encode(content), indent=2)
-            write_atomic(self._path(reference.key), data + b"\n")
+            write_record(self._path(reference.key), content, indent=2)
 
     def entries(self) -> Iterator[Entry]:
         """Every kept entry but the damaged ones."""
@@ -128,21 +127,9 @@ class Bridged:
         return self.folder.joinpath(*key.split("/")[:-1], key.rpartition("/")[2] + ".json")
 
     def _read(self, path: Path) -> Kept | None:
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise AccessError(f"{path} cannot be read: {error.strerror}", hint=f"chmod u+r {path}") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise IntegrityError(f"{path} is damaged: {error}", hint=DAMAGED) from error
-        if kept.schema_version != SCHEMA_VERSION:
-            raise IntegrityError(
-                f"{path} has schema {kept.schema_version}, this zoo knows {SCHEMA_VERSION}",
-                hint="upgrade backbone-zoo",
-            )
+        kept = read_record(path, Kept, SCHEMA_VERSION, hint=DAMAGED)
         key = path.relative_to(self.folder).as_posix().removesuffix(".json")
-        if kept.entry.name != key:
+        if kept is not None and kept.entry.name != key:
             raise IntegrityError(f"{path} is damaged: it is the entry of {kept.entry.name}", hint=DAMAGED)
         return kept
 

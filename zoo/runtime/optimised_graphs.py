@@ -10,7 +10,6 @@ which it was: what runs is in any case what was made of the bytes that the manif
 """
 
 import atexit
-import hashlib
 import os
 import platform
 import shutil
@@ -27,7 +26,8 @@ from zoo.errors import IntegrityError, ZooError
 from zoo.runtime.ort import BODY, Graphs
 from zoo.schema import FileDigest
 from zoo.store import caches
-from zoo.system.files import remove_abandoned, sha256_file, signature, try_rename, write_atomic
+from zoo.system.files import remove_abandoned, sha256_file, sha256_json, signature, try_rename
+from zoo.system.records import find_record, write_record
 
 SCHEMA_VERSION = 1
 RECORD, PREFIX = "kept.json", "prefix.onnx"
@@ -70,7 +70,7 @@ class Keeper:
             SCHEMA_VERSION, bundle.digest(MODEL), manifest.cut, manifest.preprocess, device.partition(":")[0],
             _runtime(), _processor(),
         )  # fmt: skip
-        self.key = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]
+        self.key = sha256_json(facts)[:16]
         self.path = (self.folder or Path()) / self.key
 
     def __enter__(self) -> "Keeper":
@@ -173,17 +173,14 @@ class Keeper:
         paths = sorted(path for path in folder.iterdir())
         files = tuple(FileDigest(path=path.name, sha256=sha256_file(path), size=path.stat().st_size) for path in paths)
         record = Kept(model_size=status.st_size, model_mtime_ns=status.st_mtime_ns, files=files)
-        (folder / RECORD).write_bytes(msgspec.json.encode(record))
+        write_record(folder / RECORD, record)
         with caches.in_use(home, self.key):
             # Another process that was quicker has made the same.
             try_rename(folder, self.path)
         caches.trim(home, caches.limit(home))
 
     def _record(self) -> Kept | None:
-        try:
-            return msgspec.json.decode((self.path / RECORD).read_bytes(), type=Kept)
-        except (OSError, msgspec.MsgspecError):
-            return None
+        return find_record(self.path / RECORD, Kept, SCHEMA_VERSION)
 
     def _check_model(self, record: Kept) -> None:
         status = self._status
@@ -195,7 +192,7 @@ class Keeper:
         self.bundle.check(MODEL)
         again = msgspec.structs.replace(record, model_size=status.st_size, model_mtime_ns=status.st_mtime_ns)
         with suppress(OSError):
-            write_atomic(self.path / RECORD, msgspec.json.encode(again))
+            write_record(self.path / RECORD, again)
 
 
 def _has(path: Path, file: FileDigest) -> bool:

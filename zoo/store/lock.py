@@ -5,9 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from zoo.errors import IntegrityError
 from zoo.schema import Entry, Positive, Sha256, WeightFile
-from zoo.system.files import write_atomic
+from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
 
@@ -35,21 +34,9 @@ class Lock:
     @classmethod
     def read(cls, path: Path) -> "Lock":
         """The lock at `path`, an empty one when there is none. Raises IntegrityError when it is damaged."""
-        try:
-            content = msgspec.json.decode(path.read_bytes(), type=_LockFile)
-        except (FileNotFoundError, NotADirectoryError):
-            return cls(path, {})
-        except msgspec.MsgspecError as error:
-            raise IntegrityError(
-                f"{path} is damaged: {error}",
-                hint="restore it, or delete it and pull the unpinned rows again with --trust-first",
-            ) from error
-        if content.schema_version != SCHEMA_VERSION:
-            raise IntegrityError(
-                f"{path} has schema {content.schema_version}, this zoo knows {SCHEMA_VERSION}",
-                hint="upgrade backbone-zoo",
-            )
-        return cls(path, content.entries)
+        hint = "restore it, or delete it and pull the unpinned rows again with --trust-first"
+        content = read_record(path, _LockFile, SCHEMA_VERSION, hint=hint)
+        return cls(path, {} if content is None else content.entries)
 
     def effective(self, entry: Entry) -> Entry:
         """The row with its unpinned files filled from the lock, as far as the lock knows them."""
@@ -61,7 +48,7 @@ class Lock:
         self.entries = Lock.read(self.path).entries
         self.entries.setdefault(name, {}).update(files)
         content = _LockFile(schema_version=SCHEMA_VERSION, entries=self.entries)
-        write_atomic(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+        write_record(self.path, content, indent=2)
 
 
 def _fill(file: WeightFile, known: LockedFile | None) -> WeightFile:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct, structs
 
 from zoo.bundle import MANIFEST, Bundle
@@ -21,6 +20,7 @@ from zoo.store import caches
 from zoo.store.store import MANIFEST as PULLED
 from zoo.store.store import RUN, Store
 from zoo.system.files import is_abandoned
+from zoo.system.records import find_record
 
 #: Seconds without a checkpoint after which a training is taken to be over.
 RUNNING = 3600.0
@@ -159,7 +159,5 @@ def _remove(path: Path) -> bool:
 
 def run_of(folder: Path) -> str:
     """The bundle that a training writes; the folder's own name where that is not known any more."""
-    try:
-        return str(msgspec.json.decode((folder / RUN).read_bytes(), type=dict[str, Any])["out"])
-    except (OSError, KeyError, msgspec.MsgspecError):
-        return folder.name
+    run = find_record(folder / RUN, dict[str, Any], None) or {}
+    return str(run.get("out", folder.name))

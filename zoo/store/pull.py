@@ -5,7 +5,6 @@ the row in one staged folder, synced, renamed. Whatever interrupts it leaves par
 """
 
 import errno
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from zoo.schema import Entry, FileDigest, WeightFile
 from zoo.source import Announced, Source, Want
 from zoo.store.lock import Lock, LockedFile
 from zoo.store.store import PARTIAL_DATA, Store, pinned_files, write_manifest
-from zoo.system.files import NO_SPACE, sha256_file, staged_dir, storage_errors
+from zoo.system.files import NO_SPACE, sha256, sha256_file, staged_dir, storage_errors
 
 SourceFor: TypeAlias = Callable[[str], Source]
 
@@ -206,7 +205,7 @@ def _scheme(url: str) -> str:
 
 def _partial_key(listed: WeightFile) -> str:
     """Partials go by digest, whichever source they came from; by URL where the registry knows no digest."""
-    return listed.sha256 or hashlib.sha256(listed.sources[0].encode()).hexdigest()
+    return listed.sha256 or sha256(listed.sources[0])
 
 
 def _wrong_bytes(message: str, expected: str | int | None, actual: str | int) -> IntegrityError:

@@ -5,7 +5,6 @@ partials/<key>/                                  what an interrupted pull left o
 graphs/  features/  optimised/  engines/  bridged/  zoo.lock
 """
 
-import hashlib
 import os
 import shutil
 import stat
@@ -14,12 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec import Struct, structs
 from platformdirs import user_cache_path
 
 from zoo.errors import IntegrityError
 from zoo.schema import Entry, FileDigest
-from zoo.system.files import is_abandoned, remove_abandoned, sha256_file, signature, try_rename, write_atomic
+from zoo.system.files import is_abandoned, remove_abandoned, sha256_file, sha256_json, signature, try_rename
+from zoo.system.records import find_record, write_record
 
 if TYPE_CHECKING:
     from zoo.store.lock import Lock
@@ -47,7 +47,7 @@ class StoredFile(FileDigest, frozen=True, kw_only=True):
     mtime_ns: int
 
 
-class StoreManifest(msgspec.Struct, frozen=True, kw_only=True):
+class StoreManifest(Struct, frozen=True, kw_only=True):
     """`manifest.json` of a pulled row; a folder without it is not a pulled row."""
 
     schema_version: int
@@ -109,7 +109,7 @@ class Store:
     def model_dir(self, entry: Entry, digests: Sequence[FileDigest]) -> Path:
         """The folder that a row with these very files has, whether it was pulled or not."""
         pairs = sorted((file.path, file.sha256) for file in digests)
-        return self.models / entry.name / hashlib.sha256(msgspec.json.encode(pairs)).hexdigest()[:16]
+        return self.models / entry.name / sha256_json(pairs)[:16]
 
     def graph_dir(self, entry: Entry, cut: int | None = None) -> Path:
         """The folder of a row's features graph, or with `cut` of its trunk, whether it was made or not."""
@@ -124,13 +124,15 @@ class Store:
         if expected is None:
             return None
         folder = self.model_dir(entry, expected)
-        recorded = _read_manifest(folder, expected)
-        if recorded is None:
+        manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
+        if manifest is None:
             return None
-        for file in recorded:
-            if not (folder / file.path).exists():
-                return None
-        changed = [file for file in recorded if not is_untouched(folder / file.path, file)]
+        recorded = {(file.path, file.sha256) for file in manifest.files}
+        if recorded != {(file.path, file.sha256) for file in expected}:
+            return None
+        if not all((folder / file.path).exists() for file in manifest.files):
+            return None
+        changed = [file for file in manifest.files if not is_untouched(folder / file.path, file)]
         for file in changed:
             _check_bytes(folder / file.path, file, entry.name)
         if changed:
@@ -157,23 +159,20 @@ class Store:
 
     def distrust(self, folder: Path, paths: Collection[str]) -> None:
         """Have these files of a pulled folder hashed again by the next `find`, whatever their size and time say."""
-        recorded = _read_manifest(folder)
-        if not recorded or not paths:
+        manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
+        if manifest is None or not paths:
             return
-        forgotten = tuple(
-            msgspec.structs.replace(file, mtime_ns=0) if file.path in paths else file for file in recorded
-        )
-        old = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=StoreManifest)
+        files = [structs.replace(file, mtime_ns=0) if file.path in paths else file for file in manifest.files]
         # A read-only home cannot be mended by a pull either.
         with suppress(OSError):
-            _save_manifest(folder, msgspec.structs.replace(old, files=forgotten))
+            write_record(folder / MANIFEST, structs.replace(manifest, files=tuple(files)), indent=2)
 
     def copies(self, entry: Entry) -> dict[str, Path]:
         """Files by sha256 that any pulled version of the row claims to hold; their bytes are not checked here."""
         found: dict[str, Path] = {}
         for folder in sorted((self.models / entry.name).glob("*")):
-            for file in _read_manifest(folder) or ():
-                found[file.sha256] = folder / file.path
+            manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
+            found |= {file.sha256: folder / file.path for file in manifest.files} if manifest else {}
         return found
 
     @contextmanager
@@ -213,25 +212,8 @@ def write_manifest(folder: Path, entry: Entry, files: Sequence[FileDigest]) -> N
         stored.append(
             StoredFile(path=file.path, size=status.st_size, sha256=file.sha256, mtime_ns=status.st_mtime_ns),
         )
-    _save_manifest(folder, StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored)))
-
-
-def _save_manifest(folder: Path, manifest: StoreManifest) -> None:
-    write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-
-
-def _read_manifest(folder: Path, expected: Sequence[FileDigest] | None = None) -> tuple[StoredFile, ...] | None:
-    """The files that a pulled folder records, None when it has no manifest, a damaged one, or one of other files."""
-    try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=StoreManifest)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    if manifest.schema_version != SCHEMA_VERSION:
-        return None
-    recorded = {(file.path, file.sha256) for file in manifest.files}
-    if expected is not None and recorded != {(file.path, file.sha256) for file in expected}:
-        return None
-    return manifest.files
+    manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored))
+    write_record(folder / MANIFEST, manifest, indent=2)
 
 
 def is_untouched(path: Path, file: StoredFile) -> bool:
@@ -272,4 +254,4 @@ def graph_key(entry: Entry, cut: int | None = None) -> str:
         GRAPH_VERSION,
         *(() if cut is None else (cut,)),
     )
-    return hashlib.sha256(msgspec.json.encode(shaping, order="deterministic")).hexdigest()
+    return sha256_json(shaping)

@@ -3,7 +3,6 @@
 Run as `python -m zoo.store.unpickle SOURCE TARGET`: the child reads SOURCE with `weights_only=True` and writes TARGET.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -11,11 +10,21 @@ import sys
 import warnings
 from pathlib import Path
 
+from msgspec import Struct
+
 from zoo.errors import IntegrityError
-from zoo.system.files import sha256_file, write_atomic
+from zoo.system.files import sha256_file
 from zoo.system.process import Child, EndedError, Parent, python
+from zoo.system.records import find_record, write_record
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+class _Converted(Struct, frozen=True):
+    """The record beside a converted checkpoint: the sha256 of the checkpoint and of the safetensors file."""
+
+    source: str
+    sha256: str
 
 
 def as_safetensors(path: Path) -> Path:
@@ -28,10 +37,8 @@ def as_safetensors(path: Path) -> Path:
         return path
     twin, record = path.with_suffix(path.suffix + ".safetensors"), path.with_suffix(path.suffix + ".converted.json")
     source = sha256_file(path)
-    if twin.is_file() and record.is_file():
-        known = json.loads(record.read_bytes())
-        if known == {"source": source, "sha256": sha256_file(twin)}:
-            return twin
+    if twin.is_file() and find_record(record, _Converted, None) == _Converted(source, sha256_file(twin)):
+        return twin
     partial = twin.with_suffix(f".{os.getpid()}.partial")
     try:
         with Child(python("-m", "zoo.store.unpickle", str(path), str(partial)), stderr=subprocess.DEVNULL) as child:
@@ -45,7 +52,7 @@ def as_safetensors(path: Path) -> Path:
         partial.replace(twin)
     finally:
         partial.unlink(missing_ok=True)
-    write_atomic(record, json.dumps({"source": source, "sha256": digest}).encode())
+    write_record(record, _Converted(source, digest))
     return twin
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from zoo.errors import AccessError
 
 try:
@@ -29,8 +31,18 @@ ABANDONED_AFTER = 24 * 3600.0
 RENAME_TRIES = 50
 
 
+def sha256(data: "str | bytes | mmap.mmap") -> str:
+    """The sha256 of bytes, or of a text in UTF-8, as 64 hex digits."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def sha256_json(facts: object) -> str:
+    """The sha256 of plain data or structs as JSON, whatever the order of the keys in their dictionaries."""
+    return sha256(msgspec.json.encode(facts, order="deterministic"))
+
+
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's bytes, 64 hex digits."""
+    """The sha256 of a file's bytes, as 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -6,7 +6,6 @@ ZOO_HOME/training/<run>/<phase>/000042/   state.safetensors   tensors by name
 Nothing in it can name code, so that a checkpoint from elsewhere is data and no more.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from zoo.system.files import sha256_file, write_atomic
+from zoo.system.files import sha256, sha256_file, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ class Checkpoints:
             }
             for name, data in parts.items():
                 write_atomic(path / name, data)
-            write_atomic(path / MARKER, _digests([hashlib.sha256(data).hexdigest() for data in parts.values()]))
+            write_atomic(path / MARKER, _digests([sha256(data) for data in parts.values()]))
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise

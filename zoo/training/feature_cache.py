@@ -6,7 +6,6 @@ cost nothing. What all caches take together is bounded (`zoo.store.caches`): tho
 first.
 """
 
-import hashlib
 import json
 import sqlite3
 import time
@@ -25,6 +24,7 @@ from zoo.runtime.device import onnxruntime
 from zoo.runtime.session import Session
 from zoo.schema import TextPreprocess, WordsPreprocess
 from zoo.store import caches
+from zoo.system.files import sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def cache_key(session: Session) -> str:
     }
     if session.table_files:
         parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(parts, sort_keys=True))
 
 
 class FeatureCache:

@@ -1,6 +1,5 @@
 """Trainings under ZOO_HOME/training: what each is of, and where its checkpoints lie."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from zoo.data.dataset import Dataset
 from zoo.errors import NotFoundError, UsageError
 from zoo.options import FinetuneOptions
 from zoo.store.store import RUN
-from zoo.system.files import write_atomic
+from zoo.system.files import sha256
+from zoo.system.records import find_record, write_record
 
 #: Trainings that are kept: the ones that were started last.
 KEPT = 20
@@ -54,7 +54,7 @@ def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bo
     if resume:
         return check(trainings, out, facts)
     folder = _folder(trainings, out)
-    write_atomic(folder / RUN, msgspec.json.encode({"out": str(out.resolve()), **facts}))
+    write_record(folder / RUN, {"out": str(out.resolve()), **facts})
     others = sorted(trainings.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[KEPT:]:
         shutil.rmtree(path.parent, ignore_errors=True)
@@ -68,10 +68,9 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
     NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
     """
     folder = _folder(trainings, out)
-    try:
-        before = msgspec.json.decode((folder / RUN).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError):
-        raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out") from None
+    before = find_record(folder / RUN, dict[str, Any], None)
+    if before is None:
+        raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out")
     changed = [name for name, value in facts.items() if before.get(name) != value]
     if set(changed) - (set() if parts else PARTS):
         differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
@@ -83,4 +82,4 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
 
 
 def _folder(trainings: Path, out: Path) -> Path:
-    return trainings / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    return trainings / sha256(str(out.resolve()))[:16]

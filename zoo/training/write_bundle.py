@@ -1,6 +1,5 @@
 """Writing a fine-tuned bundle: backbone and head in one ONNX file, gated, with the records of how it was made."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from zoo.graph import head as head_graph
 from zoo.graph.head import as_graph
 from zoo.options import FinetuneOptions
 from zoo.schema import HeadSpec, Manifest, TextPreprocess
+from zoo.system.files import sha256
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +75,7 @@ def write_model(
     where it runs already. Raises GateError when the file is not the model.
     """
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
-    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
+    digest = sha256("".join(part.digest for part in parts))
     lineage = msgspec.structs.replace(
         source.lineage, data=digest, seed=options.seed, options=recorded(options), versions=versions()
     )

@@ -10,7 +10,6 @@ Everything is little-endian and in C order. Nothing is read before it is asked f
 search the whole table once.
 """
 
-import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo.errors import DataError, NotFoundError, quote, short
+from zoo.errors import AccessError, DataError, IntegrityError, NotFoundError, quote, short
 from zoo.extras import require
 from zoo.schema import FileDigest
 from zoo.store.store import StoredFile, is_untouched
-from zoo.system.files import map_file, sha256_file, staged_dir, storage_errors, write_atomic
+from zoo.system.files import map_file, sha256_file, staged_dir, storage_errors
+from zoo.system.records import SchemaError, find_record, read_record, write_record
 
 if TYPE_CHECKING:
     import mmap
@@ -90,7 +90,7 @@ def prepare(
         if table is not None:
             files.append(_record(weights / table.file, table.file))
         manifest = _Prepared(schema_version=SCHEMA_VERSION, count=count, dim=dim, table=table, files=tuple(files))
-        write_atomic(stage / MANIFEST, msgspec.json.encode(manifest))
+        write_record(stage / MANIFEST, manifest)
 
 
 def is_prepared(weights: Path) -> bool:
@@ -108,14 +108,15 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
     if not (weights / FOLDER).exists():
         return []
     try:
-        data = manifest.read_bytes()
-        found = msgspec.json.decode(data, type=_Prepared)
-        if found.schema_version != SCHEMA_VERSION:
-            return []
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        found = read_record(manifest, _Prepared, SCHEMA_VERSION, hint="")
+    except SchemaError:
+        return []
+    except (AccessError, IntegrityError):
+        found = None
+    if found is None:
         return [(FileDigest(path=f"{FOLDER}/{MANIFEST}", size=0, sha256=""), False)]
-    digest = hashlib.sha256(data).hexdigest()
-    results = [(FileDigest(path=f"{FOLDER}/{MANIFEST}", size=len(data), sha256=digest), found.fits(weights))]
+    digest = FileDigest(path=f"{FOLDER}/{MANIFEST}", size=manifest.stat().st_size, sha256=sha256_file(manifest))
+    results = [(digest, found.fits(weights))]
     for file in found.files:
         if file.path in PARTS:
             path = weights / FOLDER / file.path
@@ -125,7 +126,7 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
     if bad:
         files = tuple(msgspec.structs.replace(f, mtime_ns=0) if f.path in bad else f for f in found.files)
         with suppress(OSError):
-            write_atomic(manifest, msgspec.json.encode(msgspec.structs.replace(found, files=files)))
+            write_record(manifest, msgspec.structs.replace(found, files=files))
     return results
 
 
@@ -323,18 +324,18 @@ def _record(path: Path, name: str) -> StoredFile:
 def _read_manifest(weights: Path) -> _Prepared | None:
     """What is prepared in `weights`; files with another time are hashed again, None when one is not the same."""
     folder = weights / FOLDER
+    found = find_record(folder / MANIFEST, _Prepared, SCHEMA_VERSION)
+    if found is None or not found.fits(weights):
+        return None
+    moved = False
     try:
-        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Prepared)
-        if found.schema_version != SCHEMA_VERSION or not found.fits(weights):
-            return None
-        moved = False
         for file in found.files:
             path = (weights if found.table and file.path == found.table.file else folder) / file.path
             if not is_untouched(path, file):
                 moved = True
                 if path.is_symlink() or sha256_file(path) != file.sha256:
                     return None
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         return None
     if moved:
         # A copied home has other times. Only a saving for the next look: a read-only one does without it.
@@ -343,7 +344,7 @@ def _read_manifest(weights: Path) -> _Prepared | None:
                 _record((weights if found.table and f.path == found.table.file else folder) / f.path, f.path)
                 for f in found.files
             )
-            write_atomic(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(found, files=files)))
+            write_record(folder / MANIFEST, msgspec.structs.replace(found, files=files))
     return found
 
 
