@@ -54,7 +54,7 @@ def pictures(bench: Bench, model: str) -> None:
         bench.add(model, OV_INT8, turns, lambda: bench.peer("openvino", "openvino", model=small_body, feeds=feeds))
 
     def quantised() -> Stopwatch:
-        items = accuracy_guard.material(
+        items = accuracy_guard.load_guard_data(
             exact, Variant(precision="int8", calibrate=str(photos)), offline=True, progress=SILENT
         )
         session = Session(exact, "cpu")

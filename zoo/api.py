@@ -131,7 +131,7 @@ class Zoo(Workspace):
         family's own arithmetic or loses too much accuracy.
         """
         from zoo.export.export import check_needs, export
-        from zoo.training.refit import refit
+        from zoo.training.refit import refit_head
 
         require("the parity gate", *RUNTIME)
         if variant is not None:
@@ -143,7 +143,7 @@ class Zoo(Workspace):
         heads = ("safetensors",) if source.manifest.head else ()
         require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
         made = self.plugins.make(entry, self.originals(entry, "the gate"))
-        return export(source, out, made, variant, refit=refit, offline=self.offline, progress=self.progress)
+        return export(source, out, made, variant, refit_head=refit_head, offline=self.offline, progress=self.progress)
 
     def run(
         self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,

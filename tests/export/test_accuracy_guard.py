@@ -29,9 +29,9 @@ def judged(source: Path, data: Path, out: Path, *more: object) -> Guard:
     return found
 
 
-def material(source: Path, data: Path, max_bad: float = 0.01) -> accuracy_guard.Material:
+def guard_data(source: Path, data: Path, max_bad: float = 0.01) -> accuracy_guard.GuardData:
     variant = Variant(precision="int8", calibrate=str(data), max_bad=max_bad)
-    return accuracy_guard.material(Bundle.open(source), variant, offline=True, progress=SILENT)
+    return accuracy_guard.load_guard_data(Bundle.open(source), variant, offline=True, progress=SILENT)
 
 
 def write_rows(path: Path, rows: list[list[str]]) -> Path:
@@ -57,9 +57,9 @@ def test_nothing_that_was_trained_on_judges(shelf: Path, tmp_path: Path) -> None
     assert (found.n, found.items.partition(";")[0]) == (30, f"what was held out of {val}")
     val.unlink()
     hint = fails(
-        2, "was trained on, and none can judge", "export", tmp_path / "tuned", "-o", tmp_path / "x", *INT8, train
+        2, "the model was trained on every item of", "export", tmp_path / "tuned", "-o", tmp_path / "x", *INT8, train
     )
-    assert "what was held out, or items that it has not seen" in hint
+    assert "the items that were held out, or with items that the model has not seen" in hint
     assert not (tmp_path / "x").exists()
     # Items that are new to it judge, and only they; without any other a fifth of them does.
     fresh = [[f"{text} again", label] for text, label in rows[::4]]
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
         if number < 3 or path.name == "cut.png":
             (few / "red").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, few / "red" / path.name)
-    chosen = material(exact, few, max_bad=0.5)
+    chosen = guard_data(exact, few, max_bad=0.5)
     assert len(chosen.gate[0]) == len(chosen.calibrate) == 3
     assert chosen.gate[1] == "the calibration items"
     assert zoo("export", "tiny-lite", "-o", tmp_path / "bare", *INT8, few, "--max-bad", 0.5).returncode == 0
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
 
 def test_the_gate_of_a_backbone_looks_at_other_items(shelf: Path, tmp_path: Path) -> None:
     exact = Zoo().export("tiny-lite", tmp_path / "exact").path
-    chosen = material(exact, write_pictures(tmp_path / "pictures", 6))
+    chosen = guard_data(exact, write_pictures(tmp_path / "pictures", 6))
     gate, called = chosen.gate
     assert (len(gate), len(chosen.calibrate), called) == (8, 10, "the items that did not calibrate")
     assert not set(gate) & {example.item for example in chosen.calibrate}
@@ -151,12 +151,12 @@ def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
             (data / part / path.parent.name).mkdir(parents=True, exist_ok=True)
             path.rename(data / part / path.parent.name / path.name)
     zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned", "--epochs", 5)
-    chosen = material(tmp_path / "tuned", data)
+    chosen = guard_data(tmp_path / "tuned", data)
     here = {part: {sha256_file(path) for path in (data / part).rglob("*.png")} for part in ("train", "val", "test")}
     assert {example.digest for example in chosen.calibrate} == here["train"]
     assert chosen.held is not None
     assert {example.digest for example in chosen.held.examples} == here["val"]
     # Nor does what a backbone, which knows of no training, is calibrated with.
-    bare = material(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
+    bare = guard_data(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
     assert {example.digest for example in bare.calibrate} == here["train"]
     assert {sha256_file(Path(str(item))) for item in bare.gate[0]} <= here["val"] | here["test"]

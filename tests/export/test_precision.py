@@ -22,7 +22,7 @@ from zoo.runtime.ort import create_session
 from zoo.runtime.session import Session
 from zoo.schema import ImagePreprocess
 from zoo.system.files import sha256_file
-from zoo.training.refit import refit
+from zoo.training.refit import refit_head
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_head_is_fitted_to_the_new_features(tuned: Path, data: Path, tmp_path:
     model = precision.int8(onnx.load(source.model), batches)
     (tmp_path / "candidate").mkdir()
     candidate = accuracy_guard._bundle(model, source.manifest, tmp_path / "candidate")
-    fitted = refit(candidate, source, examples)
+    fitted = refit_head(candidate, source, examples, accuracy_guard.Unreadable([], len(examples.items), 0))
     assert (fitted.layers[0][0] != head.load(tuned / "head.safetensors")[0][0]).any()
     again = accuracy_guard._bundle(
         accuracy_guard._with_head(model, fitted.layers, source.manifest), source.manifest, tmp_path / "candidate"
@@ -268,9 +268,9 @@ def broken(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def test_pieces_make_the_whole_again(tuned: Path) -> None:
+def test_joined_parts_are_the_model_again(tuned: Path) -> None:
     model = onnx.load(tuned / "model.onnx")
-    again = precision.whole(precision.pieces(model), precision.facts(model))
+    again = precision.join_parts(precision.split_parts(model), edit.metadata_of(model))
     assert sorted(node.name for node in again.graph.node) == sorted(node.name for node in model.graph.node)
     assert edit.tensor_specs(again) == edit.tensor_specs(model)
-    assert precision.facts(again) == precision.facts(model)
+    assert edit.metadata_of(again) == edit.metadata_of(model)

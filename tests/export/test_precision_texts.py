@@ -30,7 +30,7 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def test_it_stays_near(body: onnx.ModelProto) -> None:
-    small = precision_texts.rowwise(body)
+    small = precision_texts.quantise_encoder(body)
     onnx.checker.check_model(small)
     # Six products of a weight in each of three layers; a table of words stays in bytes, too.
     assert operators(small, "QuantizeLinear") == 4 * 3
@@ -44,7 +44,7 @@ def test_it_stays_near(body: onnx.ModelProto) -> None:
 
 def test_the_file_is_a_quarter(tmp_path: Path) -> None:
     model = weights((512, 512), (512, 512))
-    assert len(precision_texts.rowwise(model).SerializeToString()) < 0.3 * len(model.SerializeToString())
+    assert len(precision_texts.quantise_encoder(model).SerializeToString()) < 0.3 * len(model.SerializeToString())
 
 
 def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
@@ -55,7 +55,7 @@ def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
     rows = onnx.numpy_helper.to_array(table).copy()
     rows[150:] *= 100
     table.CopyFrom(onnx.numpy_helper.from_array(rows, table.name))
-    small = precision_texts.rowwise(loud)
+    small = precision_texts.quantise_encoder(loud)
     quiet, other = tokens(1, 24), tokens(1, 24)
     quiet["input_ids"] %= 150
     other["input_ids"] = np.where(other["attention_mask"] > 0, 150 + other["input_ids"] % 50, 0)
@@ -68,7 +68,7 @@ def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
 
 def test_fused_graphs_too(body: onnx.ModelProto) -> None:
     fused = fuse.fuse(body).model
-    small = precision_texts.rowwise(fused)
+    small = precision_texts.quantise_encoder(fused)
     assert operators(small, "QuantizeLinear") == 4 * 3
     feeds = tokens(7, 40)
     assert cosines(answers(small, feeds), answers(body, feeds)).min() > 0.999
@@ -77,7 +77,7 @@ def test_fused_graphs_too(body: onnx.ModelProto) -> None:
 def test_rows_of_zeros_and_of_any_size_are_right() -> None:
     """A row may be all zeros, tiny or huge: its own scale fits it. Behind a GELU the shift is taken back exactly."""
     model = weights((64, 96), (96, 32))
-    small = precision_texts.rowwise(model)
+    small = precision_texts.quantise_encoder(model)
     rows = np.random.default_rng(1).normal(size=(1, 4, 64)).astype(np.float32)
     rows *= np.array([0, 1e-6, 1, 1e6], np.float32)[None, :, None]
     exact, near = answers(model, {"x": rows}), answers(small, {"x": rows})
@@ -88,9 +88,9 @@ def test_rows_of_zeros_and_of_any_size_are_right() -> None:
 
 
 def test_excluded_layers_stay(body: onnx.ModelProto) -> None:
-    names = [node.name for node in precision_texts.layers(body)]
+    names = [node.name for node in precision_texts.quantisable_layers(body)]
     assert len(names) == 6 * 3
-    small = precision_texts.rowwise(body, names)
+    small = precision_texts.quantise_encoder(body, names)
     assert operators(small, "QuantizeLinear") == 0
     np.testing.assert_allclose(answers(small, tokens(2, 40)), answers(body, tokens(2, 40)), atol=0.02)
 
@@ -111,4 +111,4 @@ def test_the_worst_layer_is_found() -> None:
 
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(UsageError, match="no layers that eight bits would speed up"):
-        precision_texts.rowwise(weights((4, 4)))
+        precision_texts.quantise_encoder(weights((4, 4)))

@@ -87,7 +87,7 @@ def test_what_was_trained_deeper_is_fused_too(shelf: Path, data: Path, tmp_path:
 
 def test_what_is_refused(tuned: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    fails(2, "int8 needs data to be judged by", "export", tuned, "-o", out, "--precision", "int8")
+    fails(2, "int8 needs data to measure its accuracy on", "export", tuned, "-o", out, "--precision", "int8")
     fails(2, "there is no attention to fuse in tiny-lite", "export", "tiny-lite", "-o", out, "--fuse")
     zoo("export", tuned, "-o", out, "--fuse")
     fails(2, "is fused already", "export", out, "-o", tmp_path / "again", "--precision", "fp16")

@@ -40,7 +40,7 @@ def joined(backbone: TorchBackbone, stages: torch.nn.ModuleList, folder: Path) -
     cut = len(backbone.stages()) - len(stages)
     backbone.export(folder / "trunk.onnx", ExportOptions(cut=cut))
     first = edit.clean(edit.load(folder / "trunk.onnx"), trunk.NAME)
-    computed = trunk.computed(backbone, cut)
+    computed = trunk.output_specs(backbone, cut)
     trunk.check_contract(first, backbone.entry, backbone.entry.inputs, computed)
     trunk.export_tail(folder / "tail.onnx", stages, backbone)
     return edit.join(first, edit.load(folder / "tail.onnx"))

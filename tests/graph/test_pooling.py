@@ -62,7 +62,7 @@ def run(model: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
 def test_the_numbers_stay(pool: dict[str, Any], bias: bool) -> None:
     feed = np.random.default_rng(1).normal(3, 1, (2, 6, 9, 9)).astype(np.float32)
     before = pooled(pool, {}, bias=bias)
-    after, count = pooling.pools_after(before)
+    after, count = pooling.convolve_before_pooling(before)
     assert count == 1
     assert [node.op_type for node in after.graph.node] == ["Conv", "Conv"]
     assert [node.op_type for node in before.graph.node] == ["AveragePool", "Conv"]
@@ -83,13 +83,13 @@ def test_the_numbers_stay(pool: dict[str, Any], bias: bool) -> None:
 )
 def test_what_would_differ_stays(pool: dict[str, Any], convolution: dict[str, Any], kernel: int) -> None:
     before = pooled(pool, convolution, kernel=kernel)
-    assert pooling.pools_after(before) == (before, 0)
+    assert pooling.convolve_before_pooling(before) == (before, 0)
 
 
 def test_an_average_that_others_read_stays() -> None:
     before = pooled(WHOLE, {})
     before.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", 6, 9, 9]))
-    assert pooling.pools_after(before)[1] == 0
+    assert pooling.convolve_before_pooling(before)[1] == 0
 
 
 def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
@@ -99,14 +99,14 @@ def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
     backbone = Inception(load_registry([upstream.registry]).entry(name), weights)
     backbone.export(tmp_path / "body.onnx", ExportOptions())
     model = edit.clean(edit.load(tmp_path / "body.onnx"), "inception")
-    changed, count = pooling.pools_after(model)
+    changed, count = pooling.convolve_before_pooling(model)
     assert count == POOLS
     assert "AveragePool" not in {node.op_type for node in changed.graph.node}
     feed = pixels(ROWS[name], 2).numpy()
     features = run(model, feed)
     np.testing.assert_allclose(run(changed, feed), features, atol=1e-5 * np.abs(features).max())
     # What eight bits are made of has none either, and every convolution is in eight bits.
-    small = precision.int8_body(model, [{PIXELS: feed[:1]}])
+    small = precision.quantise_cnn(model, [{PIXELS: feed[:1]}])
     kinds = [node.op_type for node in small.graph.node]
     assert "AveragePool" not in kinds
     assert kinds.count("Conv") == 94 + POOLS

@@ -1,12 +1,13 @@
-"""Registry row -> features bundle: the family's graph with preprocessing in front, gated, under ZOO_HOME/graphs.
+"""Registry row -> features bundle: the family's graph with preprocessing in front, checked, under ZOO_HOME/graphs.
 
-The work is done once and in a child process (`python -m zoo.export.build`), because it may import torch and nothing
-else that runs a model should.
+This is done once, in a child process (`python -m zoo.export.build`): it may import torch, which running a model must
+not.
 """
 
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from zoo.export.reference import expect, torchvision_pixels
 from zoo.graph import edit, prefix
 from zoo.progress import Progress
 from zoo.schema import (
-    FEATURES,
     PIXELS,
     Entry,
     ExportOptions,
@@ -32,7 +32,6 @@ from zoo.schema import (
     Manifest,
     Preprocess,
     Task,
-    TensorSpec,
     TextPreprocess,
     WordsPreprocess,
 )
@@ -43,8 +42,7 @@ from zoo.words.table import WordTable
 if TYPE_CHECKING:
     import onnx
 
-#: Words of a table that the gate's samples are made of.
-GATE_WORDS = 60
+#: Packages whose versions are recorded.
 VERSIONED = ("backbone-zoo", "onnx", "onnxruntime-gpu", "onnxruntime", "torch", "tokenizers", "Pillow", "numpy")
 
 
@@ -55,17 +53,16 @@ def build(
     target: Path,
     cut: int | None = None,
 ) -> Bundle:
-    """Export, join, gate and write the features bundle of `entry` at `target`; torch is imported in this process.
+    """Export, check and write the features bundle of `entry` at `target`; torch is imported in this process.
 
-    With `cut` its trunk: the same with the tensors that stage `cut` takes in place of the features, but for those that
-    are inputs. Raises GateError when the graph is not the model, PluginError when the family's graph breaks its
-    contract, UsageError for a cut where no two stages meet.
+    With `cut` it is a trunk, whose outputs are the inputs of stage `cut` instead of the features. Raises GateError when
+    the numbers differ, PluginError when the family's graph breaks its contract, UsageError for an impossible cut.
     """
     backbone = family(entry, weights)
     with staged_dir(target) as folder:
         backbone.prepare()
         preprocess = input_of_bundle(entry, weights, folder)
-        outputs = trunk.computed(backbone, cut) if cut else (_features(entry),)
+        outputs = trunk.output_specs(backbone, cut) if cut else (trunk.features_spec(entry),)
         backbone.export(folder / MODEL, ExportOptions(cut=cut))
         body = edit.clean(edit.load(folder / MODEL), trunk.NAME if cut else entry.family)
         trunk.check_contract(body, entry, entry.inputs, outputs)
@@ -99,9 +96,9 @@ def build(
 
 
 def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:
-    """`build` in a child process, whose family is found by its plugin there. Raises what the child raised.
+    """`build` in a child process, which finds the family by its plugin. Raises the child's errors.
 
-    The child is in a session of its own: Ctrl-C reaches this process alone, which ends the child and says so.
+    Ctrl-C reaches this process alone, which then ends the child.
     """
     request = {"entry": entry, "weights": str(weights), "target": str(target), "cut": cut}
     what = f"the first {cut} stages of {entry.name}" if cut else entry.name
@@ -115,13 +112,13 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
             raise PluginError(
                 f"the family '{entry.family}' ended the process that exported {entry.name} (exit code {ended.code})",
                 plugin=entry.family,
-                hint=f"zoo plugins check {entry.family} shows where; or there was not enough memory",
+                hint=f"zoo plugins check {entry.family} shows where, unless there was too little memory",
             ) from None
     return Bundle.open(target)
 
 
 def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelProto":
-    """The features graph that takes raw input: pictures get the preprocessing prefix, token ids are raw already."""
+    """The graph that takes raw input: images get the preprocessing in front, token ids need none."""
     import onnx
 
     if not isinstance(preprocess, ImagePreprocess):
@@ -133,16 +130,16 @@ def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelP
 
 
 def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncoder:
-    """What turns samples into arrays for the gate."""
+    """The object that turns samples into arrays for the gate."""
     if isinstance(preprocess, ImagePreprocess):
         return preprocess
     if isinstance(preprocess, TextPreprocess):
         return TextEncoder(preprocess, folder)
-    raise UsageError("a bundle's words are tokens: a row of words has no encoder of its own")
+    raise UsageError("word preprocessing has no encoder: a bundle of words has a tokenizer")
 
 
 def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
-    """How the bundle in `folder` prepares raw input; the tokenizer that this needs is put there."""
+    """The preprocessing of the bundle in `folder`; writes the tokenizer that it needs there."""
     preprocess = entry.preprocess
     if isinstance(preprocess, WordsPreprocess):
         return write_word_level(WordTable.open(weights), preprocess, folder)
@@ -150,14 +147,14 @@ def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
 
 
 def gate_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:
-    """Words for the gate's samples where the row is a list of words, so that every part of its table is looked at."""
+    """Words from all parts of a word table, for the gate's samples; none for other rows."""
     if isinstance(entry.preprocess, WordsPreprocess) and isinstance(reader, TextEncoder):
-        return reader.sample(GATE_WORDS)
+        return reader.sample(60)
     return ()
 
 
 def metadata(lineage: Lineage, preprocess: Preprocess, labels: Sequence[str]) -> dict[str, str]:
-    """What a bare runtime can read from the file itself: labels, preprocessing, license, origin."""
+    """The metadata of an exported file, which any runtime can read: labels, preprocessing, license, origin."""
     facts = {
         "zoo.entry": lineage.entry.name,
         "zoo.license": lineage.entry.license,
@@ -169,27 +166,22 @@ def metadata(lineage: Lineage, preprocess: Preprocess, labels: Sequence[str]) ->
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of all that shapes an exported file."""
+    """The installed versions of the packages that affect an exported file."""
     found = {}
     for name in VERSIONED:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
-def _features(entry: Entry) -> TensorSpec:
-    return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
-
-
 def _digests(entry: Entry) -> tuple[FileDigest, ...]:
-    files = [file for file in entry.files if file.sha256 is not None]
-    return tuple(FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256 or "") for file in files)
+    return tuple(
+        FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
+    )
 
 
 def _serve_parent() -> None:
-    """Build what the parent asks for; the answer is {} or the error."""
+    """The child process: build one bundle as the parent requests, then send {} or the error."""
     from zoo.plugin.manager import Plugins
 
     class Request(msgspec.Struct):

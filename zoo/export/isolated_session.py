@@ -1,6 +1,6 @@
-"""A finished ONNX file in a process of its own: onnxruntime opens the path, and nothing of this process helps it.
+"""An onnxruntime session in a child process, which opens a finished file by its path as a user will.
 
-What the parity gate asks is so answered by what a user of the file will have.
+The parity gate so checks the file itself, without help of anything in the parent process.
 """
 
 import os
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: What onnxruntime says of a file that is newer than itself.
+#: In onnxruntime's error for a file that is newer than itself.
 TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
 
 
 class Output(NamedTuple):
-    """What onnxruntime's sessions give for each of their outputs, as far as it is used."""
+    """One output of the graph, with the attribute of onnxruntime's `NodeArg` that the gate reads."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Output(NamedTuple):
 class IsolatedSession:
     """A context manager with the two methods of an onnxruntime session that the gate calls.
 
-    The child starts with `IsolatedSession()`, so that it may be made before the file is; `open` has it read one.
+    `IsolatedSession()` starts the child, possibly before the file exists; `open` makes it read the file.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class IsolatedSession:
         return self._child.is_alive
 
     def open(self, path: Path, threads: int) -> None:
-        """Have the file at `path` opened. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
+        """Open the file at `path`. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
         answer, _ = self._ask({"path": str(path), "threads": threads})
         if "error" in answer:
             newer = f"install a newer onnxruntime (this is {answer['version']})"
@@ -70,12 +70,12 @@ class IsolatedSession:
     def run(self, names: list[str], feeds: "TensorMap") -> "list[NDArray[Any]]":
         """The outputs `names` for `feeds`.
 
-        Raises RuntimeError with what the runtime says of them, IntegrityError when the child ended, as it does without
-        enough memory.
+        Raises RuntimeError with the runtime's message, and IntegrityError when the child ended, for example because
+        there was not enough memory.
         """
         arrays = list(feeds.values())
-        request = {"names": names, "feeds": list(feeds), "arrays": [_described(each) for each in arrays]}
-        answer, blobs = self._ask(request, [_bytes(each) for each in arrays])
+        request = {"names": names, "feeds": list(feeds), "arrays": _described(arrays)}
+        answer, blobs = self._ask(request, [array.tobytes() for array in arrays])
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return _arrays(answer["arrays"], blobs)
@@ -91,7 +91,7 @@ class IsolatedSession:
 
 
 def main() -> None:
-    """The child: one file, then its answers, until nobody asks any more."""
+    """The child process: open files and run them until the parent closes the pipe."""
     parent = Parent()
     import onnxruntime
 
@@ -109,21 +109,17 @@ def main() -> None:
             else:
                 feeds = dict(zip(request["feeds"], _arrays(request["arrays"], message.blobs), strict=True))
                 found = session.run(request["names"], feeds)
-                parent.send({"arrays": [_described(each) for each in found]}, [_bytes(each) for each in found])
-        except Exception as error:  # onnxruntime's exceptions have no common root of their own
+                parent.send({"arrays": _described(found)}, [array.tobytes() for array in found])
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
-                # Nothing is wrong with the file: the end of this process is told from a refusal.
+                # The file may be right: the parent must not take this for a refusal.
                 sys.exit(1)
             reason = " ".join(str(error).split())[:500]
             parent.send({"error": reason, "version": onnxruntime.__version__})
 
 
-def _described(array: "NDArray[Any]") -> tuple[str, tuple[int, ...]]:
-    return array.dtype.str, array.shape
-
-
-def _bytes(array: "NDArray[Any]") -> bytes:
-    return array.tobytes()
+def _described(arrays: "Sequence[NDArray[Any]]") -> list[tuple[str, tuple[int, ...]]]:
+    return [(array.dtype.str, array.shape) for array in arrays]
 
 
 def _arrays(described: Sequence[Any], blobs: Sequence[bytes]) -> "list[NDArray[Any]]":

@@ -1,11 +1,11 @@
-"""The parity gate: on real samples an exported file gives the numbers of the family's own arithmetic, or is no file.
+"""The parity gate: an exported file is kept only if its numbers equal those of the family's torch code on real samples.
 
-Pictures: the graph's preprocessing is compared with an image library's, then the whole graph with the family's torch
-code on the pixels that a preprocessing made anew gives. Texts: the graph with the family's code on the same tokens.
-Both at batch 1, 2 and 7, and each row of the largest batch with that row alone.
+Images: the graph's preprocessing is compared with an image library's, and the whole graph with the family's code on
+pixels of a new preprocessing graph. Texts: the graph is compared with the family's code on the same tokens. Both at
+batch 1, 2 and 7; also each row of the largest batch with the same row alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,56 +38,57 @@ if TYPE_CHECKING:
 
 
 class Top(NamedTuple):
-    """A head: its layers and what follows the last one."""
+    """A head: its layers, and the activation after the last one."""
 
     layers: "Sequence[Layer]"
     activation: str
 
 
-#: What may help where a file in fewer bits differs by too much.
-REPORT = "the exported graph is not the model: report it to the family's author"
-HALF = "numbers beyond half precision? export fp32"
-CALIBRATE = "calibrate with data like those that it will see, or export fp32"
+#: Hints of the error that a failed check raises.
+REPORT = "the exported graph computes other numbers than the model: report it to the family's author"
+HALF = "the model may have numbers beyond half precision: export fp32"
+CALIBRATE = "calibrate with data like those that the model will get, or export fp32"
 EIGHT = "eight bits are too few for this model: export fp16 or fp32"
 
 
 class Bounds(NamedTuple):
-    """What may differ at most: features and scores (relative to the largest reference value where that is above 1),
-    1 - cosine of features, and each row of a batch from that row alone."""  # noqa: D205, D209
+    """The largest allowed differences: of features and scores (relative to the largest reference value if that is above
+    1), of 1 - cosine of features, and of each row of a batch from the same row alone."""  # noqa: D205, D209
 
     features: float
     cosine: float
     scores: float
     alone: float
-    #: Rows of a batch whose best class may be another one, though the reference's own was ahead by more than `scores`.
+    #: Rows of a batch whose predicted class may change although the reference's was ahead by more than `scores`.
     moved: int = 0
-    #: What may help where that is not kept.
     hint: str = REPORT
 
 
-#: Half precision has 11 bits and a CPU computes with them in single precision. Of int8, with 256 levels a tensor, the
-#: direction of the features has to stay, which is what a head or a search reads; single numbers and the scores of
-#: items that are in doubt move. Its worth is judged by the accuracy that is left (zoo.export.accuracy_guard).
+#: Half precision has 11 bits, and a CPU computes with such numbers in single precision. int8 has 256 levels for each
+#: tensor: the direction of the features, which a head or a search reads, has to stay; single numbers and the scores of
+#: doubtful items change. Whether it is good enough, zoo.export.accuracy_guard measures.
 BOUNDS = {
     "fp32": Bounds(features=1e-4, cosine=1e-5, scores=1e-4, alone=1e-4),
     "fp16": Bounds(features=2e-2, cosine=1e-4, scores=3e-2, alone=2e-3, hint=HALF),
     "int8": Bounds(features=0.75, cosine=0.1, scores=0.5, alone=1e-4, moved=1, hint=CALIBRATE),
 }
 EXACT = BOUNDS["fp32"]
-#: Of a table of words only the rows are rounded: by 1 in 2,048 of a number, or 1 in 254 of the row's largest one.
+#: Only the rows of a word table are rounded: by 1/2,048 of a number, or by 1/254 of the row's largest number.
 WORDS = {
     "fp32": EXACT,
     "fp16": Bounds(features=2e-3, cosine=1e-5, scores=1e-2, alone=1e-4, hint=HALF),
     "int8": Bounds(features=3e-2, cosine=1e-3, scores=0.1, alone=1e-4, hint=EIGHT),
 }
-#: Of an encoder of texts with a scale a row the direction of the features, which a search reads, hardly turns.
+#: Text encoders have a scale for each row: the direction of the features hardly changes.
 TEXTS = {**BOUNDS, "int8": Bounds(features=0.25, cosine=2e-2, scores=0.25, alone=1e-4, moved=1, hint=EIGHT)}
-#: Grey levels (of 256) between the graph's preprocessing and Pillow's.
+#: The name of the check of predicted classes, whose value is a number of rows.
+CHANGED = "top-1 (rows that differ)"
+#: Grey levels (of 256) by which the graph's preprocessing may differ from Pillow's.
 LEVELS_BOUND = 1.001
 
 
 def bounds_of(precision: Precision, preprocess: Preprocess) -> Bounds:
-    """What a file of that precision, of a row that prepares its input so, may differ by."""
+    """The bounds of a file in this precision, of a registry row with this preprocessing."""
     kinds = {ImagePreprocess: BOUNDS, TextPreprocess: TEXTS, WordsPreprocess: WORDS}
     return kinds[type(preprocess)][precision]
 
@@ -101,32 +102,34 @@ def check(
     bounds: Bounds = EXACT,
     fresh: IsolatedSession | None = None,
 ) -> Parity:
-    """Compare the file at `path` with what is expected of it, and with `top` on the expected features.
+    """Compare the file at `path` with the `expected` features, and its scores with the head `top` on these features.
 
-    Where `former` is given, the head of the model that was converted, only the best class is compared with what that
-    says of the expected features, in the largest batch; the scores are with those of `top` on the file's own. A process
-    of its own opens the file: `fresh`, where one is there already and still runs. Raises GateError, with the report,
-    when a check fails, and IntegrityError when that process refuses the file or ends.
+    `former` is the head before conversion. With it, scores are compared with `top` applied to the exported file's own
+    features, and the predicted class with `former` applied to the expected features (largest batch only).
+
+    `fresh` is a process, started earlier, that opens the file; a new one is started if it ended meanwhile. Raises
+    GateError with the report when a check fails, IntegrityError when the process refuses the file or ends.
     """
     model = path.read_bytes()
-    # Said before a runtime may follow a path: where the file's external data lies.
+    # The paths of external data are checked before a runtime may open them.
     tables = external_data.files(model, external_data.beside(path.parent))
     checks = list(_check_pixels(model, expected, expected.preprocess, tables)) if expected.preprocess else []
-    # It may have started long before it is needed, and whatever ended it since then was not this file.
-    with fresh if fresh and fresh.is_alive else IsolatedSession() as whole:
-        whole.open(path, cores())
+    with fresh if fresh and fresh.is_alive else IsolatedSession() as session:
+        session.open(path, cores())
         for case in expected.cases:
-            checks += compare(whole, case, top, bounds, former)
-        checks.append(rows_alone(whole, expected.cases[-1].feeds, bounds))
+            checks += compare(session, case, top, bounds, former)
+        checks.append(rows_alone(session, expected.cases[-1].feeds, bounds))
     report = Parity(samples=expected.samples, checks=tuple(checks))
     if not report.passed:
         failed = [check for check in checks if not check.passed]
         worst = max(failed, key=lambda check: check.value / check.bound)
+        found = f"{worst.name} at batch {worst.batch} differs by {worst.value:.3g}, above {worst.bound:g}"
+        if worst.name == CHANGED:
+            found = f"{worst.value:g} predictions changed at batch {worst.batch}, at most {int(worst.bound)} may change"
         raise GateError(
-            f"parity: {worst.name} at batch {worst.batch} differs by {worst.value:.3g}, above {worst.bound:g} "
-            f"({len(failed)} of {len(checks)} checks failed); nothing was written",
+            f"parity: {found} ({len(failed)} of {len(checks)} checks failed); nothing was written",
             report=report,
-            # The preprocessing has the same bound, and the same numbers, in every precision.
+            # The preprocessing is the same in every precision.
             hint=REPORT if worst.name.startswith("preprocessing") else bounds.hint,
         )
     return report
@@ -135,29 +138,33 @@ def check(
 def _check_pixels(
     model: bytes, expected: Expected, preprocess: ImagePreprocess, tables: "Mapping[str, Bytes] | None"
 ) -> Iterator[ParityCheck]:
-    """What the graph's own preprocessing makes of each picture, and whether it takes several."""
+    """Compare the graph's own preprocessing of each image with the expected pixels; run it on each batch."""
     import numpy as np
     import onnx
 
     cut = edit.extract(onnx.load_from_string(model), [IMAGE], [PIXELS])
     prefix = create_session(cut.SerializeToString(), "cpu", tables=tables, spins=False)
     grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
-    levels = [
-        _levels(_run(prefix, {IMAGE: picture[None]}).get(PIXELS), pixels[None], grey)
-        for picture, pixels in expected.pictures
+
+    def levels(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
+        return np.abs((got - wanted) * grey).max()
+
+    differences = [
+        _measured(_run(prefix, {IMAGE: image[None]}).get(PIXELS), pixels[None], levels)
+        for image, pixels in expected.images
     ]
-    yield _judge("preprocessing (grey levels)", 1, max(levels), LEVELS_BOUND)
+    yield _result("preprocessing (grey levels)", 1, max(differences), LEVELS_BOUND)
     for case in expected.cases:
         if not _run(prefix, case.feeds):
-            yield _judge("preprocessing (batches)", len(case.feeds[IMAGE]), float("inf"), LEVELS_BOUND)
+            yield _result("preprocessing (batches)", len(case.feeds[IMAGE]), float("inf"), LEVELS_BOUND)
 
 
 def compare(
     session: Any, case: Case, top: "Top | None" = None, bounds: Bounds = EXACT, former: "Top | None" = None
 ) -> Iterator[ParityCheck]:
-    """The graph in `session` against what is wanted of it (and the heads on that: see `check`) on one batch.
+    """Checks of one batch: the outputs of `session` against `case.wanted`, and the scores (see `check`).
 
-    Of a graph that ends before the features, every tensor that is wanted.
+    A graph that ends before the features is checked on every tensor of `case.wanted`.
     """
     import numpy as np
 
@@ -166,27 +173,27 @@ def compare(
     features, scores = got.get(FEATURES), got.get(SCORES)
     if FEATURES not in case.wanted:
         for name, tensor in case.wanted.items():
-            yield _judge(f"{name} (max difference)", batch, _difference(got.get(name), tensor), bounds.features)
+            yield _result(f"{name} (max difference)", batch, _difference(got.get(name), tensor), bounds.features)
         return
     wanted = np.asarray(case.wanted[FEATURES], np.float32)
-    yield _judge("features (max difference)", batch, _difference(features, wanted), bounds.features)
-    yield _judge("features (1 - cosine)", batch, _angle(features, wanted), bounds.cosine)
+    yield _result("features (max difference)", batch, _difference(features, wanted), bounds.features)
+    yield _result("features (1 - cosine)", batch, _angle(features, wanted), bounds.cosine)
     if top is None:
         return
-    right = head.apply((former or top).layers, wanted, top.activation)
+    reference = head.apply((former or top).layers, wanted, top.activation)
     if former is None:
-        yield _judge("scores (max difference)", batch, _difference(scores, right), bounds.scores)
+        yield _result("scores (max difference)", batch, _difference(scores, reference), bounds.scores)
     elif features is not None:
         own = head.apply(top.layers, np.asarray(features, np.float32), top.activation)
-        yield _judge("scores of its features (max difference)", batch, _difference(scores, own), EXACT.scores)
-    # Where rows may move they are counted once, in the largest batch: as few as there are in the others prove nothing.
+        yield _result("scores of its features (max difference)", batch, _difference(scores, own), EXACT.scores)
+    # After a conversion some rows may change; the smaller batches have too few rows to count them.
     if top.activation == "softmax" and (former is None or batch == BATCHES[-1]):
-        moved = _moved(scores, right, bounds.scores, _distinct(case.feeds))
-        yield _judge("top-1 (rows that differ)", batch, moved, bounds.moved + 0.5)
+        moved = _moved(scores, reference, bounds.scores, _distinct(case.feeds))
+        yield _result(CHANGED, batch, moved, bounds.moved + 0.5)
 
 
 def rows_alone(session: Any, feeds: "TensorMap", bounds: Bounds = EXACT) -> ParityCheck:
-    """Each row of a batch against that row alone: a frozen or leaking batch axis shows here."""
+    """The check of each row of a batch against the same row alone, which finds a frozen or leaking batch axis."""
     import numpy as np
 
     batch = len(next(iter(feeds.values())))
@@ -196,80 +203,75 @@ def rows_alone(session: Any, feeds: "TensorMap", bounds: Bounds = EXACT) -> Pari
     for name, rows in together.items():
         one_by_one = np.concatenate([answer[name] for answer in alone]) if all(alone) else None
         worst = max(worst, _difference(one_by_one, rows))
-    return _judge("each row alone (max difference)", batch, worst, bounds.alone)
+    return _result("each row alone (max difference)", batch, worst, bounds.alone)
 
 
 def _run(session: Any, feeds: "TensorMap") -> "TensorMap":
-    """The graph's answers by name; none where the runtime refuses the shapes, as it does after a frozen axis.
+    """The graph's outputs by name; {} if the runtime refuses the shapes, for example because an axis is frozen.
 
-    Raises IntegrityError when the process that was asked has ended, which says nothing of the graph.
+    Raises IntegrityError when the process of the session has ended.
     """
     names = [output.name for output in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
     except Exception as error:
-        # onnxruntime's exceptions have no common root of their own; its wrapper and IsolatedSession raise Python's.
+        # onnxruntime's exceptions have no common base class; its wrapper and IsolatedSession raise Python's.
         if isinstance(error, RuntimeError | ValueError) or type(error).__module__.startswith("onnxruntime."):
             return {}
         raise
 
 
 def _distinct(feeds: "TensorMap") -> list[int]:
-    """The first place of each row: a batch of fewer samples than it has rows repeats some."""
-    rows = zip(*([row.tobytes() for row in array] for array in feeds.values()), strict=True)
-    places: dict[tuple[bytes, ...], int] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row, place)
-    return list(places.values())
+    """The first index of each different row: a batch repeats samples if there are too few of them."""
+    indices: dict[tuple[bytes, ...], int] = {}
+    for index, rows in enumerate(zip(*feeds.values(), strict=True)):
+        indices.setdefault(tuple(row.tobytes() for row in rows), index)
+    return list(indices.values())
 
 
-def _levels(got: "NDArray[Any] | None", wanted: "NDArray[Any]", grey: "NDArray[Any]") -> float:
-    import numpy as np
-
-    if got is None or got.shape != wanted.shape:
-        return float("inf")
-    return _finite(float(np.abs((got - wanted) * grey).max()))
-
-
-def _moved(
-    got: "NDArray[Any] | None", wanted: "NDArray[Any]", room: float, rows: "Sequence[int] | slice" = slice(None)
+def _measured(
+    got: "NDArray[Any] | None", wanted: "NDArray[Any]", measure: "Callable[[NDArray[Any], NDArray[Any]], Any]"
 ) -> float:
-    """How many of `rows` have another best class, where the reference's own is ahead by more than `room`."""
-    import numpy as np
-
+    """`measure(got, wanted)`; infinity for a missing tensor, another shape, and NaN, which a comparison would pass."""
     if got is None or got.shape != wanted.shape:
         return float("inf")
-    top = np.sort(wanted, axis=1)
-    clear = top[:, -1] - top[:, -2] > room
-    return float(((got.argmax(1) != wanted.argmax(1)) & clear)[rows].sum())
-
-
-def _difference(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
-    import numpy as np
-
-    if got is None or got.shape != wanted.shape:
-        return float("inf")
-    return _finite(float(np.abs(got - wanted).max() / max(1.0, float(np.abs(wanted).max()))))
-
-
-def _finite(value: float) -> float:
-    """Infinity for a NaN: comparisons and max() would let one pass."""
+    value = float(measure(got, wanted))
     return value if value < float("inf") else float("inf")
 
 
-def _angle(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
+def _moved(
+    got: "NDArray[Any] | None", wanted: "NDArray[Any]", margin: float, rows: "Sequence[int] | slice" = slice(None)
+) -> float:
+    """The number of `rows` whose best class differs although the reference's is ahead by more than `margin`."""
     import numpy as np
 
-    if got is None or got.shape != wanted.shape:
-        return float("inf")
-    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
-    # A text without a known word is all zeros on both sides, and has no direction.
-    cosines = np.where(
-        (got == wanted).all(1), 1, np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
+    best = np.sort(wanted, axis=1)
+    clear = best[:, -1] - best[:, -2] > margin
+    return _measured(got, wanted, lambda got, wanted: ((got.argmax(1) != wanted.argmax(1)) & clear)[rows].sum())
+
+
+def _difference(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
+    """The largest difference, relative to the largest value of `wanted` if that is above 1."""
+    import numpy as np
+
+    return _measured(
+        got, wanted, lambda got, wanted: np.abs(got - wanted).max() / max(1.0, float(np.abs(wanted).max()))
     )
-    return _finite(float(np.max(1 - cosines)))
 
 
-def _judge(name: str, batch: int, value: float, bound: float) -> ParityCheck:
+def _angle(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
+    """The largest 1 - cosine of two rows."""
+    import numpy as np
+
+    def measure(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
+        norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosines = np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
+        # A text without a known word is all zeros on both sides, and has no direction.
+        return np.max(1 - np.where((got == wanted).all(1), 1, cosines))
+
+    return _measured(got, wanted, measure)
+
+
+def _result(name: str, batch: int, value: float, bound: float) -> ParityCheck:
     # Written so that a NaN fails.
     return ParityCheck(name=name, batch=batch, value=value, bound=bound, passed=bool(value <= bound))

@@ -1,7 +1,7 @@
-"""A graph in another precision: half floats for GPUs, eight-bit integers (static QDQ) for CPUs.
+"""A model in another precision: half precision for GPUs, eight-bit integers (static QDQ) for CPUs.
 
-Only the backbone between the preprocessing and the features changes; what is before and after it, which is exact and
-cheap, stays as it is. Conversion is onnxruntime's own (onnxruntime.transformers.float16, onnxruntime.quantization).
+Only the backbone between the preprocessing and the features changes; preprocessing and head are cheap and stay exact.
+onnxruntime's own converters are used (onnxruntime.transformers.float16, onnxruntime.quantization).
 """
 
 import logging
@@ -25,44 +25,43 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: What quantises well and is much of a CNN's work; the rest stays in float where it stands alone.
+#: Operators that are quantised: they quantise well and are most of a CNN's work.
 QUANTISED = (
     *("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"),
 )
-#: What has weights, and may be left in float.
+#: Operators with weights, whose nodes may be left in float.
 LAYERS = ("Conv", "Gemm", "MatMul")
-#: The input that says which layers are rounded.
+#: The input of the graph of `_with_switches` that says which layers are quantised.
 SWITCHES = "switches"
 #: Batches over which the errors of rounded weights are averaged.
 CORRECTED = 32
 
 
-class Pieces(NamedTuple):
-    """A model in three: images to pixels, pixels (or token ids) to features, features to scores."""
+class Parts(NamedTuple):
+    """A model cut in three: images to pixels, pixels (or token ids) to features, features to scores."""
 
     prefix: "onnx.ModelProto | None"
     body: "onnx.ModelProto"
     head: "onnx.ModelProto | None"
 
 
-def pieces(model: "onnx.ModelProto") -> Pieces:
-    """Cut a model where its preprocessing ends and where its head begins."""
+def split_parts(model: "onnx.ModelProto") -> Parts:
+    """The model cut at the end of its preprocessing and at the start of its head."""
     inputs = [item.name for item in model.graph.input]
     outputs = [item.name for item in model.graph.output]
     prefix = edit.extract(model, [IMAGE], [PIXELS]) if IMAGE in inputs else None
-    taken = [PIXELS] if prefix is not None else inputs
-    body = edit.extract(model, taken, [FEATURES])
+    body = edit.extract(model, [PIXELS] if prefix is not None else inputs, [FEATURES])
     head = edit.extract(model, [FEATURES], [SCORES]) if SCORES in outputs else None
-    return Pieces(prefix, body, head)
+    return Parts(prefix, body, head)
 
 
-def whole(parts: Pieces, metadata: "dict[str, str]") -> "onnx.ModelProto":
-    """The model of these pieces, with `metadata`."""
+def join_parts(parts: Parts, metadata: Mapping[str, str]) -> "onnx.ModelProto":
+    """The model of these parts, with `metadata`."""
     model = parts.body
     if parts.prefix is not None:
-        cut = parts.prefix.graph.output[0]
+        pixels = parts.prefix.graph.output[0]
         model = edit.join(parts.prefix, model)
-        model.graph.value_info.append(cut)
+        model.graph.value_info.append(pixels)
     if parts.head is not None:
         model = edit.join(model, parts.head, keep=[FEATURES])
     edit.describe(model, metadata)
@@ -70,64 +69,60 @@ def whole(parts: Pieces, metadata: "dict[str, str]") -> "onnx.ModelProto":
 
 
 def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The body in half floats; its inputs and outputs stay single floats."""
+    """The model with its body in half precision; inputs and outputs stay single precision."""
     onnxruntime()
     with _quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
-        parts = pieces(model)
+        parts = split_parts(model)
         body = convert_float_to_float16(parts.body, keep_io_types=True)
-        # It writes the cast of an input behind the nodes that take it.
+        # The converter puts the cast of an input behind the nodes that read it.
         OnnxModel(body).topological_sort()
-    return whole(parts._replace(body=_adopted(body, parts.body)), facts(model))
+    return _with_body(model, parts, body)
 
 
 def fused(model: "onnx.ModelProto", family: str) -> "onnx.ModelProto":
-    """The body, an encoder of texts by `family`, in ONNX Runtime's own operators (zoo.graph.fuse)."""
-    parts = pieces(model)
-    return whole(parts._replace(body=_adopted(fuse.fuse(parts.body, family).model, parts.body)), facts(model))
+    """The model with its body, a text encoder of `family`, in ONNX Runtime's own operators (zoo.graph.fuse)."""
+    parts = split_parts(model)
+    return _with_body(model, parts, fuse.fuse(parts.body, family).model)
 
 
 def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
-    """The body in eight bits; the nodes `exclude` stay in float.
+    """The model with its body in eight bits, except the nodes `exclude`. Equal on processors with and without VNNI.
 
-    Of pictures each weight's channel and each activation has a scale of its own, and `batches` give the `pixels` from
-    which the activations' ranges are read. Of texts nothing is read: each row finds its scale
-    (zoo.export.precision_texts). The file says the same on processors with and without VNNI. Raises UsageError for a
-    model without large layers.
+    Images: every channel of a weight and every activation has its own scale; the ranges of activations are read from
+    the `pixels` of `batches`. Texts: every row of an activation has its own scale, computed at run time, and `batches`
+    are not used (zoo.export.precision_texts). Raises UsageError for a text model without large layers.
     """
-    parts = pieces(model)
+    parts = split_parts(model)
     if parts.prefix is None:
-        return whole(
-            parts._replace(body=_adopted(precision_texts.rowwise(parts.body, exclude), parts.body)), facts(model)
-        )
-    converted = parts._replace(prefix=_apart(parts.prefix), body=int8_body(parts.body, batches, exclude))
-    return whole(converted, facts(model))
+        return _with_body(model, parts, precision_texts.quantise_encoder(parts.body, exclude))
+    prefix = _with_final_reshape(parts.prefix)
+    return _with_body(model, parts._replace(prefix=prefix), quantise_cnn(parts.body, batches, exclude))
 
 
-def int8_body(
+def quantise_cnn(
     body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
 ) -> "onnx.ModelProto":
-    """`int8` of a graph that takes `pixels` and gives `features`."""
+    """A graph from `pixels` to `features` in eight bits, except the nodes `exclude`."""
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        converted = edit.load(_quantised(body, batches, exclude, Path(folder))[1])
-    return _adopted(converted, body)
+        return edit.load(_quantise_static(body, batches, exclude, Path(folder))[1])
 
 
 def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
-    """Names of the layers with weights, those first that alone move the features furthest when they are rounded.
+    """Names of the layers with weights, sorted by how much quantising each alone changes the features on `batches`.
 
-    On `batches`, from which the ranges are read here, too; `exclude` are those that stay in float already.
+    The worst comes first. The nodes `exclude`, which stay in float already, are not among them.
     """
     import numpy as np
 
-    parts = pieces(model)
+    parts = split_parts(model)
     if parts.prefix is None:
         return precision_texts.worst_layers(parts.body, batches, exclude)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        ready, done = _quantised(parts.body, batches, exclude, Path(folder))
-        names, probe = _switched(edit.load(ready), edit.load(done))
+        exact, quantised = _quantise_static(parts.body, batches, exclude, Path(folder))
+        names, probe = _with_switches(edit.load(exact), edit.load(quantised))
     session = create_session(probe.SerializeToString(), "cpu")
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -135,92 +130,93 @@ def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclu
         [found] = session.run(None, {**together, SWITCHES: switches})
         return np.asarray(found, np.float64)
 
-    exact = features(np.zeros(len(names), np.float32))
-    cost = [float(np.square(features(switches) - exact).sum()) for switches in np.eye(len(names), dtype=np.float32)]
-    return [names[number] for number in np.argsort(-np.array(cost), kind="stable")]
+    right = features(np.zeros(len(names), np.float32))
+    cost = [float(np.square(features(switches) - right).sum()) for switches in np.eye(len(names), dtype=np.float32)]
+    return [names[index] for index in np.argsort(-np.array(cost), kind="stable")]
 
 
-def _switched(exact: "onnx.ModelProto", done: "onnx.ModelProto") -> "tuple[list[str], onnx.ModelProto]":
-    """(the layers in eight bits, `exact` with an input SWITCHES [layers]: 1 rounds what a layer takes as `done` does).
+def _with_switches(exact: "onnx.ModelProto", quantised: "onnx.ModelProto") -> "tuple[list[str], onnx.ModelProto]":
+    """Returns the quantised layers and a copy of the float model with a switch for each of them.
 
-    One graph for all of them: a session for each would take longer to make than to run.
+    The copy has one more input, SWITCHES [layers]: if switch i is 1, the inputs of layer i are quantised. One graph for
+    all layers is faster than a session for each.
     """
-    import numpy as np
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    probe = onnx.ModelProto()
-    probe.CopyFrom(exact)
-    body = probe.graph
-    values = {tensor.name: tensor for tensor in body.initializer}
-    known = {tensor.name: tensor for tensor in done.graph.initializer}
-    rounded = {node.output[0]: node for node in done.graph.node if node.op_type == "DequantizeLinear"}
-    takes = {node.name: [rounded.get(name) for name in node.input] for node in done.graph.node}
-    nodes: list[onnx.NodeProto] = []
-
-    def add(kind: str, inputs: "Sequence[str]", output: str) -> str:
-        nodes.append(helper.make_node(kind, list(inputs), [output], name=output))
-        return output
-
-    def constant(array: Any, name: str) -> str:
-        body.initializer.append(numpy_helper.from_array(array, name))
-        return name
-
+    probe = edit.copied(exact)
+    producers = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
+    rounded = {node.name: [producers.get(name) for name in node.input] for node in quantised.graph.node}
+    writer = _SwitchWriter(probe.graph, {tensor.name: tensor for tensor in quantised.graph.initializer})
     names: list[str] = []
-    for node in body.node:
-        sources = takes.get(node.name, [])
+    for node in probe.graph.node:
+        sources = rounded.get(node.name, [])
         if node.op_type in LAYERS and any(sources):
-            own = f"switched/{len(names)}"
-            switch = add(
-                "Gather", [SWITCHES, constant(np.array(len(names), np.int64), f"{own}/place")], f"{own}/switch"
-            )
+            prefix = f"switched/{len(names)}"
+            index = writer.constant(f"{prefix}/index", len(names), "int64")
+            switch = writer.add("Gather", [SWITCHES, index], f"{prefix}/switch")
             names.append(node.name)
-            for place, source in enumerate(sources):
-                if source is None:
-                    continue
-                end = f"{own}/{place}"
-                given = node.input[place] if place < len(node.input) else ""
-                if source.input[0] in known:
-                    whole = _dequantised(source, known)
-                    # Where there was no bias one was added, for what rounding adds.
-                    exact_ = numpy_helper.to_array(values[given]) if given else np.zeros_like(whole)
-                    error = constant(whole - exact_, f"{end}/error")
-                    given = given or constant(exact_, f"{end}/none")
-                else:
-                    scale, zero = (
-                        constant(numpy_helper.to_array(known[name]), f"{end}/{name}") for name in source.input[1:3]
-                    )
-                    bytes_ = add("QuantizeLinear", [given, scale, zero], f"{end}/bytes")
-                    error = add(
-                        "Sub", [add("DequantizeLinear", [bytes_, scale, zero], f"{end}/whole"), given], f"{end}/error"
-                    )
-                taken = add("Add", [given, add("Mul", [error, switch], f"{end}/part")], f"{end}/taken")
-                node.input[place : place + 1] = [taken]
-        nodes.append(node)
-    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del body.node[:]
-    body.node.extend(ordered)
-    body.input.append(helper.make_tensor_value_info(SWITCHES, onnx.TensorProto.FLOAT, [len(names)]))
+            # The quantised layer may have a bias where the exact one has none.
+            inputs = zip([*node.input, *[""] * (len(sources) - len(node.input))], sources, strict=True)
+            node.input[:] = [
+                given if source is None else writer.switched(f"{prefix}/{position}", given, source, switch)
+                for position, (given, source) in enumerate(inputs)
+            ]
+        writer.nodes.append(node)
+    writer.replace(probe)
+    probe.graph.input.append(helper.make_tensor_value_info(SWITCHES, onnx.TensorProto.FLOAT, [len(names)]))
     return names, probe
 
 
-def _dequantised(node: "onnx.NodeProto", known: "Mapping[str, onnx.TensorProto]") -> "NDArray[np.float32]":
-    """What a DequantizeLinear of constants gives."""
+class _SwitchWriter(edit.GraphBuilder):
+    """Writes `given + switch * (quantised - given)` for the inputs of layers.
+
+    `quantised` are the constants of the quantised graph.
+    """
+
+    def __init__(self, exact: "onnx.GraphProto", quantised: "Mapping[str, onnx.TensorProto]") -> None:
+        super().__init__(exact)
+        self.quantised = quantised
+
+    def switched(self, name: str, given: str, source: "onnx.NodeProto", switch: str) -> str:
+        """The tensor `given`, or with the switch at 1 the output of the DequantizeLinear node `source`.
+
+        `given` is empty for a bias that quantisation added, to correct rounding errors: it is 0 otherwise.
+        """
+        import numpy as np
+        from onnx import numpy_helper
+
+        if source.input[0] in self.quantised:
+            rounded = _dequantised(source, self.quantised)
+            given = given or self.constant(f"{name}/none", np.zeros_like(rounded))
+            error = self.constant(f"{name}/error", rounded - numpy_helper.to_array(self.constants[given]))
+        else:
+            arrays = (numpy_helper.to_array(self.quantised[each]) for each in source.input[1:3])
+            scale, zero = (self.constant(f"{name}/{array.dtype}", array, str(array.dtype)) for array in arrays)
+            stored = self.add("QuantizeLinear", [given, scale, zero], f"{name}/bytes")
+            back = self.add("DequantizeLinear", [stored, scale, zero], f"{name}/rounded")
+            error = self.add("Sub", [back, given], f"{name}/error")
+        part = self.add("Mul", [error, switch], f"{name}/part")
+        return self.add("Add", [given, part], f"{name}/switched")
+
+
+def _dequantised(node: "onnx.NodeProto", constants: "Mapping[str, onnx.TensorProto]") -> "NDArray[np.float32]":
+    """The output of a DequantizeLinear of constants."""
     import numpy as np
     from onnx import numpy_helper
 
-    whole, scale, *zero = (numpy_helper.to_array(known[name]) for name in node.input)
-    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
-    shape = [-1 if place == axis % whole.ndim else 1 for place in range(whole.ndim)] if scale.size > 1 else []
+    levels, scale, *zero = (numpy_helper.to_array(constants[name]) for name in node.input)
+    axis = edit.attributes(node).get("axis", 1)
+    shape = [-1 if index == axis % levels.ndim else 1 for index in range(levels.ndim)] if scale.size > 1 else []
     origin = zero[0].astype(np.int64).reshape(shape) if zero else 0
-    found: NDArray[np.float32] = ((whole.astype(np.int64) - origin) * scale.reshape(shape)).astype(np.float32)
+    found: NDArray[np.float32] = ((levels.astype(np.int64) - origin) * scale.reshape(shape)).astype(np.float32)
     return found
 
 
-def _quantised(
+def _quantise_static(
     body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str], folder: Path
 ) -> tuple[Path, Path]:
-    """(the body made ready, the body quantised), as files in `folder`."""
+    """(the body ready for quantisation, the body quantised), as files in `folder`."""
     onnxruntime()
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -238,20 +234,24 @@ def _quantised(
         def get_next(self) -> "TensorMap | None":
             return next(self.rest, None)
 
-    given, ready, mended, done = (folder / f"{name}.onnx" for name in ("given", "ready", "mended", "int8"))
-    given.write_bytes(pooling.pools_after(body)[0].SerializeToString())
-    quant_pre_process(str(given), str(ready), skip_symbolic_shape=True)
+    original, ready, corrected, quantised = (
+        folder / f"{name}.onnx" for name in ("original", "ready", "corrected", "quantised")
+    )
+    original.write_bytes(pooling.convolve_before_pooling(body)[0].SerializeToString())
+    quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
     exact = edit.load(ready)
     ranges = precision_images.weight_ranges(exact)
-    mended.write_bytes(precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude).SerializeToString())
+    corrected.write_bytes(
+        precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude).SerializeToString()
+    )
     quantize_static(
-        str(mended),
-        str(done),
+        str(corrected),
+        str(quantised),
         Reader(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(QUANTISED),
         per_channel=True,
-        # Weights of what is no convolution have seven bits, which no sum of two products overflows.
+        # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
         reduce_range=True,
         extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
         activation_type=QuantType.QUInt8,
@@ -259,49 +259,44 @@ def _quantised(
         nodes_to_exclude=list(exclude),
         calibrate_method=CalibrationMethod.MinMax,
     )
-    return ready, done
+    return ready, quantised
 
 
-def _apart(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The preprocessing, its last tensor reshaped to the shape that it has.
+def _with_final_reshape(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The preprocessing with a Reshape at its end, to the shape that its output has already.
 
-    Eight-bit convolutions want channels last, and ONNX Runtime 1.31 moves the transposition that this takes up through
-    the preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match
-    the number of axes (1)"). It moves none through a Reshape, which costs nothing.
+    Eight-bit convolutions want channels last, and ONNX Runtime 1.31 moves the Transpose for it up into the
+    preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match the
+    number of axes (1)"). It moves none through a Reshape, which costs nothing.
     """
     import numpy as np
-    import onnx
     from onnx import helper, numpy_helper
 
-    apart = onnx.ModelProto()
-    apart.CopyFrom(prefix)
-    body = apart.graph
+    changed = edit.copied(prefix)
+    body = changed.graph
     shape = [axis.dim_value for axis in body.output[0].type.tensor_type.shape.dim]
-    loose, name = f"{body.name}/pixels", f"{body.name}/pixels_shape"
+    before, name = f"{body.name}/pixels", f"{body.name}/pixels_shape"
     for node in body.node:
-        node.output[:] = [loose if output == PIXELS else output for output in node.output]
-    # 0 keeps the axis as it is: the batch.
+        node.output[:] = [before if output == PIXELS else output for output in node.output]
+    # 0 keeps the size of the batch axis.
     body.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), name))
-    body.node.append(helper.make_node("Reshape", [loose, name], [PIXELS], name=f"{body.name}/apart"))
-    return apart
+    body.node.append(helper.make_node("Reshape", [before, name], [PIXELS], name=f"{body.name}/apart"))
+    return changed
 
 
-def _adopted(body: "onnx.ModelProto", before: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A converter's model as we ship it, under the names and with the inputs and outputs that it had before."""
-    for ours, theirs in ((before.graph.input, body.graph.input), (before.graph.output, body.graph.output)):
+def _with_body(model: "onnx.ModelProto", parts: Parts, body: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The `parts` of `model` joined again with a converted `body`, which gets the old inputs and outputs."""
+    before = parts.body.graph
+    for ours, theirs in ((before.input, body.graph.input), (before.output, body.graph.output)):
         del theirs[:]
         theirs.extend(ours)
-    return edit.clean(body, f"{before.graph.name}/converted")
-
-
-def facts(model: "onnx.ModelProto") -> dict[str, str]:
-    """The metadata of a model."""
-    return {item.key: item.value for item in model.metadata_props}
+    clean = edit.clean(body, f"{before.name}/converted")
+    return join_parts(parts._replace(body=clean), edit.metadata_of(model))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the converters say of themselves."""
+    """Silences the converters' warnings and log messages."""
     import warnings
 
     root = logging.getLogger()
@@ -316,10 +311,10 @@ def _quiet() -> Iterator[None]:
 
 
 def calibration(session: Any, items: Sequence[object], skip: Skip | None = None) -> "Iterator[TensorMap]":
-    """The body's inputs for each of `items`, one at a time, as the runtime itself makes them; `skip` as it takes it."""
+    """The inputs of the body for each of `items`, one at a time; `skip` is that of `Session.stream`."""
     is_text = session.manifest.cut is None
     taken = [spec.name for spec in session.manifest.inputs] if is_text else [PIXELS]
-    # Asked for nothing that it computes, the runtime would answer with everything.
+    # Without a computed output in the list the runtime would return all of them.
     for _, arrays in session.stream(items, [*taken, FEATURES], skip):
         for row in range(len(arrays[taken[0]])):
             yield {name: arrays[name][row : row + 1] for name in taken}

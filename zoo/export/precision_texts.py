@@ -1,19 +1,20 @@
-"""Eight bits for encoders of texts: weights with a scale a column, activations with a scale a row, found as they come.
+"""Eight bits for text encoders: weights with a scale for each column, activations with a scale for each row.
 
-A scale that a whole tensor shares would let a loud text change its neighbours' answers in a batch (so does ONNX
-Runtime's dynamic quantisation), and one that is fixed beforehand fits no text well. With one a row (a token) no text
-depends on another, and nothing is calibrated. The graph says it in standard operators (QuantizeLinear,
-DequantizeLinear), which ONNX Runtime fuses with the product. Weights are rounded so that every processor sums them
-alike (zoo.export.precision_images).
+A scale for a whole tensor, as in ONNX Runtime's dynamic quantisation, would let one text of a batch change the others,
+and a scale fixed beforehand fits no text well. With one for each row (token), computed at run time, no text depends on
+another and nothing has to be calibrated. The graph uses standard operators (QuantizeLinear, DequantizeLinear), which
+ONNX Runtime fuses with the MatMul. Weights are rounded so that every processor adds them up alike
+(zoo.export.precision_images).
 
-Rows scaled so are "token-wise dynamic quantisation" in the literature: Yao et al., https://arxiv.org/abs/2206.01861.
+The literature calls this "token-wise dynamic quantisation": Yao et al., https://arxiv.org/abs/2206.01861.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import UsageError
 from zoo.export.precision_images import fitting_range
+from zoo.graph import edit
 from zoo.runtime.ort import create_session
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: Levels on either side of zero.
+#: Levels on each side of zero.
 LEVELS = 127
-#: Activations are bytes around the middle one; behind a GELU, which has no answer below -0.17, from that one up.
+#: Activations are uint8 with this zero point; behind a GELU, whose values are at least -LEAST, with 0 (see `Rows`).
 MIDDLE = 128
 GELU, LEAST = ("Gelu", "BiasGelu"), 0.17
-#: A row of zeros has a scale, too.
+#: The smallest scale: a row of zeros needs one too.
 TINY = 1e-9
-#: Products and tables with fewer weights than this gain nothing.
-SMALL = 1024
+#: Smaller weights and tables than this gain nothing.
+SMALLEST_MATRIX = 1024
 
 
 class Rows(NamedTuple):
-    """Activations as bytes and back, over `largest`, each row's size; LEAST was added before where `is_shifted`."""
+    """Activations quantised to uint8 with one scale per row (`largest`) and back; LEAST was added if `is_shifted`."""
 
     rounded: str
     largest: str
@@ -43,75 +44,69 @@ class Rows(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """A weight as bytes and back, and the sums [out] of its columns as they then are."""
+    """The tensor of a weight quantised and back, and the sums [out] of its columns after that."""
 
     rounded: str
     sums: "NDArray[np.float32]"
 
 
-def rowwise(body: "onnx.ModelProto", exclude: Collection[str] = ()) -> "onnx.ModelProto":
-    """`body` with its products of activations [..., in] and weights [in, out] in eight bits, and its tables.
+def quantise_encoder(body: "onnx.ModelProto", exclude: Collection[str] = ()) -> "onnx.ModelProto":
+    """`body` with its large MatMuls [..., in] x [in, out] and its embedding tables in eight bits.
 
-    But for the nodes `exclude`. Raises UsageError when there is no such product.
+    The nodes `exclude` stay in float. Raises UsageError for a model without a large MatMul.
     """
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(body)
-    if not any(True for _ in layers(model)):
+    names = {node.name for node in quantisable_layers(body)}
+    if not names:
         raise UsageError("this model has no layers that eight bits would speed up", hint="--precision fp32, or fp16")
-    writer = _Writer(model)
-    products = {node.name for node in layers(model)}.difference(exclude)
-    tables = {node.name for node in _lookups(model)}.difference(exclude)
+    model = edit.copied(body)
+    writer = _Writer(model.graph)
+    layers, lookups = names.difference(exclude), _lookups(body).difference(exclude)
     for node in model.graph.node:
-        if node.name in products:
-            writer.product(node.input[0], node.input[1], node.output[0])
-        elif node.name in tables:
-            writer.lookup(node)
+        if node.name in layers:
+            writer.matmul(node.input[0], node.input[1], node.output[0])
+        elif node.name in lookups:
+            writer.lookup(node.input[0], node.input[1], node.output[0])
         else:
-            writer.nodes.append(node)
-    writer.finish()
+            writer.keep(node)
+    writer.replace(model)
     return model
 
 
-def layers(body: "onnx.ModelProto") -> "Iterator[onnx.NodeProto]":
-    """The products of activations and a large weight."""
+def quantisable_layers(body: "onnx.ModelProto") -> "list[onnx.NodeProto]":
+    """The MatMul nodes with a large constant weight."""
     large = _large(body)
-    return (node for node in body.graph.node if node.op_type == "MatMul" and node.input[1] in large)
+    return [node for node in body.graph.node if node.op_type == "MatMul" and node.input[1] in large]
 
 
 def worst_layers(body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Collection[str] = ()) -> list[str]:
-    """Names of the products, those first that alone move the outputs of `body` furthest when they are rounded."""
+    """Names of the large MatMuls, sorted by how much quantising each alone changes the outputs; the worst first."""
     import numpy as np
 
-    names = [node.name for node in layers(body) if node.name not in exclude]
+    names = [node.name for node in quantisable_layers(body) if node.name not in exclude]
 
-    def answers(model: "onnx.ModelProto") -> "list[NDArray[Any]]":
+    def outputs(model: "onnx.ModelProto") -> "list[NDArray[Any]]":
         session = create_session(model.SerializeToString(), "cpu")
         return [session.run(None, dict(batch))[0] for batch in batches]
 
-    exact = answers(body)
+    exact = outputs(body)
 
-    def moved(name: str) -> float:
+    def cost(name: str) -> float:
         others = [*(other for other in names if other != name), *exclude]
-        pairs = zip(answers(rowwise(body, others)), exact, strict=True)
+        pairs = zip(outputs(quantise_encoder(body, others)), exact, strict=True)
         return float(sum(np.square(found - right).sum() for found, right in pairs))
 
-    cost = {name: moved(name) for name in names}
-    return sorted(names, key=lambda name: -cost[name])
+    return sorted(names, key=cost, reverse=True)
 
 
-def _lookups(body: "onnx.ModelProto") -> "Iterator[onnx.NodeProto]":
-    """Rows taken of a large table."""
+def _lookups(body: "onnx.ModelProto") -> set[str]:
+    """Names of the nodes that gather rows of a large table."""
     large = _large(body)
-    for node in body.graph.node:
-        axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
-        if node.op_type == "Gather" and node.input[0] in large and axis == 0:
-            yield node
+    gathers = [node for node in body.graph.node if node.op_type == "Gather" and node.input[0] in large]
+    return {node.name for node in gathers if edit.attributes(node).get("axis", 0) == 0}
 
 
 def _large(body: "onnx.ModelProto") -> set[str]:
-    """Names of the constants that are matrices of many floats, and lie in the file itself."""
+    """Names of the constants that are large float matrices, stored in the file itself."""
     from onnx import TensorProto
 
     return {
@@ -120,119 +115,94 @@ def _large(body: "onnx.ModelProto") -> set[str]:
         if len(tensor.dims) == 2
         and tensor.data_type == TensorProto.FLOAT
         and tensor.data_location != TensorProto.EXTERNAL
-        and tensor.dims[0] * tensor.dims[1] >= SMALL
+        and tensor.dims[0] * tensor.dims[1] >= SMALLEST_MATRIX
     }
 
 
-class _Writer:
-    """The graph's nodes anew, one after another; what several of them need is written once."""
+class _Writer(edit.GraphBuilder):
+    """Writes the quantised graph node by node; tensors that several nodes need are written once."""
 
-    def __init__(self, model: "onnx.ModelProto") -> None:
-        self.model, self.name = model, model.graph.name
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    def __init__(self, graph: "onnx.GraphProto") -> None:
+        super().__init__(graph)
+        self.name = graph.name
+        self.operators: dict[str, str] = {}
         self.known_rows: dict[str, Rows] = {}
         self.known_columns: dict[str, Columns] = {}
 
-    def product(self, values: str, weight: str, output: str) -> None:
-        """`values` [..., in] times `weight` [in, out]."""
+    def keep(self, node: "onnx.NodeProto") -> None:
+        """Write a node as it is."""
+        self.nodes.append(node)
+        self.operators.update(dict.fromkeys(node.output, node.op_type))
+
+    def matmul(self, values: str, weight: str, output: str) -> None:
+        """Write `values` [..., in] times `weight` [in, out]."""
         if values not in self.known_rows:
             self.known_rows[values] = self._rows(values)
         if weight not in self.known_columns:
             self.known_columns[weight] = self._columns(weight)
         rows, columns = self.known_rows[values], self.known_columns[weight]
-        relative = self._node("MatMul", [rows.rounded, columns.rounded], f"{output}/relative")
+        relative = self.add("MatMul", [rows.rounded, columns.rounded], f"{output}/relative")
         if not rows.is_shifted:
-            self._node("Mul", [relative, rows.largest], output)
+            self.add("Mul", [relative, rows.largest], output)
             return
         # (largest * rounded - LEAST) @ weight: the second part is the same for all rows.
-        rest = self._constant(f"{output}/rest", -LEAST * columns.sums)
-        shifted = self._node("Mul", [relative, rows.largest], f"{output}/shifted")
-        self._node("Add", [shifted, rest], output)
+        rest = self.constant(f"{output}/rest", -LEAST * columns.sums)
+        shifted = self.add("Mul", [relative, rows.largest], f"{output}/shifted")
+        self.add("Add", [shifted, rest], output)
 
-    def lookup(self, node: "onnx.NodeProto") -> None:
-        """Rows of a table, whose own scale each of them has."""
+    def lookup(self, table: str, index: str, output: str) -> None:
+        """Write the gathering of rows of a table, each of which has its own scale."""
         import numpy as np
-        from onnx import TensorProto
+        from onnx import TensorProto, numpy_helper
 
-        (table, index), output = node.input, node.output[0]
-        rows = self._array(table)
+        rows = numpy_helper.to_array(self.constants[table])
         scale, rounded = _rounded(rows.T, np.abs(rows).max(1))
-        bytes_ = self._constant(f"{table}/bytes", np.ascontiguousarray(rounded.T), "int8")
-        scales = self._constant(f"{table}/scale", scale[:, None])
-        found = self._node("Gather", [bytes_, index], f"{output}/bytes")
-        exact = self._node("Cast", [found], f"{output}/whole", to=TensorProto.FLOAT)
-        self._node("Mul", [exact, self._node("Gather", [scales, index], f"{output}/scale")], output)
-
-    def finish(self) -> None:
-        """Put the nodes, and the constants that they take, into the model."""
-        graph = self.model.graph
-        del graph.node[:], graph.initializer[:]
-        graph.node.extend(self.nodes)
-        used = {name for node in self.nodes for name in node.input}
-        graph.initializer.extend(tensor for name, tensor in self.constants.items() if name in used)
+        stored = self.constant(f"{table}/bytes", np.ascontiguousarray(rounded.T), "int8")
+        scales = self.constant(f"{table}/scale", scale[:, None])
+        found = self.add("Gather", [stored, index], f"{output}/bytes")
+        exact = self.add("Cast", [found], f"{output}/whole", to=TensorProto.FLOAT)
+        self.add("Mul", [exact, self.add("Gather", [scales, index], f"{output}/scale")], output)
 
     def _rows(self, values: str) -> Rows:
-        last = self._constant(f"{self.name}/last_axis", [-1], "int64")
-        most = self._node("ReduceMax", [values, last], f"{values}/max", keepdims=1)
-        is_shifted = self.makers.get(values) in GELU
+        last = self.constant(f"{self.name}/last_axis", [-1], "int64")
+        most = self.add("ReduceMax", [values, last], f"{values}/max", keepdims=1)
+        is_shifted = self.operators.get(values) in GELU
         if is_shifted:
-            least = self._constant(f"{self.name}/least", LEAST)
-            largest = self._node("Add", [most, least], f"{values}/size")
-            given = self._node("Add", [values, least], f"{values}/positive")
+            least = self.constant(f"{self.name}/least", LEAST)
+            largest = self.add("Add", [most, least], f"{values}/size")
+            given = self.add("Add", [values, least], f"{values}/positive")
             step, origin = 1 / 255, 0
         else:
-            tiny = self._constant(f"{self.name}/tiny", TINY)
-            lowest = self._node("ReduceMin", [values, last], f"{values}/min", keepdims=1)
-            largest = self._node(
-                "Max", [most, self._node("Neg", [lowest], f"{values}/negative"), tiny], f"{values}/size"
-            )
+            tiny = self.constant(f"{self.name}/tiny", TINY)
+            lowest = self.add("ReduceMin", [values, last], f"{values}/min", keepdims=1)
+            negative = self.add("Neg", [lowest], f"{values}/negative")
+            largest = self.add("Max", [most, negative, tiny], f"{values}/size")
             given, step, origin = values, 1 / LEVELS, MIDDLE
-        scale = self._constant(f"{self.name}/step_{origin}", step)
-        zero = self._constant(f"{self.name}/origin_{origin}", origin, "uint8")
-        relative = self._node("Div", [given, largest], f"{values}/relative")
-        whole = self._node("QuantizeLinear", [relative, scale, zero], f"{values}/bytes")
-        return Rows(self._node("DequantizeLinear", [whole, scale, zero], f"{values}/rounded"), largest, is_shifted)
+        scale = self.constant(f"{self.name}/step_{origin}", step)
+        zero = self.constant(f"{self.name}/origin_{origin}", origin, "uint8")
+        relative = self.add("Div", [given, largest], f"{values}/relative")
+        stored = self.add("QuantizeLinear", [relative, scale, zero], f"{values}/bytes")
+        return Rows(self.add("DequantizeLinear", [stored, scale, zero], f"{values}/rounded"), largest, is_shifted)
 
     def _columns(self, weight: str) -> Columns:
         import numpy as np
+        from onnx import numpy_helper
 
-        columns = self._array(weight)
+        columns = numpy_helper.to_array(self.constants[weight])
         scale, rounded = _rounded(columns, fitting_range(columns.T[:, :, None, None]))
         inputs = [
-            self._constant(f"{weight}/bytes", rounded, "int8"),
-            self._constant(f"{weight}/scale", scale),
-            self._constant(f"{weight}/origin", np.zeros(len(scale)), "int8"),
+            self.constant(f"{weight}/bytes", rounded, "int8"),
+            self.constant(f"{weight}/scale", scale),
+            self.constant(f"{weight}/origin", np.zeros(len(scale)), "int8"),
         ]
         sums: NDArray[np.float32] = rounded.sum(0, dtype=np.int64).astype(np.float32) * scale
-        return Columns(self._node("DequantizeLinear", inputs, f"{weight}/rounded", axis=1), sums)
-
-    def _array(self, name: str) -> "NDArray[np.float32]":
-        from onnx import numpy_helper
-
-        array: NDArray[np.float32] = numpy_helper.to_array(self.constants[name])
-        return array
-
-    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-        return output
-
-    def _constant(self, name: str, value: object, dtype: str = "float32") -> str:
-        import numpy as np
-        from onnx import numpy_helper
-
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
-        return name
+        return Columns(self.add("DequantizeLinear", inputs, f"{weight}/rounded", axis=1), sums)
 
 
 def _rounded(
     weight: "NDArray[np.float32]", ranges: "NDArray[np.float32]"
 ) -> "tuple[NDArray[np.float32], NDArray[np.int8]]":
-    """(each column's scale, by which its range has LEVELS steps, and the weight over that in whole numbers)."""
+    """(the scale of each column, by which its range has LEVELS steps; the weight in steps)."""
     import numpy as np
 
     scale: NDArray[np.float32] = (np.maximum(ranges, TINY) / LEVELS).astype(np.float32)

@@ -1,7 +1,7 @@
-"""A table of words in fewer bits: half floats, or bytes with a scale a row. No data is needed for it.
+"""A word table in fewer bits: half precision, or bytes with a scale for each row. No data are needed for it.
 
-The graph gathers the rows of a text's words and makes single floats of these alone: the table is never widened, and
-what becomes of a row depends on nothing but that row. The original is read through its mapping, some rows at a time.
+The graph gathers the rows of a text's words and converts only these to single precision, so the table stays small, and
+each row is converted independently of the others. The original is memory-mapped and read some rows at a time.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import UsageError
-from zoo.graph import external_data
+from zoo.graph import edit, external_data
 from zoo.schema import Precision
 
 if TYPE_CHECKING:
@@ -20,69 +20,68 @@ if TYPE_CHECKING:
 
     from zoo.graph.external_data import Bytes
 
-#: Rows converted at once, and the levels that a signed byte has on each side of zero.
+#: Rows converted at once, and the levels of a signed byte on each side of zero.
 ROWS, LEVELS = 1 << 14, 127
 #: The file of the scales, beside that of the rows.
 SCALES = "scales.bin"
 
 
-def narrow(
+def convert_table(
     model: "onnx.ModelProto", precision: Precision, read: "Callable[[str], Bytes]", folder: Path
 ) -> "onnx.ModelProto":
-    """`model` with its external table [words, dim] as float16, or as int8 with a float32 scale a row.
+    """`model` with its external table [words, dim] as float16, or as int8 with a float32 scale for each row.
 
-    `read` gives the bytes of a file beside the model; the new table goes to `folder`, under the name that it had.
-    Raises UsageError for a model without such a table, and where a number is beyond the range of half precision.
+    `read` returns the bytes of a file beside the model; the new table is written to `folder` under the same name.
+    Raises UsageError for a model without such a table, and for numbers beyond half precision.
     """
     import onnx
     from onnx import TensorProto, helper
 
-    converted = onnx.ModelProto()
-    converted.CopyFrom(model)
+    converted = edit.copied(model)
     table = _table(converted)
-    [place] = external_data.references(converted)
-    rows = _rows(read(place.file), place.offset, tuple(table.dims))
+    [tensor] = external_data.references(converted)
+    rows = _rows(read(tensor.file), tensor.offset, tuple(table.dims))
     if precision == "fp16":
-        _write_halves(rows, folder / place.file)
-        _point(table, TensorProto.FLOAT16, rows.shape, place.file)
+        _write_halves(rows, folder / tensor.file)
+        _set_external(table, TensorProto.FLOAT16, rows.shape, tensor.file)
     else:
-        _write_bytes(rows, folder / place.file, folder / SCALES)
-        _point(table, TensorProto.INT8, rows.shape, place.file)
-        _point(converted.graph.initializer.add(name=f"{table.name}_scales"), TensorProto.FLOAT, (len(rows), 1), SCALES)
+        _write_bytes(rows, folder / tensor.file, folder / SCALES)
+        _set_external(table, TensorProto.INT8, rows.shape, tensor.file)
+        scales = converted.graph.initializer.add(name=f"{table.name}_scales")
+        _set_external(scales, TensorProto.FLOAT, (len(rows), 1), SCALES)
     node, nodes = helper.make_node, list[onnx.NodeProto]()
     for gather in converted.graph.node:
         nodes.append(gather)
         if table.name not in gather.input:
             continue
         ids, wanted, name = gather.input[1], gather.output[0], gather.name
+        single = wanted if precision == "fp16" else f"{wanted}_levels"
         gather.output[:] = [f"{wanted}_narrow"]
-        if precision == "fp16":
-            nodes.append(node("Cast", [f"{wanted}_narrow"], [wanted], name=f"{name}_wide", to=TensorProto.FLOAT))
-            continue
-        nodes += [
-            node("Cast", [f"{wanted}_narrow"], [f"{wanted}_levels"], name=f"{name}_wide", to=TensorProto.FLOAT),
-            node("Gather", [f"{table.name}_scales", ids], [f"{wanted}_scales"], name=f"{name}_scales"),
-            node("Mul", [f"{wanted}_levels", f"{wanted}_scales"], [wanted], name=f"{name}_scaled"),
-        ]
+        nodes.append(node("Cast", [f"{wanted}_narrow"], [single], name=f"{name}_wide", to=TensorProto.FLOAT))
+        if precision != "fp16":
+            nodes += [
+                node("Gather", [f"{table.name}_scales", ids], [f"{wanted}_scales"], name=f"{name}_scales"),
+                node("Mul", [single, f"{wanted}_scales"], [wanted], name=f"{name}_scaled"),
+            ]
     del converted.graph.node[:]
     converted.graph.node.extend(nodes)
     return converted
 
 
 def _table(model: "onnx.ModelProto") -> "onnx.TensorProto":
-    """The one external tensor: a matrix of single floats, whose rows are gathered and which serves nothing else."""
+    """The only external tensor: a matrix of single floats that is read by Gather nodes of its rows alone."""
     from onnx import TensorProto
 
-    names = [place.name for place in external_data.references(model)]
+    names = [external.name for external in external_data.references(model)]
     tensor: onnx.TensorProto
     for tensor in model.graph.initializer:
         if names != [tensor.name] or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2:
             continue
         users = [node for node in model.graph.node if tensor.name in node.input]
-        # Without an attribute a Gather takes rows.
+        # The default axis of a Gather is 0: rows.
         if users and all(node.op_type == "Gather" and not any(each.i for each in node.attribute) for node in users):
             return tensor
-    raise UsageError("this model has no table of words in single floats to convert", hint="--precision fp32")
+    raise UsageError("this model has no word table in single precision to convert", hint="--precision fp32")
 
 
 def _rows(data: "Bytes", offset: int, shape: tuple[int, ...]) -> "NDArray[np.float32]":
@@ -104,28 +103,28 @@ def _write_halves(rows: "NDArray[np.float32]", path: Path) -> None:
             if not np.isfinite(halves).all():
                 largest = float(np.finfo(np.float16).max)
                 raise UsageError(
-                    f"the table has numbers beyond {largest:,.0f}, the largest of half precision",
-                    hint="--precision int8, whose rows have a scale each, or fp32",
+                    f"the table has numbers beyond {largest:,.0f}, the largest number of half precision",
+                    hint="--precision int8, which has a scale for each row, or fp32",
                 )
             file.write(halves.tobytes())
 
 
 def _write_bytes(rows: "NDArray[np.float32]", path: Path, scales: Path) -> None:
-    """The largest number of a row is LEVELS of its scale; a row of zeros has the scale zero."""
+    """Write the rows as int8 and their scales; a row's largest number becomes LEVELS, a row of zeros has scale 0."""
     import numpy as np
 
     with path.open("wb") as levels, scales.open("wb") as factors:
         for batch in _batches(rows):
             scale = (np.abs(batch).max(1, keepdims=True) / np.float32(LEVELS)).astype("<f4")
-            # A scale that is no normal number has lost digits itself: such a row is as good as zeros.
+            # A subnormal scale has lost digits: such a row becomes zeros.
             scale[scale < np.finfo(np.float32).tiny] = 0
             divisor = np.where(scale > 0, scale, np.float32(np.inf))
             levels.write(np.rint(batch / divisor).clip(-LEVELS, LEVELS).astype("i1").tobytes())
             factors.write(scale.tobytes())
 
 
-def _point(tensor: "onnx.TensorProto", kind: int, shape: tuple[int, ...], file: str) -> None:
-    """Have a tensor of this type and shape be the whole of `file`."""
+def _set_external(tensor: "onnx.TensorProto", kind: int, shape: tuple[int, ...], file: str) -> None:
+    """Make a tensor of this type and shape the whole contents of `file`."""
     from onnx import helper
 
     tensor.data_type, tensor.dims[:] = kind, shape

@@ -1,4 +1,4 @@
-"""What an exported file must answer: samples as the graph takes them, with what the family's own arithmetic says."""
+"""Expected outputs of an exported file: samples as the graph takes them, and outputs of the family's torch code."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -22,18 +22,18 @@ BATCHES = (1, 2, 7)
 
 
 class Case(NamedTuple):
-    """One batch as the graph takes it, and the tensors that it must give."""
+    """One batch as the graph takes it, and the outputs that the graph must give."""
 
     feeds: "TensorMap"
     wanted: "TensorMap"
 
 
 class Expected(NamedTuple):
-    """The batches, and for pictures what preprocessing must make of each: (picture, pixels [3, crop, crop])."""
+    """The batches, and for each image the pixels [3, crop, crop] that the graph's preprocessing must give."""
 
     samples: str
     cases: Sequence[Case]
-    pictures: "Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]" = ()
+    images: "Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]" = ()
     preprocess: ImagePreprocess | None = None
 
 
@@ -46,39 +46,35 @@ def expect(
     *,
     raw: bool = False,
 ) -> Expected:
-    """What `reference` says of `samples`, which come from `origin`, at batch 1, 2 and 7.
+    """The outputs of `reference` for `samples` in batches of 1, 2 and 7; `origin` names the samples in the report.
 
-    `pixels_of` says what the graph's preprocessing must make of a picture: `pillow_pixels` unless given. A `raw` graph
-    has none: it is given pixels.
+    `pixels_of` computes the pixels that the graph's preprocessing must give, `pillow_pixels` by default. A `raw` graph
+    has no preprocessing: it takes pixels.
     """
-    words = f"{len(samples)} of {origin}"
+    named = f"{len(samples)} of {origin}"
     if isinstance(preprocess, ImagePreprocess):
-        return _pictures(reference, samples, words, preprocess, None if raw else pixels_of or pillow_pixels)
-    # The shortest alone, then longer ones: as many lengths as the samples have, each padded beside others.
+        return _expect_images(reference, samples, named, preprocess, None if raw else pixels_of or pillow_pixels)
+    # The shortest text alone, then longer ones: many lengths, padded to each other in a batch.
     rows = sorted(preprocess.tokens(samples), key=len)
     starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
     batches = [
         preprocess.batch([rows[(start + index) % len(rows)] for index in range(batch)])
         for start, batch in zip(starts, BATCHES, strict=True)
     ]
-    return Expected(words, [Case(feeds, reference(feeds)) for feeds in batches])
+    return Expected(named, [Case(feeds, reference(feeds)) for feeds in batches])
 
 
-def _odd(side: int) -> int:
-    return side if side % 2 else max(1, side - 1)
-
-
-def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """What Pillow makes of one RGB picture, width first as torchvision, normalised: float32 [3, crop, crop]."""
+def pillow_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
+    """One RGB image resized by Pillow (width first, as torchvision), cropped, normalised: float32 [3, crop, crop]."""
     import numpy as np
     from PIL import Image
 
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     short = min(height, width)
     size = (preprocess.resize * width // short, preprocess.resize * height // short)
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
-    # In one call Pillow resizes tall pictures height first, and torchvision does not: bicubic then differs by levels.
-    resized = Image.fromarray(picture).resize((size[0], height), method).resize(size, method)
+    # In one call Pillow would resize tall images height first: bicubic then differs by several grey levels.
+    resized = Image.fromarray(image).resize((size[0], height), method).resize(size, method)
     left, top = (round((side - preprocess.crop) / 2) for side in size)
     cropped = np.asarray(resized.crop((left, top, left + preprocess.crop, top + preprocess.crop)), np.float32)
     mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
@@ -86,8 +82,8 @@ def pillow_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> 
     return normal.transpose(2, 0, 1)
 
 
-def torchvision_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """What torchvision's tensor transforms, which the published weights were judged with, make of one RGB picture."""
+def torchvision_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
+    """One RGB image prepared by torchvision's tensor transforms, with which the published weights were evaluated."""
     import numpy as np
     import torch
     from torchvision.transforms import v2
@@ -100,36 +96,35 @@ def torchvision_pixels(picture: "NDArray[np.uint8]", preprocess: ImagePreprocess
             v2.Normalize(preprocess.mean, preprocess.std),
         ]
     )
-    pixels: NDArray[np.float32] = steps(torch.from_numpy(np.array(picture.transpose(2, 0, 1)))).numpy()
+    pixels: NDArray[np.float32] = steps(torch.from_numpy(np.array(image.transpose(2, 0, 1)))).numpy()
     return pixels
 
 
-def _pictures(
+def _expect_images(
     reference: "Reference",
     samples: Sequence[Any],
-    words: str,
+    named: str,
     preprocess: ImagePreprocess,
     pixels_of: "PixelsOf | None",
 ) -> Expected:
-    """Batches of pictures; where there is no `pixels_of` that judges preprocessing, of the pixels made of them."""
+    """Batches of images; without `pixels_of`, which computes what preprocessing must give, batches of pixels."""
     import numpy as np
 
-    pictures = [decode_image(sample, preprocess.resize) for sample in samples]
-    # Several megapixels of real detail: what is shrunk a lot is filtered by other weights than what is shrunk a little.
-    times = 1 + 8 * preprocess.resize // min(pictures[0].shape[:2])
-    pictures.append(np.tile(pictures[0], (times, times, 1)))
-    # What the body is given is made here anew, whatever the file's own preprocessing makes.
+    images = [decode_image(sample, preprocess.resize) for sample in samples]
+    # An image of several megapixels too: the more it is shrunk, the wider is the resize filter.
+    times = 1 + 8 * preprocess.resize // min(images[0].shape[:2])
+    images.append(np.tile(images[0], (times, times, 1)))
+    # `reference` gets pixels of a new preprocessing graph, not of the file that is checked.
     prefix = create_session(image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
     cases = []
     for batch in BATCHES:
-        # A batch is one array, so its pictures are cut to a common size.
-        chosen = [pictures[index % len(pictures)] for index in range(batch)]
-        height, width = (_odd(min(picture.shape[axis] for picture in chosen)) for axis in (0, 1))
-        feeds = {IMAGE: np.stack([picture[:height, :width] for picture in chosen])}
+        # A batch is one array, so its images are cut to a common size, which is odd.
+        chosen = [images[index % len(images)] for index in range(batch)]
+        height, width = ((min(image.shape[axis] for image in chosen) - 1) | 1 for axis in (0, 1))
+        feeds = {IMAGE: np.stack([image[:height, :width] for image in chosen])}
         [pixels] = prefix.run([PIXELS], dict(feeds))
-        given = {PIXELS: pixels}
-        cases.append(Case(feeds if pixels_of else given, reference(given)))
+        prepared = {PIXELS: pixels}
+        cases.append(Case(feeds if pixels_of else prepared, reference(prepared)))
     if pixels_of is None:
-        return Expected(words, cases)
-    shown = [(picture, pixels_of(picture, preprocess)) for picture in pictures]
-    return Expected(words, cases, shown, preprocess)
+        return Expected(named, cases)
+    return Expected(named, cases, [(image, pixels_of(image, preprocess)) for image in images], preprocess)

@@ -1,8 +1,8 @@
-"""Deeper fine-tuning: a frozen trunk, the last stages tuned in torch, and one graph of both in the end.
+"""A backbone cut in two for fine-tuning its last stages: the frozen trunk, and the tail, which is trained in torch.
 
-A trunk is the first stages of a backbone, built by `zoo.export.build` as features graphs are: one gated ONNX file with
-the preprocessing in front, whose outputs are the tensors that the tail takes. The tail, the remaining stages, is a copy
-that may be trained; the trunk, and whatever parameters both share, stay what they were.
+The trunk is the first stages, built by `zoo.export.build` as features graphs are: one checked ONNX file with the
+preprocessing in front, whose outputs are the inputs of the tail. The tail is a copy of the remaining stages: training
+changes neither the trunk nor parameters that both share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from zoo.backbone import Backbone
 from zoo.bundle import Bundle
 from zoo.errors import PluginError
-from zoo.export import trunk
 from zoo.graph import edit, external_data
 from zoo.schema import FEATURES, PIXELS, Entry, ExportOptions, TensorSpec
 from zoo.torchkit import check_cut, export_module, load_state, positional, run_stages, tensors_at
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
     from zoo.export.reference import Reference
 
 
-#: A bundle's file with the parameters of the stages that were trained.
+#: The file of a bundle with the parameters of the trained stages.
 TAIL_FILE = "tail.safetensors"
-#: What the inner names of the graphs begin with: unlike any other part's, so that they can be joined.
+#: Names of the graphs, with which their inner names begin: no other part has them, so the graphs can be joined.
 NAME, TAIL_NAME = "trunk", "tail"
 
 
 def cut_at(backbone: Backbone, unfreeze: int) -> int:
-    """How many stages stay frozen when the last `unfreeze` are trained.
+    """The number of stages that stay frozen when the last `unfreeze` are trained.
 
-    Raises UsageError, with the number that is possible, where so many cannot be.
+    Raises UsageError, with the largest possible number, if `unfreeze` is more.
     """
     stages = len(backbone.stages())
     check_cut(backbone.entry.family, stages, stages - unfreeze)
@@ -42,9 +41,9 @@ def cut_at(backbone: Backbone, unfreeze: int) -> int:
 
 
 def tail(backbone: Backbone, cut: int) -> "torch.nn.ModuleList":
-    """A copy of the stages from `cut` on, in eval mode, its parameters ready to be trained.
+    """A copy of the stages from `cut` on, in eval mode, with parameters ready to be trained.
 
-    Parameters that several stages of the tail share are shared in the copy; what they share with the trunk is not.
+    Parameters that stages of the tail share stay shared in the copy; those shared with the trunk do not.
     """
     import copy
 
@@ -55,48 +54,45 @@ def tail(backbone: Backbone, cut: int) -> "torch.nn.ModuleList":
     return copy.deepcopy(nn.ModuleList(stages[cut:])).requires_grad_(True)
 
 
-def computed(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
-    """What a trunk gives: the tensors that stage `cut` takes, but for those that are inputs.
+def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
+    """The outputs of a trunk: the tensors that stage `cut` takes, without those that are inputs of the model.
 
-    Raises PluginError where pictures travel along: they are far too large to be kept beside activations.
+    Raises PluginError if these include the pixels, which are far too large to be kept beside activations.
     """
     inputs = {spec.name for spec in backbone.entry.inputs}
     specs = tensors_at(backbone, cut)
     if PIXELS in {spec.name for spec in specs}:
         family = backbone.entry.family
-        raise PluginError("a later stage takes the pixels: what it needs of them is an activation", plugin=family)
+        raise PluginError(
+            "a stage behind the cut reads the pixels: an earlier stage must compute what it needs of them",
+            plugin=family,
+        )
     return tuple(spec for spec in specs if spec.name not in inputs)
 
 
 def reference(backbone: Backbone, cut: int) -> "Reference":
     """The frozen stages in torch, for the gate of the trunk's graph."""
-
-    def run(feeds: "TensorMap") -> "TensorMap":
-        import torch
-
-        with torch.inference_mode():
-            tensors = run_stages(backbone.stages()[:cut], _tensors(feeds))
-        return {name: tensor.numpy() for name, tensor in tensors.items() if name not in feeds}
-
-    return run
+    frozen = backbone.stages()[:cut]
+    return lambda feeds: {name: array for name, array in _run(frozen, feeds).items() if name not in feeds}
 
 
 def tuned_reference(backbone: Backbone, stages: "Sequence[torch.nn.Module]") -> "Reference":
-    """Features by the frozen stages and then the tuned ones, the last of the backbone, in torch: for the gate.
+    """Features of the frozen stages followed by the tuned `stages` in torch, for the gate.
 
-    They are copied to the CPU as they are now, in eval mode.
+    `stages`, the last of the backbone, are copied to the CPU in their present state, in eval mode.
     """
-    frozen = backbone.stages()[: len(backbone.stages()) - len(stages)]
-    tuned = _settled(stages)
+    together = [*backbone.stages()[: len(backbone.stages()) - len(stages)], *_frozen_copy(stages)]
+    return lambda feeds: {FEATURES: _run(together, feeds)[FEATURES]}
 
-    def run(feeds: "TensorMap") -> "TensorMap":
-        import torch
 
-        with torch.inference_mode():
-            tensors = run_stages([*frozen, *tuned], _tensors(feeds))
-        return {FEATURES: tensors[FEATURES].numpy()}
-
-    return run
+def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
+    """The reference of a bundle in torch: the family's own code, with the stages that the bundle has tuned."""
+    if not bundle.manifest.unfrozen:
+        return backbone.reference
+    bundle.check(TAIL_FILE)
+    stages = list(tail(backbone, cut_at(backbone, bundle.manifest.unfrozen)))
+    load_tail(bundle.path / TAIL_FILE, stages)
+    return tuned_reference(backbone, stages)
 
 
 def export_tail(
@@ -107,14 +103,15 @@ def export_tail(
 ) -> None:
     """Write the last stages of a backbone as ONNX, from the tensors that the first of them takes to `features`.
 
-    They are copied to the CPU as they are now, in eval mode. Raises PluginError when the graph breaks its contract.
+    They are copied to the CPU in their present state, in eval mode. Raises PluginError for a graph with other inputs or
+    outputs.
     """
     entry, options = backbone.entry, options or ExportOptions()
     inputs = tensors_at(backbone, len(backbone.stages()) - len(stages))
-    module = positional(list(_settled(stages)), [spec.name for spec in inputs], [FEATURES])
+    module = positional(list(_frozen_copy(stages)), [spec.name for spec in inputs], [FEATURES])
     export_module(module.eval(), path, inputs, [FEATURES], options)
     body = edit.clean(edit.load(path), TAIL_NAME)
-    check_contract(body, entry, inputs, (TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim)),))
+    check_contract(body, entry, inputs, (features_spec(entry),))
     edit.save(body, path)
 
 
@@ -126,10 +123,10 @@ def merge(
     head: "onnx.ModelProto | None" = None,
     facts: Mapping[str, str],
 ) -> "onnx.ModelProto":
-    """Write the whole chain at `path` and return it: the trunk `base`, what `export_tail` wrote at `tail`, the `head`.
+    """Write the whole model at `path` and return it: `base`, then the file of `export_tail` at `tail`, then the `head`.
 
-    Without `tail` `base` is a features bundle. `facts` become the model's metadata. Files of external data are copied
-    beside `path`. The outputs are `features`, and the head's; the cut after the preprocessing stays declared.
+    `base` is a trunk, or without `tail` a features bundle. `facts` become the model's metadata. Files of external data
+    are copied beside `path`. The outputs are `features` and those of the head.
     """
     import onnx
 
@@ -146,21 +143,21 @@ def merge(
 
 
 def save_tail(stages: "Sequence[torch.nn.Module]", path: Path) -> None:
-    """Write every parameter and buffer of the stages as safetensors: `0.inner.weight`, ... by the stage's place."""
+    """Write every parameter and buffer of the stages as safetensors: `0.inner.weight`, ... by the stage's index."""
     from safetensors.torch import save as to_bytes
     from torch import nn
 
     state = nn.ModuleList(stages).state_dict()
-    # What two stages share is stored for each of them: the format has no references.
+    # Shared tensors are stored once for each stage: the format has no references.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     path.write_bytes(to_bytes(tensors))
 
 
 def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
-    """Fill the stages with what `save_tail` wrote, on the device where they are; modes and gradients stay as they are.
+    """Load the file of `save_tail` into the stages, on their device; training modes and gradients do not change.
 
-    Raises IntegrityError for a file that is none, and for tensors that are missing, too many, of another type or shape,
-    or not finite.
+    Raises IntegrityError for a file that is not safetensors, and for tensors that are missing, too many, of another
+    type or shape, or not finite.
     """
     from torch import nn
 
@@ -179,7 +176,7 @@ def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
 def check_contract(
     body: "onnx.ModelProto", entry: Entry, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raise PluginError unless the graph's inputs and outputs are these, whatever it calls axes of any length."""
+    """Raise PluginError unless the graph has these inputs and outputs; names of axes of any length may differ."""
     given = edit.tensor_specs(body)
     for what, declared, found in zip(("inputs", "outputs"), (inputs, outputs), given, strict=True):
         if [(spec.name, spec.dtype, _kinds(spec)) for spec in declared] != [
@@ -187,36 +184,33 @@ def check_contract(
         ]:
             shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found)
             raise PluginError(
-                f"the family {entry.family} exported the {what} {shown}, the row {entry.name} declares others",
+                f"the family {entry.family} exported the {what} {shown}, but the row {entry.name} declares others",
                 plugin=entry.family,
             )
 
 
+def features_spec(entry: Entry) -> TensorSpec:
+    """The output of a features graph."""
+    return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
+
+
 def _kinds(spec: TensorSpec) -> tuple[int | None, ...]:
-    """Fixed sizes as they are, None for an axis of any length, whatever it is called."""
+    """The fixed sizes, and None for an axis of any length."""
     return tuple(axis if isinstance(axis, int) else None for axis in spec.shape)
 
 
-def _tensors(feeds: "TensorMap") -> "dict[str, torch.Tensor]":
+def _run(stages: "Sequence[torch.nn.Module]", feeds: "TensorMap") -> "TensorMap":
     import numpy as np
     import torch
 
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+    with torch.inference_mode():
+        inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        return {name: tensor.numpy() for name, tensor in run_stages(stages, inputs).items()}
 
 
-def _settled(stages: "Sequence[torch.nn.Module]") -> "torch.nn.ModuleList":
+def _frozen_copy(stages: "Sequence[torch.nn.Module]") -> "torch.nn.ModuleList":
     import copy
 
     from torch import nn
 
     return copy.deepcopy(nn.ModuleList(stages)).cpu().float().eval().requires_grad_(False)
-
-
-def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
-    """The arithmetic that a bundle must equal: the family's own, with the stages that the bundle has tuned."""
-    if not bundle.manifest.unfrozen:
-        return backbone.reference
-    bundle.check(trunk.TAIL_FILE)
-    stages = list(trunk.tail(backbone, trunk.cut_at(backbone, bundle.manifest.unfrozen)))
-    trunk.load_tail(bundle.path / trunk.TAIL_FILE, stages)
-    return tuned_reference(backbone, stages)

@@ -1,26 +1,28 @@
-"""ONNX surgery: the preprocessing prefix, the trained head, joining them to a features graph, and cutting them again.
+"""ONNX graphs: building, joining, cutting, cleaning, loading and saving them.
 
-Every graph made here is IR 10, opset 20, of standard operators (but for fused ones: zoo.graph.fuse), and carries no
-trace of the machine that made it. Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13, Gemm 13, Softmax
-13).
+Every graph made here is IR 10, opset 20, of standard operators (except fused ones: zoo.graph.fuse), and holds no trace
+of the machine that made it. Specification: https://onnx.ai/onnx/operators/
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.errors import IntegrityError
 from zoo.schema import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
+
+_Message = TypeVar("_Message", bound="Message")
 
 OPSET, IR_VERSION = 20, 10
 
 
 def load(path: Path) -> "onnx.ModelProto":
-    """The model at `path`. Raises IntegrityError when it is not one, or needs a newer runtime than ours."""
+    """The model at `path`. Raises IntegrityError for a file that is not ONNX, is empty or has a newer IR or opset."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -40,21 +42,21 @@ def load(path: Path) -> "onnx.ModelProto":
 
 
 def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[str] = ()) -> "onnx.ModelProto":
-    """One graph: `first`'s outputs feed `second`'s inputs of the same names; those in `keep` stay outputs.
+    """One model: outputs of `first` feed the inputs of `second` with the same names; those in `keep` stay outputs.
 
-    An input that both take, such as a text's mask, is one. Both were made or cleaned by this module: their inner names
-    carry their graph's name and cannot clash.
+    An input that both have, such as a text's mask, becomes one. Inner names begin with their graph's name (see `clean`)
+    and cannot clash.
     """
     from onnx import helper
 
     one, two = first.graph, second.graph
-    given = {value.name: value for value in one.output}
-    taken = {value.name for value in one.input}
+    outputs = {value.name: value for value in one.output}
+    known = {*outputs, *(value.name for value in one.input)}
     graph = helper.make_graph(
         [*one.node, *two.node],
         f"{one.name}_{two.name}",
-        [*one.input, *(value for value in two.input if value.name not in given and value.name not in taken)],
-        [*(given[name] for name in keep), *two.output],
+        [*one.input, *(value for value in two.input if value.name not in known)],
+        [*(outputs[name] for name in keep), *two.output],
         [*one.initializer, *two.initializer],
         value_info=[*one.value_info, *two.value_info],
     )
@@ -62,7 +64,7 @@ def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
-    """The part of `model` between those tensors, with the types and shapes that `model` declares for them."""
+    """The part of `model` between those tensors, which `model` must declare (see `declare`)."""
     from onnx import helper
 
     wanted, needed = [], set(outputs)
@@ -79,14 +81,14 @@ def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[s
 
 
 def declare(model: "onnx.ModelProto", name: str, dtype: int, shape: Sequence[int | str]) -> None:
-    """State the type and shape of an inner tensor, so that `extract` can cut the graph there."""
+    """Declare the type and shape of an inner tensor, so that `extract` can cut the graph there."""
     from onnx import helper
 
     model.graph.value_info.append(helper.make_tensor_value_info(name, dtype, shape))
 
 
 def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
-    """An exporter's model as we ship it: our IR version, our graph name, no stack traces or local paths in it."""
+    """An exporter's model as zoo ships it: our IR version, the graph called `name`, no stack traces or local paths."""
     graph = model.graph
     graph.name = name
     graph.doc_string = ""
@@ -104,28 +106,47 @@ def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
 
 
 def describe(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
-    """Write `metadata` into the model, sorted, as `session.get_modelmeta().custom_metadata_map` will show it."""
+    """Write `metadata` into the model, sorted by key; `session.get_modelmeta().custom_metadata_map` returns it."""
     from onnx import helper
 
     helper.set_model_props(model, dict(sorted(metadata.items())))
 
 
+def metadata_of(model: "onnx.ModelProto") -> dict[str, str]:
+    """The metadata that `describe` wrote."""
+    return {item.key: item.value for item in model.metadata_props}
+
+
+def copied(message: _Message) -> _Message:
+    """A copy of a model or a node, which may be changed."""
+    copy: _Message = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def attributes(node: "onnx.NodeProto") -> dict[str, Any]:
+    """The values of a node's attributes by their names."""
+    from onnx import helper
+
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
 def tensor_specs(model: "onnx.ModelProto") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """(inputs, outputs) as the graph declares them."""
+    """(inputs, outputs) that the graph declares."""
     return tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output))
 
 
 def save(model: "onnx.ModelProto", path: Path) -> bytes:
     """Write the model, check it against the ONNX specification, and return the bytes written.
 
-    Files of its external data lie beside `path` already.
+    Files of external data must lie beside `path` already.
     """
     from onnx import checker
 
     data: bytes = model.SerializeToString(deterministic=True)
     path.write_bytes(data)
     try:
-        # By its path: external data is looked for beside the file.
+        # The checker looks for external data beside the path that it is given.
         checker.check_model(os.fspath(path))
     except checker.ValidationError:
         path.unlink()
@@ -142,26 +163,69 @@ def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
 
 
 def new_model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
-    """A model of `graph` at the IR version and opset of every file made here."""
+    """A model of `graph` at our IR version and opset."""
     from onnx import helper
 
-    # Beside the standard operators, those of ONNX Runtime's own where a graph was fused (zoo.graph.fuse).
+    # A fused graph has operators of ONNX Runtime's own domain (zoo.graph.fuse).
     domains = sorted({node.domain for node in graph.node} | {""})
     opset = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in domains]
     return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="zoo")
 
 
 def prefix_names(graph: "onnx.GraphProto") -> None:
-    """Put the graph's name before every inner name; inputs and outputs keep theirs."""
+    """Put the graph's name before every inner name; inputs and outputs keep their names."""
     public = {"", *(item.name for item in (*graph.input, *graph.output))}
 
     def renamed(name: str) -> str:
         return name if name in public else f"{graph.name}/{name}"
 
     for node in graph.node:
-        # An output is written once, so its name is free for the node that writes it.
+        # An output's name is unique, so it can name the node too.
         node.name = f"{graph.name}/{node.name or node.output[0]}"
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
     for item in graph.initializer:
         item.name = renamed(item.name)
+
+
+class GraphBuilder:
+    """Nodes and constants in the order in which they are added, beside the constants of `graph`."""
+
+    def __init__(self, graph: "onnx.GraphProto | None" = None) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants = {tensor.name: tensor for tensor in graph.initializer} if graph is not None else {}
+
+    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node, which is called as its `output`; returns that name."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: object, dtype: str = "float32") -> str:
+        """Add a constant, once for its name; returns the name."""
+        import numpy as np
+        from onnx import numpy_helper
+
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def model(
+        self, name: str, inputs: "Sequence[onnx.ValueInfoProto]", outputs: "Sequence[onnx.ValueInfoProto]"
+    ) -> "onnx.ModelProto":
+        """A model of this graph, called `name`, whose inner names begin with it."""
+        from onnx import helper
+
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
+        prefix_names(graph)
+        return new_model(graph)
+
+    def replace(self, model: "onnx.ModelProto") -> None:
+        """Put the nodes, and the constants that they take, into `model` in place of its own."""
+        graph = model.graph
+        used = {name for node in self.nodes for name in node.input}
+        constants = [tensor for name, tensor in self.constants.items() if name in used]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(constants)

@@ -1,7 +1,7 @@
-"""External data: tensors too large for an ONNX file, in plain files beside it, looked at before any runtime is.
+"""External data: tensors too large for an ONNX file, stored beside it, and checked before a runtime reads them.
 
 Format: https://onnx.ai/onnx/repo-docs/ExternalData.html. A model may name any path there, so nothing is opened before
-every location was seen to be a plain file name; whether that file belongs to the model is for its bundle to say.
+every location is known to be a plain file name. Whether that file belongs to the model, its bundle's manifest says.
 """
 
 import math
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = mmap.mmap | bytes
 
-#: A file's name as zoo.schema.FilePath has it: no folder, no hidden file, no marker of a runtime's own.
+#: As zoo.schema.FilePath: no folder, no hidden file, no marker of a runtime such as "*/_ORT_MEM_ADDR_/*".
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 HINT = "do not use this model unless you know who made it; write the bundle again"
 
 
 class ExternalTensor(NamedTuple):
-    """An initializer whose numbers are the `size` bytes of `file` from `offset` on."""
+    """An initializer whose data are the `size` bytes of `file` from `offset` on."""
 
     name: str
     file: str
@@ -37,13 +37,13 @@ class ExternalTensor(NamedTuple):
 
 
 def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
-    """Every tensor of the model that lies outside of it.
+    """Every tensor of the model that is stored in another file.
 
-    Raises IntegrityError for a location that is not a plain file name, and for such a tensor anywhere but among the
-    main graph's initializers.
+    Raises IntegrityError for a location that is not a plain file name, and for such a tensor that is not an initializer
+    of the main graph.
     """
     if isinstance(model, bytes):
-        # The key that every such tensor must have, as protobuf writes it: without it there is nothing to parse.
+        # Every external tensor has the key "location": without these bytes there is none, and parsing can be saved.
         if b"location" not in model:
             return []
         import onnx
@@ -55,38 +55,38 @@ def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
             raise IntegrityError("the model is not ONNX", hint="export it again") from error
     found = [_external(tensor) for tensor in model.graph.initializer if _is_outside(tensor)]
     if sum(map(_is_outside, _tensors(model))) != len(found):
-        raise IntegrityError("a tensor inside the model's nodes may not lie in another file", hint=HINT)
+        raise IntegrityError("a tensor inside the model's nodes may not be stored in another file", hint=HINT)
     return found
 
 
 def files(model: "bytes | onnx.ModelProto", read: "Callable[[str], Bytes]") -> "dict[str, Bytes]":
-    """What `read` gives for each file that holds a part of the model, by the file's name.
+    """`read(name)` for each file with external data of the model, by the file's name.
 
-    Raises IntegrityError for a tensor that would end beyond its file.
+    Raises IntegrityError for a tensor that ends beyond its file.
     """
     found: dict[str, Bytes] = {}
     for tensor in references(model):
         if tensor.file not in found:
             found[tensor.file] = read(tensor.file)
         if tensor.offset + tensor.size > len(found[tensor.file]):
-            raise IntegrityError(f"{tensor.file} ends before the numbers of '{tensor.name}'", hint=HINT)
+            raise IntegrityError(f"{tensor.file} ends before the data of '{tensor.name}'", hint=HINT)
     return found
 
 
 def beside(folder: Path) -> "Callable[[str], Bytes]":
-    """What `files` reads with in a folder that is being written, and has no manifest yet."""
+    """A `read` for `files`, for a folder that is being written and has no manifest yet."""
 
     def read(name: str) -> "Bytes":
         try:
             return map_file(folder / name)
         except OSError as error:
-            raise IntegrityError(f"{folder / name} is not there, or no plain file", hint=HINT) from error
+            raise IntegrityError(f"{folder / name} is missing or not a regular file", hint=HINT) from error
 
     return read
 
 
 def copy(model: "bytes | onnx.ModelProto", source: Path, target: Path) -> None:
-    """Copy the files of the model's tensors from one folder to another."""
+    """Copy the files of the model's external data from one folder to another."""
     for name in sorted({tensor.file for tensor in references(model)}):
         shutil.copyfile(source / name, target / name, follow_symlinks=False)
 
@@ -101,21 +101,25 @@ def _external(tensor: "onnx.TensorProto") -> ExternalTensor:
     facts: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     file, offset = facts.get("location", ""), facts.get("offset", "0")
     if not PLAIN.fullmatch(file):
-        raise IntegrityError(f"the tensor '{tensor.name}' lies at {file!a}, which is no plain name", hint=HINT)
+        raise IntegrityError(
+            f"the tensor '{tensor.name}' names the file {file!a}, which is not a plain file name", hint=HINT
+        )
     try:
         shape, dtype = tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError:
         dtype = None
     if dtype is None or dtype.kind not in "fiub":
-        raise IntegrityError(f"the tensor '{tensor.name}' is of a type that may not lie in another file", hint=HINT)
+        raise IntegrityError(f"the tensor '{tensor.name}' has a type that may not be stored in another file", hint=HINT)
     size = math.prod(shape) * dtype.itemsize
     if not offset.isdecimal() or min(shape, default=0) < 0 or facts.get("length", str(size)) != str(size):
-        raise IntegrityError(f"the tensor '{tensor.name}' does not say where its {size:,} bytes lie", hint=HINT)
+        raise IntegrityError(
+            f"the tensor '{tensor.name}' has no valid offset and length of its {size:,} bytes", hint=HINT
+        )
     return ExternalTensor(tensor.name, file, int(offset), size)
 
 
 def _tensors(message: "Message") -> "Iterator[onnx.TensorProto]":
-    """Every TensorProto in a message, however deep: in attributes, subgraphs and functions, too."""
+    """Every TensorProto in a message, including those in attributes, subgraphs and functions."""
     import onnx
 
     if isinstance(message, onnx.TensorProto):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.graph.edit import new_model, prefix_names
+from zoo.graph.edit import GraphBuilder
 from zoo.schema import FEATURES, SCORES
 
 if TYPE_CHECKING:
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats: TypeAlias = NDArray[np.float32]
+    #: (weight [out, in], bias [out]), torch's own layout.
     Layer: TypeAlias = tuple[Floats, Floats]
 
 
 def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "softmax") -> "Floats":
-    """Scores [items, outputs] of features by numpy's arithmetic: what the exported head must equal."""
+    """Scores [items, outputs] of features, computed with numpy: the exported head must equal them."""
     import numpy as np
 
-    # What is no number stays none, and the caller's comparison says so.
+    # NaN and infinity stay what they are, and the caller's comparison reports them.
     with np.errstate(over="ignore", invalid="ignore"):
         value = features
         for index, (weight, bias) in enumerate(layers):
@@ -35,7 +36,7 @@ def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "soft
 
 def save(layers: "Sequence[Layer]", path: Path) -> None:
     """Write the layers as safetensors: `0.weight` [out, in], `0.bias` [out], ..."""
-    # The library's own file would be readable by its writer alone.
+    # safetensors' save_file would write a file that only this user may read.
     from safetensors.numpy import save as to_bytes
 
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -52,28 +53,18 @@ def load(path: Path) -> "list[Layer]":
     return [(tensors[f"{index}.weight"], tensors[f"{index}.bias"]) for index in range(len(tensors) // 2)]
 
 
-def as_graph(
-    layers: Sequence[tuple["NDArray[np.float32]", "NDArray[np.float32]"]], activation: str
-) -> "onnx.ModelProto":
-    """`features` [batch, dim] -> `scores` [batch, outputs]: Gemm, (ReLU, Gemm)*, then softmax, sigmoid or identity.
+def as_graph(layers: "Sequence[Layer]", activation: str) -> "onnx.ModelProto":
+    """`features` [batch, dim] -> `scores` [batch, outputs]: Gemm, (ReLU, Gemm)*, then softmax, sigmoid or identity."""
+    from onnx import TensorProto, helper
 
-    Each layer is (weight [out, in], bias [out]), torch's own layout.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, constants, value = [], [], FEATURES
+    graph, value = GraphBuilder(), FEATURES
     for index, (weight, bias) in enumerate(layers):
-        names = f"weight_{index}", f"bias_{index}"
-        constants += [numpy_helper.from_array(array, name) for array, name in zip((weight, bias), names, strict=True)]
+        constants = graph.constant(f"weight_{index}", weight), graph.constant(f"bias_{index}", bias)
         if index:
-            nodes.append(helper.make_node("Relu", [value], [f"hidden_{index}"]))
-            value = f"hidden_{index}"
-        nodes.append(helper.make_node("Gemm", [value, *names], [f"linear_{index}"], transB=1))
-        value = f"linear_{index}"
+            value = graph.add("Relu", [value], f"hidden_{index}")
+        value = graph.add("Gemm", [value, *constants], f"linear_{index}", transB=1)
     extra: dict[str, Any] = {"axis": -1} if activation == "softmax" else {}
-    nodes.append(helper.make_node(activation.capitalize(), [value], [SCORES], **extra))
+    graph.add(activation.capitalize(), [value], SCORES, **extra)
     inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
     outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
-    graph = helper.make_graph(nodes, "head", inputs, outputs, constants)
-    prefix_names(graph)
-    return new_model(graph)
+    return graph.model("head", inputs, outputs)

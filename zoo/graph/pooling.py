@@ -1,19 +1,21 @@
-"""Exact rewrites of a features graph: the same numbers by cheaper operators.
+"""An exact rewrite of a features graph: average pooling moved behind the 1x1 convolution that reads it.
 
-Averaging a window and convolving with 1x1 are both linear and commute, so the average may be taken of the convolution's
-few channels in place of the many that it reads. As a convolution of its own it also runs on the fast kernels of eight
-bits: ONNX Runtime's average pooling has none, and takes a third of Inception v3's time.
+Both are linear and commute, so the average can be taken of the convolution's few output channels instead of its many
+input channels. Written as a depthwise convolution the average also gets ONNX Runtime's fast eight-bit kernels: its
+average pooling has none, and takes a third of Inception v3's time.
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from zoo.graph.edit import attributes, copied
 
 if TYPE_CHECKING:
     import onnx
 
 
-class Site(NamedTuple):
-    """An average pooling that keeps the size, and the 1x1 convolution that alone reads it."""
+class PooledConvolution(NamedTuple):
+    """An average pooling of stride 1, and the 1x1 convolution that alone reads it."""
 
     pool: "onnx.NodeProto"
     convolution: "onnx.NodeProto"
@@ -21,23 +23,20 @@ class Site(NamedTuple):
     pads: tuple[int, ...]
 
 
-def pools_after(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", int]:
-    """(`model` with every AveragePool -> 1x1 Conv as 1x1 Conv -> depthwise Conv, how many there were).
+def convolve_before_pooling(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", int]:
+    """(`model` with every AveragePool -> 1x1 Conv replaced by 1x1 Conv -> depthwise Conv, how many were replaced).
 
-    Only where the two are equal at the borders too: zeros that pad count in the average, and the convolution's bias is
-    added behind it.
+    Only those are replaced that stay equal at the borders: the padding's zeros must count in the average. The
+    convolution's bias is added after the average.
     """
-    import onnx
-
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copied(model)
     sites = _sites(changed)
     for site in sites:
         _swap(changed, site)
     return changed, len(sites)
 
 
-def _sites(model: "onnx.ModelProto") -> list[Site]:
+def _sites(model: "onnx.ModelProto") -> list[PooledConvolution]:
     graph = model.graph
     readers = Counter(name for node in graph.node for name in node.input)
     public = {value.name for value in graph.output}
@@ -54,13 +53,13 @@ def _sites(model: "onnx.ModelProto") -> list[Site]:
         pool = pools[node.input[0]]
         kernel = _window(pool)
         if kernel is not None and _is_pointwise(node, weights[node.input[1]]):
-            found.append(Site(pool, node, kernel, tuple(_attributes(pool).get("pads", (0, 0, 0, 0)))))
+            found.append(PooledConvolution(pool, node, kernel, tuple(attributes(pool).get("pads", (0, 0, 0, 0)))))
     return found
 
 
 def _window(pool: "onnx.NodeProto") -> tuple[int, int] | None:
-    """The window of a pooling of two axes that divides by all of it everywhere and moves by one; else None."""
-    facts = _attributes(pool)
+    """The window of a two-axis pooling of stride 1 that divides by the window's whole size everywhere; else None."""
+    facts = attributes(pool)
     kernel, pads = tuple(facts["kernel_shape"]), facts.get("pads", (0, 0, 0, 0))
     plain = (
         len(kernel) == 2
@@ -74,7 +73,7 @@ def _window(pool: "onnx.NodeProto") -> tuple[int, int] | None:
 
 
 def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto") -> bool:
-    facts = _attributes(convolution)
+    facts = attributes(convolution)
     return (
         list(weight.dims[2:]) == [1, 1]
         and facts.get("group", 1) == 1
@@ -84,8 +83,8 @@ def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto") -> 
     )
 
 
-def _swap(model: "onnx.ModelProto", site: Site) -> None:
-    """Let the convolution read what the pooling read; the pooling's node becomes the average behind it."""
+def _swap(model: "onnx.ModelProto", site: PooledConvolution) -> None:
+    """Have the convolution read the pooling's input, and a depthwise convolution average its output."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -100,14 +99,7 @@ def _swap(model: "onnx.ModelProto", site: Site) -> None:
     )  # fmt: skip
     convolution.input[:] = [pool.input[0], convolution.input[1]]
     convolution.output[:] = [pool.output[0]]
-    # The list is sorted by who reads whom: the average takes the convolution's place, and that the pooling's.
-    moved = type(convolution)()
-    moved.CopyFrom(convolution)
+    # Nodes are sorted topologically, so the two change places: convolution first, then the average.
+    moved = copied(convolution)
     convolution.CopyFrom(average)
     pool.CopyFrom(moved)
-
-
-def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
-    from onnx import helper
-
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}

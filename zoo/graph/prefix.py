@@ -5,7 +5,7 @@ Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13).
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.graph.edit import new_model, prefix_names
+from zoo.graph.edit import GraphBuilder
 from zoo.schema import IMAGE, PIXELS, ImagePreprocess
 
 if TYPE_CHECKING:
@@ -21,73 +21,76 @@ RESIZE_MODES: dict[str, dict[str, Any]] = {
 def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     """`image` uint8 [batch, height, width, 3] (RGB) -> `pixels` float32 [batch, 3, crop, crop].
 
-    Short side to `resize` with antialiasing, width first and then height, each clipped to the range of a grey level as
-    image libraries do, where bicubic overshoots. Only the result is rounded: libraries round between the passes too,
-    each in its own way, and half a level there can never become two levels in the end. Centre crop, each side as soon
-    as it is resized: what is cut off needs no more work. Then (x / 255 - mean) / std. Sizes and offsets follow
-    torchvision.transforms.v2: the long side is truncated, the offset rounded half to even.
+    The short side is resized to `resize`, the centre is cropped, then (x / 255 - mean) / std. Sizes and offsets are
+    those of torchvision.transforms.v2: the long side is truncated, the offset rounded half to even.
     """
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
-    def constant(name: str, value: object, dtype: str) -> "onnx.TensorProto":
-        return numpy_helper.from_array(np.array(value, dtype=dtype), name)
-
+    crop, graph = preprocess.crop, GraphBuilder()
     mean, std = (np.array(side, "float64").reshape(1, 3, 1, 1) * 255 for side in (preprocess.mean, preprocess.std))
-    constants = [
-        constant("short", preprocess.resize, "int64"),
-        constant("crop", [preprocess.crop, preprocess.crop], "int64"),
-        constant("y", [2], "int64"),
-        constant("x", [3], "int64"),
-        constant("zero", [0], "int64"),
-        constant("one", [1], "int64"),
-        constant("two", [2], "int64"),
-        constant("half", 0.5, "float32"),
-        constant("black", 0, "float32"),
-        constant("white", 255, "float32"),
-        constant("mean", mean, "float32"),
-        constant("inverse_std", 1 / std, "float32"),
-    ]
-    node = helper.make_node
-    resize: dict[str, Any] = {
-        "antialias": 1,
-        # Libraries let pixels beyond the border weigh nothing; by default they would repeat the last one.
-        "exclude_outside": 1,
-        "coordinate_transformation_mode": "half_pixel",
-        **RESIZE_MODES[preprocess.interpolation],
+    integers = {
+        "short": preprocess.resize,
+        "crop": [crop, crop],
+        "y": [2],
+        "x": [3],
+        "zero": [0],
+        "one": [1],
+        "two": [2],
     }
-    nodes = [
-        node("Transpose", [IMAGE], ["planes_u8"], perm=[0, 3, 1, 2]),
-        node("Shape", ["planes_u8"], ["size"], start=2, end=4),
-        node("ReduceMin", ["size"], ["smaller"], keepdims=0),
-        node("Mul", ["size", "short"], ["size_times_short"]),
-        node("Div", ["size_times_short", "smaller"], ["resized_size"]),
-        node("Slice", ["resized_size", "zero", "one"], ["resized_height"]),
-        node("Slice", ["resized_size", "one", "two"], ["resized_width"]),
-        node("Sub", ["resized_size", "crop"], ["margin"]),
-        node("Cast", ["margin"], ["margin_f"], to=TensorProto.FLOAT),
-        node("Mul", ["margin_f", "half"], ["offset_f"]),
-        node("Round", ["offset_f"], ["offset_r"]),
-        node("Cast", ["offset_r"], ["offset"], to=TensorProto.INT64),
-        node("Add", ["offset", "crop"], ["end"]),
-        node("Slice", ["offset", "zero", "one"], ["top"]),
-        node("Slice", ["offset", "one", "two"], ["left"]),
-        node("Slice", ["end", "zero", "one"], ["bottom"]),
-        node("Slice", ["end", "one", "two"], ["right"]),
-        node("Cast", ["planes_u8"], ["planes"], to=TensorProto.FLOAT),
-        node("Resize", ["planes", "", "", "resized_width"], ["wide"], axes=[3], **resize),
-        node("Slice", ["wide", "left", "right", "x"], ["columns"]),
-        node("Clip", ["columns", "black", "white"], ["column_levels"]),
-        node("Resize", ["column_levels", "", "", "resized_height"], ["high"], axes=[2], **resize),
-        node("Slice", ["high", "top", "bottom", "y"], ["cropped"]),
-        node("Round", ["cropped"], ["rounded"]),
-        node("Clip", ["rounded", "black", "white"], ["levels"]),
-        node("Sub", ["levels", "mean"], ["centred"]),
-        node("Mul", ["centred", "inverse_std"], [PIXELS]),
-    ]  # fmt: skip
-    crop = preprocess.crop
+    floats = {"half": 0.5, "black": 0, "white": 255, "mean": mean, "inverse_std": 1 / std}
+    for name, value in integers.items():
+        graph.constant(name, value, "int64")
+    for name, value in floats.items():
+        graph.constant(name, value)
+    graph.add("Transpose", [IMAGE], "planes_u8", perm=[0, 3, 1, 2])
+    _add_crop_bounds(graph)
+    graph.add("Cast", ["planes_u8"], "planes", to=TensorProto.FLOAT)
+    _add_resize_and_crop(graph, RESIZE_MODES[preprocess.interpolation])
+    graph.add("Sub", ["levels", "mean"], "centred")
+    graph.add("Mul", ["centred", "inverse_std"], PIXELS)
     inputs = [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", "height", "width", 3])]
     outputs = [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, crop, crop])]
-    graph = helper.make_graph(nodes, "preprocess", inputs, outputs, constants)
-    prefix_names(graph)
-    return new_model(graph)
+    return graph.model("preprocess", inputs, outputs)
+
+
+def _add_crop_bounds(graph: GraphBuilder) -> None:
+    """`planes_u8` -> `resized_height`, `resized_width`, and the crop's bounds in them: `top left bottom right`."""
+    from onnx import TensorProto
+
+    graph.add("Shape", ["planes_u8"], "size", start=2, end=4)
+    graph.add("ReduceMin", ["size"], "smaller", keepdims=0)
+    graph.add("Mul", ["size", "short"], "size_times_short")
+    graph.add("Div", ["size_times_short", "smaller"], "resized_size")
+    graph.add("Slice", ["resized_size", "zero", "one"], "resized_height")
+    graph.add("Slice", ["resized_size", "one", "two"], "resized_width")
+    graph.add("Sub", ["resized_size", "crop"], "margin")
+    graph.add("Cast", ["margin"], "margin_f", to=TensorProto.FLOAT)
+    graph.add("Mul", ["margin_f", "half"], "offset_f")
+    graph.add("Round", ["offset_f"], "offset_r")
+    graph.add("Cast", ["offset_r"], "offset", to=TensorProto.INT64)
+    graph.add("Add", ["offset", "crop"], "end")
+    graph.add("Slice", ["offset", "zero", "one"], "top")
+    graph.add("Slice", ["offset", "one", "two"], "left")
+    graph.add("Slice", ["end", "zero", "one"], "bottom")
+    graph.add("Slice", ["end", "one", "two"], "right")
+
+
+def _add_resize_and_crop(graph: GraphBuilder, mode: dict[str, Any]) -> None:
+    """`planes` -> `levels`: grey levels of the resized and cropped image.
+
+    Width first and then height, with antialiasing. Each pass is clipped to 0..255 as image libraries do, because
+    bicubic overshoots, and each side is cropped as soon as it is resized, which saves work. Only the end result is
+    rounded: libraries also round between the passes, each in its own way, which never changes the result by two levels.
+    """
+    # Libraries give pixels beyond the border no weight; ONNX's default repeats the last one.
+    resize: dict[str, Any] = {
+        "antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel", **mode
+    }  # fmt: skip
+    graph.add("Resize", ["planes", "", "", "resized_width"], "wide", axes=[3], **resize)
+    graph.add("Slice", ["wide", "left", "right", "x"], "columns")
+    graph.add("Clip", ["columns", "black", "white"], "column_levels")
+    graph.add("Resize", ["column_levels", "", "", "resized_height"], "high", axes=[2], **resize)
+    graph.add("Slice", ["high", "top", "bottom", "y"], "cropped")
+    graph.add("Round", ["cropped"], "rounded")
+    graph.add("Clip", ["rounded", "black", "white"], "levels")

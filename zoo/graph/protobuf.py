@@ -1,8 +1,8 @@
-"""An ONNX file cut in two without parsing its numbers: what `zoo.graph.edit.extract` does, on the bytes.
+"""Cutting an ONNX file without the onnx package: `zoo.graph.edit.extract` on bytes.
 
-Importing onnx and having it read and write a model takes longer than ONNX Runtime takes to load it. A protobuf message
-is a row of fields, each with its length, so that a part can be taken out as it stands: names are read, tensors are not.
-Format: https://protobuf.dev/programming-guides/encoding/ and onnx.proto3, whose numbers of fields are used below.
+To import onnx, then read and write a model with it, takes longer than ONNX Runtime takes to load the model. A protobuf
+message is a sequence of fields, each with its length, so parts are copied as bytes: names are read, tensors are not.
+Format: https://protobuf.dev/programming-guides/encoding/ and onnx.proto3, whose field numbers are used below.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 from zoo.errors import IntegrityError
 
-#: Fields of ModelProto: what a part keeps (IR version, producer, operator sets, metadata, functions), and its graph.
+#: Fields of ModelProto: those that a part keeps (IR version, producer, operator sets, metadata, functions), the graph.
 KEPT, GRAPH = (1, 2, 8, 14, 25), 7
 #: Fields of GraphProto.
 NODE, NAME, INITIALIZER, INPUT, OUTPUT, VALUE = 1, 2, 5, 11, 12, 13
-#: Where the name lies in a TensorProto; in a ValueInfoProto it is the first field.
+#: The field of a TensorProto's name; in a ValueInfoProto the name is field 1.
 TENSOR_NAME = 8
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 class Node(NamedTuple):
-    """A NodeProto: the names that it takes and gives, and its bytes."""
+    """A NodeProto: the names of its inputs and outputs, and its bytes."""
 
     inputs: list[str]
     outputs: list[str]
@@ -28,10 +28,10 @@ class Node(NamedTuple):
 
 
 class Wire:
-    """A model's fields. `inputs` and `outputs` are the names of its graph's."""
+    """The fields of an ONNX model. `inputs` and `outputs` are the names of the graph's inputs and outputs."""
 
     def __init__(self, model: bytes) -> None:
-        """Raises IntegrityError for bytes that are no ONNX model."""
+        """Raises IntegrityError for bytes that are not an ONNX model."""
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.nodes: list[Node] = []
@@ -52,13 +52,13 @@ class Wire:
             raise IntegrityError("the model is not ONNX", hint="export it again") from error
 
     def knows(self, tensor: str) -> bool:
-        """Whether the graph takes or computes a tensor of that name."""
+        """Whether a tensor of that name is an input of the graph or computed by it."""
         return tensor in self.inputs or any(tensor in node.outputs for node in self.nodes)
 
     def cut(self, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-        """The part between those tensors, as an ONNX file, with the types and shapes that the model declares for them.
+        """The part between those tensors, as the bytes of an ONNX file.
 
-        Raises IntegrityError when it declares none for one.
+        Raises IntegrityError when the model does not declare type and shape of one of them.
         """
         wanted: list[Node] = []
         needed = set(outputs)
@@ -99,43 +99,43 @@ class Wire:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """(number, the whole field, its value) of every field of a message. Raises ValueError where it breaks off."""
-    place, end = 0, len(data)
-    while place < end:
-        start = place
-        tag, place = _varint(data, place)
+    """(number, the whole field, its value) of every field of a message. Raises ValueError for a truncated message."""
+    index, end = 0, len(data)
+    while index < end:
+        start = index
+        tag, index = _varint(data, index)
         kind = tag & 7
-        begin = place
+        begin = index
         if kind == LENGTH:
-            size, begin = _varint(data, place)
-            place = begin + size
+            size, begin = _varint(data, index)
+            index = begin + size
         elif kind == VARINT:
-            _, place = _varint(data, place)
+            _, index = _varint(data, index)
         elif kind in (FIXED64, FIXED32):
-            place += 8 if kind == FIXED64 else 4
+            index += 8 if kind == FIXED64 else 4
         else:
             raise ValueError(f"a field of kind {kind}")
-        if place > end or not tag >> 3:
-            raise ValueError("a field that does not fit")
-        yield tag >> 3, data[start:place], data[begin:place]
+        if index > end or not tag >> 3:
+            raise ValueError("a field that ends beyond its message")
+        yield tag >> 3, data[start:index], data[begin:index]
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    """(the number at `place`, the place after it)."""
+def _varint(data: memoryview, index: int) -> tuple[int, int]:
+    """(the varint at `index`, the index after it)."""
     value = shift = 0
     while True:
-        byte = data[place]
-        place += 1
+        byte = data[index]
+        index += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, place
+            return value, index
         shift += 7
         if shift > 63:
-            raise ValueError("a number that does not end")
+            raise ValueError("a varint of more than 64 bits")
 
 
 def _text(data: memoryview, number: int) -> str:
-    """The string field of that number; empty where there is none. Fields lie in the order of their numbers, or not."""
+    """The string field of that number; empty if there is none. The last one counts, as protobuf wants it."""
     found = ""
     for each, _, value in _fields(data):
         if each == number:

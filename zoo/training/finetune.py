@@ -38,7 +38,7 @@ from zoo.training.write_bundle import Materials, Tuned
 
 if TYPE_CHECKING:
     from zoo.export.reference import Expected
-    from zoo.training.objective import Floats
+    from zoo.graph.head import Floats
 
 
 class Known(NamedTuple):

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from zoo.training.objective import Floats, Layer, Targets
+    from zoo.graph.head import Floats, Layer
+    from zoo.training.objective import Targets
 
 #: Part of the training items that chooses scaling, rates and epoch.
 INNER = 0.15

@@ -5,15 +5,12 @@ Its input scaling is part of it and folded into the first layer, so the exported
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
-    Floats: TypeAlias = NDArray[np.float32]
-    Layer: TypeAlias = tuple[Floats, Floats]
+    from zoo.graph.head import Floats, Layer
 
 SCALINGS = ("global", "per-feature")
 #: A per-feature std below this part of the mean std is raised to it: near-dead features would drown the others.

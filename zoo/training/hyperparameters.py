@@ -23,7 +23,8 @@ from zoo.training.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from zoo.training.objective import Floats, Targets
+    from zoo.graph.head import Floats
+    from zoo.training.objective import Targets
 
 #: Epochs of the search, whatever the training's: N and N more must find what 2N find.
 EPOCHS = 12

@@ -12,13 +12,12 @@ from zoo.options import FinetuneOptions
 from zoo.schema import Task
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    Floats: TypeAlias = NDArray[np.float32]
+    from zoo.graph.head import Floats, Layer
+
     Targets: TypeAlias = NDArray[Any]
-    Layer: TypeAlias = tuple[Floats, Floats]
 
 ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}
 

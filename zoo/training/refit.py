@@ -10,18 +10,14 @@ from zoo.system.interrupt import Interrupt
 from zoo.training.fit_head import Problem, fit
 
 
-def refit(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: Unreadable | None = None) -> Refitted:
-    """The head fitted to the candidate's own features of the items it was trained on, as `source` was fitted before."""
+def refit_head(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: Unreadable) -> Refitted:
+    """A head for the features of `candidate`, fitted with the options of `source` to the items in `trained`."""
     manifest, spec = source.manifest, source.manifest.head
     assert spec is not None
     options = msgspec.structs.replace(
         training_options(manifest), lr=spec.lr, weight_decay=spec.weight_decay, unfreeze=0, augment=0
     )
-    skip = unreadable.skip(trained.examples) if unreadable else None
-    features = Session(candidate, "cpu").infer(trained.items, ["features"], skip=skip)["features"]
-    if unreadable:
-        features = features[[example.digest not in unreadable.found for example in trained.examples]]
-        trained = unreadable.readable(trained)
+    features, trained = unreadable.infer(Session(candidate, "cpu"), trained, "features")
     problem = Problem(features, trained.targets(manifest.labels), len(manifest.labels) or 1, options)
     found = fit(problem, Interrupt())
     return Refitted(found.layers, found.thresholds)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.export.reference import Reference
+    from zoo.graph.head import Floats
     from zoo.training.fit_head import TrainedHead
-    from zoo.training.objective import Floats
 
 #: The learning curve; items that were left out, a JSON object each.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
