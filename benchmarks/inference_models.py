@@ -59,7 +59,7 @@ def pictures(bench: Bench, model: str) -> None:
         )
         session = Session(exact, "cpu")
         cut = exact.manifest.cut or PIXELS
-        found = [arrays[cut] for _, arrays in session.stream(items.calibrate, [cut, FEATURES])]
+        found = [arrays[cut] for _, arrays in session.stream([each.item for each in items.calibrate], [cut, FEATURES])]
         given = saved({cut: np.concatenate(found)}, bench.work / f"{model}-calibration.npz")
         return bench.peer("openvino", "openvino", model=nncf(bench, exact_body, given), feeds=feeds)
 

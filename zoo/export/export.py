@@ -74,10 +74,11 @@ def export(
             # One wrong weight would not show within the wider bounds of fewer bits.
             _gate(source.path, source, backbone, Converted(source.manifest))
     with room_for(out), staged_dir(out) as folder:
+        # A conversion writes external data itself; the report describes the trained model, not the converted one.
+        changed = external_data.file_names(source.read_model()) if is_converted else set()
         for path in source.path.iterdir():
-            # The report describes the trained model, and the converted one may answer otherwise.
             is_report = is_converted and path.name.startswith("report")
-            if path.name not in {MANIFEST, MODEL, *(_tables(source) if is_converted else ())} and not is_report:
+            if path.name not in {MANIFEST, MODEL, *changed} and not is_report:
                 shutil.copyfile(path, folder / path.name)
         converted = _Conversion(source, variant, folder, refit_head, offline, progress).run()
         if variant.raw:
@@ -176,11 +177,6 @@ def _is_raw(manifest: Manifest) -> bool:
     return PIXELS in {spec.name for spec in manifest.inputs}
 
 
-def _tables(source: Bundle) -> set[str]:
-    """Files of external data, which a conversion writes itself."""
-    return {tensor.file for tensor in external_data.references(source.read_model())}
-
-
 class _Conversion(NamedTuple):
     """The conversion of `source` to `variant`, in `folder`, which holds the other files of the bundle."""
 
@@ -252,7 +248,7 @@ def _without_head(draft: Manifest, folder: Path) -> Manifest:
     body = precision.split_parts(model).body
     edit.describe(body, {name: fact for name, fact in edit.metadata_of(model).items() if name != "zoo.labels"})
     edit.save(body, folder / MODEL)
-    kept = {MODEL, TAIL_FILE, *(tensor.file for tensor in external_data.references(body))}
+    kept = {MODEL, TAIL_FILE, *external_data.file_names(body)}
     if isinstance(draft.preprocess, TextPreprocess):
         kept.add(draft.preprocess.tokenizer)
     for path in folder.iterdir():

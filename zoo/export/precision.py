@@ -85,7 +85,7 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def fused(model: "onnx.ModelProto", family: str) -> "onnx.ModelProto":
     """The model with its body, a text encoder of `family`, in ONNX Runtime's own operators (zoo.graph.fuse)."""
     parts = split_parts(model)
-    return _with_body(model, parts, fuse.fuse(parts.body, family).model)
+    return _with_body(model, parts, fuse.fuse(parts.body, family))
 
 
 def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":

@@ -5,6 +5,7 @@ preprocessing in front, whose outputs are the inputs of the tail. The tail is a 
 changes neither the trunk nor parameters that both share.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +132,8 @@ def merge(
     import onnx
 
     data = base.read_model()
-    external_data.copy(data, base.path, path.parent)
+    for name in external_data.file_names(data):
+        shutil.copyfile(base.path / name, path.with_name(name), follow_symlinks=False)
     whole = onnx.load_from_string(data)
     if tail is not None:
         whole = edit.join(whole, edit.load(tail))

@@ -6,7 +6,6 @@ every location is known to be a plain file name. Whether that file belongs to th
 
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -85,10 +84,9 @@ def beside(folder: Path) -> "Callable[[str], Bytes]":
     return read
 
 
-def copy(model: "bytes | onnx.ModelProto", source: Path, target: Path) -> None:
-    """Copy the files of the model's external data from one folder to another."""
-    for name in sorted({tensor.file for tensor in references(model)}):
-        shutil.copyfile(source / name, target / name, follow_symlinks=False)
+def file_names(model: "bytes | onnx.ModelProto") -> set[str]:
+    """The names of the files with external data of the model."""
+    return {tensor.file for tensor in references(model)}
 
 
 def _is_outside(tensor: "onnx.TensorProto") -> bool:

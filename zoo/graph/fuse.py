@@ -6,7 +6,7 @@ Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import PluginError, UsageError
 from zoo.extras import require
@@ -24,14 +24,7 @@ NORM = "LayerNormalization"
 BIAS_INDEX = 5
 
 
-class Fused(NamedTuple):
-    """The fused graph, and the number of each fused operator in it."""
-
-    model: "onnx.ModelProto"
-    counts: Mapping[str, int]
-
-
-def fuse(body: "onnx.ModelProto", family: str = "encoder") -> Fused:
+def fuse(body: "onnx.ModelProto", family: str = "encoder") -> "onnx.ModelProto":
     """The text encoder `body` in fused operators, with the same inputs and outputs.
 
     Every softmax must become an attention with its two skip-layer-norms and its bias-GELU, and the first normalisation
@@ -40,11 +33,11 @@ def fuse(body: "onnx.ModelProto", family: str = "encoder") -> Fused:
     """
     # Each layer has one softmax.
     layers = _count(body, "Softmax")
-    wanted = {ATTENTION: layers, EMBEDDINGS: 1, SKIP_NORM: 2 * layers, BIAS_GELU: layers}
     if not layers:
         raise UsageError("there is no attention to fuse in this model", hint="leave --fuse out")
     require("fusing a model", "onnxscript")
     model = _rewritten(_with_embeddings(body))
+    wanted = {ATTENTION: layers, EMBEDDINGS: 1, SKIP_NORM: 2 * layers, BIAS_GELU: layers}
     counts = {kind: _count(model, kind) for kind in wanted}
     if missed := [f"{counts[kind]} of {wanted[kind]} {kind}" for kind in wanted if counts[kind] != wanted[kind]]:
         raise PluginError(
@@ -52,7 +45,7 @@ def fuse(body: "onnx.ModelProto", family: str = "encoder") -> Fused:
             plugin=family,
             hint="the fusions do not know the form of this graph: export it without --fuse",
         )
-    return Fused(model, counts)
+    return model
 
 
 def _count(model: "onnx.ModelProto", kind: str) -> int:
