@@ -1,6 +1,6 @@
-"""What torch families share: a family writes build(), this exports it to ONNX and runs it as its own reference.
+"""The base class of families written in torch: a family writes `build`, and gets ONNX export and a reference.
 
-torch is imported inside the methods: a plugin that subclasses TorchBackbone stays importable without it.
+torch is imported inside the methods, so a plugin that subclasses TorchBackbone can be imported without it.
 """
 
 import logging
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: Example lengths of dynamic axes. 0 and 1 would be specialised into the graph by torch.export.
+#: Example lengths of dynamic axes; torch.export would make the lengths 0 and 1 constants of the graph.
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
-#: A second example: the axis that is longer here is the one of that name, whatever shape a stage gives.
+#: Lengths of a second example: an axis that grows from the first to the second has the name of the length.
 LONGER_AXES = {"batch": 3, "sequence": 11}
-#: Parameters below which a reference runs on one thread. The gate asks for ten pictures: a second thread gains little
-#: on an idle machine, and on a busy one two that wait for each other at every layer take ten times as long as one.
-SMALL = 100_000_000
+#: A reference with fewer parameters runs on one thread. Parity needs about ten images: a second thread gains little on
+#: an idle machine, and on a busy one two threads that synchronise at every layer take ten times as long as one.
+ONE_THREAD_PARAMS = 100_000_000
 
 
 def load_state(
     path: Path, module: "torch.nn.Module", rename: Callable[[str], str | None] = lambda name: name
 ) -> "torch.nn.Module":
-    """Fill `module` with the checkpoint at `path`, every tensor accounted for, and return it in eval mode.
+    """Load the checkpoint at `path` into `module`, check every tensor, and return the module in eval mode.
 
-    `rename` maps a name in the file to the module's, or to None for a tensor that the features do not need. Half
-    precision becomes float32; no other type does. Raises IntegrityError naming missing, unexpected, wrongly typed or
-    shaped, or non-finite tensors, and negative variances.
+    `rename` maps a name in the file to the module's name, or to None for a tensor that the features do not need. Half
+    precision is converted to float32, other types are not. Raises IntegrityError naming missing, unexpected, wrongly
+    typed or shaped, or non-finite tensors, and negative variances.
     """
     import torch
     from safetensors import SafetensorError
@@ -70,7 +70,7 @@ def load_state(
 def _problems(
     given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """What may be wrong with the tensors `given`, and the names of which it is true; later checks build on earlier."""
+    """(problem, the names of the tensors that have it), problem by problem; later checks rely on earlier ones."""
     import torch
 
     def fits(name: str) -> bool:
@@ -85,22 +85,19 @@ def _problems(
     yield "has wrong types for", [f"{name} ({kinds[name]})" for name in given if not fits(name)]
     yield "has wrong shapes for", [name for name in given if given[name].shape != wanted[name].shape]
     yield "has non-finite numbers in", [name for name in given if not torch.isfinite(given[name]).all()]
-    # BatchNorm takes its root: features would be no numbers, or wrong ones where the epsilon outweighs it.
-    yield "has negative variances in", [name for name in given if _is_variance(name) and (given[name] < 0).any()]
-
-
-def _is_variance(name: str) -> bool:
-    return name.rpartition(".")[2] == "running_var"
+    # BatchNorm takes the square root: features would be NaN, or wrong if epsilon makes the sum positive.
+    variances = [name for name in given if name.rpartition(".")[2] == "running_var"]
+    yield "has negative variances in", [name for name in variances if (given[name] < 0).any()]
 
 
 def _is_counter(name: str) -> bool:
-    """BatchNorm's batch counters came with torch 0.4.1: older checkpoints lack them, and inference ignores them."""
+    """Whether this is BatchNorm's batch counter, which checkpoints before torch 0.4.1 lack and inference ignores."""
     return name.endswith("num_batches_tracked")
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes on so many threads."""
+    """Inside, torch computes on `count` threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -126,16 +123,16 @@ class TorchBackbone(Backbone):
         return self.build()
 
     def load(self) -> bool:
-        """Build the module, which draws its first weights from torch's generator; what it computes then draws none."""
+        """Build the module now: building draws random numbers from torch's generator, running the module does not."""
         return self.module is not None
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The module as consecutive parts, earliest first: what training deeper than the head cuts between.
+        """The module as consecutive stages, earliest first; `--unfreeze N` trains the last N of them.
 
-        Each maps a dict of named tensors [batch, ...] to another. The first takes `entry.inputs`, the last gives
-        `features`, and one after another they compute what the module does; what a later part needs beside the
-        activations, such as a text's attention mask, travels along in the dict. They share the module's parameters.
-        A family that does not say is one stage.
+        Each stage maps a dict of named tensors [batch, ...] to another. The first takes `entry.inputs`, the last
+        returns `features`, and run in order they compute the same as the module. Tensors that only later stages need,
+        such as a text's attention mask, are passed on in the dict. Stages share the module's parameters. By default
+        the whole module is one stage, and only a head can be trained.
         """
         return [as_stage(self.module, [spec.name for spec in self.entry.inputs], output="features")]
 
@@ -145,15 +142,14 @@ class TorchBackbone(Backbone):
         import torch
 
         arguments = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.entry.inputs]
-        with torch.inference_mode(), threads(1 if self.entry.params < SMALL else torch.get_num_threads()):
+        with torch.inference_mode(), threads(1 if self.entry.params < ONE_THREAD_PARAMS else torch.get_num_threads()):
             return {"features": self.module(*arguments).numpy()}
 
     def export(self, path: Path, options: ExportOptions) -> None:
         """Write the module with torch's dynamo exporter, weights inside the file, axes named as in `entry.inputs`.
 
-        With `options.cut` only the first so many stages, and what they compute of the tensors that the next one takes:
-        an input that travels along unchanged, such as a mask, is an input of that graph already. Raises UsageError for
-        a cut where no two stages meet.
+        With `options.cut` only that number of first stages is exported. The graph's outputs are the tensors that the
+        next stage takes, without inputs that are passed on unchanged. Raises UsageError for an impossible cut.
         """
         if options.cut is None:
             export_module(self.module, path, self.entry.inputs, ["features"], options)
@@ -165,10 +161,10 @@ class TorchBackbone(Backbone):
 
 
 def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
-    """The tensors between stage `cut` - 1 and stage `cut`: what is cached when the first `cut` stages are frozen.
+    """The tensors between stage `cut` - 1 and stage `cut`, which are cached when the first `cut` stages are frozen.
 
-    Raises UsageError for a cut where no two stages meet, PluginError for a tensor that has no batch axis, or one that
-    is called as an input and is another.
+    Raises UsageError for an impossible cut, PluginError for a tensor without a batch axis and for a stage that returns
+    another tensor under the name of an input.
     """
     import torch
 
@@ -186,26 +182,26 @@ def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
 
 
 def check_cut(family: str, stages: int, cut: int) -> None:
-    """Raise UsageError, with the number that is possible, unless at least one stage lies on either side of `cut`."""
+    """Raise UsageError, naming the possible number, unless at least one stage lies on either side of `cut`."""
     if 0 < cut < stages:
         return
     if stages < 2:
-        raise UsageError(f"the family {family} says no stages: only a head can be trained on it", hint="--unfreeze 0")
+        raise UsageError(f"the family {family} has no stages: only a head can be trained on it", hint="--unfreeze 0")
     raise UsageError(
-        f"{stages - cut} of {stages} stages cannot be unfrozen: at least one is trained, and one is not",
+        f"{stages - cut} of {stages} stages cannot be unfrozen: at least one must be trained and one frozen",
         hint=f"--unfreeze {stages - 1} or less",
     )
 
 
 def run_stages(stages: "Iterable[torch.nn.Module]", tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """What the stages, one after another, make of named tensors."""
+    """The tensors that the last stage returns, when the stages run in order on `tensors`."""
     for stage in stages:
         tensors = stage(tensors)
     return tensors
 
 
 def positional(stages: "Sequence[torch.nn.Module]", inputs: Sequence[str], outputs: Sequence[str]) -> "torch.nn.Module":
-    """Consecutive stages as one module: it takes the tensors `inputs` and gives `outputs`, both in that order."""
+    """Consecutive stages as one module that takes the tensors `inputs` and returns `outputs`, both in that order."""
     import torch
     from torch import nn
 
@@ -224,7 +220,7 @@ def positional(stages: "Sequence[torch.nn.Module]", inputs: Sequence[str], outpu
 def export_module(
     module: "torch.nn.Module", path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[str], options: ExportOptions
 ) -> None:
-    """Write `module`, which takes the tensors `inputs` in their order, as one ONNX file with dynamic axes."""
+    """Write `module`, which takes the tensors `inputs` in that order, as one ONNX file with dynamic axes."""
     import torch
 
     arguments = tuple(_example(spec, EXAMPLE_AXES) for spec in inputs)
@@ -237,7 +233,7 @@ def export_module(
             module,
             arguments,
             input_names=[spec.name for spec in inputs],
-            # Not "embedding": the exporter names the values of aten.embedding so, and the names would clash.
+            # "embedding" is not possible: the exporter gives that name to values of aten.embedding.
             output_names=list(outputs),
             dynamic_shapes=axes,
             opset_version=options.opset,
@@ -251,13 +247,13 @@ def export_module(
 
 @contextmanager
 def described_by_config(library: str) -> Iterator[None]:
-    """Around what another library builds from a published config.json: whatever it raises is an IntegrityError."""
+    """Inside, every error of a library that builds a network from a published config.json is an IntegrityError."""
     try:
         yield
     except (ZooError, ImportError, MemoryError):
         raise
     except Exception as error:
-        # Each library, and each architecture of it, stumbles over a wrong number in its own way.
+        # Libraries raise all kinds of errors for a wrong number.
         reason = f"{type(error).__name__}: {brief(str(error))}"
         raise IntegrityError(
             f"config.json does not describe a network that {library} can build: {reason}", hint="choose another model"
@@ -267,9 +263,9 @@ def described_by_config(library: str) -> Iterator[None]:
 def as_stage(
     module: "torch.nn.Module", inputs: Sequence[str], *, output: str, keep: Sequence[str] = ()
 ) -> "torch.nn.Module":
-    """`module` as a stage: called with the tensors `inputs`, it gives its answer as `output`, and `keep` as they are.
+    """`module` as a stage: it is called with the tensors `inputs`, and its result is named `output`.
 
-    Whatever is not kept ends here, so that what is cached after a stage is what the next ones need and no more.
+    The tensors `keep` are passed on unchanged and all others dropped, so that no unneeded tensor is cached.
     """
     from torch import nn
 
@@ -286,7 +282,7 @@ def as_stage(
 
 
 def cut(network: "torch.nn.Module", starts: Sequence[str]) -> "list[torch.nn.Module]":
-    """A Sequential as consecutive parts: the first from its beginning, each other one from the child named so."""
+    """A Sequential as consecutive parts: the children named `starts` begin the second and later parts."""
     from torch import nn
 
     assert isinstance(network, nn.Sequential)
@@ -302,7 +298,7 @@ def chain(parts: "Sequence[torch.nn.Module]") -> "list[torch.nn.Module]":
 
 
 def _named_axes(name: str, one: "torch.Tensor", other: "torch.Tensor", family: str) -> TensorSpec:
-    """The spec of a tensor, given what it is for the two examples: an axis that grew has the name of what grew so."""
+    """The spec of a tensor from its values for the two examples: an axis that grew is a dynamic axis."""
     names = {(EXAMPLE_AXES[axis], LONGER_AXES[axis]): axis for axis in EXAMPLE_AXES}
     pairs = list(zip(one.shape, other.shape, strict=True))
     shape = tuple(pair[0] if pair[0] == pair[1] else names.get(pair, "?") for pair in pairs)
@@ -320,12 +316,12 @@ def _example(spec: TensorSpec, axes: Mapping[str, int]) -> "torch.Tensor":
 
 
 def _dynamic_axes(spec: TensorSpec) -> Mapping[int, str]:
-    return {position: axis for position, axis in enumerate(spec.shape) if isinstance(axis, str)}
+    return {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's deprecation chatter about its own internals away from our users."""
+    """Inside, the exporter's deprecation warnings about its own code are not shown."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():

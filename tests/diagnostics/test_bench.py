@@ -168,7 +168,7 @@ def test_wishes_that_make_no_sense(shelf: Path, tuned: Path) -> None:
         assert zoo("bench", "tiny-bert", option, value).returncode == 2
     fails(2, "is no time", "bench", "tiny-bert", "--seconds", "0")
     fails(2, "is nothing to compare with", "bench", "tiny-bert", "--against", "jax")
-    hint = fails(2, "reads 32 tokens at most, not 33", "bench", "tiny-bert", "--length", 33)
+    hint = fails(2, "--length must be at most 32 tokens for tiny-bert, got 33", "bench", "tiny-bert", "--length", 33)
     assert "--length 32" in hint
     fails(2, "no length in tokens", "bench", "tiny-lite", "--length", 8)
     fails(2, "unknown device 'tpu'", "bench", "tiny-bert", "--device", "tpu")

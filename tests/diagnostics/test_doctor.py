@@ -171,7 +171,7 @@ def test_digests(site: Site, shelf: Path, zoo_home: Path) -> None:
     flip(weights)
     assert "digests" not in checks(site, 0)
     found = checks(site, 5, "--deep")["digests"]
-    assert found["found"] == f"tiny-bert: not what was pulled or made: {weights.name}"
+    assert found["found"] == f"tiny-bert: changed since it was pulled or exported: {weights.name}"
     assert found["fix"] == "zoo pull tiny-bert"
     assert site.zoo("pull", "tiny-bert").returncode == 0
     (graph,) = zoo_home.glob("graphs/tiny-lite-*/*.onnx")

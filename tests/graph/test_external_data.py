@@ -19,7 +19,7 @@ from zoo.graph import external_data
 from zoo.runtime.ort import create_session
 from zoo.runtime.session import Session
 from zoo.schema import ExportOptions
-from zoo.training.feature_cache import cache_key
+from zoo.training.item_cache import cache_key
 
 DIM = 8
 

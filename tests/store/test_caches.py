@@ -16,7 +16,7 @@ from zoo.store import caches
 def cache(folder: Path, key: str, size: int, used: int) -> None:
     """A cache of two files that was last used `used` seconds after 1970."""
     (folder / f"{key}.activations").mkdir(parents=True)
-    for path, part in ((folder / f"{key}.sqlite", size // 2), (folder / f"{key}.activations/data", size - size // 2)):
+    for path, part in ((folder / f"{key}.features", size // 2), (folder / f"{key}.activations/data", size - size // 2)):
         path.write_bytes(bytes(part))
         os.utime(path, (used, used))
 

@@ -349,7 +349,7 @@ def test_words_that_cannot_be_looked_at_are_no_claim(
     assert report.passed
     (found,) = [check for check in report.checks if check.state == "skipped"]
     assert found.name == "words"
-    assert found.detail.startswith(f"could not look: {said}")
+    assert found.detail.startswith(f"could not check: {said}")
 
 
 def test_other_rows_have_no_words(toy: Callable[[str], type[Backbone]], tmp_path: Path) -> None:

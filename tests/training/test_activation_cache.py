@@ -42,7 +42,7 @@ def texts(trunks: dict[str, Bundle]) -> Session:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Example]:
+def images(tmp_path: Path) -> list[Example]:
     random = np.random.default_rng(0)
     found = []
     for number in range(5):
@@ -53,7 +53,7 @@ def pictures(tmp_path: Path) -> list[Example]:
 
 
 class Notes:
-    """Progress that keeps what it is told."""
+    """Progress that keeps its notes."""
 
     def __init__(self) -> None:
         from zoo.progress import SILENT
@@ -78,10 +78,10 @@ def check(activations: Activations, session: Session, texts: Sequence[str], rows
     assert batch["hidden"].dtype == np.float32
     assert batch["attention_mask"].dtype == np.int64
     assert batch["hidden"].shape == (len(rows), max(map(len, wanted)), 32)
-    for place, each in enumerate(wanted):
-        np.testing.assert_allclose(batch["hidden"][place, : len(each)], each, rtol=1e-3, atol=1e-3)
-        assert not batch["hidden"][place, len(each) :].any()
-        assert batch["attention_mask"][place].tolist() == [1] * len(each) + [0] * (len(batch["hidden"][0]) - len(each))
+    for index, each in enumerate(wanted):
+        np.testing.assert_allclose(batch["hidden"][index, : len(each)], each, rtol=1e-3, atol=1e-3)
+        assert not batch["hidden"][index, len(each) :].any()
+        assert batch["attention_mask"][index].tolist() == [1] * len(each) + [0] * (len(batch["hidden"][0]) - len(each))
 
 
 def test_only_new_items_are_computed(texts: Session, tmp_path: Path) -> None:
@@ -105,11 +105,12 @@ import sys
 from pathlib import Path
 from tests.training.test_activation_cache import MANY, Slow, examples
 from zoo import AccessError
-from zoo.training import activation_cache as activations
 from zoo.bundle import Bundle
-activations.CHUNK = 1
+from zoo.training import item_cache
+from zoo.training.activation_cache import Activations
+item_cache.CHUNK_BYTES = 1
 try:
-    activations.Activations.open(Path(sys.argv[2]), Slow(Bundle.open(Path(sys.argv[1])), "cpu"),
+    Activations.open(Path(sys.argv[2]), Slow(Bundle.open(Path(sys.argv[1])), "cpu"),
         examples(MANY)).close()
 except AccessError as error:
     print(error.message)
@@ -171,8 +172,8 @@ class Loud(Session):
 
     def stream(self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None) -> Iterator[Any]:
         for positions, arrays in super().stream(items, outputs, skip):
-            for place, position in enumerate(positions):
-                arrays["hidden"][place] *= 1e6 if items[position] == TEXTS[1] else 1
+            for index, position in enumerate(positions):
+                arrays["hidden"][index] *= 1e6 if items[position] == TEXTS[1] else 1
             yield positions, arrays
 
 
@@ -205,34 +206,34 @@ def test_a_data_set_that_is_too_large_is_computed_again(
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 20_000
 
 
-def test_unreadable_items_are_told(texts: Session, tmp_path: Path) -> None:
-    told: list[tuple[int, str]] = []
+def test_unreadable_items_are_reported(texts: Session, tmp_path: Path) -> None:
+    found: list[tuple[int, str]] = []
     some = examples([TEXTS[0], " ", TEXTS[1], " "])
-    with Activations.open(tmp_path, texts, some, skip=lambda place, e: told.append((place, e.message))) as activations:
-        assert [place for place, _ in told] == [1, 3]
+    with Activations.open(tmp_path, texts, some, skip=lambda at, e: found.append((at, e.message))) as activations:
+        assert [index for index, _ in found] == [1, 3]
         check(activations, texts, [TEXTS[0], " ", TEXTS[1]], [0, 2])
     with pytest.raises(DataError):
         Activations.open(tmp_path, texts, some)
 
 
-def test_views_of_pictures(trunks: dict[str, Bundle], pictures: list[Example], tmp_path: Path) -> None:
+def test_views_of_images(trunks: dict[str, Bundle], images: list[Example], tmp_path: Path) -> None:
     session, folder = Session(trunks["tiny-lite"], "cpu"), tmp_path / "cache"
-    with Activations.open(folder, session, pictures, views=2) as activations:
+    with Activations.open(folder, session, images, views=2) as activations:
         assert (len(activations), activations.computed) == (15, 15)
         batch = activations.batch([1, 6, 11])["activations"]
         assert len({array.tobytes() for array in batch}) == 3
         everything = activations.batch(range(15))["activations"]
-    with Activations.open(folder, session, pictures[:2]) as plain:
+    with Activations.open(folder, session, images[:2]) as plain:
         assert plain.computed == 0
         np.testing.assert_array_equal(plain.batch([1])["activations"][0], batch[0])
-    with Activations.open(folder, session, pictures, views=2, seed=1) as other:
+    with Activations.open(folder, session, images, views=2, seed=1) as other:
         assert other.computed == 10
-    with Activations.open(tmp_path / "again", session, pictures, views=2) as again:
+    with Activations.open(tmp_path / "again", session, images, views=2) as again:
         np.testing.assert_array_equal(again.batch(range(15))["activations"], everything)
 
 
 def test_texts_have_no_views(texts: Session, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="pictures"):
+    with pytest.raises(UsageError, match="images"):
         Activations.open(tmp_path, texts, examples(TEXTS), views=1)
 
 

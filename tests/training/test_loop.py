@@ -23,7 +23,7 @@ from zoo.torchkit import as_stage
 from zoo.training.adamw import AdamW
 from zoo.training.checkpoints import MARKER, Checkpoints
 from zoo.training.fit_head import Problem, TrainedHead, fit
-from zoo.training.loop import Part, Phase, Plan, Training, rate
+from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun, rate
 from zoo.training.unfreeze import fit_tail
 
 PLAN = Plan(count=60, batch=16, seed=3, weight_decay=0.1, decay=5)
@@ -167,7 +167,7 @@ def options(**changed: Any) -> FinetuneOptions:
 def fitted(folder: Path | None, *, resume: bool = False, stop: Interrupt | None = None, **changed: Any) -> TrainedHead:
     features, targets = blobs(120, noise=3)
     problem = Problem(features, targets, 4, options(**changed))
-    return fit(problem, stop or Interrupt(), checkpoints=folder, resume=resume)
+    return fit(problem, TrainingRun(stop=stop or Interrupt(), checkpoints=folder, resume=resume))
 
 
 def test_n_epochs_and_n_more_are_2n_epochs(tmp_path: Path) -> None:
@@ -363,12 +363,13 @@ def test_too_little_memory_halves_the_batch_when_it_may() -> None:
     scarce, notes = Scarce(8), Notes()
     for auto_batch in (False, True):
         problem = Problem(scarce.features, scarce.targets, 4, options(hidden=(), epochs=2, auto_batch=auto_batch))
-        trained = fit(problem, Interrupt())
+        trained = fit(problem, TrainingRun(stop=Interrupt()))
         if auto_batch:
-            found = fit_tail(problem, trained, scarce, tail, Interrupt(), progress=notes)  # type: ignore[arg-type]
+            run = TrainingRun(stop=Interrupt(), progress=notes)  # type: ignore[arg-type]
+            found = fit_tail(problem, trained, scarce, tail, run)  # type: ignore[arg-type]
             assert len(found.head.curve) == 3
         else:
             with pytest.raises(OutOfMemoryError, match="a step of 32 items needs more memory than cpu has") as caught:
-                fit_tail(problem, trained, scarce, tail, Interrupt())  # type: ignore[arg-type]
+                fit_tail(problem, trained, scarce, tail, TrainingRun(stop=Interrupt()))  # type: ignore[arg-type]
             assert caught.value.hint == "--batch 16, or --auto-batch"
     assert [note.split()[3] for note in notes.notes] == ["32", "16"]

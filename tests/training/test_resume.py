@@ -127,7 +127,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     child.send_signal(signal.SIGINT)
     stdout, stderr = child.communicate(timeout=60)
     assert child.returncode == 130, stderr
-    assert "--resume goes on" in stderr
+    assert "--resume continues" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "zoo-home"] * (tmp_path / "zoo-home").exists()

@@ -11,6 +11,7 @@ from zoo import FinetuneOptions
 from zoo.system.interrupt import Interrupt
 from zoo.torchkit import as_stage, run_stages
 from zoo.training.fit_head import Problem, fit
+from zoo.training.loop import TrainingRun
 from zoo.training.unfreeze import TunedTail, fit_tail
 
 ITEMS, CLASSES = 96, 3
@@ -53,8 +54,8 @@ def trained(device: str, **options: object) -> tuple[Patches, TunedTail]:
     with torch.inference_mode():
         features = run_stages(tail(), {"activations": torch.from_numpy(patches.arrays)})["features"].numpy()
     problem = Problem(features, patches.targets, CLASSES, FinetuneOptions(epochs=30, patience=30, **options))  # type: ignore[arg-type]
-    head = fit(problem, Interrupt())
-    return patches, fit_tail(problem, head, patches, tail, Interrupt(), device=device)  # type: ignore[arg-type]
+    head = fit(problem, TrainingRun(stop=Interrupt()))
+    return patches, fit_tail(problem, head, patches, tail, TrainingRun(stop=Interrupt()), device=device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])

@@ -1,4 +1,4 @@
-"""`zoo doctor` and `zoo bench`: what is wrong with this machine, and how fast a model is on it.
+"""`zoo doctor` and `zoo bench`: faults of this machine, and the speed of a model on it.
 
 Start with `doctor.py` and `bench.py`.
 """

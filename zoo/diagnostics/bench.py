@@ -1,6 +1,6 @@
-"""zoo bench: how large, how soon and how fast a model is on this machine, and torch beside it.
+"""`zoo bench`: size, start-up time and speed of a model on this machine, compared with torch if asked for.
 
-Every system is a process of its own, and they take turns, round by round: what disturbs the machine disturbs them all.
+Each system (zoo, torch) runs in its own process, and they take turns, so that a disturbance affects all of them.
 """
 
 import os
@@ -34,22 +34,22 @@ from zoo.system.cpu import cores
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: Tokens of each text that is timed.
+#: Default length in tokens of the timed texts.
 LENGTH = 32
 GRAPH, WHOLE, TORCH, CHANNELS_LAST, PEAK = "zoo", "zoo, whole graph", "torch", "torch, channels_last", "peak"
-#: Cold starts are seconds long and spread little: no more of them than this.
+#: The most cold starts that are timed; each takes seconds, and they differ little.
 STARTS = 3
 
 
 class Rival(NamedTuple):
-    """The original weights: the row as it was pulled, and the folder of its files."""
+    """The original weights: the pulled row, and the folder of its files."""
 
     entry: Entry
     weights: Path
 
 
-class Inputs(NamedTuple):
-    """What is timed: `body` as the backbone takes it, one row for each item of the largest batch; `raw` one item."""
+class TimedInputs(NamedTuple):
+    """`body`: inputs of the backbone, as many as the largest batch; `raw`: one input of the whole graph."""
 
     body: "TensorMap"
     raw: "TensorMap"
@@ -63,10 +63,10 @@ def bench(
     rival: Rival | None = None,
     progress: Progress = SILENT,
 ) -> Benchmark:
-    """Time `bundle`, which is called `model`, and torch with the same weights where there is a `rival`.
+    """The timings of `bundle`, reported under the name `model`, and of torch with the same weights if `rival` is given.
 
-    Of pictures the graph is timed from the prepared pixels on, and at batch 1 also whole, where it has preprocessing;
-    of texts on tokens. Raises UsageError for a length that the model does not have, or that pictures have not.
+    An image model is timed without its preprocessing, and at batch 1 also with it; a text model is timed on tokens.
+    Raises UsageError for a length above the model's limit, or any length of an image model.
     """
     device = choose_device(options.device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -104,37 +104,37 @@ def bench(
     )
 
 
-def inputs(bundle: Bundle, length: int | None) -> Inputs:
-    """The bundled samples as the graph takes them: pictures prepared by it, texts filled up to `length` tokens each."""
+def inputs(bundle: Bundle, length: int | None) -> TimedInputs:
+    """The bundled samples as the graph takes them: preprocessed images, or texts of `length` tokens each."""
     import numpy as np
     import onnx
 
     preprocess, count = bundle.manifest.preprocess, max(BATCHES)
     if isinstance(preprocess, ImagePreprocess):
-        pictures = [decode_image(path, preprocess.resize)[None] for path in samples.bundled(preprocess)[0]]
+        images = [decode_image(path, preprocess.resize)[None] for path in samples.bundled(preprocess)[0]]
         cut = bundle.manifest.cut or PIXELS
-        # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+        # A graph without preprocessing gets the pixels that its preprocessing would compute.
         prefix = image_prefix(preprocess)
         if not _is_bare(bundle):
             prefix = edit.extract(onnx.load_from_string(bundle.read_model()), [IMAGE], [cut])
         session = create_session(prefix.SerializeToString(), "cpu", spins=False)
-        pixels = [session.run([cut], {IMAGE: picture})[0] for picture in pictures]
+        pixels = [session.run([cut], {IMAGE: image})[0] for image in images]
         body = np.concatenate([pixels[index % len(pixels)] for index in range(count)])
-        return Inputs({cut: body}, {cut: body[:1]} if _is_bare(bundle) else {IMAGE: pictures[0]})
+        return TimedInputs({cut: body}, {cut: body[:1]} if _is_bare(bundle) else {IMAGE: images[0]})
     assert isinstance(preprocess, TextPreprocess)
     assert length is not None
     bundle.check(preprocess.tokenizer)
     reader = encoder(msgspec.structs.replace(preprocess, max_length=length), bundle.path)
     assert not isinstance(reader, ImagePreprocess)
     texts = [str(text) for text in samples.bundled(preprocess, gate_words(bundle.manifest.lineage.entry, reader))[0]]
-    # Each row begins with another text, and goes on with those behind it until it is full.
+    # Each row starts with a different text, followed by the next texts until it has `length` tokens.
     rows = reader.tokens([" ".join(islice(cycle(texts), index, index + length)) for index in range(count)])
     feeds = reader.batch(rows)
-    return Inputs(feeds, {name: array[:1] for name, array in feeds.items()})
+    return TimedInputs(feeds, {name: array[:1] for name, array in feeds.items()})
 
 
 def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
-    """For each batch which of zoo's graph and the faster of torch's layouts is faster, if their ranges are apart."""
+    """For each batch size the faster of zoo and torch's faster layout; no winner if their ranges overlap."""
     for batch in BATCHES:
         at = {each.system: each for each in timings if each.batch == batch}
         ours, theirs = at[GRAPH], min((at[name] for name in (TORCH, CHANNELS_LAST) if name in at), key=lambda t: t.ms)
@@ -149,7 +149,7 @@ def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
 
 
 def _is_bare(bundle: Bundle) -> bool:
-    """Whether the graph is given pixels, and not pictures."""
+    """Whether the graph takes pixels, having no preprocessing."""
     return PIXELS in {spec.name for spec in bundle.manifest.inputs}
 
 
@@ -157,19 +157,19 @@ def _length(bundle: Bundle, asked: int | None) -> int | None:
     preprocess, name = bundle.manifest.preprocess, bundle.manifest.name
     if isinstance(preprocess, ImagePreprocess):
         if asked is not None:
-            raise UsageError(f"{name} reads pictures: they have no length in tokens", hint="leave --length out")
+            raise UsageError(f"{name} reads images, which have no length in tokens", hint="leave --length out")
         return None
     assert isinstance(preprocess, TextPreprocess)
     if asked is not None and asked > preprocess.max_length:
         limit = preprocess.max_length
-        raise UsageError(f"{name} reads {limit} tokens at most, not {asked}", hint=f"--length {limit}")
+        raise UsageError(f"--length must be at most {limit} tokens for {name}, got {asked}", hint=f"--length {limit}")
     return asked or min(LENGTH, preprocess.max_length)
 
 
 def _systems(
     bundle: Bundle, device: str, threads: int, files: dict[str, Path], rival: Rival | None
 ) -> dict[str, System]:
-    """What is timed, by its name, in the order of its turns."""
+    """The timed systems by name, in the order of their turns."""
     shared: dict[str, Any] = {"bundle": str(bundle.path.absolute()), "device": device, "threads": threads}
     is_image = isinstance(bundle.manifest.preprocess, ImagePreprocess)
     found = {
@@ -189,7 +189,7 @@ def _systems(
 def _starts(
     bundle: Bundle, systems: dict[str, System], raw: Path, threads: int, device: str, rounds: int, progress: Progress
 ) -> dict[str, list[float]]:
-    """Seconds of each cold start, by turns."""
+    """Seconds of each cold start, by system."""
 
     def torch() -> float:
         with Stopwatch(systems[TORCH]) as child:
@@ -210,7 +210,7 @@ def _starts(
 def _rounds(
     running: dict[str, Stopwatch], options: BenchOptions, progress: Progress
 ) -> dict[tuple[str, int], list[list[float]]]:
-    """By system and batch, seconds of the calls of each round."""
+    """Seconds of the calls of each round, by system and batch."""
     turns = [(name, batch) for batch in BATCHES for name in running if batch == 1 or name not in (PEAK, WHOLE)]
     found: dict[tuple[str, int], list[list[float]]] = {turn: [] for turn in turns}
     with progress.task("timing", options.rounds * len(turns)) as bar:
@@ -241,7 +241,7 @@ def _cold(name: str, found: list[float]) -> ColdStart:
 
 
 def _work(bundle: Bundle, feeds: "TensorMap") -> int | None:
-    """Multiply-adds of one item behind the preprocessing."""
+    """Multiply-adds of one item, without the preprocessing."""
     import onnx
 
     data = bundle.read_model()
@@ -253,7 +253,7 @@ def _work(bundle: Bundle, feeds: "TensorMap") -> int | None:
 
 
 def _size(bundle: Bundle) -> int:
-    """Bytes of the ONNX file and of those that its external data lies in."""
+    """Bytes of the ONNX file and of its external data."""
     outside = {tensor.file for tensor in external_data.references(bundle.read_model())}
     return sum((bundle.path / name).stat().st_size for name in {bundle.model.name, *outside})
 

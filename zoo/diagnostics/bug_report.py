@@ -1,4 +1,4 @@
-"""What `zoo doctor` found as text for a bug report: no token, no password, no name of a home folder."""
+"""The findings of `zoo doctor` as text for a bug report, without tokens, passwords and names of home folders."""
 
 import os
 import re
@@ -11,20 +11,20 @@ from zoo.diagnostics.runtime_checks import version_of
 from zoo.results import Check
 
 HIDDEN = "***"
-#: Variables that change what zoo or what it stands on does; those of ZOO_ and HF_ are shown as well.
-TELLING = (
+#: Variables that change the behaviour of zoo or its libraries; those of ZOO_ and HF_ are shown as well.
+SHOWN_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS", "TMPDIR", "XDG_CACHE_HOME",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "TRANSFORMERS_OFFLINE",
 )  # fmt: skip
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE|(^|_)(API_?|ACCESS_?|PRIVATE_?)?KEY(_|$)", re.I)
 PROXY, SCHEME = re.compile(r"_PROXY$", re.I), re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
-#: What a secret looks like wherever it stands: the Hub's tokens, and who logs in within a URL or asks by one.
+#: Secrets recognised anywhere in a text: the Hub's tokens, logins within URLs, and keys in queries.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 LOGIN = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#]*@", re.I)
 QUERY = re.compile(r"(?P<name>[?&][^=&\s]*(?:token|key|signature|password|secret)[^=&\s]*=)[^&\s'\"]+", re.I)
-#: Shorter values are words that stand elsewhere, too.
-SHORTEST = 6
+#: Shorter values are not hidden: they may be ordinary words of other lines.
+SHORTEST_SECRET = 6
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "torchvision", "onnxscript", "tokenizers",
     "safetensors", "Pillow", "huggingface-hub", "timm", "transformers", "pyarrow", "msgspec", "typer", "pip",
@@ -33,13 +33,12 @@ MARKS = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL "}
 
 
 def bug_report(checks: Sequence[Check]) -> str:
-    """Markdown for an issue: the checks, versions, and variables that matter; secrets and home folders are left out."""
-    lines = ["```text", *_lines(checks), "```"]
-    return "\n".join(lines)
+    """Markdown for an issue: the checks, versions and relevant variables, without secrets and home folders."""
+    return "\n".join(["```text", *_lines(checks), "```"])
 
 
 def without_secrets(checks: Iterable[Check], environ: Mapping[str, str]) -> list[Check]:
-    """The same checks without tokens and passwords: some say what a plugin, a proxy or a URL said."""
+    """The same checks without tokens and passwords, which may come from a plugin's message, a proxy or a URL."""
     return [
         msgspec.structs.replace(
             each, found=hide(each.found, environ), fix=None if each.fix is None else hide(each.fix, environ)
@@ -50,11 +49,11 @@ def without_secrets(checks: Iterable[Check], environ: Mapping[str, str]) -> list
 
 def hide(text: str, environ: Mapping[str, str]) -> str:
     """The text without the values of secret variables, logins of URLs, tokens of the Hub and keys in queries."""
-    # A proxy may be named without a scheme, and its password may hold a slash: all before its host is hidden.
+    # A proxy may lack a scheme, and its password may contain a slash: all before its host is hidden.
     for value in {value for name, value in environ.items() if PROXY.search(name) and "@" in value}:
         scheme = SCHEME.match(value)
         text = text.replace(value, f"{scheme[0] if scheme else ''}{HIDDEN}@{value.rpartition('@')[2]}")
-    secrets = {value for name, value in environ.items() if SECRET.search(name) and len(value) >= SHORTEST}
+    secrets = {value for name, value in environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)
@@ -63,7 +62,7 @@ def hide(text: str, environ: Mapping[str, str]) -> str:
 
 def _lines(checks: Sequence[Check]) -> Iterator[str]:
     def fit(text: str) -> str:
-        # One line, which cannot end the block that it stands in.
+        # One line that cannot end the Markdown block around it.
         return _without_home(hide(" ".join(text.split()), os.environ)).replace("```", "'''")
 
     yield "zoo doctor"
@@ -74,12 +73,12 @@ def _lines(checks: Sequence[Check]) -> Iterator[str]:
     versions = ((name, version_of(name)) for name in PACKAGES)
     yield "packages: " + ", ".join(f"{name} {version}" for name, version in versions if version)
     for name, value in sorted(os.environ.items()):
-        if name in TELLING or name.startswith(("ZOO_", "HF_")):
+        if name in SHOWN_VARIABLES or name.startswith(("ZOO_", "HF_")):
             yield fit(f"{name}={HIDDEN if SECRET.search(name) and value else value}")
 
 
 def _without_home(text: str) -> str:
-    """The text with `~` for the folder of whoever runs this, as it is called and as it is."""
+    """The text with `~` for the user's home folder, in its given and its resolved form."""
     homes = {str(Path.home()), str(Path.home().resolve())} - {os.sep}
     for home in sorted(homes, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)

@@ -1,4 +1,4 @@
-"""What is wrong with this machine's zoo, and the command that mends it: `zoo doctor`."""
+"""`zoo doctor`: the faults of this installation, each with a command that fixes it."""
 
 import errno
 import importlib.metadata
@@ -27,7 +27,7 @@ from zoo.store.store import Store
 
 #: Bytes below which a pull of a large model would fill the disk.
 FEW_BYTES = 2_000_000_000
-#: Folders that systems empty, beside the one that programs are told to use.
+#: Folders that systems empty, beside the one for temporary files.
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -40,30 +40,35 @@ def examine(
     offline: bool,
     digests: Callable[[], Iterator[Check]] | None = None,
 ) -> list[Check]:
-    """Every check; `registry` counts the rows or raises ZooError, `damaged` are the faults of kept models of bridges.
+    """The results of all checks.
 
-    `plugins` loads them all and tells their states; `digests` hashes what was pulled, where that was asked for.
+    Args:
+        registry: counts the rows or raises ZooError.
+        damaged: returns the faults of kept models of bridges.
+        plugins: loads all plugins and returns their states.
+        digests: hashes the pulled files; None skips that.
     """
-    # What waits (for a child, for the network) waits while the plugins are loaded.
+    # The child process and the network answer while the plugins are loaded.
     trial, hub = runtime_checks.begin_trial(), hub_check.begin(offline=offline)
     states = plugins()
-    shelf = _registry(registry)
-    found = [*_versions(), *runtime_checks.checks(trial()), *_home(home), hub(), shelf, *_kept(damaged)]
-    if digests is not None and shelf.state == "ok":
+    rows = _registry(registry)
+    models = [_fault("model", error) for error in damaged()]
+    found = [*_versions(), *runtime_checks.checks(trial()), *_home(home), hub(), rows, *models]
+    if digests is not None and rows.state == "ok":
         found += digests()
     elif digests is not None:
-        unknown = "not looked at: only the registry says what they should be"
-        found.append(Check(name="digests", state="warn", found=unknown, fix=shelf.fix))
+        unknown = "not checked: the expected digests are in the registry"
+        found.append(Check(name="digests", state="warn", found=unknown, fix=rows.fix))
     found += _plugins(states)
     return without_secrets(found, os.environ)
 
 
-def digests(shelf: Registry, store: Store, lock: Lock, progress: Progress) -> Iterator[Check]:
-    """Hash every file of what was pulled, and of the graphs made of it: a line for each that is not what it was."""
+def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) -> Iterator[Check]:
+    """Hash every pulled file and every exported graph: a check for each model with a changed file."""
     bad, models, files = 0, 0, 0
     graphs = sorted(path.parent for path in store.graphs.glob("*/zoo.json"))
-    with progress.task("hashing models", len(shelf) + len(graphs)) as bar:
-        for entry in map(lock.effective, shelf.values()):
+    with progress.task("hashing models", len(registry) + len(graphs)) as bar:
+        for entry in map(lock.effective, registry.values()):
             bar.advance(1)
             try:
                 seen = [(each.expected, each.ok) for each in verify(entry, store, lock)]
@@ -88,13 +93,13 @@ def digests(shelf: Registry, store: Store, lock: Lock, progress: Progress) -> It
                 bad += 1
                 yield _damaged(f"{folder.name}: {wrong}", f"rm -r {shlex.quote(str(folder))}")
     if not bad:
-        found = f"{files} files of {models} models and {len(graphs)} graphs are what they were"
+        found = f"{files} files of {models} models and {len(graphs)} graphs are unchanged"
         yield Check(name="digests", state="ok", found=found)
 
 
 def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
     bad = [expected.path for expected, is_same in seen if not is_same]
-    return f"not what was pulled or made: {', '.join(bad)}" if bad else None
+    return f"changed since it was pulled or exported: {', '.join(bad)}" if bad else None
 
 
 def _damaged(found: str, fix: str) -> Check:
@@ -109,7 +114,7 @@ def _versions() -> Iterator[Check]:
 
 
 def _home(home: Path) -> Iterator[Check]:
-    """ZOO_HOME can be written, by writing; it stays, and has room."""
+    """ZOO_HOME can be written (tried by writing), is not temporary, and has free space."""
     nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if os.path.lexists(folder))
     try:
         for folder in [nearest, *(path for path in _inside(home) if path.is_dir() and not path.is_symlink())]:
@@ -122,17 +127,17 @@ def _home(home: Path) -> Iterator[Check]:
         return
     found = f"{home}, {free / 1e9:.1f} GB free"
     if temporary := _temporary(home):
-        found = f"{home} lies in {temporary}, which is emptied now and then: models would be fetched again"
+        found = f"{home} lies in {temporary}, which is emptied now and then: models would be downloaded again"
         yield Check(name="ZOO_HOME", state="warn", found=found, fix=_elsewhere(home))
     elif free < FEW_BYTES:
-        fix = "zoo prune, or export ZOO_HOME=FOLDER with one on a larger disk"
+        fix = "zoo prune, or export ZOO_HOME=FOLDER with a folder on a larger disk"
         yield Check(name="ZOO_HOME", state="warn", found=found, fix=fix)
     else:
         yield Check(name="ZOO_HOME", state="ok", found=found)
 
 
 def _inside(home: Path) -> list[Path]:
-    """What lies in `home`: a part that another user made (sudo zoo) stops a pull as well."""
+    """The contents of `home`: a folder that another user made (sudo zoo) stops a pull as well."""
     return sorted(home.iterdir()) if home.is_dir() else []
 
 
@@ -145,9 +150,9 @@ def _writable(home: Path, error: OSError) -> str:
 
 
 def _elsewhere(home: Path, *, move: bool = True) -> str:
-    """The command that makes another folder the home: the platform's own, or one in the home folder of the user."""
+    """The command that sets ZOO_HOME to the platform's cache folder, or to one in the user's home folder."""
     folders = (user_cache_path("backbone-zoo"), Path.home() / ".zoo")
-    # Where a whole user is temporary, as in a container, only somebody else knows a better place.
+    # If the user's home folder is temporary too, as in a container, no better folder is known.
     better = next((folder for folder in folders if folder != home and not _temporary(folder)), Path("FOLDER"))
     new = shlex.quote(str(better))
     command = f"export ZOO_HOME={new}"
@@ -157,7 +162,7 @@ def _elsewhere(home: Path, *, move: bool = True) -> str:
 
 
 def _exists(folder: Path) -> bool:
-    """Whether it is there, as far as one may look."""
+    """Whether the folder exists and may be seen."""
     try:
         return folder.exists()
     except OSError:
@@ -165,9 +170,9 @@ def _exists(folder: Path) -> bool:
 
 
 def _temporary(folder: Path) -> str | None:
-    """The folder for temporary files that this one lies in, None where it does not."""
-    places = {Path(place).resolve() for place in (tempfile.gettempdir(), *TEMPORARY)}
-    return next((str(place) for place in sorted(places) if folder.resolve().is_relative_to(place)), None)
+    """The folder for temporary files that contains `folder`, None if there is none."""
+    temporary = {Path(each).resolve() for each in (tempfile.gettempdir(), *TEMPORARY)}
+    return next((str(each) for each in sorted(temporary) if folder.resolve().is_relative_to(each)), None)
 
 
 def _registry(count: Callable[[], int]) -> Check:
@@ -177,17 +182,13 @@ def _registry(count: Callable[[], int]) -> Check:
         return _fault("registry", error)
 
 
-def _kept(damaged: Callable[[], Sequence[ZooError]]) -> Iterator[Check]:
-    yield from (_fault("model", error) for error in damaged())
-
-
 def _fault(name: str, error: ZooError) -> Check:
     return Check(name=name, state="fail", found=error.message, fix=error.hint, exit_code=error.exit_code)
 
 
 def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
-    left_out = os.environ.get("ZOO_PLUGINS")
-    chosen = "" if left_out is None else f" (those of ZOO_PLUGINS={left_out})"
+    only = os.environ.get("ZOO_PLUGINS")
+    chosen = "" if only is None else f" (those of ZOO_PLUGINS={only})"
     good = [state for state in states if state.state != "quarantined"]
     yield Check(name="plugins", state="ok", found=f"{len(good)} work{chosen}")
     for state in states:
@@ -200,13 +201,13 @@ def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
                 exit_code=9,
             )
         elif state.is_slow:
-            fix = f"leave it out where it is not needed: ZOO_PLUGINS; or tell who makes {state.distribution}"
+            fix = f"leave it out with ZOO_PLUGINS if you do not need it, or report it to {state.distribution}"
             found = f"{state.title} takes {state.seconds:.1f} s to load"
             yield Check(name="plugin", state="warn", found=found, fix=fix)
 
 
 def _without(state: PluginState, states: Sequence[PluginState]) -> str:
-    """How to do without a quarantined plugin, or without those who claim what is zoo's own."""
+    """The command that removes a quarantined plugin, or those that claim a name of zoo's own."""
     if canonical(state.distribution) != OURS:
         return f"pip uninstall {state.distribution}, or leave it out with ZOO_PLUGINS"
     others = {each.distribution for each in states if (each.group, each.name) == (state.group, state.name)}

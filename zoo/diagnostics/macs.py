@@ -1,4 +1,4 @@
-"""Multiply-adds of a graph, counted on the shapes of the tensors that flow through it when it runs."""
+"""Multiply-adds of a graph, computed from the shapes of its tensors in a run."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
     Shape: TypeAlias = tuple[int, ...]
 
-#: Operators that multiply, and the place of their weight, or of the second factor, among the inputs.
+#: Convolutions, and the index of their weight among the inputs.
 CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "FusedConv": 1, "NhwcFusedConv": 1, "QLinearConv": 3}
 PRODUCTS = (
     *("MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+    "Gemm",
 )
 ATTENTIONS = ("Attention", "MultiHeadAttention")
-#: Operators that multiply much, and that are not counted here: with one of them no number is given.
+#: Operators with many multiply-adds that are not counted here: a graph with one of them gets no number.
 UNCOUNTED = frozenset({"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"})
-#: ONNX Runtime's own operators whose work is small: a few operations for each number.
-SMALL = frozenset(
+#: ONNX Runtime's own operators with only a few operations for each element.
+CHEAP = frozenset(
     {
         *("BiasAdd", "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "EmbedLayerNormalization", "SkipLayerNormalization"),
         *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool"),
@@ -33,7 +34,7 @@ SMALL = frozenset(
 
 
 def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, Bytes] | None" = None) -> int | None:
-    """Multiply-adds of convolutions, matrix products and attention for `feeds`; None where the graph does others.
+    """Multiply-adds of convolutions, matrix products and attention for `feeds`; None if it has uncounted operators.
 
     `tables` are the files of its external data. The graph runs once, on the CPU.
     """
@@ -58,7 +59,7 @@ def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, By
 
 
 def _is_counted(node: "onnx.NodeProto") -> bool:
-    return node.op_type in CONVOLUTIONS or node.op_type in PRODUCTS or node.op_type in ("Gemm", *ATTENTIONS)
+    return node.op_type in CONVOLUTIONS or node.op_type in (*PRODUCTS, *ATTENTIONS)
 
 
 def _is_unknown(node: "onnx.NodeProto") -> bool:
@@ -66,21 +67,21 @@ def _is_unknown(node: "onnx.NodeProto") -> bool:
         return True
     if node.domain in ("", "ai.onnx"):
         return node.op_type == "Attention"
-    return not (node.domain == "com.microsoft" and (_is_counted(node) or node.op_type in SMALL))
+    return not (node.domain == "com.microsoft" and (_is_counted(node) or node.op_type in CHEAP))
 
 
 def _products(node: "onnx.NodeProto", shape: "Callable[[str], Shape]") -> int:
     options: dict[str, Any] = {each.name: each.i for each in node.attribute}
     first, result = shape(node.input[0]), shape(node.output[0])
     if node.op_type in CONVOLUTIONS:
-        # Each number of the output is the sum over one filter [channels of a group, height, width].
+        # Each output element is the sum over one filter [channels of a group, height, width].
         return prod(result) * prod(shape(node.input[CONVOLUTIONS[node.op_type]])[1:])
-    if node.op_type in PRODUCTS or node.op_type == "Gemm":
+    if node.op_type in PRODUCTS:
         return prod(result) * first[-2 if options.get("transA") else -1]
     batch, queries, width = result
     if node.op_type == "MultiHeadAttention":
         keys = shape(node.input[1])[-2]
         return 2 * batch * queries * keys * width
-    # The projections to queries, keys and values belong to it.
+    # Attention includes the projections to queries, keys and values.
     projected = batch * queries * prod(shape(node.input[1]))
     return projected + 2 * batch * queries * queries * width

@@ -1,7 +1,7 @@
-"""One system in a process of its own, timed when it is asked: `python -m zoo.diagnostics.timing`.
+"""One system in its own process, timed on request: `python -m zoo.diagnostics.timing`.
 
-Threads of two runtimes in one process wait for each other, and a process that is not asked sleeps. A line of JSON says
-what to time (`System`), and each further one a batch and how long; the answers are lines of JSON too.
+A process for each, because threads of two runtimes in one process wait for each other. The first line of JSON
+describes the system (`System`), each further line has a batch size and a duration; answers are lines of JSON too.
 """
 
 import os
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     from zoo.backbone import Backbone
 
-    #: Answers the first so many items.
+    #: Runs the system on the given number of items.
     Call: TypeAlias = Callable[[int], object]
 
-#: The side of the two square matrices whose product is taken for the machine's peak.
+#: The side of the two square matrices whose product measures the machine's peak speed.
 SIDE = 2048
-#: What a user's own process does before its first answer, and nothing of zoo's.
-COLD = """
+#: A program that runs a graph once with numpy and ONNX Runtime alone.
+COLD_START_SCRIPT = """
 import sys
 import numpy
 import onnxruntime
@@ -56,9 +56,9 @@ print("answered", flush=True)
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process times: a bundle's graph from `cut` on (or `whole`), its torch module, or one matrix product.
+    """A system to time: a bundle's graph from `cut` on (or `whole`), its torch module, or a matrix product (`peak`).
 
-    `feeds` is an .npz file with its inputs, as many rows as the largest batch. `entry` and `weights` are torch's.
+    `feeds` is an .npz file with the inputs, as many rows as the largest batch. `entry` and `weights` are for torch.
     """
 
     kind: Literal["graph", "whole", "torch", "peak"]
@@ -72,9 +72,9 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopwatch:
-    """A context manager: the process of a system that has given its first answer, `started` seconds after its start.
+    """A context manager: the process of a system, ready after its first answer, `started` seconds after its start.
 
-    `command` is another process that speaks as this module's does, and is told `system` in its first line.
+    `command` replaces this module's process by another one with the same protocol; `system` is its first line.
     """
 
     def __init__(self, system: object, command: Sequence[str] = ()) -> None:
@@ -95,7 +95,7 @@ class Stopwatch:
         self._child.close()
 
     def time(self, batch: int, seconds: float) -> list[float]:
-        """Seconds of each call with `batch` items, one call after another until `seconds` are over; at least one."""
+        """Seconds of each call with `batch` items, repeated for `seconds`; at least one."""
         found: list[float] = self._ask({"batch": batch, "seconds": seconds})["times"]
         return found
 
@@ -104,15 +104,15 @@ class Stopwatch:
             return self._child.ask(request).data
         except EndedError as ended:
             raise ZooError(
-                f"the process that was timed ended (exit code {ended.code})", hint="there may not be enough memory"
+                f"the timed process ended with exit code {ended.code}", hint="there may not be enough memory"
             ) from ended
 
 
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
-    """Seconds from the start of a process to its first answer, with nothing but numpy and ONNX Runtime in it."""
+    """Seconds from the start of a process to its first answer, by numpy and ONNX Runtime alone."""
     began = time.perf_counter()
     with subprocess.Popen(
-        python("-c", COLD, str(model), str(feeds), str(threads), device),
+        python("-c", COLD_START_SCRIPT, str(model), str(feeds), str(threads), device),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -124,17 +124,17 @@ def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
             assert child.stderr is not None
             line = child.stdout.readline()
             seconds = time.perf_counter() - began
-            said = [] if line else child.stderr.read().decode(errors="replace").splitlines()
+            problem = "" if line else child.stderr.read().decode(errors="replace").strip()
         finally:
             child.kill()
     if not line:
-        reason = brief(said[-1]) if said else "it ended without a word"
-        raise ZooError(f"a process of its own cannot run {model}: {reason}", hint="zoo doctor says what may be wrong")
+        reason = brief(problem.splitlines()[-1]) if problem else "no error message"
+        raise ZooError(f"a new process cannot run {model}: {reason}", hint="zoo doctor may find the cause")
     return seconds
 
 
 def serve() -> None:
-    """The child: one system, then how long its calls take, until nobody asks any more."""
+    """The child: load one system, then answer requests with the times of its calls, until the parent ends."""
     parent = Parent()
     try:
         message = parent.receive()
@@ -149,12 +149,12 @@ def serve() -> None:
     except Exception as error:  # a runtime's errors, and a family's, have no common root
         if os.environ.get("ZOO_DEBUG"):
             raise
-        problem = f"what is timed fails: {type(error).__name__}: {brief(str(error))}"
+        problem = f"the timed system fails: {type(error).__name__}: {brief(str(error))}"
         parent.fail(ZooError(problem, hint="zoo --debug shows where"))
 
 
 def measure(call: "Call", batch: int, seconds: float) -> list[float]:
-    """Seconds of each of the calls that fit into `seconds`, at least one; the one before them is not counted."""
+    """Seconds of each call that starts within `seconds`, at least one, after a first call that is not counted."""
     call(batch)
     times: list[float] = []
     began = time.perf_counter()
@@ -166,7 +166,7 @@ def measure(call: "Call", batch: int, seconds: float) -> list[float]:
 
 
 def prepare(system: System) -> "Call":
-    """The system loaded, ready to be called. Raises what its runtime, or its family, raises."""
+    """Load the system. Raises the errors of its runtime or family."""
     import numpy as np
 
     if system.kind == "peak":
@@ -192,7 +192,7 @@ def _graph(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 
 
 def _peak(system: System) -> "Call":
-    """A product of float32 matrices that stay on the device, the second one constant as weights are."""
+    """A product of float32 matrices that stay on the device, the second one constant like weights."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -219,7 +219,7 @@ def _torch(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 
     assert system.entry is not None
     torch.set_num_threads(system.threads or cores())
-    # The family itself, and not what keeps it at arm's length: this process is apart already, and wants the module.
+    # The family's own class, because this separate process needs its module.
     backbone = Plugins().backbone(system.entry.family)(system.entry, Path(system.weights))
     module = torch_module(bundle, backbone).to(system.device)
     layout = torch.channels_last if system.channels_last else torch.contiguous_format
@@ -237,7 +237,7 @@ def _torch(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 
 
 def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
-    """What the bundle computes, as a torch module: the family's, with tuned stages and the head where it has them.
+    """The bundle's model as a torch module: the family's module, with tuned stages and head if there are any.
 
     Raises UsageError for a family that is not written in torch.
     """

@@ -8,7 +8,7 @@ there; what a killed process or a full disk left behind them is overwritten. Sev
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +19,7 @@ RECORD = struct.Struct("<32sQIB3x")
 
 
 class Row(NamedTuple):
-    """A string to keep: its key (32 bytes), and what the caller wants to know of it later."""
+    """A string to keep: its key (32 bytes), and two numbers (32 and 8 bits) that `get` returns with it."""
 
     key: bytes
     length: int
@@ -35,11 +35,17 @@ class _Place(NamedTuple):
 
 
 class Records:
-    """The strings of one folder. `size_of(length, kind)` says how many bytes a string has."""
+    """The strings of one folder whose keys are in `wanted` (None: all); `size_of(length, kind)` is a string's bytes.
 
-    def __init__(self, folder: Path, size_of: Callable[[int, int], int]) -> None:
+    Of two strings with one key the later one counts.
+    """
+
+    def __init__(
+        self, folder: Path, size_of: Callable[[int, int], int], wanted: Container[bytes] | None = None
+    ) -> None:
         self.folder = folder
         self.size_of = size_of
+        self.wanted = wanted
         self.places: dict[bytes, _Place] = {}
         #: Bytes of all strings.
         self.size = 0
@@ -63,9 +69,14 @@ class Records:
             size = self.size_of(length, kind)
             if offset != self.size or offset + size > there:
                 return
-            self.places.setdefault(key, _Place(offset, size, length, kind))
+            if self.wanted is None or key in self.wanted:
+                self.places[key] = _Place(offset, size, length, kind)
             self.size += size
             self._records += 1
+
+    def forget(self, key: bytes) -> None:
+        """Take a damaged string for missing, so that `append` accepts it again."""
+        del self.places[key]
 
     def append(self, rows: Sequence[Row]) -> None:
         """Keep the rows whose key is not there yet; all of them, or those before an OSError, which is raised."""

@@ -1,6 +1,6 @@
 """How much of the disk caches may take, which of them are in use, and which go first.
 
-A cache is all that lies under one name in the folder: `KEY.sqlite` with its log, `KEY.activations/`, and `KEY.lock`,
+A cache is all that lies under one name in the folder: `KEY.features/` or `KEY.activations/`, and `KEY.lock`,
 which every process that uses it holds (flock(2), shared; the system lets go when a process ends, however it ends) and
 whose time says when it was last used. Only a cache that nobody holds is removed.
 """

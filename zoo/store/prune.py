@@ -62,8 +62,8 @@ def remove(store: Store, found: Sequence[Prunable]) -> list[Prunable]:
 
 def _caches(store: Store) -> Iterator[Prunable]:
     for cache in caches.caches(store.features):
-        path = max(cache.paths, key=lambda each: each.is_dir() or each.suffix == ".sqlite")
-        kind: Literal["features", "activations"] = "activations" if path.is_dir() else "features"
+        path = max(cache.paths, key=Path.is_dir)
+        kind: Literal["features", "activations"] = "activations" if path.suffix == ".activations" else "features"
         yield Prunable(kind=kind, name=cache.key, path=str(path), size=cache.size)
     for cache in caches.caches(store.optimised):
         yield Prunable(kind="optimised", name=cache.key, path=str(store.optimised / cache.key), size=cache.size)

@@ -1,7 +1,7 @@
 """The conformance check of families: `check_backbone` in a test, `zoo plugins check` on the command line.
 
-`conformance.py` has the checks, one function for each promise; `families.py` chooses rows, `child.py` runs the check of
-one row in a child process. Only the names in this file are public.
+`conformance.py` has one function for each requirement; `families.py` chooses rows, `child.py` runs the check of one row
+in a child process. Only the names in this file are public.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ CheckState: TypeAlias = Literal["passed", "failed", "skipped"]
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One promise: kept, broken, or not looked at, as another one was broken or it cannot be; `detail` says more."""
+    """The result of one requirement: `skipped` if another one failed before, or if there was nothing to check."""
 
     name: str
     state: CheckState
@@ -32,9 +32,9 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What was found about one family with the weights of one row; `size` in bytes, with files beside the graph.
+    """The results for one family with the weights of one row; `size` is that of the graph and its files in bytes.
 
-    `state` is `broken` where the plugin cannot be loaded and `left out` where no row was at hand: `note` says why.
+    `state` is `broken` if the plugin cannot be loaded and `left out` if no row was available; `note` says why.
     """
 
     family: str
@@ -47,25 +47,25 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether no promise was broken."""
+        """Whether no requirement failed."""
         return self.state == "passed"
 
     @property
     def failures(self) -> list[str]:
-        """Each broken promise in words; empty when the family conforms."""
+        """A line for each failed requirement; empty if the family conforms."""
         return [f"{check.name}: {check.detail}" for check in self.checks if check.state == "failed"]
 
 
 def check_backbone(cls: type[Backbone], entry: Entry, weights: Path, *, module: str | None = None) -> Report:
-    """Examine a family with the files of `entry` in `weights`; `module` is its entry point's, that of `cls` if None.
+    """Check a family with the files of `entry` in `weights`; `module` is its entry point's, that of `cls` if None.
 
-    What the family does wrong is in the report. Raises MissingExtraError where a package that this needs is missing.
+    The family's faults are in the report. Raises MissingExtraError if a package that the check needs is missing.
     """
     return summary(entry, [each for each in examine(cls, entry, weights, module) if not isinstance(each, str)])
 
 
 def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
-    """The report on what `examine` yielded."""
+    """The report made of the values that `examine` yielded."""
     checks = tuple(each for each in found if isinstance(each, Check))
     sizes = [each for each in found if isinstance(each, int)]
     return Report(
@@ -79,17 +79,17 @@ def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
 
 
 def skipped(found: Sequence[Check | int], culprit: str) -> list[Check]:
-    """The checks that were not reached because `culprit` ended the process, but for those of some families alone."""
+    """The requirements of all families that were not checked because `culprit` ended the process."""
     seen = {each.name for each in found if isinstance(each, Check)}
     return [
-        Check(name=step.name, state="skipped", detail=f"not looked at: {culprit}")
+        Check(name=step.name, state="skipped", detail=f"not checked: {culprit} did not pass")
         for step in STEPS
         if step.name not in seen and step.only is None
     ]
 
 
 def examine(cls: type[Backbone], entry: Entry, weights: Path, module: str | None = None) -> Iterator[str | Check | int]:
-    """Check by check: its name when it begins, then what was found; at last the size of the graph in bytes."""
+    """For each requirement its name when the check begins, then the result; last the size of the graph in bytes."""
     require("the conformance check", *RUNTIME, *TRAINING)
     done: dict[str, CheckState] = {}
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as folder:
@@ -100,7 +100,7 @@ def examine(cls: type[Backbone], entry: Entry, weights: Path, module: str | None
                 continue
             broken = [name for name in step.needs if done.get(name, "passed") != "passed"]
             if broken:
-                check = Check(name=step.name, state="skipped", detail=f"not looked at: {broken[0]}")
+                check = Check(name=step.name, state="skipped", detail=f"not checked: {broken[0]} did not pass")
             else:
                 yield step.name
                 check = _judged(step, subject)
@@ -119,12 +119,12 @@ def _judged(step: Step, subject: Subject) -> Check:
     except KeyboardInterrupt:
         raise
     except UnseenError as error:
-        state, detail = "skipped", f"could not look: {error}"
+        state, detail = "skipped", f"could not check: {error}"
     except BrokenError as error:
         detail = str(error)
     except ZooError as error:
         detail = error.message
     except BaseException as error:
-        # Anybody's code: whatever it raises, an exit among it, is what was found.
+        # A plugin may raise anything, SystemExit included: that is the result.
         detail = f"{type(error).__name__}: {brief(str(error))}"
     return Check(name=step.name, state=state, detail=detail, seconds=time.perf_counter() - start)

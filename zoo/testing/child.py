@@ -14,21 +14,21 @@ from zoo.schema import Entry
 from zoo.system.process import EndedError, Parent
 from zoo.testing import Check, Report, examine, skipped, summary
 
-#: Seconds that the check of one row may take.
+#: Default time limit in seconds for the check of one row.
 CHECK_LIMIT = 600.0
 
 
 class Request(msgspec.Struct):
-    """What the child is asked: the row to check, and the folder of its files."""
+    """The request to the child: the row to check, and the folder of its files."""
 
     entry: Entry
     weights: str
 
 
 def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progress: Progress = SILENT) -> Report:
-    """`zoo.testing.check_backbone` on the family of `entry` in a child, within `limit` seconds.
+    """The report of `zoo.testing.check_backbone` on the family of `entry`, run in a child within `limit` seconds.
 
-    Raises PluginError when the family's plugin cannot be loaded: an error, a crash or a hang of its import.
+    Raises PluginError when the import of the family's plugin fails, crashes or hangs.
     """
     found: list[Check | int] = []
     running = None
@@ -50,7 +50,7 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
                 raise PluginError(
                     f"loading the family '{entry.family}' {ended}",
                     plugin=entry.family,
-                    hint="zoo plugins shows whose it is",
+                    hint="zoo plugins names the distribution it comes from",
                 ) from ended
             found.append(Check(name=running, state="failed", detail=f"it {ended}"))
             found += skipped(found, running)
@@ -58,7 +58,7 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
 
 
 def main() -> None:
-    """The child: checks the family of the row that the parent names; None is the last answer."""
+    """The child: check the family of the row in the request; the last answer is None."""
     parent = Parent()
     message = parent.receive()
     assert message is not None
@@ -73,7 +73,7 @@ def main() -> None:
         parent.send(None)
     except ZooError as error:
         parent.fail(error)
-    # Whatever a plugin left behind (threads, exit handlers) is not waited for.
+    # Ends at once, without waiting for a plugin's threads or exit handlers.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The promises of a family, one function each: it returns what it saw, or raises BrokenError. STEPS is their order."""
+"""The requirements on a family: each function returns a short finding or raises BrokenError; STEPS lists them."""
 
 import json
 import shutil
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: What a plugin's module must not import: verbs that only look wait for it.
+#: Packages that a plugin's module must not import, because `zoo list` waits for the import.
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", "jax")
-#: A module that is imported for longer than this, in seconds, is taken to hang.
+#: Seconds after which the import of a module counts as hanging.
 IMPORT_LIMIT = 60
-#: Words of a table that are looked at one by one.
+#: Words of a table whose vectors are compared.
 WORDS = 8
-IMPORT = f"""
+IMPORT_SCRIPT = f"""
 import importlib, json, sys
 sys.path[:] = json.loads(sys.argv[1])
 module = importlib.import_module(sys.argv[2])
@@ -48,15 +48,15 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 
 
 class BrokenError(Exception):
-    """Raised by a check whose promise is broken, with what was seen."""
+    """Raised by a check whose requirement is not met, with the finding."""
 
 
 class UnseenError(Exception):
-    """Raised by a check that has nothing to look at here, with the reason."""
+    """Raised by a check that is not possible here, with the reason."""
 
 
 class Subject:
-    """A family under examination, and what one check leaves for the next."""
+    """The family under examination, and the results of one check that later ones need."""
 
     def __init__(self, cls: type[Backbone], entry: Entry, weights: Path, module: str, folder: Path) -> None:
         self.cls = cls
@@ -70,7 +70,7 @@ class Subject:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The family with this row's files, prepared as a pull leaves them."""
+        """The family with this row's files, prepared as after a pull."""
         backbone = self.cls(self.entry, self.weights)
         backbone.prepare()
         return backbone
@@ -89,38 +89,38 @@ class Subject:
 
     @cached_property
     def encoder(self) -> ImagePreprocess | TextEncoder:
-        """What turns raw items into arrays, by the files that the bundle gets."""
+        """The encoder from raw items to arrays, made from the files of a bundle."""
         folder = self.exported.parent
         return build.encoder(build.input_of_bundle(self.entry, self.weights, folder), folder)
 
     @cached_property
     def batches(self) -> "list[TensorMap]":
-        """Real samples as the graph takes them, one batch for each size that the gate looks at."""
+        """Real samples as the graph takes them, one batch for each size that the parity check uses."""
         import numpy as np
 
-        how = self.encoder
-        items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, how))
+        encoder = self.encoder
+        items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, encoder))
         together: Callable[[list[Any]], TensorMap]
-        if isinstance(how, ImagePreprocess):
-            prefix = create_session(image_prefix(how).SerializeToString(), "cpu")
-            pictures = [decode_image(item, how.resize)[None] for item in items]
-            rows: list[Any] = [prefix.run(None, {IMAGE: picture})[0] for picture in pictures]
-            together = lambda chosen: {PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has it ready
+        if isinstance(encoder, ImagePreprocess):
+            prefix = create_session(image_prefix(encoder).SerializeToString(), "cpu")
+            images = [decode_image(item, encoder.resize)[None] for item in items]
+            rows: list[Any] = [prefix.run(None, {IMAGE: image})[0] for image in images]
+            together = lambda chosen: {PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has a method
         else:
-            rows, together = list(how.tokens([str(item) for item in items])), how.batch
+            rows, together = list(encoder.tokens([str(item) for item in items])), encoder.batch
         return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
 
     def features(self, feeds: "TensorMap") -> Any:
-        """What the family's own arithmetic says: float [batch, dim]."""
+        """Features by the family's reference: float [batch, dim]."""
         import numpy as np
 
         answer = self.backbone.reference(feeds)
         if list(answer) != [FEATURES]:
-            raise BrokenError(f"reference() answers with {', '.join(answer) or 'nothing'}, not with features alone")
+            raise BrokenError(f"reference() returns {', '.join(answer) or 'nothing'} instead of features alone")
         return np.asarray(answer[FEATURES])
 
     def run(self, feeds: "TensorMap") -> Any:
-        """What the exported graph says; BrokenError where the runtime refuses the shapes."""
+        """Features by the exported graph. Raises BrokenError if the runtime refuses the shapes."""
         try:
             return self.session.run([FEATURES], dict(feeds))[0]
         except Exception as error:  # onnxruntime's exceptions have no common root of their own
@@ -128,7 +128,7 @@ class Subject:
 
 
 def _row(subject: Subject) -> str:
-    """A license that says something, and a digest for every file."""
+    """The row has a known license, and a sha256 for every file."""
     entry = subject.entry
     if entry.license.lower() in ("unknown", "noassertion", "none", "other", "tbd"):
         raise BrokenError(f"the license of {entry.name} is '{entry.license}'")
@@ -138,8 +138,8 @@ def _row(subject: Subject) -> str:
 
 
 def _light_import(subject: Subject) -> str:
-    """The entry point's module, imported and asked in a process of its own, imports nothing heavy."""
-    command = python("-c", IMPORT, json.dumps(sys.path), subject.module)
+    """The entry point's module imports no heavy package (tried in a separate process)."""
+    command = python("-c", IMPORT_SCRIPT, json.dumps(sys.path), subject.module)
     try:
         child = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=IMPORT_LIMIT
@@ -148,14 +148,14 @@ def _light_import(subject: Subject) -> str:
         raise BrokenError(f"importing {subject.module} takes more than {IMPORT_LIMIT} s") from None
     lines = (child.stdout if child.returncode == 0 else child.stderr).strip().splitlines() or [""]
     if child.returncode != 0:
-        raise BrokenError(f"{subject.module} cannot be imported in a process of its own: {brief(lines[-1])}")
+        raise BrokenError(f"{subject.module} cannot be imported in a separate process: {brief(lines[-1])}")
     if heavy := json.loads(lines[-1]):
-        raise BrokenError(f"importing {subject.module} imports {', '.join(heavy)}: import it inside the methods")
+        raise BrokenError(f"importing {subject.module} also imports {', '.join(heavy)}: import inside the methods")
     return f"{subject.module} imports nothing heavy"
 
 
 def _loads(subject: Subject) -> str:
-    """The class takes the row, and its module loads the files."""
+    """The class accepts the row, and its module loads the files."""
     if isinstance(subject.backbone, TorchBackbone):
         count = sum(parameter.numel() for parameter in subject.network.parameters())
         return f"{count:,} parameters"
@@ -171,7 +171,7 @@ def _eval_mode(subject: Subject) -> str:
 
 
 def _answers(subject: Subject) -> str:
-    """reference() gives finite features of the declared size."""
+    """reference() returns finite features of the declared size."""
     import numpy as np
 
     feeds, dim = subject.batches[1], subject.entry.dim
@@ -179,12 +179,12 @@ def _answers(subject: Subject) -> str:
     if features.shape != (_size(feeds), dim):
         raise BrokenError(f"reference() gives {list(features.shape)}, the row says dim {dim}: [{_size(feeds)}, {dim}]")
     if not np.isfinite(features).all():
-        raise BrokenError("reference() gives numbers that are not finite")
+        raise BrokenError("reference() returns numbers that are not finite")
     return f"float [batch, {dim}]"
 
 
 def _state_stays(subject: Subject) -> str:
-    """Running the module leaves its tensors as they are."""
+    """Running the module does not change its tensors."""
     import torch
 
     before = {name: tensor.clone() for name, tensor in subject.network.state_dict().items()}
@@ -192,11 +192,11 @@ def _state_stays(subject: Subject) -> str:
     after = subject.network.state_dict()
     if changed := [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]:
         raise BrokenError(f"running the module changes {', '.join(changed[:3])}")
-    return f"{len(before)} tensors as before"
+    return f"{len(before)} tensors unchanged"
 
 
 def _reference_repeats(subject: Subject) -> str:
-    """The same input gives the same numbers, bit by bit."""
+    """Two runs of reference() on the same input return the same bytes."""
     first, second = (subject.features(subject.batches[-1]) for _ in range(2))
     if first.tobytes() != second.tobytes():
         raise BrokenError("two runs of reference() on the same input differ")
@@ -204,7 +204,7 @@ def _reference_repeats(subject: Subject) -> str:
 
 
 def _export(subject: Subject) -> str:
-    """export() writes the graph, and beside it only what the graph refers to."""
+    """export() writes the graph."""
     start = time.perf_counter()
     subject.backbone.export(subject.exported, ExportOptions())
     seconds = time.perf_counter() - start
@@ -216,7 +216,7 @@ def _export(subject: Subject) -> str:
 
 
 def _versions(subject: Subject) -> str:
-    """ONNX that the runtime reads: IR version, opset and operators."""
+    """The graph's IR version, opset and operators can be read by the runtime."""
     model = edit.load(subject.exported)
     foreign = {item.domain for item in model.opset_import} - {"", "ai.onnx"}
     used = {node.domain for node in model.graph.node} & foreign
@@ -227,7 +227,7 @@ def _versions(subject: Subject) -> str:
 
 
 def _declared(subject: Subject) -> str:
-    """The graph's inputs and outputs are those of the row; an axis of any length may still be fixed here."""
+    """The graph's inputs and outputs are those of the row; `_any_batch` checks that axes are dynamic."""
     inputs, outputs = edit.tensor_specs(edit.load(subject.exported))
     wanted = TensorSpec(name=FEATURES, dtype="float32", shape=("batch", subject.entry.dim))
     for what, declared, found in (("inputs", subject.entry.inputs, inputs), ("outputs", (wanted,), outputs)):
@@ -240,7 +240,7 @@ def _declared(subject: Subject) -> str:
 
 
 def _any_batch(subject: Subject) -> str:
-    """Axes that the row calls by a word are dynamic, and the graph runs at several lengths of them."""
+    """Named axes of the row are dynamic, and the graph runs at several lengths of them."""
     import numpy as np
 
     inputs, outputs = edit.tensor_specs(edit.load(subject.exported))
@@ -251,17 +251,17 @@ def _any_batch(subject: Subject) -> str:
         if isinstance(length, str) and isinstance(spec.shape[axis], int)
     ]
     if fixed:
-        raise BrokenError(f"of fixed length: {'; '.join(fixed)}")
+        raise BrokenError(f"axes of fixed length: {'; '.join(fixed)}")
     for feeds in subject.batches:
         features = subject.run(feeds)
         if features.shape != (_size(feeds), subject.entry.dim) or not np.isfinite(features).all():
-            raise BrokenError(f"at batch {_size(feeds)} the graph gives {list(features.shape)}, or numbers not finite")
+            raise BrokenError(f"at batch {_size(feeds)} the graph returns {list(features.shape)} or non-finite numbers")
     lengths = {feeds[spec.name].shape[1] for feeds in subject.batches for spec in inputs if "sequence" in spec.shape}
     return f"batch {_listed(BATCHES)}" + (f", sequence {_listed(sorted(lengths))}" if lengths else "")
 
 
 def _graph_repeats(subject: Subject) -> str:
-    """The graph gives the same numbers for the same input, bit by bit."""
+    """Two runs of the graph on the same input return the same bytes."""
     first, second = (subject.run(subject.batches[-1]) for _ in range(2))
     if first.tobytes() != second.tobytes():
         raise BrokenError("two runs of the graph on the same input differ")
@@ -269,7 +269,7 @@ def _graph_repeats(subject: Subject) -> str:
 
 
 def _parity(subject: Subject) -> str:
-    """The graph computes what the family's own arithmetic makes of the original files."""
+    """The graph's features equal those of the family's reference on the original files."""
     checks = [
         check
         for feeds in subject.batches
@@ -284,20 +284,20 @@ def _parity(subject: Subject) -> str:
 
 
 def _words(subject: Subject) -> str:
-    """A text of one word gets the vector that the original files, read once more in the plainest way, give the word.
+    """A text of one word gets the word's vector in the original files, which a second, simple reader reads.
 
-    Ids cannot show this: a list read in another order gives the family's table and its reference the same ids.
+    Parity cannot show this: with a word list read in a wrong order, graph and reference are wrong in the same way.
     """
     import numpy as np
 
-    how, preprocess = subject.encoder, subject.entry.preprocess
-    assert isinstance(how, TextEncoder)
+    encoder, preprocess = subject.encoder, subject.entry.preprocess
+    assert isinstance(encoder, TextEncoder)
     assert isinstance(preprocess, WordsPreprocess)
     try:
         found, twice = plain_reader.spread(subject.entry, subject.weights, WORDS)
     except ValueError as error:
         raise UnseenError(str(error)) from error
-    got = subject.run(how.batch(how.tokens(list(found))))
+    got = subject.run(encoder.batch(encoder.tokens(list(found))))
     wrong = [
         quote(word)
         for (word, vector), features in zip(found.items(), got, strict=True)
@@ -313,7 +313,7 @@ def _words(subject: Subject) -> str:
 
 
 def _rows_alone(subject: Subject) -> str:
-    """What stands beside a row in its batch does not change its features."""
+    """The features of an item do not depend on the other items of its batch."""
     check = parity.rows_alone(subject.session, subject.batches[-1])
     if not check.passed:
         raise BrokenError(f"a row alone and in a batch of {check.batch} differ by {check.value:.3g}")
@@ -321,7 +321,7 @@ def _rows_alone(subject: Subject) -> str:
 
 
 def _stages(subject: Subject) -> str:
-    """stages() one after another compute what the module does, on the module's own parameters."""
+    """stages() run in order compute the module's features, with the module's own parameters."""
     import numpy as np
     import torch
 
@@ -335,20 +335,20 @@ def _stages(subject: Subject) -> str:
         for stage in stages:
             tensors = stage(tensors)
     if FEATURES not in tensors:
-        raise BrokenError(f"the last stage gives {', '.join(tensors)}, not features")
+        raise BrokenError(f"the last stage returns {', '.join(tensors)}, not features")
     got, wanted = tensors[FEATURES].numpy(), subject.features(feeds)
     if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=1e-5, atol=1e-5):
-        raise BrokenError("one after another they do not give the module's features")
-    return f"{len(stages)} of them"
+        raise BrokenError("the stages run in order do not return the module's features")
+    return f"{len(stages)} stages"
 
 
 def _whole_chain(subject: Subject) -> str:
-    """The exported file passes the gate behind the row's preprocessing, as `zoo export` builds it."""
+    """The exported file with the row's preprocessing passes the checks of `zoo export`."""
 
     def export(backbone: Backbone, path: Path, options: ExportOptions) -> None:
         shutil.copytree(subject.exported.parent, path.parent, dirs_exist_ok=True)
 
-    # The file that was looked at is the one that is built.
+    # The build uses the file that was checked instead of exporting again.
     family = type(subject.cls.__name__, (subject.cls,), {"export": export})
     bundle = build.build(subject.entry, subject.weights, family, subject.built)
     return f"{len(bundle.manifest.parity.checks)} comparisons on {bundle.manifest.parity.samples}"
@@ -369,7 +369,7 @@ def _listed(numbers: Sequence[object]) -> str:
 
 
 class Step(NamedTuple):
-    """One check: what it looks at, and which others must have passed for it to say anything, whom it is for."""
+    """One check: `needs` are the checks that must have passed before, `only` the families it is for (None: all)."""
 
     name: str
     look: Callable[[Subject], str]

@@ -1,4 +1,4 @@
-"""The families of an environment, each checked with rows of the registry that are at hand."""
+"""The conformance check of the installed families, with rows of the registry."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from zoo.schema import Entry
 from zoo.testing import Report
 from zoo.testing.child import check_family
 
-#: Schemes whose files are on this machine: a row of these costs no download.
+#: Schemes of files that are on this machine and need no download.
 LOCAL = ("file://", "package://")
 
 
@@ -25,11 +25,11 @@ def check_families(
     limit: float,
     progress: Progress,
 ) -> list[Report]:
-    """A report for every row that is checked, each in a child of its own within `limit` seconds.
+    """A report for every checked row, each checked in its own child within `limit` seconds.
 
-    The rows are those named, or else the pulled ones of `family`, or else the smallest of it that can be pulled. All
-    families where `family` is None: then nothing is downloaded, and a family without a row at hand is left out.
-    Raises PluginError where `family` has no plugin or it cannot be loaded, and what `pull` raises.
+    Checked are the named `rows`; without them the pulled rows of `family`, or else its smallest row that can be pulled.
+    With `family` None all families are checked without downloads, and a family without a local row is left out.
+    Raises PluginError if `family` has no plugin or the plugin cannot be loaded, and the errors of `pull`.
     """
     if rows:
         chosen = [registry.entry(row) for row in rows]
@@ -41,15 +41,15 @@ def check_families(
         return [check_family(entry, pull(entry.name), limit, progress) for entry in chosen]
     if family is not None:
         Plugins().claim("zoo.backbones", family)
-        at_hand = _at_hand(family, registry, is_pulled, pull)
-        return [check_family(entry, folder, limit, progress) for entry, folder in at_hand]
+        available = _available(family, registry, is_pulled, pull)
+        return [check_family(entry, folder, limit, progress) for entry, folder in available]
     reports = []
     for each in Plugins().families():
-        reports += _careful(each, registry, is_pulled, pull, limit, progress)
+        reports += _reports_without_download(each, registry, is_pulled, pull, limit, progress)
     return reports
 
 
-def _careful(
+def _reports_without_download(
     family: str,
     registry: Registry,
     is_pulled: Callable[[Entry], bool],
@@ -57,7 +57,7 @@ def _careful(
     limit: float,
     progress: Progress,
 ) -> list[Report]:
-    """The reports on one family of many: what cannot be checked is a line, and no error."""
+    """The reports on one of all families: a family that cannot be checked gets a report instead of an error."""
     entries = [
         entry
         for entry in _rows_of(family, registry)
@@ -75,14 +75,14 @@ def _careful(
         return [Report(family=family, state="broken", note=error.message)]
 
 
-def _at_hand(
+def _available(
     family: str, registry: Registry, is_pulled: Callable[[Entry], bool], pull: Callable[[str], Path]
 ) -> Iterable[tuple[Entry, Path]]:
     entries = _rows_of(family, registry)
     if not entries:
         raise UsageError(
             f"no row of the registry is of the family {family}",
-            hint="add one to its shelf, or to registry.yaml under ZOO_HOME",
+            hint="add one to the plugin's registry file, or to registry.yaml under ZOO_HOME",
         )
     if pulled := [entry for entry in entries if is_pulled(entry)]:
         return [(entry, pull(entry.name)) for entry in pulled]
@@ -97,6 +97,6 @@ def _at_hand(
 
 
 def _rows_of(family: str, registry: Registry) -> list[Entry]:
-    """The family's rows, smallest first."""
+    """The rows of the family, smallest first."""
     entries = [entry for entry in registry.values() if entry.family == family]
     return sorted(entries, key=lambda entry: (entry.size is None, entry.size or 0))

@@ -1,9 +1,9 @@
-"""AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), each parameter at a rate and a decay of its own.
+"""AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) with a rate and a decay for each parameter.
 
-torch's optimiser class costs more to import (its compiler comes along) than a head takes to train, so its fused
-kernel is called by its functional form. That wants one rate a parameter, and for a small one the way there costs more
-than the work: where the rate is a tensor, so that candidates stacked along an axis each have theirs, and for small
-parameters the same arithmetic stands here.
+Importing torch's optimiser class takes longer than training a head (it imports the compiler), so its fused kernel is
+called directly. The kernel takes only one rate for a parameter, and calling it for small parameters costs more than
+the update. For small parameters, and for rates that are tensors (candidates stacked along an axis), this file does the
+same arithmetic itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     Rate: TypeAlias = float | torch.Tensor
 
-#: Numbers from which on parameters of one rate are worth the way to the kernel.
+#: From this many numbers on, parameters with a common rate are updated by the kernel.
 LARGE = 50_000
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class AdamW:
-    """The moments of `parameters`; `rates` and `decays` are a number, or a tensor that broadcasts, for each of them."""
+    """The moments of `parameters`; `rates` and `decays` have a number or a broadcastable tensor for each of them."""
 
     def __init__(self, parameters: "Sequence[torch.Tensor]", rates: "Sequence[Rate]", decays: "Sequence[Rate]") -> None:
         import torch
@@ -31,17 +31,17 @@ class AdamW:
         self.means = [torch.zeros_like(parameter) for parameter in parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in parameters]
         self.steps = 0
-        #: Places of the parameters that share their rate and decay, numbers both: one call of the kernel serves them.
+        #: Indices of the parameters that one call of the kernel updates, by their rate and decay.
         self._shared: dict[tuple[float, float], list[int]] = {}
-        #: Those of the others: small ones, and those whose rate or decay is a tensor.
+        #: Indices of the other parameters: small ones, and those whose rate or decay is a tensor.
         self._own: list[int] = []
-        for place, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
+        for index, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
             if isinstance(rate, torch.Tensor) or isinstance(decay, torch.Tensor):
-                self._own.append(place)
+                self._own.append(index)
             else:
-                self._shared.setdefault((rate, decay), []).append(place)
-        for shared, places in list(self._shared.items()):
-            if sum(parameters[place].numel() for place in places) < LARGE:
+                self._shared.setdefault((rate, decay), []).append(index)
+        for shared, indices in list(self._shared.items()):
+            if sum(parameters[index].numel() for index in indices) < LARGE:
                 self._own += self._shared.pop(shared)
 
     def zero_grad(self) -> None:
@@ -55,35 +55,35 @@ class AdamW:
 
         self.steps += 1
         with torch.no_grad():
-            for (rate, decay), places in self._shared.items():
+            for (rate, decay), indices in self._shared.items():
                 self._fused(
-                    [place for place in places if self.parameters[place].grad is not None], rate * factor, decay
+                    [index for index in indices if self.parameters[index].grad is not None], rate * factor, decay
                 )
-            for place in self._own:
-                if self.parameters[place].grad is not None:
-                    self._each(place, factor)
+            for index in self._own:
+                if self.parameters[index].grad is not None:
+                    self._each(index, factor)
 
-    def _fused(self, places: "Sequence[int]", lr: float, decay: float) -> None:
-        """Update the parameters at these places, which have a gradient, by torch's kernel."""
+    def _fused(self, indices: "Sequence[int]", lr: float, decay: float) -> None:
+        """Update these parameters, which have gradients, with torch's kernel."""
         import torch
         from torch.optim.adamw import adamw
 
-        if not places:
+        if not indices:
             return
-        parameters = [self.parameters[place] for place in places]
-        # The kernel counts them up, each by one.
+        parameters = [self.parameters[index] for index in indices]
+        # The kernel increments each step count itself.
         before = [torch.tensor(self.steps - 1.0, device=parameter.device) for parameter in parameters]
         adamw(
             parameters, [parameter.grad for parameter in parameters],  # type: ignore[misc]
-            [self.means[place] for place in places], [self.squares[place] for place in places], [], before,
+            [self.means[index] for index in indices], [self.squares[index] for index in indices], [], before,
             fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON, lr=lr, weight_decay=decay,
             maximize=False,
         )  # fmt: skip
 
-    def _each(self, place: int, factor: float) -> None:
-        """Update the parameter at this place; its slices may have rates and decays of their own."""
-        parameter, mean, square = self.parameters[place], self.means[place], self.squares[place]
-        gradient, lr, decay = parameter.grad, self.rates[place] * factor, self.decays[place]
+    def _each(self, index: int, factor: float) -> None:
+        """Update one parameter, whose rate and decay may be tensors."""
+        parameter, mean, square = self.parameters[index], self.means[index], self.squares[index]
+        gradient, lr, decay = parameter.grad, self.rates[index] * factor, self.decays[index]
         first, second = (1 - beta**self.steps for beta in BETAS)
         mean.lerp_(gradient, 1 - BETAS[0])  # type: ignore[arg-type]
         square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])  # type: ignore[arg-type]
@@ -99,13 +99,13 @@ class AdamW:
         import torch
 
         yield "steps", torch.tensor(self.steps)
-        for place, (mean, square) in enumerate(zip(self.means, self.squares, strict=True)):
-            yield f"{place}.mean", mean
-            yield f"{place}.square", square
+        for index, (mean, square) in enumerate(zip(self.means, self.squares, strict=True)):
+            yield f"{index}.mean", mean
+            yield f"{index}.square", square
 
     def restore(self, state: "Mapping[str, torch.Tensor]") -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         self.steps = int(state["steps"])
-        for place, (mean, square) in enumerate(zip(self.means, self.squares, strict=True)):
-            mean.copy_(state[f"{place}.mean"])
-            square.copy_(state[f"{place}.square"])
+        for index, (mean, square) in enumerate(zip(self.means, self.squares, strict=True)):
+            mean.copy_(state[f"{index}.mean"])
+            square.copy_(state[f"{index}.square"])

@@ -2,8 +2,8 @@
 
 ZOO_HOME/training/<run>/<phase>/000042/   state.safetensors   tensors by name
                                           state.json          epoch, step, curve, ...
-                                          complete            the sha256 of the two; a folder without it is none
-Nothing in it can name code, so that a checkpoint from elsewhere is data and no more.
+                                          complete            the sha256 of the two; without it a folder is ignored
+No part of it can name code, so a checkpoint from elsewhere cannot run any.
 """
 
 import json
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 TENSORS, FACTS, MARKER = "state.safetensors", "state.json", "complete"
-#: Complete checkpoints that are kept: the newest, and one more in case that one was damaged later.
-KEPT = 2
+#: Complete checkpoints that are kept: the newest, and one more in case the newest gets damaged.
+KEPT_CHECKPOINTS = 2
 
 
 class State(Struct, frozen=True):
-    """What a checkpoint holds: tensors by name, and plain data."""
+    """The contents of a checkpoint: tensors by name, and plain data."""
 
     tensors: "dict[str, torch.Tensor]"
     facts: dict[str, Any]
@@ -39,9 +39,9 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
-        """Write the next checkpoint whole, then remove all but the newest complete ones.
+        """Write the next checkpoint, then remove all but the newest complete ones.
 
-        Raises OSError when it cannot be written; those before it are then as they were.
+        Raises OSError when it cannot be written; earlier checkpoints are unchanged then.
         """
         from safetensors.torch import save
 
@@ -60,7 +60,7 @@ class Checkpoints:
         self._tidy()
 
     def newest(self) -> State | None:
-        """The newest checkpoint that is whole, None without one. Damaged and unfinished ones are passed over."""
+        """The newest complete and undamaged checkpoint, None if there is none."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -82,7 +82,7 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         complete = [path for path in self._numbered() if (path / MARKER).is_file()]
-        for path in set(self._numbered()) - set(complete[-KEPT:]):
+        for path in set(self._numbered()) - set(complete[-KEPT_CHECKPOINTS:]):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,6 +1,6 @@
-"""Fine-tuning: features of the frozen backbone once, a head in seconds, all merged into one gated ONNX file.
+"""Fine-tuning: compute the frozen backbone's features once, train a head, and write one checked ONNX file.
 
-With `unfreeze` the last stages are then trained together with the head, on the activations of those before them.
+With `unfreeze` the last stages are then trained together with the head, on the activations of the stages before them.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ from zoo.progress import SILENT, Progress
 from zoo.runtime.session import Session
 from zoo.schema import ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
 from zoo.system.files import staged_dir, storage_errors
-from zoo.system.interrupt import noticing
+from zoo.system.interrupt import Interrupt, noticing
 from zoo.training import resume, write_bundle
 from zoo.training.activation_cache import Activations
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.fit_head import Problem, TrainedHead, fit, is_narrow, training_threads
-from zoo.training.loop import SAVED
+from zoo.training.loop import SAVED, TrainingRun
 from zoo.training.unfreeze import fit_tail
 from zoo.training.write_bundle import Materials, Tuned
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """The readable items of both parts (training, held out) and their features [items, dim], those of views too.
+    """The readable items of both parts (training, held out) and the features [items, dim] of them and their views.
 
-    `computed` of them were not in the cache; `device` is where.
+    `computed` counts the features that were not in the cache; `device` is where the backbone ran.
     """
 
     parts: tuple[Dataset, Dataset]
@@ -56,7 +56,7 @@ class Known(NamedTuple):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes, as the training items have them."""
+        """The labels of the training items."""
         return self.parts[0].labels
 
 
@@ -67,16 +67,16 @@ def finetune(
     options: FinetuneOptions,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Train for `parts` (training, held out) and write a gated bundle at `out`.
+    """Train on `parts` (training, held out) and write a checked bundle at `out`.
 
     Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
-    is finished and saved, KeyboardInterrupt is raised, and `options.resume` goes on from there.
+    is finished and saved, KeyboardInterrupt is raised, and `options.resume` continues from there.
     """
     notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
     for note in notes:
         progress.note(note)
     if options.resume:
-        # Said before anything is computed: of another training there is nothing to go on with.
+        # Checked before anything is computed: only the same training can be resumed.
         resume.check(
             materials.trainings, out, resume.identity(materials.base, parts, parts[0].labels, options), parts=False
         )
@@ -84,10 +84,10 @@ def finetune(
         known = _known(materials, parts, options, progress)
         facts = resume.identity(materials.base, known.parts, known.labels, options)
         with storage_errors(materials.trainings):
-            run = resume.open_run(materials.trainings, out, facts, resume=options.resume)
-        # The process that will open the file imports its runtime while there is training to do.
+            checkpoints = resume.open_run(materials.trainings, out, facts, resume=options.resume)
+        # The process that will open the file imports its runtime during the training.
         with IsolatedSession() as fresh:
-            model, expected = _train(materials, known, options, run, progress)
+            model, expected = _train(materials, known, options, checkpoints, progress)
             with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
                 write = partial(write_bundle.write_model, expected=expected, fresh=fresh)
                 manifest, metrics = _write(folder, materials, model, known, options, notes, write, drawing)
@@ -111,18 +111,18 @@ def load(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Dataset, Dataset]:
-    """(training, held out) of the data at `source`, as `zoo.data.split.divide` does, in the order of the items' bytes.
+    """(training, held out) of the data at `source`, divided by `zoo.data.split.divide`, sorted by digest.
 
-    Files found in another order must train the same model. Raises UsageError for views of what is no picture.
+    Sorted because files found in another order must train the same model. Raises UsageError for views of texts.
     """
     if options.augment and not isinstance(preprocess, ImagePreprocess):
-        raise UsageError("only pictures have random views, and this model reads text", hint="leave --augment out")
+        raise UsageError("only images have random views, and this model reads text", hint="leave --augment out")
     train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
 
 
 def _known(materials: Materials, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress) -> Known:
-    """The features of all items that can be read, from the cache as far as it has them."""
+    """The features of all readable items, from the cache where it has them."""
     session = Session(materials.base, options.device)
     cache = FeatureCache(materials.cache, session)
     parts, (vectors, held), computed = _features(cache, parts, options, progress)
@@ -134,9 +134,9 @@ def _known(materials: Materials, parts: tuple[Dataset, Dataset], options: Finetu
 
 
 def _train(
-    materials: Materials, known: Known, options: FinetuneOptions, run: Path, progress: Progress
+    materials: Materials, known: Known, options: FinetuneOptions, checkpoints: Path, progress: Progress
 ) -> "tuple[Tuned, Callable[[], Expected] | None]":
-    """(the trained model, what its file must answer where the whole backbone stayed as it was)."""
+    """(the trained model, the file's expected answers if they are computed already)."""
     train, held = known.parts
     backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
     expected: Future[Expected] | None = None
@@ -145,18 +145,18 @@ def _train(
             problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
             with training_threads(problem):
                 if is_narrow(problem) and not options.unfreeze and backbone.load():
-                    # The head trains on one core. On another it is found out what the frozen part must answer.
+                    # The head trains on one core; another one computes the answers that the file must give.
                     expected = beside.submit(write_bundle.expectation, materials.base, backbone.reference, held)
-                trained = fit(problem, stop, checkpoints=run, resume=options.resume, progress=progress)
+                trained = fit(problem, _run(stop, checkpoints, options, progress))
                 if expected:
                     wait([expected])
             if stop.is_asked:
                 raise KeyboardInterrupt(SAVED)
     finally:
-        # After an error, or a second Ctrl-C, nobody waits for what no file will be compared with.
+        # After an error, or a second Ctrl-C, no file is compared with the expected answers.
         beside.shutdown(wait=False, cancel_futures=True)
     if options.unfreeze:
-        return _unfrozen(materials, problem, trained, known, run, progress), None
+        return _unfrozen(materials, problem, trained, known, checkpoints, progress), None
     return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected.result if expected else None
 
 
@@ -170,7 +170,7 @@ def _write(
     write_model: "Callable[..., Manifest]",
     drawing: Drawing,
 ) -> tuple[Manifest, Metrics]:
-    """Write the whole bundle; the report is drawn beside that as soon as its numbers are there."""
+    """Write the whole bundle; the report is drawn at the same time, once its numbers are known."""
     held, report = known.parts[1], None
     report_on = partial(write_bundle.report_on, materials.base.manifest, model, known.parts, options, notes)
     if model.stages is None:
@@ -178,7 +178,7 @@ def _write(
         drawing.begin(report := report_on(scores, known.held))
     draft = write_model(folder, materials.base, materials.backbone(), model, known.parts, options)
     if report is None:
-        # The features are no longer those of the cache: the file itself is judged.
+        # The features differ from those in the cache: the file itself computes them.
         found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
         drawing.begin(report := report_on(found["scores"], found["features"]))
     return write_bundle.write_records(folder, draft, model, known.parts, report, drawing), report.metrics
@@ -187,28 +187,29 @@ def _write(
 def _features(
     cache: FeatureCache, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress
 ) -> "tuple[tuple[Dataset, Dataset], tuple[Floats, Floats], int]":
-    """(parts without what cannot be read, their features, how many were computed)."""
+    """(parts without unreadable items, their features, the number of computed features)."""
     examples = [*parts[0].examples, *parts[1].examples]
     skipped = [*parts[0].skipped, *parts[1].skipped]
     total, bad = len(examples) + len(skipped), dict[int, Skipped]()
 
-    def skip(place: int, error: DataError) -> None:
-        # The item has a name already, and a record that is passed on should not say where it lay.
-        example = examples[place]
+    def skip(index: int, error: DataError) -> None:
+        # The record has the item's name already, and it should not reveal the item's folder.
+        example = examples[index]
         where = str(example.item) if isinstance(example.item, Path) else example.name
         reason = error.message.removeprefix(f"{where}: ")
-        bad[place] = Skipped(example.name, reason)
+        bad[index] = Skipped(example.name, reason)
         check_bad([*skipped, *bad.values()], total, options.max_bad)
 
     vectors = cache.features(examples, progress, skip)
     border = len(parts[0].examples)
-    kept = [[place for place in places if place not in bad] for places in (range(border), range(border, len(examples)))]
+    ranges = range(border), range(border, len(examples))
+    kept = [[index for index in each if index not in bad] for each in ranges]
     left = [
         msgspec.structs.replace(
-            part.only(examples[place] for place in places),
-            skipped=(*part.skipped, *(bad[place] for place in sorted(bad) if (place < border) == (part is parts[0]))),
+            part.only(examples[index] for index in indices),
+            skipped=(*part.skipped, *(bad[index] for index in each if index in bad)),
         )
-        for part, places in zip(parts, kept, strict=True)
+        for part, indices, each in zip(parts, kept, ranges, strict=True)
     ]
     if bad:
         _check_left(left, parts)
@@ -232,29 +233,31 @@ def _unfrozen(
     problem: Problem,
     trained: TrainedHead,
     known: Known,
-    run: Path,
+    checkpoints: Path,
     progress: Progress,
 ) -> Tuned:
-    """The model with its last stages trained together with the head; without them where that made nothing better."""
+    """The model with its last stages trained together with the head; the head alone if that lowered no loss."""
     options, backbone = problem.options, materials.backbone()
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen = materials.trunk(cut)
     session = Session(frozen, known.device)
-    # Ctrl-C ends the computing of activations, which keeps what it has, at once.
+    # Ctrl-C stops the computing of activations at once, and keeps the computed ones.
     with (
         Activations.open(
             materials.cache, session, known.parts[0].examples, progress, views=options.augment, seed=options.seed
         ) as activations,
         noticing() as stop,
     ):
-        found = fit_tail(
-            problem, trained, activations, lambda: trunk.tail(backbone, cut), stop,
-            device=known.device, checkpoints=run, resume=options.resume, progress=progress,
-        )  # fmt: skip
+        run = _run(stop, checkpoints, options, progress)
+        found = fit_tail(problem, trained, activations, lambda: trunk.tail(backbone, cut), run, device=known.device)
     if not found.best_epoch:
-        progress.note(f"training the last {options.unfreeze} stages made nothing better: they stay as they were")
+        progress.note(f"training the last {options.unfreeze} stages brought no better loss: they stay as they were")
         return Tuned(frozen=materials.base, head=trained, labels=known.labels)
     return Tuned(frozen=frozen, head=found.head, labels=known.labels, stages=found.stages)
+
+
+def _run(stop: Interrupt, checkpoints: Path, options: FinetuneOptions, progress: Progress) -> TrainingRun:
+    return TrainingRun(stop=stop, checkpoints=checkpoints, resume=options.resume, progress=progress)
 
 
 def _in_order(part: Dataset) -> Dataset:

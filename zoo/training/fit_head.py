@@ -1,7 +1,7 @@
-"""Fitting a head to features: the search, a watched training on a part of the items, then one on all of them.
+"""Fitting a head to features: a search for hyperparameters, a training that finds the best epoch, and a final one.
 
-An inner part of the training items, never the held-out ones, chooses scaling, rates and the best epoch; the head is
-then fitted again to all training items for as many epochs.
+An inner split of the training items, never the held-out items, chooses scaling, rates and the best epoch. The head is
+then fitted again to all training items for that number of epochs.
 """
 
 import copy
@@ -10,20 +10,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from zoo.options import FinetuneOptions
-from zoo.progress import SILENT, Progress
 from zoo.schema import Epoch, Task
-from zoo.system.interrupt import Interrupt
 from zoo.torchkit import threads
 from zoo.training import head
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.hyperparameters import EPOCHS, Choice, batch_of, search
-from zoo.training.loop import Part, Phase, Plan, Training
+from zoo.training.loop import Part, Plan, Training, TrainingRun
 from zoo.training.objective import Objective, best_thresholds
 
 if TYPE_CHECKING:
@@ -34,22 +31,20 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats, Layer
     from zoo.training.objective import Targets
 
-#: Part of the training items that chooses scaling, rates and epoch.
+#: Fraction of the training items in the inner split.
 INNER = 0.15
-#: A better inner loss is one that is lower by this part of the loss of knowing nothing: of a number, its variance.
-BETTER = {Task.SINGLE_LABEL: 2e-3, Task.MULTI_LABEL: 2e-3, Task.REGRESSION: 1e-5}
+#: An inner loss is better if it is lower by this fraction of a constant guess's loss (of a regression: the variance).
+MIN_GAIN = {Task.SINGLE_LABEL: 2e-3, Task.MULTI_LABEL: 2e-3, Task.REGRESSION: 1e-5}
 #: Epochs after which the rate of a head has halved.
-DECAY = 12.0
-
-
-#: Weights from which on the head's products keep more than one core busy.
+HEAD_DECAY = 12.0
+#: From this number of weights on, a head's matrix products keep more than one core busy.
 WIDE = 100_000
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
-    """Layers as (weight [out, in], bias [out]) that read raw features, and how they came about.
+    """Layers as (weight [out, in], bias [out]) that read raw features, and the record of their training.
 
-    `modules` are the heads in torch: fitted to the items that did not choose, and to all.
+    `modules` are the heads in torch: fitted without the inner split, and fitted to all training items.
     """
 
     layers: "list[Layer]"
@@ -63,9 +58,9 @@ class TrainedHead(Struct, frozen=True, kw_only=True):
 
 
 class Problem:
-    """What is to be learnt: features [items, dim] and targets of the training items, and the inner split of them.
+    """The training items: their features [items, dim], targets, and the inner split.
 
-    `views` are features of the same items seen otherwise: they are trained on, and judge nothing.
+    `views` are features of random views of the same items: only training uses them, never the inner loss.
     """
 
     def __init__(
@@ -82,17 +77,17 @@ class Problem:
         self.views = views
         self.objective = Objective(options, targets, outputs)
         self.fit, self.inner = inner_split(options.task, targets, options.seed)
-        #: The loss of knowing nothing.
+        #: The inner loss of a constant guess.
         self.chance = self.objective.chance(targets[self.inner])
 
     def with_options(self, options: FinetuneOptions) -> "Problem":
-        """The same problem, to be trained otherwise."""
+        """The same problem with other options."""
         other = copy.copy(self)
         other.options = options
         return other
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
-        """Features and targets to train on for the chosen items: their views included."""
+        """Features and targets of the chosen items and of their views."""
         import numpy as np
 
         together = [each[chosen] for each in (self.features, *self.views)]
@@ -106,60 +101,45 @@ class Problem:
         return torch.from_numpy(self.features[self.inner]), self.objective.tensor(self.targets[self.inner])
 
     def thresholds(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, ...]:
-        """The score from which each of several labels holds, by these answers; nothing for other tasks."""
+        """The threshold of each label, chosen on these logits; empty unless the task is multi-label."""
         if self.options.task is not Task.MULTI_LABEL:
             return ()
         return best_thresholds(logits.sigmoid().cpu().numpy(), wanted.cpu().numpy())
 
 
-def fit(
-    problem: Problem,
-    stop: Interrupt,
-    *,
-    checkpoints: Path | None = None,
-    resume: bool = False,
-    progress: Progress = SILENT,
-) -> TrainedHead:
-    """Fit a head. Checkpoints go to a folder each for its two phases, and with `resume` it goes on from there.
+def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
+    """Fit a head to the problem, in the phases `inner` and `all`.
 
     Raises DivergedError when a loss stops being finite, KeyboardInterrupt, with the state saved, on Ctrl-C.
     """
     import numpy as np
     import torch
 
-    options, everything = problem.options, np.ones(len(problem.targets), bool)
-    # Before the last stages are trained the head is what it would be alone: --epochs then counts theirs.
+    options, objective = problem.options, problem.objective
+    # With --unfreeze, --epochs counts those of the stages; the head is trained as it would be by default.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
     with (
-        progress.task("training the head", total, "epoch") as bar,
+        run.progress.task("training the head", total, "epoch") as bar,
         torch.random.fork_rng(devices=[]),
         training_threads(problem),
     ):
         inner = problem.features[problem.inner], problem.targets[problem.inner]
-        choice = search(*problem.rows(problem.fit), inner, problem.objective, options, bar)
-        _begin(checkpoints, resume, progress)
-        module, training = _training(problem, problem.fit, choice)
-        folder = _folder(checkpoints, "inner")
-        phase = Phase(
-            training,
-            folder,
-            stop,
-            lambda: _judge(problem, module),
-            tolerance=BETTER[problem.options.task] * problem.chance,
-        )
-        phase.continued(resume).run(length.epochs, length.patience, bar, progress)
+        choice = search(*problem.rows(problem.fit), inner, objective, options, bar)
+        _begin(run)
+        first, training = _training(problem, problem.fit, choice)
+        tolerance = MIN_GAIN[options.task] * problem.chance
+        phase = run.phase("inner", training, lambda: objective.judge(*_inner(problem, first)), tolerance=tolerance)
+        phase.run(length.epochs, length.patience, bar, run.progress)
         training.load_weights(phase.best)
-        thresholds = problem.thresholds(*_inner(problem, module))
-        watched = module
-        module, training = _training(problem, everything, choice)
-        last = Phase(training, _folder(checkpoints, "all"), stop)
-        last.continued(resume).run(phase.best_epoch, None, bar, progress)
-    weights = problem.objective.weights
+        thresholds = problem.thresholds(*_inner(problem, first))
+        last, training = _training(problem, np.ones(len(problem.targets), bool), choice)
+        run.phase("all", training).run(phase.best_epoch, None, bar, run.progress)
+    weights = objective.weights
     return TrainedHead(
-        layers=problem.objective.finish(head.folded(module)),
-        modules=(watched, module),
-        activation=problem.objective.activation,
+        layers=objective.finish(head.folded(last)),
+        modules=(first, last),
+        activation=objective.activation,
         choice=choice,
         best_epoch=phase.best_epoch,
         curve=tuple(phase.curve),
@@ -169,7 +149,7 @@ def fit(
 
 
 def inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
-    """(items to fit, items that choose): an INNER part, of one-label tasks of every class that can spare an item."""
+    """(items to fit, inner items): a random fraction INNER; of single-label tasks from every class with two items."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -178,31 +158,31 @@ def inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.
     for group in groups or [np.arange(len(targets))]:
         members = random.permutation(group)
         chosen[members[: min(max(1, round(INNER * len(members))), len(members) - 1)]] = True
-    # With one item a class there is nothing to spare: the training items themselves have to choose.
+    # With one item in each class there is nothing to spare: the training items are the inner items too.
     return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)
 
 
 def is_narrow(problem: Problem) -> bool:
-    """Whether the head's products are small: a second thread would spend its time waiting for the first."""
+    """Whether the head's matrix products are so small that a second thread would only wait for the first."""
     widths: tuple[int, ...] = (problem.features.shape[1], *problem.options.hidden, problem.objective.outputs)
     return sum(a * b for a, b in pairwise(widths)) < WIDE
 
 
 def training_threads(problem: Problem) -> AbstractContextManager[None]:
-    """Inside, torch computes on as many threads as a head's training takes."""
+    """Inside, torch uses the number of threads that suits the head's size."""
     import torch
 
     return threads(1 if is_narrow(problem) else torch.get_num_threads())
 
 
-def _begin(checkpoints: Path | None, resume: bool, progress: Progress) -> None:
-    """Remove what an earlier training of the same bundle saved, which this one does not go on with."""
-    if checkpoints is None:
+def _begin(run: TrainingRun) -> None:
+    """Remove the checkpoints of an earlier training of the same bundle unless this one resumes it."""
+    if run.checkpoints is None:
         return
-    if resume and Checkpoints(checkpoints / "inner").newest() is None:
-        progress.note("nothing was saved yet: the training starts anew")
-    if not resume:
-        for phase in checkpoints.glob("*/"):
+    if run.resume and Checkpoints(run.checkpoints / "inner").newest() is None:
+        run.progress.note("nothing was saved yet: the training starts from the beginning")
+    if not run.resume:
+        for phase in run.checkpoints.glob("*/"):
             shutil.rmtree(phase, ignore_errors=True)
 
 
@@ -216,7 +196,7 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
 
     @cache
     def x() -> "torch.Tensor":
-        # At the first step: a checkpoint has brought the scaling that it was trained with.
+        # At the first step, because a checkpoint brings the scaling that it was trained with.
         scaled: torch.Tensor = module.scaled(torch.from_numpy(features))  # type: ignore[operator]
         return scaled
 
@@ -228,17 +208,13 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
         batch=batch_of(options, len(features)),
         seed=options.seed,
         weight_decay=choice.weight_decay,
-        decay=DECAY,
+        decay=HEAD_DECAY,
     )
     return module, Training(module, [Part("head", module, choice.lr)], loss, plan)
 
 
-def _judge(problem: Problem, module: "torch.nn.Module") -> tuple[float, float]:
-    logits, wanted = _inner(problem, module)
-    return problem.objective.loss(logits, wanted).item(), problem.objective.score(logits, wanted)
-
-
 def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
+    """(logits, targets) of the inner items."""
     import torch
 
     features, wanted = problem.judged
@@ -246,7 +222,3 @@ def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, 
     with torch.inference_mode():
         logits: torch.Tensor = module(features)
     return logits, wanted
-
-
-def _folder(checkpoints: Path | None, phase: str) -> Checkpoints | None:
-    return None if checkpoints is None else Checkpoints(checkpoints / phase)

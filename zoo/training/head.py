@@ -1,6 +1,6 @@
-"""The head: a few dense layers on a backbone's features, as a torch module, as plain arrays and as a file.
+"""The head as a torch module: a few dense layers on a backbone's features.
 
-Its input scaling is part of it and folded into the first layer, so the exported graph has nothing to forget.
+The scaling of its input is part of the head and is folded into the first layer for export.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats, Layer
 
 SCALINGS = ("global", "per-feature")
-#: A per-feature std below this part of the mean std is raised to it: near-dead features would drown the others.
+#: A per-feature std below this fraction of the mean std is raised to it: near-constant features would dominate.
 STD_FLOOR = 0.1
-#: A spread this small beside the mean carries no information in float32.
+#: A spread below this fraction of the mean is rounding noise in float32.
 NOISE = 1e-6
 DROPOUT = 0.2
 
@@ -26,7 +26,7 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
 
     mean = features.mean(0, dtype=np.float64)
     std = features.std(0, dtype=np.float64)
-    # Below float32's resolution a spread is rounding noise: to divide by it would make noise of the head.
+    # Dividing by a spread that is rounding noise would amplify the noise.
     size = np.sqrt(np.mean(mean**2))
     if np.sqrt(np.mean(std**2)) <= NOISE * size:
         std = np.full_like(std, max(size, 1.0))
@@ -36,9 +36,9 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
 
 
 def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, seed: int) -> "torch.nn.Module":
-    """A head that takes raw features [batch, dim] and gives logits [batch, outputs], freshly initialised from `seed`.
+    """A head from raw features [batch, dim] to logits [batch, outputs], initialised from `seed`.
 
-    `scaled` is what `affine` says of the features. Its method `scaled` is the first step alone, its `net` the rest.
+    `scaled` is the result of `affine`. The head's method `scaled` applies the scaling alone, its `net` the rest.
     """
     import torch
     from torch import nn
@@ -69,7 +69,7 @@ def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, 
 
 
 def folded(module: "torch.nn.Module") -> "list[Layer]":
-    """The layers of what `build` made, with the input scaling folded into the first one: they read raw features."""
+    """The layers of a head made by `build`, with the input scaling folded into the first: they read raw features."""
     import numpy as np
     from torch import nn
 

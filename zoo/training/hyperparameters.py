@@ -1,8 +1,8 @@
-"""How to scale the features, how fast to learn and how much to decay: tried side by side on cached features.
+"""The search for a head's feature scaling, learning rate and weight decay, on cached features.
 
-Every candidate is a head of its own; they all see the same batches, so that one matrix product serves them together
-and a dozen cost little more than one. The candidates train for a few epochs; of those whose loss on the inner items
-is nearly the lowest, the slowest that decays the most is taken.
+Every candidate is a head of its own. All see the same batches, so one matrix product serves all of them and a dozen
+cost little more than one. They train for a few epochs; among those whose loss on the inner items is nearly the lowest,
+the one with the smallest rate and then the largest decay is taken.
 """
 
 import math
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats
     from zoo.training.objective import Targets
 
-#: Epochs of the search, whatever the training's: N and N more must find what 2N find.
+#: Epochs of the search, independent of --epochs, so that N epochs and N more equal 2N.
 EPOCHS = 12
-#: Items that a candidate sees: enough to rank them.
+#: Items that a candidate sees: enough to rank the candidates.
 ITEMS = 4096
-#: Part of the loss of knowing nothing by which two candidates may differ and count as equally good.
+#: Losses that differ by less than this fraction of a constant guess's loss count as equally good.
 CLOSE = 0.02
-#: Rates and decays from the likeliest on; the work that may be spent decides how many are tried.
+#: Rates and decays, the most promising first; WORK decides how many are tried.
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
     *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
 )
-#: Of both, however much work they are.
+#: The least number of candidates and of items, whatever the work.
 FEWEST, FEWEST_ITEMS = 3, 1024
-#: Steps in an epoch of a head's training, and the fewest and the most items in one of them.
+#: Steps in an epoch of a head's training, and the smallest and the largest batch.
 STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
 #: Floating-point operations that the search may take: a second or so on one core.
 WORK = 5e10
@@ -47,7 +47,7 @@ DEFAULT_DECAY = 0.1
 
 
 class Choice(Struct, frozen=True):
-    """What the search found, or was given."""
+    """The hyperparameters of a head, found or given."""
 
     scaling: str
     lr: float
@@ -62,11 +62,11 @@ def search(
     options: FinetuneOptions,
     bar: Bar,
 ) -> Choice:
-    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the slowest that decays the most.
+    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the most regularised one.
 
-    As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), losses within CLOSE
-    of each other are no reason for the less regular model: items of one source, such as crops of one photograph, make
-    it look better than it is. Raises DivergedError when no loss is finite.
+    As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), a loss within CLOSE
+    of the lowest does not justify the less regularised model: items of one source, such as crops of one photograph,
+    make it look better than it is. Raises DivergedError when no loss is finite.
     """
     import numpy as np
 
@@ -79,32 +79,32 @@ def search(
     losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
     best = min(map(min, losses))
     if not math.isfinite(best):
-        lower = "--lr auto" if options.lr else "the features are no numbers: choose another model"
+        lower = "--lr auto" if options.lr else "the features are not finite: choose another model"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
     within = best + CLOSE * objective.chance(inner[1])
     close = [
         Choice(scaling, lr, decay)
-        for place, (lr, decay) in enumerate(grid)
+        for index, (lr, decay) in enumerate(grid)
         for scaling, row in zip(head.SCALINGS, losses, strict=True)
-        if row[place] <= within
+        if row[index] <= within
     ]
     return min(close, key=lambda choice: (choice.lr, -choice.weight_decay))
 
 
 def batch_of(options: FinetuneOptions, items: int) -> int:
-    """Items in a step of a head's training: more where there are many, so that an epoch has about STEPS of them."""
+    """Items in a step of a head's training: so many that an epoch has about STEPS steps, within bounds."""
     return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
 
 
 def _work(options: FinetuneOptions, dim: int, outputs: int) -> int:
-    """Operations that one candidate takes for one item."""
+    """Floating-point operations that one candidate takes for one item."""
     widths = (dim, *options.hidden, outputs)
-    # Forward, and twice that backward; a multiplication and an addition each.
+    # A multiplication and an addition each, once forward and twice backward.
     return 6 * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
 
 
 def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, float]]:
-    """The candidates: what the options leave open, as many as can be afforded."""
+    """The first `affordable` candidates (rate, decay) that agree with the options."""
     given = [
         (options.lr or lr, decay if options.weight_decay is None else options.weight_decay)
         for lr, decay in GRID
@@ -124,7 +124,7 @@ def _losses(
     grid: Sequence[tuple[float, float]],
     bar: Bar,
 ) -> list[float]:
-    """Each candidate's lowest inner loss over the epochs; infinity for one that diverged."""
+    """The lowest inner loss of each candidate over the epochs; infinity for a diverged candidate."""
     import torch
 
     scaled = head.affine(features, scaling)
@@ -145,21 +145,21 @@ def _losses(
     for epoch in range(EPOCHS):
         batches = torch.randperm(len(x), generator=generator).split(batch)  # type: ignore[no-untyped-call]
         for index, rows in enumerate(batches):
-            logits = _forward(stacked, x[rows])
+            logits = _stacked_logits(stacked, x[rows])
             wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
-            # The mean over all candidates, times their number: each one's gradient is its own.
+            # The mean over all candidates times their number, so that each gradient is that of a single head.
             loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step(rate(plan, epoch + index / len(batches)))
         with torch.inference_mode():
-            found = [objective.loss(each, inner_y).item() for each in _forward(stacked, inner_x)]
+            found = [objective.loss(each, inner_y).item() for each in _stacked_logits(stacked, inner_x)]
         best = [min(old, new) if math.isfinite(new) else math.inf for old, new in zip(best, found, strict=True)]
         bar.advance()
     return best
 
 
-def _forward(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Tensor":
+def _stacked_logits(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Tensor":
     """Logits [candidates, items, outputs] of scaled features [items, dim]."""
     import torch
 
@@ -169,7 +169,7 @@ def _forward(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "torch.Ten
             value = torch.relu(value)
             value = torch.baddbmm(bias.unsqueeze(1), value, weight.transpose(1, 2))
         else:
-            # One product for all of them: they share their input.
+            # The candidates share their input, so one matrix product serves all of them.
             flat = x @ weight.flatten(0, 1).T
             value = flat.view(len(x), *weight.shape[:2]).transpose(0, 1) + bias.unsqueeze(1)
     return value

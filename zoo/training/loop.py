@@ -1,14 +1,15 @@
-"""One training in torch: AdamW on seeded random batches; what is trained, and on what, is the caller's.
+"""The training loop in torch: AdamW on seeded random batches of any model and loss.
 
-It can be stopped after any step and goes on as if it had not been. No number depends on how many epochs there will be:
-the rate rises over the first epoch and then falls with the epochs behind it, and every random choice is drawn from
-(seed, epoch, step). So N epochs, saved, and N more are 2N epochs.
+A training can be stopped after any step and continues as if it had not been stopped. No number depends on the planned
+number of epochs: the rate rises over the first epoch and falls with the epochs done, and every random choice is drawn
+from (seed, epoch, step). So N epochs, saved, and N more equal 2N epochs.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, to_builtins
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two checkpoints of a running training.
 SAVE_EVERY = 20.0
-#: What KeyboardInterrupt says once a checkpoint is written.
-SAVED = "the training is saved: the same command with --resume goes on"
+#: The message of KeyboardInterrupt once a checkpoint is written.
+SAVED = "the training is saved: the same command with --resume continues it"
 
 
 class Part(Struct, frozen=True):
@@ -41,7 +42,7 @@ class Part(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """How it is trained: `count` items, `batch` of them a step; after `decay` epochs the rate has halved."""
+    """`count` items, `batch` of them in a step; after `decay` epochs the rate has halved."""
 
     count: int
     batch: int
@@ -51,15 +52,15 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def rate(plan: Plan, epoch: float) -> float:
-    """The part of the peak rate at `epoch` (a fraction inside one): up over the first, then 1 / (1 + t / decay)."""
+    """The factor on the peak rate at `epoch` (with a fraction): rising over the first, then 1 / (1 + t / decay)."""
     steps = math.ceil(plan.count / plan.batch)
     return min(1.0, epoch + 1 / steps) / (1 + epoch / plan.decay)
 
 
 class Training:
-    """The state of a training: the parts of a model, AdamW's moments, and how far it is.
+    """The state of a training: the parts of a model, AdamW's moments, epoch and step.
 
-    `loss` gives that of the items in a batch, by their places.
+    `loss` computes the loss of a batch, given the indices of its items.
     """
 
     def __init__(self, model: "torch.nn.Module", parts: "Sequence[Part]", loss: "Loss", plan: Plan) -> None:
@@ -73,9 +74,9 @@ class Training:
         self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
 
     def train_epoch(self, stop: Interrupt) -> float | None:
-        """One epoch, or the rest of one that was stopped; its mean loss, None when it was stopped again.
+        """Train one epoch, or the rest of a stopped one, and return its mean loss; None when it was stopped again.
 
-        Raises DivergedError for a loss that is no number.
+        Raises DivergedError for a loss that is not finite.
         """
         import torch
 
@@ -84,7 +85,7 @@ class Training:
         order = torch.Generator().manual_seed(_mix(plan.seed, self.epoch, 0))
         batches = torch.randperm(plan.count, generator=order).split(plan.batch)  # type: ignore[no-untyped-call]
         for index in range(self.step, len(batches)):
-            # What dropout draws from; torch.manual_seed would seed devices that are not used, at ten times the price.
+            # Dropout draws from this generator; torch.manual_seed also seeds unused devices and takes ten times longer.
             torch.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.manual_seed_all(_mix(plan.seed, self.epoch, 1 + index))
@@ -104,13 +105,13 @@ class Training:
         return mean
 
     def diverged(self) -> DivergedError:
-        """The error to raise when a loss of this epoch is no number any more."""
+        """The error to raise when a loss of this epoch is not finite."""
         epoch = self.epoch + 1 if self.step or not self.epoch else self.epoch
         lower = f"--lr {max(part.lr for part in self.parts) / 10:g}"
         return DivergedError(f"the loss is not finite in epoch {epoch}", epoch=epoch, hint=lower)
 
     def weights(self) -> "dict[str, torch.Tensor]":
-        """Copies of every tensor of the modules."""
+        """Copies of every tensor of the modules, by name."""
         return {
             f"{part.name}.{name}": tensor.detach().clone()
             for part in self.parts
@@ -118,32 +119,33 @@ class Training:
         }
 
     def load_weights(self, tensors: "Mapping[str, torch.Tensor]") -> None:
-        """Put back what `weights` gave."""
+        """Restore tensors returned by `weights`."""
         for part in self.parts:
             prefix = f"{part.name}."
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             part.module.load_state_dict(own)
 
     def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
-        """(tensors, facts) from which `restore` goes on."""
+        """(tensors, facts) from which `restore` continues."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
         tensors |= {f"adamw.{name}": tensor for name, tensor in self.optimizer.state()}
         facts = {"epoch": self.epoch, "step": self.step, "total": self.total, "batch": self.plan.batch}
         return tensors, facts
 
     def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from what `state` returned."""
         self.load_weights(_inside(tensors, "weights."))
         self.optimizer.restore(_inside(tensors, "adamw."))
         self.epoch, self.step, self.total = facts["epoch"], facts["step"], facts["total"]
 
 
 class Phase:
-    """A training that is watched: its curve, its best epoch, its early end, its checkpoints.
+    """A training with a learning curve, a best epoch, early stopping and checkpoints.
 
-    `judge` gives (loss, score) on items that are not trained on; without it every epoch is as good as the last. A
-    better loss is one that is lower than the best so far by more than `tolerance`. With `from_start` the modules as
-    they came are a candidate too: epoch 0.
+    Args:
+        judge: returns (loss, score) on items that are not trained on; without it no epoch is chosen.
+        tolerance: the best epoch changes when the loss falls by more than this.
+        from_start: the untrained modules are a candidate too, as epoch 0.
     """
 
     def __init__(
@@ -164,14 +166,14 @@ class Phase:
         self.from_start = from_start
         self.curve: list[Epoch] = []
         self.best_epoch = 0
-        #: The modules' tensors after the best epoch.
+        #: Tensors of the modules after the best epoch.
         self.best: dict[str, torch.Tensor] = training.weights() if judge else {}
         self._saved = time.monotonic()
 
     def continued(self, resume: bool) -> "Phase":
-        """This phase, with `resume` where the newest complete checkpoint left it, if there is one."""
+        """This phase; with `resume` in the state of its newest complete checkpoint, if there is one."""
         saved = self.checkpoints.newest() if self.checkpoints and resume else None
-        # Steps of another size are another training: one that --auto-batch has left.
+        # A checkpoint with another batch size belongs to an attempt that --auto-batch has given up.
         if saved is not None and saved.facts["batch"] == self.training.plan.batch:
             self.training.restore(saved.tensors, saved.facts)
             self.curve = convert(saved.facts["curve"], list[Epoch])
@@ -182,7 +184,7 @@ class Phase:
     def run(
         self, epochs: int, patience: int | None = None, bar: Bar | None = None, progress: Progress = SILENT
     ) -> None:
-        """Train until `epochs` are done, or `patience` of them brought nothing better.
+        """Train until `epochs` are done, or until `patience` of them brought no better loss.
 
         On Ctrl-C the step is finished, the state saved and KeyboardInterrupt raised. Raises DivergedError, with the
         last checkpoint kept, and UsageError when the checkpoint is already past `epochs`.
@@ -201,7 +203,7 @@ class Phase:
                 if bar:
                     bar.advance()
             if self.stop.is_asked:
-                # What is said to the user: with nothing saved there is nothing to go on with.
+                # The message only if there is a checkpoint to continue from.
                 raise KeyboardInterrupt(*[SAVED] * self.save(progress))
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save(progress)
@@ -210,7 +212,7 @@ class Phase:
             raise KeyboardInterrupt(*[SAVED] * saved)
 
     def save(self, progress: Progress = SILENT) -> bool:
-        """Write a checkpoint; whether one was. One that cannot be is told: the training does not depend on it."""
+        """Write a checkpoint and return whether one was written; a failure is a note and does not end the training."""
         if self.checkpoints is None:
             return False
         tensors, facts = self.training.state()
@@ -230,7 +232,7 @@ class Phase:
         val_loss, score = self.judge()
         if not math.isfinite(val_loss):
             raise self.training.diverged()
-        # Before the first epoch nothing was trained: its loss is that on the judge's items.
+        # Epoch 0 has no training loss: it gets the loss on the judge's items.
         trained = val_loss if math.isnan(loss) else loss
         line = Epoch(epoch=self.training.epoch, train_loss=trained, val_loss=val_loss, val_score=score)
         lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
@@ -243,10 +245,33 @@ class Phase:
         return patience is not None and self.training.epoch - self.best_epoch >= patience
 
 
+class TrainingRun(Struct, frozen=True, kw_only=True):
+    """How a training is stopped, saved, resumed and shown; each of its phases has a folder in `checkpoints`."""
+
+    stop: Interrupt
+    checkpoints: Path | None = None
+    resume: bool = False
+    progress: Progress = SILENT
+
+    def phase(
+        self,
+        name: str,
+        training: Training,
+        judge: "Judge | None" = None,
+        *,
+        tolerance: float = 0.0,
+        from_start: bool = False,
+    ) -> Phase:
+        """The phase `name`, resumed from its newest checkpoint if this run is to be resumed."""
+        saved = None if self.checkpoints is None else Checkpoints(self.checkpoints / name)
+        phase = Phase(training, saved, self.stop, judge, tolerance=tolerance, from_start=from_start)
+        return phase.continued(self.resume)
+
+
 def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _mix(seed: int, epoch: int, step: int) -> int:
-    """One seed of three numbers; neighbours give unrelated ones."""
+    """A seed from three numbers; neighbouring numbers give unrelated seeds."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {step}".encode(), digest_size=8).digest()) >> 1

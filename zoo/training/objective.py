@@ -1,8 +1,8 @@
-"""What each task trains for: its loss, its score, and how the net's raw answers become the model's.
+"""The objective of each task: loss, score, activation, and the scale of the answers.
 
-One label an item: softmax and cross-entropy, with class weights and label smoothing where they are asked for. Several:
-a sigmoid and binary cross-entropy a label. A number: squared error of the standardised target, the standardisation
-folded into the last layer.
+Single-label: softmax and cross-entropy, with class weights and label smoothing if asked for. Multi-label: a sigmoid
+and binary cross-entropy for each label. Regression: squared error of the standardised target, with the
+standardisation folded into the last layer.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.R
 
 
 class Objective:
-    """The task of a training with what its training items say: class weights, the target's mean and spread.
+    """The objective of a task on given training items, which decide class weights and the target's mean and spread.
 
     `targets` of the training items: int64 [items] in 0..outputs-1, or float32 [items, outputs].
     """
@@ -38,7 +38,7 @@ class Objective:
         self.mean, self.scale = np.float32(0), np.float32(1)
         if options.class_weights:
             counts = np.bincount(targets, minlength=outputs)
-            # Inverse frequency, one on average over the items (King and Zeng 2001; scikit-learn's "balanced").
+            # Inverse frequency with a mean of 1 over the items (King and Zeng 2001; scikit-learn's "balanced").
             self.weights = (len(targets) / (outputs * np.maximum(counts, 1))).astype(np.float32)
         if self.task is Task.REGRESSION:
             self.mean = targets.mean(dtype=np.float64).astype(np.float32)
@@ -46,7 +46,7 @@ class Objective:
 
     @property
     def activation(self) -> str:
-        """What follows the last layer in the exported graph."""
+        """The operator behind the last layer in the exported graph."""
         return ACTIVATIONS[self.task]
 
     def tensor(self, targets: "Targets") -> "torch.Tensor":
@@ -56,7 +56,7 @@ class Objective:
         return torch.from_numpy((targets - self.mean) / self.scale if self.task is Task.REGRESSION else targets)
 
     def loss(self, logits: "torch.Tensor", wanted: "torch.Tensor", *, smooth: bool = False) -> "torch.Tensor":
-        """Mean loss of logits [items, outputs]; smoothing is for training alone."""
+        """Mean loss of logits [items, outputs]; `smooth` applies label smoothing, which only training does."""
         from torch.nn import functional
 
         if self.task is Task.SINGLE_LABEL:
@@ -69,10 +69,14 @@ class Objective:
         return functional.mse_loss(logits, wanted)
 
     def chance(self, targets: "Targets") -> float:
-        """The loss on these targets of a net that answers nothing but zeros."""
+        """The loss on these targets of a model whose logits are all zero."""
         import torch
 
         return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
+
+    def judge(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, float]:
+        """(loss, score)."""
+        return self.loss(logits, wanted).item(), self.score(logits, wanted)
 
     def score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> float:
         """Accuracy; macro-F1 over the labels that occur, each at its best threshold; R squared."""
@@ -90,16 +94,16 @@ class Objective:
         return 1 - (logits - wanted).square().mean().item() / max(spread, 1e-12)
 
     def finish(self, layers: "Sequence[Layer]") -> "list[Layer]":
-        """The layers of the net so that they answer in the target's own unit."""
+        """The layers with the last one changed to answer in the target's own unit."""
         *before, (weight, bias) = layers
         return [*before, (weight * self.scale, bias * self.scale + self.mean)]
 
 
 def best_thresholds(scores: "Floats", truth: "Floats") -> tuple[float, ...]:
-    """For each label the score from which on choosing it gives the best F1 on these items [items, labels].
+    """For each label the threshold on its score with the best F1 on these items [items, labels].
 
-    A cut lies half way between two scores; of equally good ones the nearest to one half. A label that never occurs, or
-    always, keeps one half.
+    A threshold lies half way between two scores; of equally good ones the nearest to 0.5 is taken. A label that never
+    or always occurs gets 0.5.
     """
     import numpy as np
 
@@ -112,7 +116,7 @@ def best_thresholds(scores: "Floats", truth: "Floats") -> tuple[float, ...]:
         hits = np.cumsum(wanted[order])
         f1 = 2 * hits / (np.arange(1, len(order) + 1) + wanted.sum())
         following = np.append(column[order][1:], 0.0)
-        # Items of one score cannot be told apart: only a cut between two scores is one.
+        # Items with equal scores cannot be separated: thresholds lie between different scores only.
         cuts = np.where(following < column[order], (column[order] + following) / 2, np.nan)
         f1[np.isnan(cuts)] = -1
         best = cuts[f1 == f1.max()]

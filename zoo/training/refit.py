@@ -1,4 +1,4 @@
-"""Fitting the head of a fine-tuned bundle again, to the features of a converted copy of it."""
+"""Fitting the head of a fine-tuned bundle again, to the features of a converted copy of the bundle."""
 
 import msgspec
 
@@ -8,6 +8,7 @@ from zoo.export.accuracy_guard import Refitted, Unreadable, training_options
 from zoo.runtime.session import Session
 from zoo.system.interrupt import Interrupt
 from zoo.training.fit_head import Problem, fit
+from zoo.training.loop import TrainingRun
 
 
 def refit_head(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: Unreadable) -> Refitted:
@@ -19,5 +20,5 @@ def refit_head(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: 
     )
     features, trained = unreadable.infer(Session(candidate, "cpu"), trained, "features")
     problem = Problem(features, trained.targets(manifest.labels), len(manifest.labels) or 1, options)
-    found = fit(problem, Interrupt())
+    found = fit(problem, TrainingRun(stop=Interrupt()))
     return Refitted(found.layers, found.thresholds)

@@ -1,4 +1,4 @@
-"""Trainings under ZOO_HOME/training: what each is of, and where its checkpoints lie."""
+"""Trainings under ZOO_HOME/training: the identity of each, and the folder of its checkpoints."""
 
 import json
 import shutil
@@ -16,24 +16,24 @@ from zoo.store.store import RUN
 from zoo.system.files import sha256
 from zoo.system.records import find_record, write_record
 
-#: Trainings that are kept: the ones that were started last.
-KEPT = 20
-#: Options that may be others when a training goes on.
+#: The most recently started trainings that are kept.
+KEPT_TRAININGS = 20
+#: Options that may differ when a training is resumed.
 MAY_CHANGE = frozenset(
     {
         *("epochs", "patience", "lr", "weight_decay", "max_bad", "auto_batch"),
         *("resume", "device", "text", "image", "label", "val"),
     }
 )
-#: What the computing of features may yet change, by leaving out items that cannot be read.
+#: Facts that computing the features may still change, by leaving out unreadable items.
 PARTS = frozenset({"training items", "held-out items", "labels"})
 
 
 def identity(
     base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
 ) -> dict[str, Any]:
-    """What must be the same for a training to go on."""
-    # As JSON has them, in which a list is no tuple: they are compared with what was written.
+    """The facts that must be equal for a training to be resumed."""
+    # Through JSON, which turns tuples into lists: they are compared with facts read from JSON.
     facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
     return {
         "model": base.manifest.lineage.entry.name,
@@ -46,40 +46,40 @@ def identity(
 
 
 def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bool) -> Path:
-    """The folder of the checkpoints of the training that writes `out`; with `resume` what `check` raises.
+    """The folder of the checkpoints of the training that writes `out`; `resume` requires one that `check` accepts.
 
-    Those of an earlier training stay until this one has begun: see zoo.training.fit_head. Of many trainings the oldest
-    are removed.
+    Checkpoints of an earlier training stay until `zoo.training.fit_head` removes them. The oldest trainings beyond
+    KEPT_TRAININGS are removed.
     """
     if resume:
         return check(trainings, out, facts)
-    folder = _folder(trainings, out)
+    folder = _run_folder(trainings, out)
     write_record(folder / RUN, {"out": str(out.resolve()), **facts})
     others = sorted(trainings.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in others[KEPT:]:
+    for path in others[KEPT_TRAININGS:]:
         shutil.rmtree(path.parent, ignore_errors=True)
     return folder
 
 
 def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool = True) -> Path:
-    """The folder of the training that writes `out`, if it is of what `facts` say.
+    """The folder of the saved training that writes `out` and has the identity `facts`.
 
-    Without `parts` other items alone are no reason to refuse: some may yet turn out to be unreadable. Raises
-    NotFoundError when there is nothing to go on with, UsageError naming what differs from the training there.
+    Without `parts`, different items are accepted, because some may turn out to be unreadable. Raises NotFoundError
+    without a saved training, UsageError naming each difference from it.
     """
-    folder = _folder(trainings, out)
+    folder = _run_folder(trainings, out)
     before = find_record(folder / RUN, dict[str, Any], None)
     if before is None:
-        raise NotFoundError(f"there is no training of {out} to go on with", hint="leave --resume out")
+        raise NotFoundError(f"there is no saved training of {out} to resume", hint="leave --resume out")
     changed = [name for name, value in facts.items() if before.get(name) != value]
     if set(changed) - (set() if parts else PARTS):
         differences = [f"{name}: {before.get(name)} then, {facts[name]} now" for name in changed]
         raise UsageError(
-            f"the training of {out} was of something else: {'; '.join(differences)}",
-            hint="give what it was started with, or leave --resume out",
+            f"the saved training of {out} differs from this one: {'; '.join(differences)}",
+            hint="use the data and options that it was started with, or leave --resume out",
         )
     return folder
 
 
-def _folder(trainings: Path, out: Path) -> Path:
+def _run_folder(trainings: Path, out: Path) -> Path:
     return trainings / sha256(str(out.resolve()))[:16]

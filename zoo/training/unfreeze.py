@@ -1,56 +1,52 @@
-"""Deeper fine-tuning: the last stages of a backbone and the head, trained together on a frozen trunk's activations.
+"""Training the last stages of a backbone together with the head, on the activations of the frozen trunk before them.
 
-fastai's recipe (Howard and Gugger, https://arxiv.org/abs/2002.04688): the head first, on the frozen features, then
-both, each earlier stage at a lower rate. Batch norm keeps its published statistics, for a small data set's own are
-worse; dropout is on. As for a head, the inner items choose the epoch, and the model is trained again on all items.
+fastai's recipe (Howard and Gugger, https://arxiv.org/abs/2002.04688): first the head on the frozen features, then
+both, each earlier stage at a lower rate. Batch norm keeps its published statistics, because those of a small data set
+are worse; dropout is on. As for a head, the inner items choose the epoch, and all items train the final model.
 """
 
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
 from zoo.errors import OutOfMemoryError
-from zoo.progress import SILENT, Progress
-from zoo.system.interrupt import Interrupt
 from zoo.torchkit import run_stages
 from zoo.training import head
 from zoo.training.activation_cache import Activations
-from zoo.training.checkpoints import Checkpoints
 from zoo.training.fit_head import Problem, TrainedHead
-from zoo.training.loop import Part, Phase, Plan, Training
+from zoo.training.loop import Part, Plan, Training, TrainingRun
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-#: Peak rate of the last stage where none is given, for pictures and for texts; an earlier one has half of the next's.
-#: For pictures 3e-4 cost one and a half points when two stages were trained on crops of few photographs.
-RATES = {"image": 1e-4, "text": 5e-5}
-#: A given --lr is the head's; a pretrained stage moves by a tenth of it.
-OF_HEAD = 0.1
+#: Default peak rate of the last stage for images and for texts; each earlier stage has half the rate of the next.
+#: For images 3e-4 lost 1.5 points of accuracy when two stages were trained on crops of few photographs.
+STAGE_RATES = {"image": 1e-4, "text": 5e-5}
+#: --lr is the head's rate; the last stage gets this fraction of it.
+STAGE_FRACTION = 0.1
 HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 #: Epochs after which the rates have halved.
-DECAY = 4.0
-#: A better inner loss is one that is lower by this part of the loss of knowing nothing: the head has done most already.
-BETTER = 1e-4
-#: Items in a step: those of a head's step would be many for a tail.
-BATCH = 32
-#: How torch says that an allocation failed, on a GPU and on a CPU.
-LACKING = re.compile(r"out of memory|(can't|not enough memory: you tried to) allocate")
-#: How often --auto-batch halves it.
+TAIL_DECAY = 4.0
+#: An inner loss is better if it is lower by this fraction of a constant guess's loss; the head has gained most already.
+MIN_TAIL_GAIN = 1e-4
+#: Items in a step, fewer than in a step of a head alone.
+TAIL_BATCH = 32
+#: torch's messages about a failed allocation, on a GPU and on a CPU.
+NO_MEMORY = re.compile(r"out of memory|(can't|not enough memory: you tried to) allocate")
+#: How often --auto-batch halves the batch.
 HALVINGS = 5
 
 
 class TunedTail(Struct, frozen=True, kw_only=True):
-    """The trained stages and the head trained with them; `best_epoch` is 0 where that made nothing better."""
+    """The trained stages and the head trained with them; `best_epoch` is 0 if no epoch lowered the inner loss."""
 
     stages: "torch.nn.ModuleList"
     head: TrainedHead
@@ -58,7 +54,7 @@ class TunedTail(Struct, frozen=True, kw_only=True):
 
 
 class _Task:
-    """What both trainings share: where the numbers come from, and on which device they are used."""
+    """The inputs of both trainings: problem, activations and device."""
 
     def __init__(self, problem: Problem, activations: Activations, device: str) -> None:
         self.problem = problem
@@ -67,7 +63,7 @@ class _Task:
         self.targets = problem.objective.tensor(problem.targets).to(device)
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "torch.Tensor":
-        """The rows of the activations to train on for the chosen items: their views included."""
+        """The rows of the activations that belong to the chosen items, views included."""
         import numpy as np
         import torch
 
@@ -77,25 +73,27 @@ class _Task:
         return torch.from_numpy(views)
 
     def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]", lrs: Sequence[float]) -> Training:
-        """A training of the model on these items: its stages at the rates `lrs`, its head at the last of them."""
+        """A training of the model on these items; `lrs` are the rates of its stages and, last, of its head."""
         problem, rows = self.problem, self.rows(chosen)
 
         def loss(picked: "torch.Tensor") -> "torch.Tensor":
-            places = rows[picked]
-            wanted = self.targets[places % len(self.targets)]
-            return problem.objective.loss(self.logits(model, places.tolist()), wanted, smooth=True)
+            chosen_rows = rows[picked]
+            wanted = self.targets[chosen_rows % len(self.targets)]
+            return problem.objective.loss(self.logits(model, chosen_rows.tolist()), wanted, smooth=True)
 
         options = problem.options
         plan = Plan(
-            count=len(rows), batch=options.batch or BATCH, seed=options.seed,
-            weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay, decay=DECAY,
+            count=len(rows), batch=options.batch or TAIL_BATCH, seed=options.seed,
+            weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay, decay=TAIL_DECAY,
         )  # fmt: skip
         stages: Any = model.stages
-        parts = [Part(f"tail.{at}", stage, lr) for at, (stage, lr) in enumerate(zip(stages, lrs[:-1], strict=True))]
+        parts = [
+            Part(f"tail.{index}", stage, lr) for index, (stage, lr) in enumerate(zip(stages, lrs[:-1], strict=True))
+        ]
         return Training(model, [*parts, Part("head", model.head, lrs[-1])], loss, plan)  # type: ignore[arg-type]
 
     def logits(self, model: "torch.nn.Module", rows: Sequence[int]) -> "torch.Tensor":
-        """What the model says of these rows."""
+        """The model's logits for these rows."""
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in self.activations.batch(rows).items()}
@@ -107,11 +105,6 @@ class _Task:
             answer: torch.Tensor = model(tensors)
         return answer.float()
 
-    def judge(self, model: "torch.nn.Module") -> tuple[float, float]:
-        """(loss, score) on the inner items."""
-        logits, wanted = self.inner(model)
-        return self.problem.objective.loss(logits, wanted).item(), self.problem.objective.score(logits, wanted)
-
     def inner(self, model: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
         """(logits, targets) of the inner items."""
         import numpy as np
@@ -120,7 +113,7 @@ class _Task:
         model.eval()
         rows = np.flatnonzero(self.problem.inner).tolist()
         with torch.inference_mode():
-            step = self.problem.options.batch or BATCH
+            step = self.problem.options.batch or TAIL_BATCH
             parts = [self.logits(model, rows[start : start + step]) for start in range(0, len(rows), step)]
         return torch.cat(parts), self.targets[rows]
 
@@ -130,43 +123,40 @@ def fit_tail(
     trained: TrainedHead,
     activations: Activations,
     tail: "Callable[[], torch.nn.ModuleList]",
-    stop: Interrupt,
+    run: TrainingRun,
     *,
     device: str = "cpu",
-    checkpoints: Path | None = None,
-    resume: bool = False,
-    progress: Progress = SILENT,
 ) -> TunedTail:
-    """Train the stages that `tail` gives (fresh ones each time it is called) together with the head `trained`.
+    """Train the stages of `tail` together with the head `trained`, in the phases `tail-inner` and `tail-all`.
 
-    `activations` are those of the training items, in the order of `problem`. Raises DivergedError when a loss stops
-    being finite, OutOfMemoryError (with `auto_batch` after a few smaller steps were tried), KeyboardInterrupt, with the
-    state saved, on Ctrl-C.
+    Args:
+        activations: of the training items, in the order of `problem`.
+        tail: returns fresh copies of the pretrained stages at each call.
+
+    Raises DivergedError when a loss stops being finite, OutOfMemoryError (with `auto_batch` after a few smaller steps
+    were tried), KeyboardInterrupt, with the state saved, on Ctrl-C.
     """
-    batch = problem.options.batch or BATCH
+    batch = problem.options.batch or TAIL_BATCH
     for halved in range(HALVINGS + 1):
         options = msgspec.structs.replace(problem.options, batch=max(1, batch >> halved))
         try:
             with _memory(options.batch or 1, device):
-                return _fit(
-                    problem.with_options(options), trained, activations, tail, stop,
-                    device=device, checkpoints=checkpoints, resume=resume, progress=progress,
-                )  # fmt: skip
+                return _fit_once(_Task(problem.with_options(options), activations, device), trained, tail, run)
         except OutOfMemoryError as error:
             if not options.auto_batch or halved == HALVINGS or options.batch == 1:
                 raise
-            progress.note(f"{error.message}: half of it is tried")
+            run.progress.note(f"{error.message}: trying half as many")
     raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
 def _memory(batch: int, device: str) -> Iterator[None]:
-    """Whatever says that there is not enough memory, as OutOfMemoryError."""
+    """Inside, every error about too little memory becomes OutOfMemoryError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has a type for a GPU's memory alone.
-        if isinstance(error, RuntimeError) and not LACKING.search(str(error)):
+        # torch raises plain RuntimeErrors on the CPU.
+        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
             raise
         raise OutOfMemoryError(
             f"a step of {batch} items needs more memory than {device} has",
@@ -175,56 +165,44 @@ def _memory(batch: int, device: str) -> Iterator[None]:
         ) from error
 
 
-def _fit(
-    problem: Problem,
-    trained: TrainedHead,
-    activations: Activations,
-    tail: "Callable[[], torch.nn.ModuleList]",
-    stop: Interrupt,
-    *,
-    device: str,
-    checkpoints: Path | None,
-    resume: bool,
-    progress: Progress,
+def _fit_once(
+    task: _Task, trained: TrainedHead, tail: "Callable[[], torch.nn.ModuleList]", run: TrainingRun
 ) -> TunedTail:
     import numpy as np
     import torch
 
-    everything = np.ones(len(problem.targets), bool)
-    task, epochs = _Task(problem, activations, device), problem.options.epochs
-    with progress.task("training the last stages", 2 * epochs, "epoch") as bar, torch.random.fork_rng():
-        model = _model(tail(), trained.modules[0], device)
-        rates = _rates(problem, len(model.stages), is_text=activations.is_text)  # type: ignore[arg-type]
+    problem, options, objective = task.problem, task.problem.options, task.problem.objective
+    with run.progress.task("training the last stages", 2 * options.epochs, "epoch") as bar, torch.random.fork_rng():
+        model = _tail_with_head(tail(), trained.modules[0], task.device)
+        rates = _rates(problem, len(model.stages), is_text=task.activations.is_text)  # type: ignore[arg-type]
         training = task.training(model, problem.fit, rates)
-        folder = _folder(checkpoints, "tail-inner")
-        phase = Phase(
-            training, folder, stop, lambda: task.judge(model), tolerance=BETTER * problem.chance, from_start=True
-        )  # fmt: skip
-        phase.continued(resume).run(epochs, problem.options.patience, bar, progress)
+        phase = run.phase(
+            "tail-inner",
+            training,
+            lambda: objective.judge(*task.inner(model)),
+            tolerance=MIN_TAIL_GAIN * problem.chance,
+            from_start=True,
+        )
+        phase.run(options.epochs, options.patience, bar, run.progress)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*task.inner(model))
-        model = _model(tail(), trained.modules[1], device)
+        model = _tail_with_head(tail(), trained.modules[1], task.device)
         if phase.best_epoch:
-            training = task.training(model, everything, rates)
-            last = Phase(training, _folder(checkpoints, "tail-all"), stop)
-            last.continued(resume).run(phase.best_epoch, None, bar, progress)
+            training = task.training(model, np.ones(len(problem.targets), bool), rates)
+            run.phase("tail-all", training).run(phase.best_epoch, None, bar, run.progress)
     model = model.cpu().eval()
-    layers = problem.objective.finish(head.folded(model.head))  # type: ignore[arg-type]
+    layers = objective.finish(head.folded(model.head))  # type: ignore[arg-type]
     return TunedTail(
         stages=model.stages,  # type: ignore[arg-type]
         head=msgspec.structs.replace(
-            trained,
-            layers=layers,
-            thresholds=thresholds,
-            curve=tuple(phase.curve),
-            best_epoch=phase.best_epoch,
+            trained, layers=layers, thresholds=thresholds, curve=tuple(phase.curve), best_epoch=phase.best_epoch
         ),
         best_epoch=phase.best_epoch,
     )
 
 
-def _model(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -> "torch.nn.Module":
-    """The stages and a copy of the head as one module, from the trunk's tensors to logits."""
+def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -> "torch.nn.Module":
+    """The stages and a copy of the head `top` as one module, from the trunk's tensors to logits."""
     import torch
     from torch import nn
 
@@ -253,9 +231,5 @@ def _model(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -
 def _rates(problem: Problem, stages: int, *, is_text: bool) -> list[float]:
     """The peak rate of each stage, earliest first, then the head's."""
     given = problem.options.lr
-    last = given * OF_HEAD if given else RATES["text" if is_text else "image"]
-    return [*(last / 2 ** (stages - 1 - place) for place in range(stages)), given or HEAD_RATE]
-
-
-def _folder(checkpoints: Path | None, phase: str) -> Checkpoints | None:
-    return None if checkpoints is None else Checkpoints(checkpoints / phase)
+    last = given * STAGE_FRACTION if given else STAGE_RATES["text" if is_text else "image"]
+    return [*(last / 2 ** (stages - 1 - index) for index in range(stages)), given or HEAD_RATE]

@@ -1,4 +1,4 @@
-"""Writing a fine-tuned bundle: backbone and head in one ONNX file, gated, with the records of how it was made."""
+"""Writing a fine-tuned bundle: backbone and head in one checked ONNX file, with the records of the training."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describ
 from zoo.data.dataset import Dataset
 from zoo.data.items import listed
 from zoo.data.samples import gate_samples
+from zoo.evaluation import report_data
 from zoo.evaluation.metrics import measure
 from zoo.evaluation.report import Drawing, write_report
-from zoo.evaluation.report_data import Report
 from zoo.export import parity, trunk
 from zoo.export.build import encoder, metadata, versions
 from zoo.export.isolated_session import IsolatedSession
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats
     from zoo.training.fit_head import TrainedHead
 
-#: The learning curve; items that were left out, a JSON object each.
+#: Files of a bundle: the learning curve, and the items that were left out, a JSON object each.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
 
 
 class Materials(msgspec.Struct, frozen=True, kw_only=True):
-    """What fine-tuning works with: the features bundle, trunks by their cut, the family, and two folders."""
+    """The inputs of fine-tuning: the features bundle, a trunk for each cut, the family, and two folders."""
 
     base: Bundle
     trunk: Callable[[int], Bundle]
@@ -69,10 +69,13 @@ def write_model(
     expected: "Callable[[], Expected] | None" = None,
     fresh: IsolatedSession | None = None,
 ) -> Manifest:
-    """Write the ONNX file and the weights of what was trained into `folder`; returns the manifest so far.
+    """Write the ONNX file and the trained weights into `folder`, and return the manifest so far.
 
-    `expected` gives what `expectation` says, where that is known already; `fresh` is the process that opens the file,
-    where it runs already. Raises GateError when the file is not the model.
+    Args:
+        expected: returns the result of `expectation`, if it is being computed already.
+        fresh: the process that opens the file, if it is running already.
+
+    Raises GateError when the file's answers are not the model's.
     """
     source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
     digest = sha256("".join(part.digest for part in parts))
@@ -115,8 +118,8 @@ def report_on(
     notes: Sequence[str],
     scores: "Floats",
     features: "Floats",
-) -> Report:
-    """How it did on the held-out items, in `scores` [items, labels]; measured and ready to be shown."""
+) -> report_data.Report:
+    """The report on the held-out items, from the model's `scores` [items, labels] and `features` of them."""
     train, held = parts
     trained, targets = tuned.head, held.targets(tuned.labels)
     metrics = measure(
@@ -125,7 +128,7 @@ def report_on(
     )  # fmt: skip
     skipped = (*train.skipped, *held.skipped)
     left_out = [f"left out, see {SKIPPED}: {listed(skipped)} ({len(skipped)} in all)"] if skipped else []
-    return Report(
+    return report_data.Report(
         name=base.name,
         backbone=base.lineage.entry.name,
         data=train.source,
@@ -148,9 +151,14 @@ def report_on(
 
 
 def write_records(
-    folder: Path, draft: Manifest, tuned: Tuned, parts: tuple[Dataset, Dataset], report: Report, drawing: Drawing
+    folder: Path,
+    draft: Manifest,
+    tuned: Tuned,
+    parts: tuple[Dataset, Dataset],
+    report: report_data.Report,
+    drawing: Drawing,
 ) -> Manifest:
-    """Write how the model was trained and how it did beside it, and the manifest last."""
+    """Write the split, the learning curve and the report into the bundle, and the manifest last."""
     train, held = parts
     lines = [Held(example.digest, example.label, False) for example in train.examples]
     rows = zip(held.examples, report.scores.tolist(), strict=True)
@@ -167,13 +175,13 @@ def write_records(
 
 
 def recorded(options: FinetuneOptions) -> dict[str, object]:
-    """The options that shape a model; how it came to its end, at once or by `resume`, does not."""
+    """The options that shape a model: without those of how the training was run."""
     facts: dict[str, object] = msgspec.to_builtins(options)
     return {name: value for name, value in facts.items() if name not in ("resume", "auto_batch", "device")}
 
 
 def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected:
-    """What the features of some held-out items must be by `reference`."""
+    """The features of some held-out items, computed by `reference`."""
     reader = encoder(base.manifest.preprocess, base.path)
     return expect(reference, gate_samples(held), "the held-out items", reader)
 
@@ -181,7 +189,7 @@ def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected
 def _merge(
     folder: Path, backbone: Backbone, tuned: Tuned, top: Top, facts: dict[str, str]
 ) -> "tuple[onnx.ModelProto, Reference]":
-    """(the model as written, what it must equal): the frozen part, the tuned stages, the head."""
+    """(the model as written, its reference), merged from the frozen part, the tuned stages and the head."""
     layers = as_graph(top.layers, top.activation)
     if tuned.stages is None:
         return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
