@@ -224,7 +224,9 @@ def export_module(
     import torch
 
     arguments = tuple(_example(spec, EXAMPLE_AXES) for spec in inputs)
-    axes: tuple[object, ...] = tuple(_dynamic_axes(spec) for spec in inputs)
+    axes: tuple[object, ...] = tuple(
+        {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
+    )
     parameters = signature(module.forward).parameters.values()
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
         axes = (axes,)
@@ -313,10 +315,6 @@ def _example(spec: TensorSpec, axes: Mapping[str, int]) -> "torch.Tensor":
     shape = [axes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
     dtype: torch.dtype = getattr(torch, spec.dtype)
     return torch.ones(shape, dtype=dtype)
-
-
-def _dynamic_axes(spec: TensorSpec) -> Mapping[int, str]:
-    return {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
 
 
 @contextmanager

@@ -97,7 +97,10 @@ def bench(
         seconds=options.seconds,
         load=load,
         versions=versions(),
-        cold=tuple(_cold(name, found) for name, found in starts.items()),
+        cold=tuple(
+            ColdStart(system=name, seconds=median(found), low=min(found), high=max(found))
+            for name, found in starts.items()
+        ),
         timings=timings,
         rival=options.against if rival else None,
         verdicts=tuple(verdicts(timings)) if rival else (),
@@ -234,10 +237,6 @@ def _timing(name: str, batch: int, found: list[list[float]], work: int | None, p
         per_second=batch / middle,
         of_peak=of_peak,
     )
-
-
-def _cold(name: str, found: list[float]) -> ColdStart:
-    return ColdStart(system=name, seconds=median(found), low=min(found), high=max(found))
 
 
 def _work(bundle: Bundle, feeds: "TensorMap") -> int | None:

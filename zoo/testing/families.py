@@ -1,6 +1,6 @@
 """The conformance check of the installed families, with rows of the registry."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zoo.errors import NetworkError, PluginError, UnpinnedError, UsageError
@@ -31,6 +31,10 @@ def check_families(
     With `family` None all families are checked without downloads, and a family without a local row is left out.
     Raises PluginError if `family` has no plugin or the plugin cannot be loaded, and the errors of `pull`.
     """
+
+    def check(entry: Entry) -> Report:
+        return check_family(entry, pull(entry.name), limit, progress)
+
     if rows:
         chosen = [registry.entry(row) for row in rows]
         if foreign := [entry for entry in chosen if family not in (None, entry.family)]:
@@ -38,65 +42,54 @@ def check_families(
                 f"{foreign[0].name} is a row of the family {foreign[0].family}, not of {family}",
                 hint=f"zoo list --family {family}",
             )
-        return [check_family(entry, pull(entry.name), limit, progress) for entry in chosen]
+        return [check(entry) for entry in chosen]
     if family is not None:
         Plugins().claim("zoo.backbones", family)
-        available = _available(family, registry, is_pulled, pull)
-        return [check_family(entry, folder, limit, progress) for entry, folder in available]
+        pulled, others = _rows_of(family, registry, is_pulled)
+        if pulled:
+            return [check(entry) for entry in pulled]
+        return [check_family(*_first_available(family, others, pull), limit, progress)]
     reports = []
     for each in Plugins().families():
-        reports += _reports_without_download(each, registry, is_pulled, pull, limit, progress)
+        pulled, others = _rows_of(each, registry, is_pulled)
+        local = [
+            entry
+            for entry in others
+            if entry.is_pinned and all(file.sources[0].startswith(LOCAL) for file in entry.files)
+        ]
+        try:
+            Plugins().claim("zoo.backbones", each)
+            if pulled or local:
+                reports += [check(entry) for entry in pulled or local[:1]]
+            else:
+                note = f"no row is pulled: zoo plugins check {each}"
+                reports.append(Report(family=each, state="left out", note=note))
+        except NetworkError as error:
+            reports.append(Report(family=each, state="left out", note=error.message))
+        except PluginError as error:
+            reports.append(Report(family=each, state="broken", note=error.message))
     return reports
 
 
-def _reports_without_download(
-    family: str,
-    registry: Registry,
-    is_pulled: Callable[[Entry], bool],
-    pull: Callable[[str], Path],
-    limit: float,
-    progress: Progress,
-) -> list[Report]:
-    """The reports on one of all families: a family that cannot be checked gets a report instead of an error."""
-    entries = [
-        entry
-        for entry in _rows_of(family, registry)
-        if is_pulled(entry) or (entry.is_pinned and all(file.sources[0].startswith(LOCAL) for file in entry.files))
-    ]
-    try:
-        Plugins().claim("zoo.backbones", family)
-        if not entries:
-            return [Report(family=family, state="left out", note=f"no row is pulled: zoo plugins check {family}")]
-        pulled = [entry for entry in entries if is_pulled(entry)] or entries[:1]
-        return [check_family(entry, pull(entry.name), limit, progress) for entry in pulled]
-    except NetworkError as error:
-        return [Report(family=family, state="left out", note=error.message)]
-    except PluginError as error:
-        return [Report(family=family, state="broken", note=error.message)]
-
-
-def _available(
-    family: str, registry: Registry, is_pulled: Callable[[Entry], bool], pull: Callable[[str], Path]
-) -> Iterable[tuple[Entry, Path]]:
-    entries = _rows_of(family, registry)
-    if not entries:
-        raise UsageError(
-            f"no row of the registry is of the family {family}",
-            hint="add one to the plugin's registry file, or to registry.yaml under ZOO_HOME",
-        )
-    if pulled := [entry for entry in entries if is_pulled(entry)]:
-        return [(entry, pull(entry.name)) for entry in pulled]
+def _first_available(family: str, entries: Sequence[Entry], pull: Callable[[str], Path]) -> tuple[Entry, Path]:
+    """The first of the rows that can be pulled, and its files. Raises the error of the first row if none can."""
     first: Exception | None = None
     for entry in entries:
         try:
-            return [(entry, pull(entry.name))]
+            return entry, pull(entry.name)
         except (NetworkError, UnpinnedError) as error:
             first = first or error
-    assert first is not None
-    raise first
+    raise first or UsageError(
+        f"no row of the registry is of the family {family}",
+        hint="add one to the plugin's registry file, or to registry.yaml under ZOO_HOME",
+    )
 
 
-def _rows_of(family: str, registry: Registry) -> list[Entry]:
-    """The rows of the family, smallest first."""
-    entries = [entry for entry in registry.values() if entry.family == family]
-    return sorted(entries, key=lambda entry: (entry.size is None, entry.size or 0))
+def _rows_of(family: str, registry: Registry, is_pulled: Callable[[Entry], bool]) -> tuple[list[Entry], list[Entry]]:
+    """(the pulled rows of the family, its other rows), smallest first."""
+    entries = sorted(
+        (entry for entry in registry.values() if entry.family == family),
+        key=lambda entry: (entry.size is None, entry.size or 0),
+    )
+    pulled = [entry for entry in entries if is_pulled(entry)]
+    return pulled, [entry for entry in entries if entry not in pulled]

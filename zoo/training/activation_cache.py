@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
@@ -104,7 +103,7 @@ class Activations(ItemCache):
     def __enter__(self) -> "Activations":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -147,21 +146,16 @@ class Activations(ItemCache):
         with unusable(self.folder):
             limit = caches.limit(self.folder)
         self.nbytes = self._needed(limit)
-        if self.nbytes > limit:
-            self._do_without(progress, limit)
-            return
-        records, missing = self._opened()
-        if not self._make_room(len(missing), limit):
+        for _ in range(2 if self.nbytes <= limit else 0):
+            records, missing = self._opened()
+            if self._make_room(len(missing), limit):
+                self.compute(records, missing, self.examples, progress, skip)
+                self._records = records
+                return
             # Rows of other data by the same trunk are removed too, unless another process uses them.
             self._stack.close()
             caches.trim(self.folder, limit - self.nbytes)
-            records, missing = self._opened()
-            if not self._make_room(len(missing), limit):
-                self._stack.close()
-                self._do_without(progress, limit)
-                return
-        self.compute(records, missing, self.examples, progress, skip)
-        self._records = records
+        self._do_without(progress, limit)
 
     def _opened(self) -> tuple[Records, list[CacheItem]]:
         """The cache, held from now on, and the distinct items that it lacks."""

@@ -56,9 +56,8 @@ class AdamW:
         self.steps += 1
         with torch.no_grad():
             for (rate, decay), indices in self._shared.items():
-                self._fused(
-                    [index for index in indices if self.parameters[index].grad is not None], rate * factor, decay
-                )
+                if some := [index for index in indices if self.parameters[index].grad is not None]:
+                    self._fused(some, rate * factor, decay)
             for index in self._own:
                 if self.parameters[index].grad is not None:
                     self._each(index, factor)
@@ -68,8 +67,6 @@ class AdamW:
         import torch
         from torch.optim.adamw import adamw
 
-        if not indices:
-            return
         parameters = [self.parameters[index] for index in indices]
         # The kernel increments each step count itself.
         before = [torch.tensor(self.steps - 1.0, device=parameter.device) for parameter in parameters]
