@@ -5,6 +5,7 @@ import numpy as np
 from zoo import FinetuneOptions
 from zoo.system.interrupt import Interrupt
 from zoo.training.fit_head import Problem, TrainedHead, fit
+from zoo.training.loop import TrainingRun
 
 
 def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -16,4 +17,4 @@ def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0)
 
 
 def train(features: np.ndarray, targets: np.ndarray, outputs: int, options: FinetuneOptions) -> TrainedHead:
-    return fit(Problem(features, targets, outputs, options), Interrupt())
+    return fit(Problem(features, targets, outputs, options), TrainingRun(stop=Interrupt()))
