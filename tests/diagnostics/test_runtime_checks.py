@@ -220,7 +220,7 @@ def test_cudnn_for_another_cuda(site: Site, libraries: Path) -> None:
     compile_library(libraries, "libcudnn.so.9", CUDNN)
     found = with_driver(site, libraries, 0, COUNT="0")["cuda libraries"]
     assert found["state"] == "warn"
-    assert found["found"].endswith("CUDA 13.0, the cuDNN that is found for CUDA 12")
+    assert found["found"].endswith("CUDA 13.0, the installed cuDNN for CUDA 12")
     assert "pip install --force-reinstall nvidia-cudnn-cu13" in found["fix"]
 
 

@@ -1,4 +1,4 @@
-"""What `zoo doctor` says of the runtime and the GPU: wheels, driver, libraries, a session that really ran, torch."""
+"""The checks of `zoo doctor` on the runtime and the GPU: wheels, driver, libraries, a real session, torch."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -20,16 +20,16 @@ from zoo.runtime.device import build_note, package_text
 from zoo.schema import canonical
 from zoo.system.process import Child, EndedError, python
 
-#: Seconds that the trial may take: the first session on a GPU loads gigabytes of libraries.
-LIMIT = 60.0
-#: Distributions that all bring the import package onnxruntime.
+#: Seconds that the probe may take: the first session on a GPU loads gigabytes of libraries.
+PROBE_LIMIT = 60.0
+#: Distributions that all install the import package onnxruntime.
 WHEELS = {
     "onnxruntime",
     *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "rocm", "migraphx", "qnn", "training")),
     *("ort-nightly", "ort-nightly-gpu", "onnxruntime-silicon"),
 }
 INSTALL_GPU, INSTALL_CPU = "pip install 'backbone-zoo[gpu]'", "pip install 'backbone-zoo[cpu]'"
-#: By what the driver answers: see `enum cudaError_enum` of cuda.h.
+#: By the driver's error code: see `enum cudaError_enum` of cuda.h.
 DRIVER_FIXES = {
     34: "leave the folder of CUDA's stubs out of LD_LIBRARY_PATH",
     802: "sudo systemctl restart nvidia-fabricmanager",
@@ -42,19 +42,19 @@ ON_CPU = "models run on the CPU"
 
 
 def begin_trial() -> Callable[[], Trial]:
-    """Start the trial beside us; what is returned waits for its end, LIMIT seconds at most."""
-    # What libraries print is no finding: a truthful line of ours takes its place.
+    """Start the probe in a child process, and return a function that waits at most PROBE_LIMIT seconds for its end."""
+    # Messages that libraries print are dropped: the checks report the errors.
     child = Child(python("-m", "zoo.diagnostics.gpu_probe"), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + PROBE_LIMIT
 
     def finish() -> Trial:
         facts: dict[str, Any] = {}
         with child:
             try:
                 while True:
-                    facts |= child.receive(max(0.0, deadline - time.monotonic()), LIMIT).data
+                    facts |= child.receive(max(0.0, deadline - time.monotonic()), PROBE_LIMIT).data
             except EndedError as ended:
-                # The child that has come to its end ends with 0.
+                # A child that finished has the exit code 0.
                 problem = None if ended.code == 0 else str(ended)
         return msgspec.convert({**facts, "ended": problem}, Trial)
 
@@ -94,27 +94,19 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
     if len(wheels) > 1:
         winner = _winner()
         wins = f"; the files of {winner} lie on top" if winner else ""
-        return Check(
-            name="onnxruntime",
-            state="fail",
-            found=f"{found} are both installed and overwrite each other{wins}",
-            fix=again,
-            exit_code=7,
-        )
+        return _fault("onnxruntime", f"{found} are both installed and overwrite each other{wins}", again)
     missing = [name for name in RUNTIME if find_spec(name) is None]
     if missing:
         detail = f"not installed: {', '.join(missing)}; models can be listed and pulled, not run"
         return Check(name="onnxruntime", state="warn", found=detail, fix=f"{INSTALL_GPU}, or [cpu]")
     if trial.driver is None:
         detail = f"{found}; not tried, as asking the NVIDIA driver {trial.ended}"
-        return Check(name="onnxruntime", state="warn", found=detail, fix="mend the driver first: see gpu")
+        return Check(name="onnxruntime", state="warn", found=detail, fix="repair the driver first: see gpu")
     problem = trial.runtime.problem if trial.runtime else f"importing it {trial.ended}"
     if problem is None:
         problem = trial.cpu.problem if trial.cpu else f"a session {trial.ended}"
     if problem is not None:
-        return Check(
-            name="onnxruntime", state="fail", found=f"{found or 'onnxruntime'}: {problem}", fix=again, exit_code=7
-        )
+        return _fault("onnxruntime", f"{found or 'onnxruntime'}: {problem}", again)
     return Check(name="onnxruntime", state="ok", found=f"{found}; a one-node model runs on the CPU")
 
 
@@ -129,7 +121,7 @@ def _devices(trial: Trial) -> tuple[Device, ...]:
 
 
 def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
-    """The driver and its devices; a machine without a GPU is as it should be, unless CUDA was asked for."""
+    """The driver and its devices; no GPU is not an error, unless ZOO_DEVICE asks for CUDA."""
     driver = trial.driver or Driver(problem=f"asking the NVIDIA driver {trial.ended}", code=BROKEN)
     asked = os.environ.get("ZOO_DEVICE", "")
     has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
@@ -148,22 +140,28 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
     if driver.code == NO_DEVICE and hidden is not None:
         return _without_gpu(asked, f"{found}; CUDA_VISIBLE_DEVICES is {hidden!r}", "unset CUDA_VISIBLE_DEVICES")
     if driver.code is None and Path("/proc/driver/nvidia/version").exists():
-        # The kernel's half is there, so this is a container that was not given the other.
-        return _without_gpu(asked, found, "docker run --gpus all, or the like of your container's runtime")
+        # The kernel module is loaded, so this is a container without access to the driver's library.
+        return _without_gpu(asked, found, "docker run --gpus all, or the same option of your container runtime")
     if driver.code in (None, NO_DEVICE):
         if not has_gpu_build and not asked.startswith("cuda"):
             return Check(name="gpu", state="ok", found=found)
-        fix = "install NVIDIA's driver, nvidia-smi then lists the GPU; where there is no GPU nothing is to be mended"
+        fix = "install NVIDIA's driver, nvidia-smi then lists the GPU; without a GPU, ignore this"
         return _without_gpu(asked, found, "unset ZOO_DEVICE" if asked.startswith("cuda") else fix)
-    fix = DRIVER_FIXES.get(driver.code, "nvidia-smi says what ails the driver; sudo reboot after an update of it")
-    return Check(name="gpu", state="fail", found=found, fix=fix, exit_code=7)
+    fix = DRIVER_FIXES.get(
+        driver.code, "nvidia-smi shows the driver's error; sudo reboot after an update of the driver"
+    )
+    return _fault("gpu", found, fix)
 
 
 def _without_gpu(asked: str, found: str, fix: str) -> Check:
-    """A fault where ZOO_DEVICE asks for CUDA, as then every model is refused."""
+    """A warning; a fault if ZOO_DEVICE asks for CUDA, because then no model runs."""
     if asked.startswith("cuda"):
-        return Check(name="gpu", state="fail", found=f"{found}; ZOO_DEVICE is {asked}", fix=fix, exit_code=7)
+        return _fault("gpu", f"{found}; ZOO_DEVICE is {asked}", fix)
     return Check(name="gpu", state="warn", found=found, fix=fix)
+
+
+def _fault(name: str, found: str, fix: str) -> Check:
+    return Check(name=name, state="fail", found=found, fix=fix, exit_code=7)
 
 
 def _describe(device: Device) -> str:
@@ -178,13 +176,12 @@ def _dotted(version: tuple[int, int] | None) -> str:
 
 
 def _libraries(trial: Trial, built_for: str) -> Check:
-    """The majors of CUDA and cuDNN beside the wheel's: of those that the linker really finds."""
+    """The CUDA and cuDNN libraries that the linker finds, compared with the versions that onnxruntime was built for."""
     name, major = "cuda libraries", built_for.partition(".")[0]
-    # Without a GPU they are of no use, so it is no fault that they are not there.
-    state: Literal["warn", "fail"] = "fail" if _devices(trial) else "warn"
 
     def bad(found: str, fix: str) -> Check:
-        return Check(name=name, state=state, found=found, fix=fix, exit_code=7 if state == "fail" else 0)
+        # Without a GPU the libraries are not used, so a fault of theirs is only a warning.
+        return _fault(name, found, fix) if _devices(trial) else Check(name=name, state="warn", found=found, fix=fix)
 
     wheel = f"onnxruntime is built for CUDA {built_for}"
     if trial.driver and (too_old := version_problem(trial.driver.cuda, built_for)) is not None:
@@ -199,13 +196,13 @@ def _libraries(trial: Trial, built_for: str) -> Check:
     if trial.libraries.missing:
         return bad(f"{wheel}; not found: {', '.join(trial.libraries.missing)}", _libraries_again())
     if trial.libraries.cudnn_cuda not in (None, int(major) if major.isdecimal() else None):
-        found = f"{wheel}, the cuDNN that is found for CUDA {trial.libraries.cudnn_cuda}"
-        return bad(found, f"pip install --force-reinstall {cudnn}; leave another one out of LD_LIBRARY_PATH")
+        found = f"{wheel}, the installed cuDNN for CUDA {trial.libraries.cudnn_cuda}"
+        return bad(found, f"pip install --force-reinstall {cudnn}; leave other copies of cuDNN out of LD_LIBRARY_PATH")
     return Check(name=name, state="ok", found=f"CUDA {major} and cuDNN {trial.libraries.cudnn or '?'}, as {wheel}")
 
 
 def _libraries_again() -> str:
-    """The line that brings the libraries, for the version that is installed: another one may need others."""
+    """The command that installs the libraries for the installed version of onnxruntime."""
     version = version_of("onnxruntime-gpu")
     return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={version}'" if version else INSTALL_GPU
 
@@ -217,17 +214,12 @@ def _installed(pattern: str) -> set[str]:
 
 
 def _session(trial: Trial) -> Check:
-    """A model of one node on CUDA, with nothing to fall back to: whatever else is listed, this is what counts."""
+    """A one-node model on CUDA without a fallback; onnxruntime lists CUDA even on machines where it does not work."""
     problem = trial.cuda.problem if trial.cuda else f"it {trial.ended}"
     if problem is None:
         return Check(name="cuda session", state="ok", found="a one-node model runs on cuda:0")
-    return Check(
-        name="cuda session",
-        state="fail",
-        found=f"a one-node model does not run on cuda:0: {problem}",
-        fix=f"{_libraries_again()}; --device cpu works meanwhile",
-        exit_code=7,
-    )
+    fix = f"{_libraries_again()}; until then use --device cpu"
+    return _fault("cuda session", f"a one-node model does not run on cuda:0: {problem}", fix)
 
 
 def _torch(trial: Trial) -> Check:
@@ -243,9 +235,9 @@ def _torch(trial: Trial) -> Check:
     build = "cu" + "".join(built_for.split(".")[:2])
     fix = f"pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/{build}"
     if cuda is None:
-        return Check(name="torch", state="warn", found=f"{found}: it computes on the CPU beside a GPU", fix=fix)
+        return Check(name="torch", state="warn", found=f"{found}: it does not use the GPU", fix=fix)
     if cuda.partition(".")[0] != built_for.partition(".")[0]:
-        found = f"{found}, onnxruntime for CUDA {built_for}: in one process the second one finds the other's cuDNN"
+        found = f"{found}, onnxruntime for CUDA {built_for}: in one process the second to load gets the other's cuDNN"
         return Check(name="torch", state="warn", found=found, fix=fix)
     return Check(name="torch", state="ok", found=found)
 
