@@ -1,16 +1,16 @@
-"""`zoo finetune` beside a plain torch loop with the same frozen backbone: the same pictures, head and epochs.
+"""`zoo finetune` compared with a plain torch loop with the same frozen backbone, images, head and epochs.
 
     python benchmarks/finetune.py --model efficientnet_lite0 --rounds 3 --record
     python benchmarks/finetune.py --model resnet50.tv_in1k --random-weights --rounds 2 --record
 
-Each measurement is a process of its own, and they take turns: in one process the two runtimes' threads would wait for
-each other. A round is one pass of ONNX Runtime over the pictures, an epoch of the torch loop (or `--timed-batches` of
-it, for a quick look), and `zoo finetune` four times: from files with no feature cached, again with all of them cached,
-once more with its own early stopping, and a second fine-tuning, another head at another rate. Printed are medians as
-one JSON object; `--record` also writes them into RESULTS.md. The loop's epoch is timed and scaled to `--epochs`.
+Each measurement runs in its own process, and they take turns, because the threads of two runtimes in one process wait
+for each other. A round is one pass of ONNX Runtime over the images, an epoch of the torch loop (or only
+`--timed-batches` of it), and `zoo finetune` four times: without cached features, with all features cached, with its own
+early stopping, and with another head and rate. The medians are printed as one JSON object; `--record` also writes them
+into RESULTS.md. One epoch of the loop is timed and scaled to `--epochs`.
 
-Weights come by `zoo pull`, or with `--random-weights` from a file that is made here: then times mean something and
-accuracies nothing. ZOO_REGISTRY adds models.
+Weights come from `zoo pull`, or are random with `--random-weights`: then only the times mean something, not the
+accuracies. ZOO_REGISTRY adds models.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SECOND = ("--head", "mlp:128", "--lr", "0.003")
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, round by round; returns what is printed."""
+    """Run all rounds and return the printed summary."""
     work = arguments.work.resolve()
     data = _pictures(work, arguments.items)
     environment = {"ZOO_HOME": str(arguments.home or work / "home"), "ZOO_DEVICE": "cpu"}
@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 def one_round(
     arguments: argparse.Namespace, data: Path, work: Path, environment: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """What each measurement cost and found, by its name."""
+    """The cost and the result of each measurement, by name."""
     model, out = arguments.model, work / "models"
     # However long the list of losses gets, no epoch is left out.
     all_epochs = ("--epochs", str(arguments.epochs), "--patience", str(arguments.epochs))
@@ -90,7 +90,7 @@ def one_round(
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]], epochs: int) -> dict[str, Any]:
-    """Medians over the rounds in seconds, and how they compare."""
+    """Medians over the rounds in seconds, and their ratios."""
 
     def middle(name: str, field: str) -> float:
         return float(median(each[name][field] for each in rounds))
@@ -125,7 +125,7 @@ def _pictures(work: Path, items: int) -> Path:
 
 
 def random_shelf(folder: Path, model: str) -> Path:
-    """A registry with the shipped row of `model`, its weights random and beside it, in upstream's layout."""
+    """A registry file with the shipped row of `model`, and random weights in upstream's layout beside it."""
     import hashlib
 
     sys.path.insert(0, str(record.ROOT))

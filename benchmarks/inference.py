@@ -1,15 +1,15 @@
-"""Inference beside torch, OpenVINO and sentence-transformers: float32 and eight bits, pictures and texts.
+"""Inference compared with torch, OpenVINO and sentence-transformers: float32 and int8, images and texts.
 
     python benchmarks/inference.py --rounds 7 --record
     python benchmarks/inference.py --models resnet50 --systems zoo,torch --rounds 1 --seconds 0.3
 
-Each system is a process of its own and they take turns, round by round; printed are medians as one JSON object, with
-the goals beside them, and `--record` writes each model's section of RESULTS.md. ResNet-50 and Inception v3 have random
-weights, which are made here: times mean something, accuracies nothing. MiniLM's are the real ones, by `zoo pull`.
+Each system runs in its own process and they take turns, round by round. Medians and goals are printed as one JSON
+object, and `--record` writes each model's section of RESULTS.md. ResNet-50 and Inception v3 have random weights, so
+only their times mean something, not their accuracies. MiniLM has its real weights, from `zoo pull`.
 
-The files come from `zoo export`. What an export, a library or its installation refuses is left out with the reason.
-OpenVINO, with NNCF, and sentence-transformers live in environments of their own under `--peers`, made when they are
-first needed: `python -m venv DIR; DIR/bin/pip install ...` with the packages of PEERS in inference_systems.py.
+The files come from `zoo export`. A system whose export, library or installation fails is left out with the reason.
+OpenVINO with NNCF and sentence-transformers have their own environments under `--peers`, made when they are first
+needed: `python -m venv DIR; DIR/bin/pip install ...` with the packages of PEERS in inference_systems.py.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from zoo import ZooError
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, round by round; returns what is printed."""
+    """Run all rounds and return the printed summary."""
     with ExitStack() as children:
         bench = Bench(arguments, children)
         for model in arguments.models.split(","):
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def rounds(bench: Bench) -> tuple[dict[Turn, list[float]], list[float]]:
-    """(of each turn the median call in seconds, round by round; the machine's load before each round)."""
+    """(the median seconds of a call for each turn and round, the machine's load before each round)."""
     times: dict[Turn, list[float]] = {turn: [] for turn in bench.running}
     loads = []
     for number in range(bench.arguments.rounds):
@@ -75,7 +75,7 @@ def rounds(bench: Bench) -> tuple[dict[Turn, list[float]], list[float]]:
 
 
 def versions(bench: Bench) -> dict[str, str]:
-    """Of the peers that were started."""
+    """The versions of the started peers."""
     code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
     names = {"openvino": ["openvino", "nncf"], "sentence": ["sentence-transformers"], "fastembed": ["fastembed"]}
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The models that `inference.py` times, each with every system that runs it."""
+"""The models that `inference.py` times, each with all systems that run it."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ CALIBRATION = 128
 
 
 def pictures(bench: Bench, model: str) -> None:
-    """A network of pictures, its exports, and everything that runs them."""
+    """An image network: its exports, and the systems that run them."""
     name = CNNS[model]
     registry = random_shelf(bench.work / "shelf", name)
     house = Zoo(home=bench.home, registry=registry)
@@ -135,7 +135,7 @@ def texts(bench: Bench) -> None:
 
 
 def cosines(vectors: dict[str, Path], started: set[str]) -> Iterator[tuple[str, float]]:
-    """Of each system the smallest cosine of a sentence with zoo's float32 features of it."""
+    """For each system the smallest cosine between its features of a sentence and zoo's float32 features."""
     if ZOO_FP32 not in started:
         return
     exact = np.load(vectors[ZOO_FP32])
@@ -146,7 +146,7 @@ def cosines(vectors: dict[str, Path], started: set[str]) -> Iterator[tuple[str, 
 
 
 def quantised_texts(bench: Bench, exact: Bundle, model: Path) -> Path:
-    """MiniLM quantised by NNCF on sentences that are not those that are timed."""
+    """MiniLM quantised by NNCF on other sentences than the timed ones."""
     from zoo.data.tokenizers import TextEncoder
 
     assert isinstance(exact.manifest.preprocess, TextPreprocess)
@@ -156,7 +156,7 @@ def quantised_texts(bench: Bench, exact: Bundle, model: Path) -> Path:
 
 
 def library_folder(weights: Path, exact: Bundle, folder: Path) -> Path:
-    """The model as sentence-transformers saves one."""
+    """The model in sentence-transformers' folder layout."""
     assert isinstance(exact.manifest.preprocess, TextPreprocess)
     limit, dim = exact.manifest.preprocess.max_length, exact.manifest.dim
     kinds = ("Transformer", "Pooling", "Normalize")

@@ -1,7 +1,7 @@
-"""A runtime that zoo is compared with, in a process and an environment of its own, where zoo need not be.
+"""A runtime that zoo is compared with, in its own process and environment, where zoo may be missing.
 
-It speaks as zoo.diagnostics.timing does: a line of JSON says what to time, each further one a batch and how long; the
-answers are lines of JSON with the seconds of each call. `inference.py` starts it.
+The protocol is that of zoo.diagnostics.timing: the first line of JSON describes the system, each further one has a
+batch size and a duration; the answers are lines of JSON with the seconds of each call. `inference.py` starts it.
 """
 
 import json
@@ -19,7 +19,7 @@ Call = Callable[[int], Any]
 
 
 def openvino(spec: dict[str, Any]) -> Call:
-    """A graph on fixed shapes, which OpenVINO likes best: compiled once for each batch."""
+    """A graph compiled once for each batch size: OpenVINO is fastest on fixed shapes."""
     with np.load(spec["feeds"]) as stored:
         feeds = {name: stored[name] for name in stored}
     ready: dict[int, Any] = {}
@@ -55,7 +55,7 @@ def openvino_texts(spec: dict[str, Any]) -> Call:
 
 
 def batches(rows: list[list[int]], budget: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """(places of rows, their ids and mask), shortest first."""
+    """(indices of rows, their ids and mask), shortest first."""
     places: list[int] = []
     for place in sorted(range(len(rows)), key=lambda index: len(rows[index])):
         if places and len(rows[place]) * (len(places) + 1) > budget:
@@ -92,7 +92,7 @@ def compiled(spec: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
 
 
 def sentence_transformers(spec: dict[str, Any]) -> Call:
-    """The library that published the model, as its documentation uses it."""
+    """The library that published the model, used as in its documentation."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -139,9 +139,9 @@ KINDS = {each.__name__: each for each in (openvino, openvino_texts, sentence_tra
 
 
 def serve(prepare: Callable[[dict[str, Any]], Call], time_it: Callable[[Call, dict[str, Any]], list[float]]) -> None:
-    """Serve the parent: `prepare` makes the call of its first line, `time_it` the seconds of each further one.
+    """Answer the parent: `prepare` turns its first line into a call, `time_it` each further line into seconds.
 
-    What a library prints goes to stderr.
+    Output of libraries goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -160,7 +160,7 @@ def serve(prepare: Callable[[dict[str, Any]], Call], time_it: Callable[[Call, di
 
 
 def prepared(spec: dict[str, Any]) -> Call:
-    """The call of a kind, made once; what it answers is kept where that is asked for."""
+    """The call of a kind, made once; its answers are saved if asked for."""
     call = KINDS[spec["kind"]](spec)
     found = call(1)
     if "save" in spec:
@@ -169,7 +169,7 @@ def prepared(spec: dict[str, Any]) -> Call:
 
 
 def repeated(call: Call, request: dict[str, Any]) -> list[float]:
-    """The seconds of one call after another, for as long as was asked for."""
+    """The seconds of each call, repeated for the requested time."""
     call(request["batch"])
     times: list[float] = []
     began = time.perf_counter()

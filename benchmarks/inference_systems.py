@@ -1,4 +1,4 @@
-"""Processes of the systems that `inference.py` times, and what they need: environments, exports, files."""
+"""The processes of the systems that `inference.py` times, with their environments, exports and files."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ IMPORTS = {"openvino": "openvino, nncf, tokenizers", "sentence": "sentence_trans
 
 
 class Turn(NamedTuple):
-    """What is timed: one call of a system with a batch, `items` of `shape` in it."""
+    """A timed call: one system with a batch of `items` of `shape`."""
 
     model: str
     system: str
@@ -38,7 +38,7 @@ class Turn(NamedTuple):
 
 
 class Bench:
-    """The processes and what is known of them."""
+    """The processes of all systems, with their facts."""
 
     def __init__(self, arguments: argparse.Namespace, children: ExitStack) -> None:
         self.arguments, self.children = arguments, children
@@ -53,7 +53,7 @@ class Bench:
     def add(
         self, model: str, system: str, turns: Sequence[tuple[str, int, int]], start: Callable[[], Stopwatch]
     ) -> None:
-        """Start a system, if it was asked for; the reason when that fails."""
+        """Start a system if it was asked for, and note the reason when that fails."""
         wanted = self.arguments.systems
         if wanted and not any(name.lower() in system.lower() for name in wanted.split(",")):
             return
@@ -65,12 +65,12 @@ class Bench:
         self.running |= {Turn(model, system, *turn): child for turn in turns}
 
     def skip(self, model: str, system: str, reason: str) -> None:
-        """Leave a row out."""
+        """Leave a row out, with the reason."""
         self.skipped[model, system] = " ".join(reason.split())
         say(f"{model}: {system} is left out: {reason}")
 
     def python(self, name: str) -> str:
-        """The interpreter of a peer's environment, made and filled where it is not. Raises ZooError."""
+        """The interpreter of a peer's environment, which is made if it is missing. Raises ZooError."""
         if name not in self._pythons:
             self._pythons[name] = self._made(name)
         found = self._pythons[name]
@@ -101,7 +101,7 @@ class Bench:
     def export(
         self, model: str, system: str, name: str, ways: Sequence[Sequence[str]], registry: Path | None = None
     ) -> Bundle | None:
-        """What `zoo export` writes with the first of these options that it accepts; None where it accepts none."""
+        """The export with the first of these options that `zoo export` accepts; None if it accepts none."""
         out = self.work / f"{model}-{system.replace(' ', '-').replace(',', '')}"
         environment = {**os.environ, "ZOO_HOME": str(self.home), "ZOO_DEVICE": "cpu"}
         if registry:
@@ -119,7 +119,7 @@ class Bench:
 
 
 def nncf(bench: Bench, model: Path, feeds: Path) -> Path:
-    """`model` in eight bits as NNCF makes it, once a run."""
+    """`model` quantised to int8 by NNCF, once in each run."""
     out = model.with_name(f"{model.stem}-nncf.xml")
     if f"nncf {out.name}" not in bench.facts:
         with bench.peer("openvino", "nncf", model=model, feeds=feeds, out=out) as child:
@@ -128,7 +128,7 @@ def nncf(bench: Bench, model: Path, feeds: Path) -> Path:
 
 
 def body(bundle: Bundle, path: Path) -> Path:
-    """The bundle's graph behind its preprocessing, as a file of its own."""
+    """The bundle's graph without its preprocessing, as a file."""
     model = onnx.load_from_string(bundle.read_model())
     if bundle.manifest.cut:
         model = edit.extract(model, [bundle.manifest.cut], [FEATURES])
@@ -137,16 +137,16 @@ def body(bundle: Bundle, path: Path) -> Path:
 
 
 def saved(feeds: Any, path: Path) -> Path:
-    """The arrays as a file."""
+    """The file with the arrays."""
     np.savez(path, **feeds)
     return path
 
 
 def short(option: str) -> str:
-    """An option without the folders of this machine."""
+    """An option without the paths of this machine."""
     return Path(option).name if option.startswith("/") else option
 
 
 def say(line: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What `inference.py` times by name, the goals that it is judged by, and the section of RESULTS.md."""
+"""The names of the timed systems, the goals of `inference.py`, and its section of RESULTS.md."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 
 class Goal(NamedTuple):
-    """The fastest of `ours` is at least so many times as fast as the fastest of `theirs`, on each of `shapes`."""
+    """The fastest of `ours` is at least this many times as fast as the fastest of `theirs` on each of `shapes`."""
 
     model: str
     ours: tuple[str, ...]
@@ -48,7 +48,7 @@ COSINE = 0.98
 
 
 def judged(rows: Rows, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each goal on each shape: what is compared, how many times as fast, whether that is enough; None if not timed."""
+    """For each goal and shape the comparison, the speed-up, and whether the goal is met; None if not timed."""
     for goal in GOALS:
         model = rows.get(goal.model, {})
         for shape in goal.shapes:
@@ -119,7 +119,7 @@ def markdown(found: Mapping[str, Any], model: str) -> str:
 
 
 def _texts(systems: Mapping[str, Mapping[str, Mapping[str, float]]], facts: Mapping[str, Any]) -> str:
-    """Sentences a second, and how near the features stay."""
+    """Sentences per second, and the cosine to zoo's features."""
     shortest, middle, longest = facts["tokens"]
     header = (f"{SENTENCES} of {shortest} to {longest} tokens, median {middle}", "sentences/s", "smallest cosine")
     rows = []

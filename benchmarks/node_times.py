@@ -1,4 +1,4 @@
-"""Where the time of a graph goes, by operator, beside what the machine's matrix products reach.
+"""The time of a graph by operator, compared with the machine's peak matrix speed.
 
     python benchmarks/node_times.py benchmarks/out/inference/resnet50-int8.onnx --batch 1
     python benchmarks/node_times.py benchmarks/out/inference/minilm-zoo-int8/model.onnx --batch 20 --length 25
@@ -27,7 +27,7 @@ SIDE, RUNS = 2048, 12
 
 
 def operators(path: Path, batch: int, length: int) -> Iterator[tuple[str, int, float]]:
-    """(operator, how many of them, their milliseconds an item), the slowest first."""
+    """(operator, number of nodes, milliseconds per item), the slowest first."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = cores(), True, 4
@@ -56,7 +56,7 @@ def example(item: Any, batch: int, length: int) -> Any:
 
 
 def peak(kind: str) -> float:
-    """Billions of operations a second (two for a multiply-add) of the largest of a few products."""
+    """Billions of operations per second (two for a multiply-add): the best of a few matrix products."""
     ort, types = onnxruntime(), {"float32": (TensorProto.FLOAT, TensorProto.FLOAT), "bytes": (2, 3)}
     left, right = types[kind]
     dtypes = [helper.tensor_dtype_to_np_dtype(each) for each in (left, right)]

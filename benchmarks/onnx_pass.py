@@ -1,9 +1,9 @@
-"""One pass of ONNX Runtime over pictures, files to features, and nothing else.
+"""One pass of ONNX Runtime over images, from files to features.
 
     python benchmarks/onnx_pass.py MODEL DATA features.npz
 
-One line of JSON: its seconds, without those of importing and loading, and how many pictures there were. The features
-are kept, with the files' names.
+Prints one line of JSON: the seconds, without importing and loading, and the number of images. The features are saved
+with the files' names.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""The data set of the benchmarks: JPEGs as large as those of cats and dogs, from scikit-image's photographs.
+"""The data set of the benchmarks: JPEGs of the size of ordinary photographs, made from scikit-image's photographs.
 
-Two classes of seven photographs each, surfaces and scenes. As in demo/surfaces.py every picture is a grey crop with
-contrast and brightness drawn anew, training ones from a photograph's left half and held-out ones from its right, so
-that no pixel is in both. Grain gives the files the size that photographs have.
+Two classes of seven photographs each, surfaces and scenes. As in demo/surfaces.py every image is a grey crop with
+random contrast and brightness. Training images come from a photograph's left half and held-out ones from its right
+half, so that they share no pixel. Added grain gives the files the size of photographs.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def write(folder: Path, items: int) -> None:
 
 
 def picture(half: np.ndarray, random: np.random.Generator) -> Image.Image:
-    """A picture of SIZE from a crop of a half photograph [height, width], three to four, its light drawn anew."""
+    """An image of SIZE from a 3:4 crop of half a photograph [height, width], with random brightness and contrast."""
     width = int(random.integers(*WIDTHS))
     height = width * SIZE[1] // SIZE[0]
     top, left = (

@@ -1,4 +1,4 @@
-"""What both benchmarks share: the machine in words, commands timed in processes of their own, and RESULTS.md."""
+"""Shared code of the benchmarks: facts of the machine, timed commands, and RESULTS.md."""
 
 import argparse
 import importlib.metadata
@@ -24,7 +24,7 @@ PACKAGES = ("backbone-zoo", "torch", "torchvision", "onnxruntime-gpu", "onnxrunt
 def timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
     """(the JSON that a command prints last, its `wall` and `cpu` seconds and the `load` of the machine before it).
 
-    On the clock, as a user waits; where the load shows that others were at work, the CPU seconds say more.
+    Wall time is the user's waiting time; on a loaded machine CPU time is more reliable.
     """
     load, before, began = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
@@ -44,17 +44,17 @@ def timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[
 
 
 def zoo(*argv: str) -> list[str]:
-    """The command line of this interpreter."""
+    """The `zoo` command of this interpreter."""
     return [sys.executable, "-m", "zoo_cli", *argv]
 
 
 def script(name: str, *argv: str) -> list[str]:
-    """A script beside this file."""
+    """The path of a script beside this file."""
     return [sys.executable, str(HERE / name), *argv]
 
 
 def machine() -> dict[str, str]:
-    """The day, the processor, the cores that may be used, and the versions."""
+    """The date, the processor, the usable cores, and the versions."""
     names = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"model name\s*:\s*(.+)", names)
     versions = {}
@@ -79,13 +79,13 @@ def facts(machine: Mapping[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown, numbers to the right."""
+    """A table in Markdown with right-aligned numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def write_section(title: str, text: str) -> None:
-    """Put a section into RESULTS.md in the place of the one with the same title, or at its end."""
+    """Replace the section of RESULTS.md with the same title, or append it."""
     whole = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
     section = f"## {title}\n\n{text.strip()}\n"
     old = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", whole, re.DOTALL | re.MULTILINE)
@@ -95,7 +95,7 @@ def write_section(title: str, text: str) -> None:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The options that say where a benchmark keeps what it makes, and whether it writes RESULTS.md."""
+    """Add the options for a benchmark's folders and for writing RESULTS.md."""
     parser.add_argument("--work", type=Path, default=HERE / "out", help="exports and, unless --home says, ZOO_HOME")
     parser.add_argument("--home", type=Path)
     parser.add_argument("--peers", type=Path, default=HERE / "out" / "peers")

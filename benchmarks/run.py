@@ -1,16 +1,16 @@
-"""`zoo run` and `zoo embed` beside a bare ONNX Runtime loop and peers; what a call, a cold start and a long run cost.
+"""`zoo run` and `zoo embed` compared with a bare ONNX Runtime loop and peers; the cost of a call, a start, a long run.
 
     python benchmarks/run.py --record
     python benchmarks/run.py --parts lite0,minilm --rounds 3 --items 500
 
-The parts: `resnet50` and `lite0` (pictures), `minilm` (sentences), `costs` (a call, a cold start) and `memory`. The
+The parts: `resnet50` and `lite0` (images), `minilm` (sentences), `costs` (a call, a cold start) and `memory`. The
 loop, zoo and its peers (fastembed, sentence-transformers) are processes that take turns, round by round, on the same
-weights and cores; printed are medians as one JSON object, and `--record` writes each part's section of RESULTS.md. The
-bare loop has decoded, batched arrays (pictures) or batches of tokens by length (sentences) before its time begins, and
-the quickest batch of a few sizes. The rate of the whole command counts its start, too.
+weights and cores. Medians are printed as one JSON object, and `--record` writes each part's section of RESULTS.md. The
+bare loop gets decoded, batched arrays (images) or batches of tokens by length (sentences), which are made before its
+time begins, and the fastest of a few batch sizes. The rate of the whole command includes its start.
 
-Lite0 and MiniLM are pulled; ResNet-50 has random weights. What `zoo export` wrote under `--work` is used again: remove
-it after a change of the export. The peers' environments are made under `--peers`, as inference.py makes its own.
+Lite0 and MiniLM are pulled; ResNet-50 has random weights. Exports under `--work` are used again: remove them after a
+change of the export. The peers' environments are made under `--peers`, as in inference.py.
 """
 
 import argparse
@@ -52,7 +52,7 @@ COLD = "import onnxruntime, numpy, sys; onnxruntime.InferenceSession(sys.argv[1]
 
 
 class Material:
-    """The inputs and the exports, made where they are not there yet."""
+    """The inputs and the exports, made if they are missing."""
 
     def __init__(self, arguments: argparse.Namespace, bench: Bench) -> None:
         self.arguments, self.bench = arguments, bench
@@ -74,7 +74,7 @@ class Material:
         return path
 
     def bundle(self, part: str) -> Bundle:
-        """What `zoo export` writes for the model of a part."""
+        """The export of a part's model."""
         if part not in self._bundles:
             out = self.bench.work / f"run-{part}"
             shelf = random_shelf(self.bench.work / "shelf", NAMES[part]) if part == "resnet50" else None
@@ -86,7 +86,7 @@ class Material:
         return self._bundles[part]
 
     def small(self) -> Bundle:
-        """Lite0 on pictures of 32 by 32."""
+        """Lite0 on images of 32 x 32 pixels."""
         sys.path.insert(0, str(record.ROOT))
         from tests.kit.upstream import ROWS
 
@@ -106,12 +106,12 @@ class Material:
         return Stopwatch(request, [python, str(record.HERE / "run_peer.py")])
 
     def facts(self, part: str, system: str) -> Path:
-        """Where a process says what it chose."""
+        """The file for the settings that a process chose."""
         return self.folder / f"{part}-{system}.json"
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the parts; returns what is printed."""
+    """Measure the parts and return the printed summary."""
     measure: dict[str, Callable[[Material], dict[str, Any]]] = {
         "resnet50": lambda material: pictures(material, "resnet50"),
         "lite0": lambda material: pictures(material, "lite0"),
@@ -130,7 +130,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def pictures(material: Material, part: str) -> dict[str, Any]:
-    """Files to answers beside the bare loop, and where the time goes."""
+    """Files to answers compared with the bare loop, and the time of each stage."""
     bundle = material.bundle(part)
     session = Session(bundle, "cpu")
     cut = bundle.manifest.cut or "pixels"
@@ -160,7 +160,7 @@ def pictures(material: Material, part: str) -> dict[str, Any]:
 
 
 def texts(material: Material) -> dict[str, Any]:
-    """Sentences to a file of vectors beside the bare loop, fastembed and sentence-transformers."""
+    """Sentences to a file of vectors compared with the bare loop, fastembed and sentence-transformers."""
     bundle, part = material.bundle("minilm"), "minilm"
     preprocess = bundle.manifest.preprocess
     assert isinstance(preprocess, TextPreprocess)
@@ -209,7 +209,7 @@ def texts(material: Material) -> dict[str, Any]:
 
 
 def costs(material: Material) -> dict[str, Any]:
-    """A call with one item beside the bare sessions, and a cold start beside a bare one."""
+    """A call with one item compared with the bare sessions, and a cold start with a bare one."""
     photo = json.loads(material.paths.read_text(encoding="utf-8"))[0]
     text = sentences(1)[0]
     found: dict[str, Any] = {"overhead": {}, "cold": {}, "torch": {}}
@@ -232,7 +232,7 @@ def costs(material: Material) -> dict[str, Any]:
 
 
 def memory(material: Material) -> dict[str, Any]:
-    """What a hundred thousand sentences, and as many small pictures, take above the model."""
+    """The memory above the model for 100,000 sentences and for 100,000 small images."""
     out = str(material.folder / "memory.npy")
     found = {}
     for name, bundle in (("pictures", material.small()), ("texts", material.bundle("minilm"))):
@@ -242,7 +242,7 @@ def memory(material: Material) -> dict[str, Any]:
 
 
 def rounds(material: Material, running: dict[str, Stopwatch], count: int) -> dict[str, list[float]]:
-    """Of each system its items a second, round by round."""
+    """Items per second of each system, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in running}
     for number in range(material.arguments.rounds):
         # Who is first changes: what the machine does meanwhile falls on each.
@@ -254,12 +254,12 @@ def rounds(material: Material, running: dict[str, Stopwatch], count: int) -> dic
 
 
 def chosen(material: Material, part: str, system: str) -> Any:
-    """What a process chose for itself."""
+    """The settings that a process chose."""
     return json.loads(material.facts(part, system).read_text(encoding="utf-8"))
 
 
 def near(vectors: dict[str, Path]) -> dict[str, float]:
-    """Of each peer the smallest cosine of a sentence's vector with zoo's."""
+    """For each peer the smallest cosine between its vector of a sentence and zoo's."""
     exact = np.load(vectors["zoo"])
     found = {}
     for name, path in vectors.items():
@@ -270,7 +270,7 @@ def near(vectors: dict[str, Path]) -> dict[str, float]:
 
 
 def fastembed_folder(bundle: Bundle, weights: Path, folder: Path) -> Path:
-    """The exported graph with the files that fastembed reads beside one."""
+    """A folder with the exported graph and the other files that fastembed reads."""
     library_folder(weights, bundle, folder)
     (folder / "model.onnx").write_bytes(bundle.read_model())
     (folder / "model.safetensors").unlink()

@@ -1,8 +1,8 @@
-"""One measurement of `run.py` that is no race, in a process of its own: `run_once.py KIND JSON` prints JSON.
+"""A measurement of `run.py` without a peer, in its own process: `run_once.py KIND JSON` prints JSON.
 
-stages     of a model's stages the seconds an item, each alone
-overhead   a call with one item beside the sessions' own calls, by turns
-memory     what a long run holds above the loaded model
+stages     seconds per item of each stage of a model, each alone
+overhead   a call with one item compared with the bare sessions' calls, by turns
+memory     the memory of a long run above the loaded model
 """
 
 import itertools
@@ -35,7 +35,7 @@ CHUNK = 1000
 
 
 def stages(spec: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds an item: those of one core for what is done picture by picture, the body on all cores."""
+    """Milliseconds per item: on one core for the stages that work image by image, on all cores for the body."""
     session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
     pipeline = session._pipeline
     if isinstance(pipeline, TextPipeline):
@@ -59,7 +59,7 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> dict[str, float]:
-    """Of sentences: to tokens, into batches, the body, and the answers into a file."""
+    """Milliseconds per sentence: to tokens, into batches, the body, and the answers into a file."""
     (rows, _), tokenising = timed(lambda: pipeline._rows(0, given))
     ready, joining = timed(lambda: list(pipeline._bucketed(rows)))
     vectors = np.zeros((len(given), session.manifest.dim), np.float32)
@@ -87,7 +87,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
 
 
 def overhead(spec: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of `Session.run` with one item, and of the sessions' own calls for the same; medians by turns."""
+    """Median milliseconds of `Session.run` with one item and of the bare sessions' calls, by turns."""
     session = Session(Bundle.open(Path(spec["bundle"])), "cpu", spins=False)
     pipeline = session._pipeline
     outputs = [FEATURES]
@@ -109,7 +109,7 @@ def overhead(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def memory(spec: dict[str, Any]) -> dict[str, float]:
-    """Megabytes: the process with the model loaded and a batch run, and the most that it held from then on."""
+    """Megabytes of the process after loading and one batch, and its peak from then on."""
     session = Session(Bundle.open(Path(spec["bundle"])), "cpu")
     out = Path(spec["out"])
     for path in out.parent.glob(f"{out.name}*"):
@@ -132,14 +132,14 @@ def memory(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def status(field: str) -> float:
-    """A size in this process' status, in megabytes."""
+    """A size from this process' status, in megabytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     [kilobytes] = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(kilobytes) * 1024 / 1e6
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """(what it returns, its seconds)."""
+    """(the call's result, its seconds)."""
     began = time.perf_counter()
     found = call()
     return found, time.perf_counter() - began

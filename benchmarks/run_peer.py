@@ -1,7 +1,8 @@
-"""What `run.py` compares by turns, each in a process of its own; the peers' environments have no zoo.
+"""The systems that `run.py` compares, each in its own process; the peers' environments have no zoo.
 
-It speaks as inference_peer.py does: a line of JSON says what to time, each further one how many items; the answers are
-lines of JSON with the seconds. The file `facts` of the first line gets what the process chose for itself.
+The protocol is like that of inference_peer.py: the first line of JSON describes the system, each further one has a
+number of items; the answers are lines of JSON with the seconds. The process writes its chosen settings into the file
+`facts` of the first line.
 """
 
 import json
@@ -24,7 +25,7 @@ COMPARED = 256
 
 
 def bare_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """ONNX Runtime's own loop over pixels that lie ready, in batches of the quickest size."""
+    """A bare loop of ONNX Runtime over prepared pixels, in batches of the fastest size."""
     session, pixels = bare(spec), np.load(spec["feeds"])
     name = session.get_inputs()[0].name
 
@@ -42,7 +43,7 @@ def bare_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def bare_texts(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """ONNX Runtime's own loop over all texts as tokens, in batches by length that lie ready."""
+    """A bare loop of ONNX Runtime over all texts, in prepared batches of tokens by length."""
     from tokenizers import Tokenizer
 
     session = bare(spec)
@@ -65,7 +66,7 @@ def bare_texts(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """A Session's answers for the next so many files, as `zoo run` asks for them."""
+    """A Session's answers for the next files, called as by `zoo run`."""
     from zoo.bundle import Bundle
     from zoo.runtime.session import Session
 
@@ -76,7 +77,7 @@ def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def zoo_embed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """`zoo embed`'s own function: all texts into a new file, which is on disk when it returns."""
+    """The function of `zoo embed`: all texts into a new file, which is on disk when the function returns."""
     from zoo.bundle import Bundle
     from zoo.outputs.embed import embed
     from zoo.runtime.session import Session
@@ -94,7 +95,7 @@ def zoo_embed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def fastembed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """The library, the same graph given to it as a model of one's own: it answers with pooled, normalised vectors."""
+    """fastembed with the same graph as a custom model; its answers are pooled, normalised vectors."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
@@ -113,13 +114,13 @@ def fastembed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def library(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """sentence-transformers, as its documentation uses it: batches of 32, by length."""
+    """sentence-transformers, used as in its documentation: batches of 32, by length."""
     facts["batch"] = 32
     return sentence_transformers(spec)
 
 
 def bare(spec: Mapping[str, Any]) -> Any:
-    """A session of the body, as ONNX Runtime makes it by itself but for its threads: as many as zoo's."""
+    """A session of the body with ONNX Runtime's defaults, but with zoo's number of threads."""
     from zoo.runtime.device import onnxruntime
 
     options = onnxruntime().SessionOptions()
@@ -134,7 +135,7 @@ def texts(spec: Mapping[str, Any]) -> list[str]:
 
 
 def quickest(calls: Mapping[int, Call], count: int) -> tuple[int, Call]:
-    """(its key, the call) that answers `count` items in the shortest time, of two tries each by turns."""
+    """(key, call) of the fastest call for `count` items, each tried twice by turns."""
     found = dict.fromkeys(calls, float("inf"))
     for _ in range(2):
         for key, call in calls.items():
@@ -144,7 +145,7 @@ def quickest(calls: Mapping[int, Call], count: int) -> tuple[int, Call]:
 
 
 def seconds(call: Call, count: int) -> float:
-    """Of one call."""
+    """The seconds of one call."""
     began = time.perf_counter()
     call(count)
     return time.perf_counter() - began
@@ -157,7 +158,7 @@ KINDS: dict[str, Prepare] = {
 
 
 def prepared(spec: dict[str, Any]) -> Call:
-    """The call of a kind, made once; what it answers, and what it chose for itself, are kept."""
+    """The call of a kind, made once; its answers and its chosen settings are saved."""
     facts: dict[str, Any] = {}
     call = KINDS[spec["kind"]](spec, facts)
     found = call(spec["warm"])

@@ -1,4 +1,4 @@
-"""The goals that `run.py` is judged by, and its sections of RESULTS.md."""
+"""The goals of `run.py`, and its sections of RESULTS.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
@@ -22,7 +22,7 @@ OVERHEAD_MS, COLD_TIMES, MEMORY_MB = 0.3, 2.0, 300
 
 
 class Goal(NamedTuple):
-    """What is wanted, the limit in words, what was found, and whether that is enough."""
+    """A goal: its title, its limit in words, the measured value, and whether it is met."""
 
     what: str
     limit: str
@@ -31,12 +31,12 @@ class Goal(NamedTuple):
 
 
 def share(rates: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """How many times as fast, the median over the rounds: each pair was timed one after the other."""
+    """The speed-up: the median over the rounds, each of which timed both one after the other."""
     return median(one / other for one, other in zip(rates[ours], rates[theirs], strict=True))
 
 
 def goals(part: str, found: Mapping[str, Any]) -> Iterator[Goal]:
-    """Those of a part."""
+    """The goals of a part."""
     if part in SHARES:
         rates, least = found["rates"], SHARES[part]
         times = share(rates, "zoo", "bare")

@@ -41,7 +41,7 @@ a letter of complaint is best written the next morning
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """So many texts, the same ones for the same `seed`; their lengths as those of mixed data: lognormal, median 22."""
+    """`count` texts decided by `seed`; their lengths are lognormal with a median of 22, as in mixed data."""
     random = np.random.default_rng(seed)
     found = []
     for _ in range(count):

@@ -1,16 +1,16 @@
-"""What `zoo finetune` is compared with: transfer learning in torch as tutorials write it, in a process of its own.
+"""The peer of `zoo finetune`: transfer learning in torch as in tutorials, in its own process.
 
     python benchmarks/torch_loop.py MODEL DATA --features features.npz --of 100
 
-The backbone is frozen, in eval mode and under no_grad, and runs again over every picture in every epoch, training and
-held-out ones; Adam trains a linear head. One epoch is timed, or `--batches` of each of its halves and scaled to all.
+The backbone is frozen, in eval mode and under no_grad, and runs over every image in every epoch, training and held-out
+ones; Adam trains a linear head. One epoch is timed, or `--batches` of each of its halves and scaled to all.
 
-As the backbone is frozen and the pictures are not augmented, it computes the same features in every epoch. So the
-accuracy after `--of` of them is that of the same head trained so long on the features that `onnx_pass.py` kept, which
-the gate holds to torch's within 1e-4. No time is taken of that.
+The backbone is frozen and the images are not augmented, so the features are the same in every epoch. The accuracy after
+`--of` epochs is therefore that of the same head trained on the features saved by `onnx_pass.py`, which equal torch's
+within 1e-4 by the parity check. That training is not timed.
 
-One line of JSON: seconds until the first epoch (`start`), of an epoch's halves (`train`, `val`), how many `batches` of
-each were timed, and the `accuracy`.
+Prints one line of JSON: seconds until the first epoch (`start`), of an epoch's halves (`train`, `val`), how many
+`batches` of each were timed, and the `accuracy`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH, WORKERS, LR = 32, 2, 1e-3
 
 
 def backbone(model: str) -> tuple[nn.Module, transforms.Compose, int]:
-    """(the network in torch, the pictures' preprocessing by torchvision, the width of its features)."""
+    """(the network in torch, torchvision's preprocessing, the width of the features)."""
     zoo = Zoo()
     entry = zoo.entry(model)
     steps = entry.preprocess
@@ -52,7 +52,7 @@ def backbone(model: str) -> tuple[nn.Module, transforms.Compose, int]:
 def epoch(
     network: nn.Module, head: nn.Module, optimizer: torch.optim.Optimizer | None, loader: DataLoader, batches: int
 ) -> tuple[float, int]:
-    """(seconds of an epoch, how many batches of it were run); with an optimizer the head learns."""
+    """(seconds of an epoch, number of its batches that were run); with an optimizer the head is trained."""
     began, wanted = time.perf_counter(), min(batches or len(loader), len(loader))
     for index, (images, labels) in enumerate(loader, 1):
         with torch.no_grad():
@@ -69,7 +69,7 @@ def epoch(
 
 
 def step(head: nn.Module, optimizer: torch.optim.Optimizer | None, features: torch.Tensor, labels: torch.Tensor) -> int:
-    """How many answers are right; with an optimizer the head then learns from them."""
+    """The number of right answers; with an optimizer the head is trained on them."""
     with torch.set_grad_enabled(optimizer is not None):
         logits = head(features)
     if optimizer:

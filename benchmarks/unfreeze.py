@@ -1,11 +1,10 @@
-"""What deeper fine-tuning brings and costs: frozen, `--unfreeze 1`, `--unfreeze 2` and `--augment 2` on the surfaces.
+"""Gain and cost of deeper fine-tuning: frozen, `--unfreeze 1`, `--unfreeze 2` and `--augment 2` on the surfaces.
 
     python benchmarks/unfreeze.py --record
 
-The surfaces are those of the demo: 14 classes, 840 crops to train on, 420 held out. Each run is a process of its own
-with features and activations computed anew, and `--epochs` of the last stages are run to the end. Beside it stands what
-the stages' sizes predict: of the whole backbone, the part of parameters and of multiplications that is trained.
-`--record` writes the table into RESULTS.md.
+The surfaces are those of the demo: 14 classes, 840 crops to train on, 420 held out. Each run is a new process that
+computes its features and activations itself, and trains all `--epochs` of the last stages. The table also shows the
+fraction of the backbone's parameters and multiplications that is trained. `--record` writes the table into RESULTS.md.
 """
 
 import argparse
@@ -28,20 +27,20 @@ RUNS = ((0, 0), (1, 0), (2, 0), (0, 2), (1, 2))
 
 
 class Clock:
-    """Seconds of each task that the library reports, and how many units of it were done."""
+    """Progress that measures the seconds and units of each reported task."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, list[float]] = {}
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> "Iterator[_Count]":
-        """A task that is timed."""
+        """A timed task."""
         count, began = _Count(), time.perf_counter()
         yield count
         self.tasks.setdefault(description.partition(" by ")[0], []).extend([time.perf_counter() - began, count.done])
 
     def note(self, text: str) -> None:
-        """Nothing is said."""
+        """Notes are ignored."""
 
 
 class _Count:
@@ -92,7 +91,7 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sizes(model: str) -> list[tuple[int, int]]:
-    """(parameters, multiplications for one picture) of each stage of a backbone, the earliest first."""
+    """(parameters, multiplications for one image) of each stage of a backbone, the earliest first."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -112,7 +111,7 @@ def sizes(model: str) -> list[tuple[int, int]]:
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All runs, one after the other; returns what is printed."""
+    """Run all configurations and return the printed summary."""
     work = arguments.work.resolve()
     data = work / "surfaces"
     home = arguments.home or work / "home"
