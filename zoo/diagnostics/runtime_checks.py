@@ -63,7 +63,7 @@ def begin_trial() -> Callable[[], Trial]:
 
 def checks(trial: Trial) -> Iterator[Check]:
     """The lines on the runtime, the GPU, its libraries, a session on it, and torch."""
-    wheels = _wheels()
+    wheels = {name: version for name in sorted(WHEELS) if (version := version_of(name))}
     yield _runtime(trial, wheels)
     yield _gpu(trial, wheels)
     if trial.runtime is not None and trial.runtime.cuda is not None:
@@ -79,11 +79,6 @@ def version_of(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _wheels() -> dict[str, str]:
-    """Version by name of each installed distribution that brings the import package onnxruntime."""
-    return {name: version for name in sorted(WHEELS) if (version := version_of(name))}
 
 
 def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:

@@ -197,10 +197,7 @@ def _state_stays(subject: Subject) -> str:
 
 def _reference_repeats(subject: Subject) -> str:
     """Two runs of reference() on the same input return the same bytes."""
-    first, second = (subject.features(subject.batches[-1]) for _ in range(2))
-    if first.tobytes() != second.tobytes():
-        raise BrokenError("two runs of reference() on the same input differ")
-    return "two runs are equal"
+    return _repeats(subject.features, "reference()", subject)
 
 
 def _export(subject: Subject) -> str:
@@ -262,10 +259,7 @@ def _any_batch(subject: Subject) -> str:
 
 def _graph_repeats(subject: Subject) -> str:
     """Two runs of the graph on the same input return the same bytes."""
-    first, second = (subject.run(subject.batches[-1]) for _ in range(2))
-    if first.tobytes() != second.tobytes():
-        raise BrokenError("two runs of the graph on the same input differ")
-    return "two runs are equal"
+    return _repeats(subject.run, "the graph", subject)
 
 
 def _parity(subject: Subject) -> str:
@@ -352,6 +346,13 @@ def _whole_chain(subject: Subject) -> str:
     family = type(subject.cls.__name__, (subject.cls,), {"export": export})
     bundle = build.build(subject.entry, subject.weights, family, subject.built)
     return f"{len(bundle.manifest.parity.checks)} comparisons on {bundle.manifest.parity.samples}"
+
+
+def _repeats(run: "Callable[[TensorMap], Any]", name: str, subject: Subject) -> str:
+    first, second = (run(subject.batches[-1]) for _ in range(2))
+    if first.tobytes() != second.tobytes():
+        raise BrokenError(f"two runs of {name} on the same input differ")
+    return "two runs are equal"
 
 
 def _fits(declared: TensorSpec, found: TensorSpec) -> bool:

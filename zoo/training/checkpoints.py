@@ -45,7 +45,8 @@ class Checkpoints:
         """
         from safetensors.torch import save
 
-        path = self.folder / f"{self._last() + 1:06d}"
+        last = max((int(path.name) for path in self._numbered()), default=0)
+        path = self.folder / f"{last + 1:06d}"
         try:
             parts = {
                 TENSORS: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
@@ -57,7 +58,9 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        self._tidy()
+        complete = [path for path in self._numbered() if (path / MARKER).is_file()]
+        for path in set(self._numbered()) - set(complete[-KEPT_CHECKPOINTS:]):
+            shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> State | None:
         """The newest complete and undamaged checkpoint, None if there is none."""
@@ -76,14 +79,6 @@ class Checkpoints:
 
     def _numbered(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*") if path.name.isdecimal())
-
-    def _last(self) -> int:
-        return max((int(path.name) for path in self._numbered()), default=0)
-
-    def _tidy(self) -> None:
-        complete = [path for path in self._numbered() if (path / MARKER).is_file()]
-        for path in set(self._numbered()) - set(complete[-KEPT_CHECKPOINTS:]):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_complete(path: Path) -> bool:

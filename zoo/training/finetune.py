@@ -117,7 +117,10 @@ def load(
     """
     if options.augment and not isinstance(preprocess, ImagePreprocess):
         raise UsageError("only images have random views, and this model reads text", hint="leave --augment out")
-    train, held = map(_in_order, divide(source, preprocess, options, offline=offline, progress=progress))
+    train, held = (
+        part.only(sorted(part.examples, key=lambda example: (example.digest, example.label, example.name)))
+        for part in divide(source, preprocess, options, offline=offline, progress=progress)
+    )
     return train, held
 
 
@@ -258,8 +261,3 @@ def _unfrozen(
 
 def _run(stop: Interrupt, checkpoints: Path, options: FinetuneOptions, progress: Progress) -> TrainingRun:
     return TrainingRun(stop=stop, checkpoints=checkpoints, resume=options.resume, progress=progress)
-
-
-def _in_order(part: Dataset) -> Dataset:
-    ranked = sorted(part.examples, key=lambda example: (example.digest, example.label, example.name))
-    return part.only(ranked)
