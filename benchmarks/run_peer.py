@@ -95,7 +95,7 @@ def zoo_embed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
 
 def fastembed(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
-    """fastembed with the same graph as a custom model; its answers are pooled, normalised vectors."""
+    """The library with the same graph as a custom model; its answers are pooled, normalised vectors."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
