@@ -143,7 +143,7 @@ def test_a_family_without_stages(zoo_home: Path, data: dict[str, Path], tmp_path
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
     write_shelf(tmp_path / "words.json", {"vectors": row(tmp_path / "v.bin", None, 16)})
     arguments = ("finetune", "vectors", data["tiny-bert"], "-o", tmp_path / "o", "--unfreeze", 1)
-    hint = fails(2, "says no stages", *arguments, ZOO_REGISTRY=str(tmp_path / "words.json"))
+    hint = fails(2, "has no stages", *arguments, ZOO_REGISTRY=str(tmp_path / "words.json"))
     assert hint == "hint: --unfreeze 0"
     assert not list((zoo_home / "features").glob("*"))
 

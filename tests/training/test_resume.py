@@ -180,7 +180,7 @@ def test_another_training_is_not_gone_on_with(
     train: Callable[..., list[str]], kept_home: Path, texts: Path, tmp_path: Path
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other.csv"
-    fails(3, "no training of", *train("--epochs", 2, "--resume"))
+    fails(3, "no saved training of", *train("--epochs", 2, "--resume"))
     run(train("--epochs", 2))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     rows = texts.read_text()
