@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.kit import forks
 from tests.kit.once import once, shared
 
 if TYPE_CHECKING:
@@ -50,6 +51,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks() -> Iterator[None]:
+    """Children `python -m zoo...` are forked from one process that has imported everything."""
+    if not hasattr(os, "pidfd_open"):
+        yield
+        return
+    server = forks.Server()
+    os.environ[forks.ADDRESS] = server.address
+    forks.install()
+    yield
+    del os.environ[forks.ADDRESS]
+    server.close()
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children of this test are started as users start them: nothing is imported before they begin."""
+    monkeypatch.delenv(forks.ADDRESS, raising=False)
 
 
 @pytest.fixture(autouse=True)

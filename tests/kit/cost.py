@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.kit.forks import ADDRESS
+
 
 def cpu_seconds(
     command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> tuple[float, bytes]:
     """(user and system time, stdout) of `command` once it has succeeded; wall time where the system has no wait4."""
     started = time.perf_counter()
+    env = {**(os.environ if env is None else env), ADDRESS: ""}
     child = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
     with child.stdout:

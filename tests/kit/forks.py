@@ -1,0 +1,287 @@
+"""Child processes without the time that imports take: `python -m zoo...` is forked from a process that has them all.
+
+Torch and what comes with it take five seconds to import, and the tests start a thousand children that need it. A child
+that is forked is a process of its own in all else: it has its own pid, streams, environment, folder and exit code.
+`install` makes `subprocess.Popen` do so; the fixture `real_processes` undoes that for a test that is about the start of
+a process. Linux alone has what this needs; elsewhere every child is a real one.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+#: The environment variable with the address of the server; empty or absent: children are real.
+ADDRESS = "ZOO_TEST_FORKS"
+#: Variables that Python or a library reads while it starts. A child for whom one of them differs is a real one.
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "COVERAGE_")
+#: Imported once. What reads its environment while it is imported (huggingface_hub) is not among them.
+IMPORTED = (
+    *("numpy", "PIL.Image", "onnx", "onnxruntime.quantization", "tokenizers", "safetensors.torch", "pyarrow.parquet"),
+    *("torch", "torchvision.transforms.v2", "torch.onnx", "torch.export", "torch._dynamo", "onnxscript"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
+)
+_Popen = subprocess.Popen
+
+
+def _starting(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(AT_START) and name != "PYTHONPATH"}
+
+
+_own = _starting(os.environ)
+
+
+class Popen(_Popen):  # type: ignore[type-arg]
+    """`subprocess.Popen`, but `python -m zoo...` is forked from the server, if there is one."""
+
+    _connection: socket.socket | None = None
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, *rest: Any) -> None:
+        # The order of CPython 3.11 to 3.13.
+        pass_fds, cwd, env, _, _, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[:12]
+        new_session = rest[17]
+        environment = dict(os.environ if env is None else env)
+        words = [str(word) for word in args] if not isinstance(args, str | bytes | os.PathLike) else []
+        address = environment.get(ADDRESS)
+        if not (address and not (executable or preexec_fn or pass_fds or shell)) or not is_ours(words, environment):
+            super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
+            return
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(address)
+            streams = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1, errwrite]
+            if streams[2] == -1:
+                streams[2] = 2
+            request = {"words": words[1:], "env": environment, "cwd": os.fspath(cwd or Path.cwd()), "new": new_session}
+            body = json.dumps(request).encode()
+            socket.send_fds(connection, [len(body).to_bytes(4)], streams)
+            connection.sendall(body)
+            self.pid = json.loads(_line(connection))
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+    def _internal_poll(self, *rest: Any, **more: Any) -> int | None:
+        if self._connection is None:
+            found: int | None = super()._internal_poll(*rest, **more)  # type: ignore[misc]
+            return found
+        with self._waitpid_lock:  # type: ignore[attr-defined]
+            self._try_wait(os.WNOHANG)
+        return self.returncode
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._connection is None:
+            found: tuple[int, int] = super()._try_wait(wait_flags)  # type: ignore[misc]
+            return found
+        if self.returncode is None:
+            self._connection.setblocking(not wait_flags & os.WNOHANG)
+            try:
+                said = _line(self._connection)
+            except BlockingIOError:
+                return 0, 0
+            # The server is gone, and its children with it.
+            self.returncode = json.loads(said) if said else -signal.SIGKILL
+            self._connection.close()
+        return self.pid, (self.returncode << 8 if self.returncode >= 0 else -self.returncode)
+
+
+def is_ours(words: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the command is this interpreter with a module of zoo, started as the server was."""
+    if len(words) < 3 or words[0] != sys.executable or _starting(environment) != _own:
+        return False
+    folders = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if any((Path(folder) / "sitecustomize.py").exists() for folder in folders):
+        return False
+    rest = words[2:] if words[1] == "-P" else words[1:]
+    return rest[0] == "-m" and rest[1].split(".")[0] in ("zoo", "zoo_cli")
+
+
+def _line(connection: socket.socket) -> bytes:
+    """The next line without its end, b"" when no more come. A line that has begun is there as a whole."""
+    found = b""
+    while (byte := connection.recv(1)) not in (b"\n", b""):
+        found += byte
+    return found
+
+
+def install() -> None:
+    """Fork the children of this process, and theirs, from now on."""
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+class Server:
+    """The process that children are forked from, started when it is first needed and ended with this process."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="zoo-forks-")
+        self.address = str(Path(self._folder.name) / "socket")
+        root = Path(__file__).resolve().parents[2]
+        self._process = _Popen(
+            [sys.executable, "-m", "tests.kit.forks", self.address],
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        """End the server and every child that still runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def serve(address: str) -> None:
+    """Import everything, then fork a child for every connection until stdin ends."""
+    import gc
+    from importlib import import_module
+
+    from zoo.runtime.device import onnxruntime
+
+    onnxruntime()
+    for name in IMPORTED:
+        import_module(name)
+    import zoo_cli.app
+
+    import zoo
+
+    for package in (zoo, zoo_cli):
+        for path in package.__path__:
+            for file in Path(path).rglob("*.py"):
+                parts = file.relative_to(path).with_suffix("").parts
+                name = ".".join([package.__name__, *parts]).removesuffix(".__init__")
+                if parts[-1] != "__main__" and parts[0] not in ("templates", "assets"):
+                    import_module(name)
+    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+    install()
+    gc.collect()
+    gc.freeze()
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(64)
+    running: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        for each in (0, wake, listener):
+            selector.register(each, selectors.EVENT_READ)
+        print("ready", flush=True)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if 0 in ready and not os.read(0, 1):
+                break
+            if wake in ready:
+                os.read(wake, 1024)
+                _reap(running)
+            if listener in ready:
+                connection, _ = listener.accept()
+                _start(connection, running)
+    for pid in running:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _reap(running: dict[int, socket.socket]) -> None:
+    while running:
+        with suppress(ChildProcessError):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            with running.pop(pid) as connection, suppress(OSError):
+                connection.send(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _start(connection: socket.socket, running: dict[int, socket.socket]) -> None:
+    head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    body, length = b"", int.from_bytes(head)
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    pid = os.fork()
+    if pid:
+        for stream in streams:
+            os.close(stream)
+        running[pid] = connection
+        return
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        request = json.loads(body)
+        if request.pop("new"):
+            os.setsid()
+        # Whoever knows the pid may kill the session at once.
+        connection.send(b"%d\n" % os.getpid())
+        os.closerange(3, max(256, *streams) + 1)
+        _become(**request)
+    finally:
+        os._exit(70)
+
+
+def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
+    """Be `python *words` in this process; does not return."""
+    import atexit
+    import runpy
+    import traceback
+    import warnings
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115
+        for number, mode, buffering, old in (
+            (0, "r", -1, sys.stdin), (1, "w", -1, sys.stdout), (2, "w", 1, sys.stderr),
+        )
+    )  # fmt: skip
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    is_safe = words[0] == "-P"
+    _, module, *arguments = words[1:] if is_safe else words
+    # The server's own place on the path is the checkout; a child with -m has the folder that it runs in.
+    sys.path[0:1] = [*([] if is_safe else [cwd]), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = [module, *arguments]
+    # That the server has imported the module already.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    # The one copy of this module that has the server's state.
+    from tests.kit import forks
+
+    forks.serve(sys.argv[1])
