@@ -138,9 +138,9 @@ class Server:
 
     def close(self) -> None:
         """End the server and every child that still runs."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        # Leaving the block closes the pipes and waits.
+        with self._process:
+            pass
         self._folder.cleanup()
 
 
