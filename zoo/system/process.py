@@ -1,9 +1,9 @@
-"""Child processes of zoo's own, and the one protocol that parent and child speak.
+"""Child processes, and the one protocol between parent and child.
 
-A message is one line of JSON. If the line is an object with the key `blobs`, a list of lengths, that many byte strings
-follow the line: arrays and images travel so, without being encoded. An object with the keys `code`, `message` and
-`hint` is an error, which `Child.receive` raises again in the parent. A program that is not zoo's needs nothing but a
-JSON library to speak it.
+A message is one line of JSON. If the line is an object with the key `blobs`, a list of lengths, byte strings of these
+lengths follow the line: arrays and images are sent without being encoded. An object with the keys `code`, `message` and
+`hint` is an error, which `Child.receive` raises again in the parent. A program in another language needs nothing but a
+JSON library to take part.
 """
 
 import json
@@ -29,16 +29,16 @@ Blob: TypeAlias = bytes | bytearray | memoryview
 
 
 class Message(NamedTuple):
-    """What was received: the JSON value, and the byte strings that came with it."""
+    """A received message: the JSON value, and the byte strings that followed it."""
 
     data: Any
     blobs: list[bytes]
 
 
 class EndedError(Exception):
-    """Raised when a child ends, or is not ready in time, before it answers; its text goes on after "the process".
+    """Raised when a child ends, or takes too long, before it answers. The text continues a sentence about the process.
 
-    `code` is the exit code (negative: the signal), None for a child that took too long and still runs.
+    `code` is the exit code (negative: the signal), None if the child took too long and still runs.
     """
 
     def __init__(self, text: str, code: int | None = None) -> None:
@@ -48,15 +48,15 @@ class EndedError(Exception):
 
 def python(*arguments: str) -> list[str]:
     """The command of this interpreter with `arguments`, such as `-m zoo.export.build`."""
-    # -P: nothing that lies in the current folder is imported in place of a package.
+    # -P: a file in the current folder is never imported in place of a package.
     return [sys.executable, "-P", *arguments]
 
 
 class Child:
-    """A context manager: a running child process, ended with all its own children when the block is left.
+    """A running child process; leaving it as a context manager kills the child and the processes that it started.
 
-    The child is in a session of its own, so that Ctrl-C reaches this process alone. `command` is given to
-    `subprocess.Popen`; `stderr` too (None: the parent's). Raises OSError when the command cannot be started.
+    The child gets its own session, so Ctrl-C reaches the parent only. `command`, `env` and `stderr` (None: the
+    parent's) are those of `subprocess.Popen`. Raises OSError when the command cannot be started.
     """
 
     def __init__(
@@ -86,22 +86,22 @@ class Child:
         return self.process.poll() is None
 
     def send(self, data: object, blobs: Sequence[Blob] = ()) -> None:
-        """Send a message. If the child is gone already, `receive` says how it ended."""
+        """Send a message. If the child has ended, nothing is sent, and `receive` raises EndedError."""
         assert self.process.stdin is not None
         with suppress(OSError):
             _write(self.process.stdin, data, blobs)
 
     def receive(self, seconds: float | None = None, limit: float | None = None) -> Message:
-        """The next message, waiting `seconds` for it at most; `limit` is the time that an error names instead.
+        """The next message, waiting at most `seconds`; an error names `limit` seconds if that is given.
 
-        Raises EndedError when none comes, and the ZooError that the child sent in place of an answer.
+        Raises EndedError when no message comes, and the ZooError that the child sent instead of an answer.
         """
         try:
             message = self._messages.get(timeout=seconds)
         except queue.Empty:
             raise EndedError(f"took more than {limit or seconds or 0:g} s") from None
         if message is None:
-            # Whoever asks again is told the same.
+            # The next call raises the same error.
             self._messages.put(None)
             code = self.process.wait()
             raise EndedError(last_words(code), code)
@@ -115,7 +115,7 @@ class Child:
         return self.receive(seconds)
 
     def close(self) -> None:
-        """Kill the child and what it started, and close its pipes. May be called again."""
+        """Kill the child and its process group, and close its pipes. May be called again."""
         if self.is_alive:
             if os.name == "posix":
                 with suppress(ProcessLookupError):
@@ -123,11 +123,11 @@ class Child:
             else:
                 self.process.kill()
         self.process.wait()
-        # Part of a message that the child did not live to read may be buffered: closing the pipe would try to write it.
+        # Closing the pipe writes what is still buffered of a message, which fails now.
         with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
-        # A grandchild in a session of its own may hold the other end of the pipe open for as long as it likes.
+        # A grandchild in a session of its own is not killed, and may keep the other end of the pipe open.
         self._reader.join(1.0)
         if self.process.stdout is not None and not self._reader.is_alive():
             self.process.stdout.close()
@@ -137,14 +137,14 @@ class Child:
         try:
             while (message := _receive(self.process.stdout)) is not None:
                 self._messages.put(message)
-        except (OSError, ValueError):
-            # No message, or the pipe is closed: nothing more can be understood of this child.
+        except (OSError, ValueError, TypeError, RecursionError):
+            # Not a message: where the next one would begin is unknown. (Or `close` closed the pipe.)
             self.process.kill()
         self._messages.put(None)
 
 
 class Parent:
-    """The parent, as the child sees it. What was stdout carries messages alone; whatever is printed goes to stderr."""
+    """The child's end of the pipes. From now on stdout carries only messages; whatever is printed goes to stderr."""
 
     def __init__(self) -> None:
         self._requests = sys.stdin.buffer
@@ -152,7 +152,7 @@ class Parent:
         os.dup2(2, 1)
 
     def receive(self) -> Message | None:
-        """The next message, or None when the parent sends no more."""
+        """The next message, None when the parent has closed the pipe."""
         return _receive(self._requests)
 
     def send(self, data: object, blobs: Sequence[Blob] = ()) -> None:
@@ -160,21 +160,22 @@ class Parent:
         _write(self._answers, data, blobs)
 
     def fail(self, error: ZooError) -> None:
-        """Have `Child.receive` raise this error in the parent."""
+        """Send an error, which `Child.receive` raises in the parent."""
         self.send({"code": error.code, "message": error.message, "hint": error.hint})
 
 
 def last_words(code: int) -> str:
-    """How a process that ended with `code` ended, in words that go on after its name."""
+    """How a process with this exit code ended, as the end of a sentence: "crashed the process (SIGSEGV)"."""
     if code < 0:
-        return f"crashed the process ({signal.Signals(-code).name})"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"crashed the process ({name})"
     return f"ended the process with exit code {code}"
 
 
 def _write(pipe: "IO[bytes]", data: object, blobs: Sequence[Blob]) -> None:
     if blobs:
         data = {**msgspec.to_builtins(data), "blobs": [len(blob) for blob in blobs]}
-    # msgspec writes no line feed inside a line.
+    # msgspec escapes line feeds, so the message is one line.
     pipe.write(msgspec.json.encode(data) + b"\n")
     for blob in blobs:
         pipe.write(blob)
@@ -182,10 +183,14 @@ def _write(pipe: "IO[bytes]", data: object, blobs: Sequence[Blob]) -> None:
 
 
 def _receive(pipe: "IO[bytes]") -> Message | None:
-    """The next message; None at the end of the pipe, also in the midst of a message."""
+    """The next message, None when the pipe ends before it is whole. ValueError and TypeError: it is not a message."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         return None
     data = json.loads(line)
-    blobs = [pipe.read(length) for length in data.pop("blobs", ())] if isinstance(data, dict) else []
-    return Message(data, blobs)
+    lengths = data.pop("blobs", ()) if isinstance(data, dict) else ()
+    if any(length < 0 for length in lengths):
+        raise ValueError("a blob of negative length")
+    blobs = [pipe.read(length) for length in lengths]
+    is_whole = all(len(blob) == length for blob, length in zip(blobs, lengths, strict=True))
+    return Message(data, blobs) if is_whole else None
