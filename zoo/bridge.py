@@ -1,6 +1,6 @@
-"""What a bridge plugin is: a library's name of a model in, a registry entry out, made on the fly.
+"""The interface of a bridge plugin, which makes a registry entry from the name of another library's model.
 
-And how such a model is called: PREFIX/NAME or PREFIX/ORG/NAME, with @REVISION behind it where one is wanted.
+Such a model is called PREFIX/NAME or PREFIX/ORG/NAME, optionally followed by @REVISION.
 """
 
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ class Bridge(ABC):
 
     @abstractmethod
     def entry(self, name: str, revision: str | None) -> Entry:
-        """The entry of the library's model `name` at a revision, its default one unless given; may use the network.
+        """The entry of the library's model `name` at a revision (None: the default one); may use the network.
 
-        Its `name` is `PREFIX/name` in lower case. Its files' sources say one immutable version, and its `config` what
-        the family needs to build it without asking again.
+        The entry's `name` is `PREFIX/name` in lower case. The sources of its files name one immutable version, and its
+        `config` holds all that the family needs to build the model offline.
         """
 
 
 class Reference(NamedTuple):
-    """A bridged model as somebody typed it."""
+    """The name of a bridged model as the user gave it."""
 
     prefix: str
     name: str
@@ -43,7 +43,7 @@ class Reference(NamedTuple):
 
 
 def parse_reference(text: str) -> Reference | None:
-    """The parts of `prefix/name[@revision]`; None for what has not that form, such as ./folder or a plain name."""
+    """The parts of `prefix/name[@revision]`; None for other forms, such as ./folder or a plain name."""
     name, at, revision = text.partition("@")
     prefix, slash, rest = name.partition("/")
     parts = rest.split("/")

@@ -1,4 +1,4 @@
-"""Bundles: a folder with `model.onnx` and `zoo.json`, enough to run a model without plugin, torch or registry."""
+"""Bundles: folders with `model.onnx` and `zoo.json`, enough to run a model without its plugin, torch or a registry."""
 
 import os
 import stat
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import mmap
 
 MODEL, MANIFEST, HEAD = "model.onnx", "zoo.json", "head.safetensors"
-#: The split of the data the head was trained on: one JSON object an item, held-out ones with their scores.
+#: The split of the training data: one JSON object for each item, with scores for the held-out ones.
 SPLIT = "split.jsonl"
 SCHEMA_VERSION = 1
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One line of `split.jsonl`: which item, on which side of the split, and fine-tuning's scores if held out."""
+    """One line of `split.jsonl`: the item's digest, its side of the split, and its scores if it was held out."""
 
     digest: str
     label: str
@@ -40,7 +40,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
-        """Read `path`/zoo.json. Raises NotFoundError when it is not a bundle, IntegrityError when it is damaged."""
+        """The bundle in the folder `path`.
+
+        Raises NotFoundError when it is not a bundle, IntegrityError when zoo.json is damaged or of a newer zoo.
+        """
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder", hint="zoo finetune MODEL DATA -o DIR writes a bundle")
         manifest = read_record(path / MANIFEST, Manifest, SCHEMA_VERSION, hint="write the bundle again")
@@ -55,7 +58,7 @@ class Bundle:
         return self.path / MODEL
 
     def read_model(self) -> bytes:
-        """The ONNX file's bytes, checked against the manifest. Raises IntegrityError when they differ."""
+        """The ONNX file's bytes. Raises IntegrityError when they are not those of the manifest."""
         try:
             data = self.model.read_bytes()
         except FileNotFoundError as error:
@@ -66,30 +69,29 @@ class Bundle:
         return data
 
     def map(self, name: str) -> "mmap.mmap | bytes":
-        """A file's bytes, memory-mapped and checked against the manifest: what external data is read from.
+        """A file's bytes, memory-mapped, such as external data of the ONNX file.
 
-        Raises IntegrityError for a file that the manifest does not list, that is no plain file, or that was changed.
+        Raises IntegrityError for a file that the manifest does not list, that is not a regular file, or that changed.
         """
         expected, path = self.digest(name), self.path / name
         try:
             data = map_file(path)
         except OSError as error:
             raise _changed(path, expected, error.strerror or "no file") from error
-        # The very mapping that is used is hashed.
-        actual = sha256(data)
-        if actual != expected:
+        # The mapping itself is hashed: the file may change after that.
+        if (actual := sha256(data)) != expected:
             raise _changed(path, expected, actual)
         return data
 
     def digest(self, name: str) -> str:
-        """The sha256 that the manifest records for one of the bundle's files. Raises IntegrityError without one."""
+        """The sha256 of a file by the manifest. Raises IntegrityError for a file that is not listed."""
         for file in self.manifest.files:
             if file.path == name:
                 return file.sha256
         raise IntegrityError(f"{self.path / MANIFEST} does not list {name}", hint="write the bundle again")
 
     def check(self, *names: str) -> None:
-        """Raise IntegrityError unless each of these files has the bytes that the manifest records."""
+        """Raise IntegrityError unless these files have the digests of the manifest."""
         for name in names:
             expected, path = self.digest(name), self.path / name
             actual = sha256_file(path) if path.is_file() else "no file"
@@ -97,40 +99,39 @@ class Bundle:
                 raise _changed(path, expected, actual)
 
     def verify(self) -> list[tuple[FileDigest, bool]]:
-        """Each file the manifest lists, and whether the bytes on disk are those."""
+        """Each file of the manifest, and whether the file on disk has its size and digest."""
         return [(file, _is_same(self.path / file.path, file)) for file in self.manifest.files]
 
 
 def read_split(bundle: Bundle) -> dict[str, Held]:
-    """Digest -> the side of the split an item was on. Empty for a bundle that was not fine-tuned.
+    """The lines of `split.jsonl` by item digest; empty for a bundle that was not fine-tuned.
 
     Raises IntegrityError for a file that was changed.
     """
-    path = bundle.path / SPLIT
     if SPLIT not in {file.path for file in bundle.manifest.files}:
         return {}
     bundle.check(SPLIT)
-    lines = path.read_bytes().splitlines()
+    lines = (bundle.path / SPLIT).read_bytes().splitlines()
     return {line.digest: line for line in (msgspec.json.decode(row, type=Held) for row in lines)}
 
 
 def describe_files(folder: Path) -> tuple[FileDigest, ...]:
-    """Name, size and sha256 of every file in `folder` but the manifest, sorted by name."""
+    """Name, size and sha256 of every file in `folder` except the manifest, sorted by name."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     return tuple(FileDigest(path=p.name, size=p.stat().st_size, sha256=sha256_file(p)) for p in paths)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """Write `zoo.json`, the file that makes the folder a bundle: the last one to be written."""
+    """Write `zoo.json`, which makes the folder a bundle: after all other files."""
     write_record(folder / MANIFEST, manifest, indent=2)
     return Bundle(folder, manifest)
 
 
 def check_target(path: Path, *, inside: Sequence[Path] = ()) -> None:
-    """Refuse to write a bundle where something else lies: only an empty folder or another bundle is replaced.
+    """Raise UsageError if writing a bundle at `path` would replace anything but an empty folder or another bundle.
 
-    Raises UsageError, or AccessError where nothing can be written; `inside` are folders (the data, the source bundle)
-    that must not lie in `path`.
+    `inside` are folders (the data, the source bundle) that must not be in `path`. Raises AccessError for a folder that
+    may not be written.
     """
     resolved = path.resolve()
     for other in inside:
@@ -169,5 +170,5 @@ def _is_same(path: Path, file: FileDigest) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    # A link leads out of the bundle, and is not followed when a model is run.
+    # A link points out of the bundle, and running the model does not follow it.
     return stat.S_ISREG(found.st_mode) and found.st_size == file.size and sha256_file(path) == file.sha256

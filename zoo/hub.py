@@ -1,6 +1,6 @@
-"""What plugins that speak with the Hugging Face Hub share: a repository at a commit, and the Hub's failures as ours.
+"""The Hugging Face Hub for plugins: repositories at a commit, files of data sets, and the Hub's errors as zoo's.
 
-Everything goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. It sends no telemetry.
+All requests go through huggingface_hub, which obeys HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Its telemetry is off.
 """
 
 import logging
@@ -31,14 +31,14 @@ from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError,
 from zoo.progress import SILENT, Progress
 from zoo.schema import WeightFile
 
-# Its telemetry off, in this process (where the library may have been imported before) and in those it starts.
+# For child processes, and for this one, which may have imported the library before.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 DATASET = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MISSING = {RepositoryNotFoundError: "repository", RevisionNotFoundError: "commit", EntryNotFoundError: "file"}
-#: The Hub's words for licenses, where they are not the SPDX id in lower case and nothing else.
+#: SPDX ids by the Hub's names for licenses, which are the ids in lower case.
 SPDX = {
     word.lower(): word
     for word in (
@@ -47,15 +47,15 @@ SPDX = {
         *("ISC", "Unlicense", "Zlib", "BSL-1.0", "AFL-3.0", "ECL-2.0", "Artistic-2.0", "WTFPL"),
     )
 }
-#: Configuration files are read into memory: nothing sensible is larger.
+#: Largest configuration file in bytes, since it is read into memory.
 MAX_CONFIG = 4_000_000
 
 
 class Repository(Struct, frozen=True, kw_only=True):
-    """A model repository at a commit: what it holds, by the Hub's own listing.
+    """A model repository at a commit, by the Hub's listing.
 
-    `sizes` in bytes by path, `license` an SPDX id where the Hub's word is one (`unknown` where it says nothing),
-    `parameters` as the Hub counted them in safetensors files.
+    `sizes` are bytes by path; `license` is an SPDX id, the Hub's own name for others, or `unknown`; `parameters` is the
+    Hub's count for safetensors files.
     """
 
     name: str
@@ -66,16 +66,16 @@ class Repository(Struct, frozen=True, kw_only=True):
 
     @property
     def origin(self) -> str:
-        """The page that people read."""
+        """The repository's web page."""
         return f"https://huggingface.co/{self.name}"
 
     def file(self, path: str) -> WeightFile:
-        """A file of it as a registry row lists files: not pinned yet, and known to be of this commit."""
+        """A file as a registry row lists it: not pinned, with its source at this commit."""
         url = f"hf://{self.name}@{self.commit}/{path}"
         return WeightFile(path=path.rpartition("/")[2], sha256=None, size=self.sizes[path] or None, sources=(url,))
 
     def read(self, path: str) -> bytes:
-        """A small file. Raises NotFoundError, IntegrityError for one that is too large, and what `translated` does."""
+        """The bytes of a small file. Raises NotFoundError, IntegrityError if it is too large, and as `translated`."""
         if path not in self.sizes:
             raise NotFoundError(f"{self.origin} has no file {path}", hint="choose another repository")
         if (size := self.sizes[path] or 0) > MAX_CONFIG:
@@ -86,9 +86,9 @@ class Repository(Struct, frozen=True, kw_only=True):
 
 
 def open_repository(name: str, revision: str | None = None) -> Repository:
-    """The model repository `org/name` at a branch, tag or commit (the default branch unless given).
+    """The model repository `org/name` at a branch, tag or commit (None: the default branch).
 
-    Raises NotFoundError, and what `translated` does.
+    Raises NotFoundError, and as `translated`.
     """
     title = f"hf://{name}" + (f"@{revision}" if revision else "")
     try:
@@ -97,7 +97,7 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
     except HFValidationError as error:
         raise NotFoundError(f"{title}: not a repository name: {_first_line(error)}", hint="hf/ORG/NAME") from error
     except NetworkError as error:
-        missing = _missing(error)
+        missing = _missing(error.__cause__)
         if missing is None:
             raise
         hint = (
@@ -118,20 +118,20 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
 
 
 def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT) -> Path:
-    """A file of a data set, `hf://datasets/ORG/NAME[@REVISION]/PATH`, in huggingface_hub's own cache.
+    """The path, in huggingface_hub's cache, of a file of a data set: `hf://datasets/ORG/NAME[@REVISION]/PATH`.
 
-    Raises UsageError for another form, NotFoundError, and what `translated` does; OfflineError with `offline` when the
-    cache does not have it.
+    With `offline` nothing is downloaded. Raises UsageError for another form, NotFoundError, OfflineError for a file
+    that is not in the cache, and as `translated`.
     """
     match = DATASET.fullmatch(url)
     if match is None:
         raise UsageError(
-            f"{url} is no file of a data set on the Hub",
-            hint="hf://datasets/ORG/NAME/PATH.parquet, NAME@REVISION for one",
+            f"{url} does not name a file of a data set on the Hub",
+            hint="hf://datasets/ORG/NAME/PATH.parquet, or NAME@REVISION in place of NAME",
         )
     repo, path = match["repo"], match["path"]
     try:
-        # The client tells of every retry by itself; what it comes to is told below.
+        # The client logs every retry; the last error is raised below.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         with ExitStack() as stack, translated(url):
             found = hf_hub_download(
@@ -148,7 +148,7 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
             raise OfflineError(
                 f"{url} is not in the Hub client's cache, and zoo is offline", url=url, hint="unset ZOO_OFFLINE"
             ) from error
-        missing = None if isinstance(error.__cause__, LocalEntryNotFoundError) else _missing(error)
+        missing = None if isinstance(error.__cause__, LocalEntryNotFoundError) else _missing(error.__cause__)
         if missing is None:
             error.hint = error.hint if isinstance(error, OfflineError) else "check the connection and HF_ENDPOINT"
             raise
@@ -158,13 +158,13 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
         ) from error
 
 
-def _missing(error: NetworkError) -> str | None:
-    """What is not on the Hub, None when the error is of another kind."""
-    return next((what for kind, what in MISSING.items() if isinstance(error.__cause__, kind)), None)
+def _missing(error: BaseException | None) -> str | None:
+    """What is not on the Hub (repository, commit or file), None for another error."""
+    return next((noun for kind, noun in MISSING.items() if isinstance(error, kind)), None)
 
 
 def _moving(stack: ExitStack, progress: Progress, name: str) -> type[object]:
-    """A meter that opens a bar on `stack` when a download begins, and moves it."""
+    """A meter that opens a bar on `stack` when a download begins, and advances it."""
 
     class Moving(Meter):
         def __init__(self, *, total: int | None = None, initial: int = 0, **more: object) -> None:
@@ -182,14 +182,14 @@ def _license(info: ModelInfo) -> str:
     card = info.card_data
     words = card.get("license") if card is not None else None
     if isinstance(words, str) and words.lower() == "other" and card is not None:
-        # The Hub's field for licenses of one's own making.
+        # The name of a license that the Hub does not know.
         words = card.get("license_name") or words
     names = [words] if isinstance(words, str) else [word for word in words or () if isinstance(word, str)]
     return " OR ".join(SPDX.get(name.lower(), name) for name in names) or "unknown"
 
 
 class Meter:
-    """A class in the shape of tqdm that draws nothing."""
+    """A class with the interface of tqdm that draws nothing."""
 
     def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
         self.total = total
@@ -211,7 +211,7 @@ class Meter:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Nothing is drawn."""
 
-    # With these two the Xet downloader counts its network bytes here and opens no second bar for them.
+    # Without these two methods the Xet downloader would open a second bar for network bytes.
     def update_transfer(self, amount: int) -> None:
         """Nothing is drawn."""
 
@@ -221,16 +221,16 @@ class Meter:
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises about `url` into zoo's errors; a full or read-only disk stays an OSError.
+    """Turn errors of huggingface_hub about `url` into OfflineError, AccessError or NetworkError.
 
-    Raises OfflineError, AccessError, or NetworkError, whose cause says whether something is simply not there.
+    An error of the disk stays an OSError. The cause of a NetworkError shows whether something does not exist.
     """
     try:
         yield
     except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
         raise _translation(url, error) from error
     except OSError as error:
-        # The library's own complaints (a short file, missing metadata) carry no errno; the file system's do.
+        # The library's own OSErrors (a short file, missing metadata) have no errno.
         if error.errno is not None:
             raise
         raise NetworkError(f"{url}: {_first_line(error)}", url=url) from error
@@ -238,7 +238,7 @@ def translated(url: str) -> Iterator[None]:
 
 def _translation(url: str, error: BaseException) -> ZooError:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        # Raised for whatever kept the library from asking the Hub.
+        # The cause is the reason why the Hub was not reached.
         return _translation(url, error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return OfflineError(f"{url}: the Hub client is offline", url="hf://", hint="unset HF_HUB_OFFLINE")
@@ -254,7 +254,7 @@ def _translation(url: str, error: BaseException) -> ZooError:
             f"{url}: the Hub denies access (status {status}): the repository is gated, private or not there",
             hint="accept its license on the Hub, then set HF_TOKEN to a token that may read it",
         )
-    missing = next((what for kind, what in MISSING.items() if isinstance(error, kind)), None)
+    missing = _missing(error)
     reason = f"no such {missing}" if missing else _first_line(error)
     return NetworkError(f"{url}: {reason} (status {status})", url=url, hint="try --source, or report the row")
 

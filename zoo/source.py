@@ -1,4 +1,4 @@
-"""What a source plugin is: a way to get bytes by URL. It moves bytes; the core decides whether they are right."""
+"""The interface of a source plugin, which fetches bytes by URL. The core checks the bytes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from zoo.progress import Progress
 
 
 class Want(Struct, frozen=True, kw_only=True):
-    """A file to fetch: fill `partial` with the bytes of `url`, from its present length on where the source can.
+    """A file to fetch: the bytes of `url` go into `partial`, after those that it holds if the source can resume.
 
-    `size` is the exact size in bytes when it is known: a source should stop one byte past it.
+    `size` is the exact size in bytes if it is known: a source should stop one byte after it.
     """
 
     url: str
@@ -22,27 +22,26 @@ class Want(Struct, frozen=True, kw_only=True):
 
 
 class Announced(Struct, frozen=True, kw_only=True):
-    """What a source says about a file without sending it; a digest is only ever compared, never trusted alone."""
+    """Size and digest of a file by its source. The digest is only compared with other digests, never trusted alone."""
 
     size: int | None = None
     sha256: str | None = None
 
 
 class Source(ABC):
-    """Fetches URLs of one scheme.
+    """Fetches URLs of one scheme, in one thread.
 
-    A source is used from one thread, raises NetworkError, OfflineError or AccessError when it cannot deliver, and
-    leaves in `partial` what it got so far.
+    Raises NetworkError, OfflineError or AccessError when it cannot deliver; `partial` then keeps the bytes so far.
     """
 
     scheme: ClassVar[str]
-    #: False for a source that reaches no network (file://): it stays usable offline.
+    #: False for a source without network (file://), which can be used offline.
     is_remote: ClassVar[bool] = True
 
     @abstractmethod
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Fill every want's `partial`. All wants are of this scheme, so one archive can serve several of them."""
+        """Fill every want's `partial`. All wants have this scheme; one archive may hold several of them."""
 
     def announced(self, url: str) -> Announced | None:
-        """Size and digest that the remote announces for `url`, or None. Asked only for unpinned files."""
+        """Size and digest of `url` by the server, or None. Called only for unpinned files."""
         return None

@@ -1,1 +1,1 @@
-"""Where bytes come from."""
+"""Sources: plugins that fetch files by URL."""

@@ -1,4 +1,4 @@
-"""`file:///path`: files on this machine or on a mounted share. It reaches no network and works offline."""
+"""`file:///path`: files on this machine or on a mounted share, also offline."""
 
 import stat
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class FileSource(Source):
         for want in wants:
             path = _path(want.url)
             try:
-                # Looked at before it is opened: a pipe would block, a device would never end.
+                # Checked before it is opened: a pipe would block, and a device may never end.
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise NetworkError(f"{path} is not a regular file", url=want.url, hint="name the file itself")
                 source = path.open("rb")
@@ -54,5 +54,5 @@ def _path(url: str) -> Path:
 
 @hookimpl
 def zoo_register_sources() -> Iterable[type[Source]]:
-    """The one scheme of this module."""
+    """The scheme of this module."""
     return [FileSource]

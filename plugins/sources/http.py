@@ -1,4 +1,4 @@
-"""`https://` (and `http://` on loopback): one file a URL, resumed by range requests and retried with back-off."""
+"""`https://` (and `http://` on loopback): downloads that resume by range requests and are retried with back-off."""
 
 import ipaddress
 import json
@@ -23,12 +23,12 @@ from zoo.source import Source, Want
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 MAX_REDIRECTS = 5
-#: Answers that may be different a moment later; every 5xx is another.
+#: Status codes, besides every 5xx, that may change when the request is repeated.
 TRANSIENT = frozenset({408, 425, 429})
 
 
 class _TryAgainError(Exception):
-    """This try failed and another may not: `after` is how many seconds the server asks to wait."""
+    """Raised when another try may succeed; `after` is the number of seconds that the server asks to wait."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -45,12 +45,12 @@ class HttpsSource(Source):
     #: Seconds before the second try; doubled from then on, times a random factor of 0.5 to 1.5.
     backoff = 0.5
     longest_wait = 60.0
-    #: Fewer bytes a second than this over `patience` seconds is a stalled connection too.
+    #: A connection with fewer bytes per second than this over `patience` seconds is given up too.
     slowest = 1024
     patience = 60.0
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Fetch every file in turn, from the bytes that its partial holds already."""
+        """Fetch every file in turn, after the bytes that its partial holds."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "backbone-zoo"}
         with httpx2.Client(headers=headers, timeout=self.timeout, follow_redirects=False) as client:
             for want in wants:
@@ -78,7 +78,7 @@ class HttpsSource(Source):
         raise NetworkError(
             f"{want.url}: gave up after {self.tries} tries: {problem}",
             url=_origin(want.url),
-            hint="check the connection and pull again: it goes on where it stopped",
+            hint="check the connection and pull again: the download resumes where it stopped",
         )
 
     def _wait(self, attempt: int, after: float | None) -> float:
@@ -87,7 +87,7 @@ class HttpsSource(Source):
         return min(self.backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5), self.longest_wait)
 
     def _try(self, client: httpx2.Client, want: Want, counter: "_Counter") -> None:
-        """One request from where the partial ends. Raises _TryAgainError when another one may go further."""
+        """One request for the bytes after the partial. Raises _TryAgainError when another request may succeed."""
         held = want.partial.stat().st_size if want.partial.exists() else 0
         if want.size is not None and held > want.size:
             held = _restart(want.partial)
@@ -109,7 +109,7 @@ class HttpsSource(Source):
             raise _TryAgainError(f"the connection closed at byte {counter.count} of {want.size}")
 
     def _save(self, response: httpx2.Response, file: BinaryIO, want: Want, counter: "_Counter") -> None:
-        """Append the body, up to one byte past the size: enough to see that it is too long."""
+        """Append the body, up to one byte more than the size, which shows that it is too long."""
         since, before = time.monotonic(), counter.count
         for chunk in response.iter_raw():
             if counter.count == 0 and _looks_like_html(response, chunk):
@@ -120,7 +120,7 @@ class HttpsSource(Source):
                 )
             room = len(chunk) if want.size is None else want.size + 1 - counter.count
             file.write(chunk[:room])
-            # So that a killed process has lost nothing that arrived.
+            # If the process is killed, no byte is lost.
             file.flush()
             counter.set(counter.count + min(len(chunk), room))
             if len(chunk) >= room and want.size is not None and counter.count > want.size:
@@ -133,7 +133,7 @@ class HttpsSource(Source):
 
     @contextmanager
     def _open(self, client: httpx2.Client, want: Want, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        """The answer at the end of the redirects, whatever its status."""
+        """The response after all redirects, with any status."""
         url = want.url
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -152,7 +152,7 @@ class HttpsSource(Source):
         raise NetworkError(f"{want.url}: more than {MAX_REDIRECTS} redirects", url=want.url)
 
     def check_url(self, url: str) -> None:
-        """Raise NetworkError when this source must not ask that URL."""
+        """Raise NetworkError when this source must not request the URL."""
 
     def redirected(self, url: str, location: str) -> str:
         """The absolute URL of a redirect. Raises NetworkError when it may not be followed."""
@@ -160,7 +160,7 @@ class HttpsSource(Source):
         try:
             target = source.join(location)
         except httpx2.InvalidURL as error:
-            raise NetworkError(f"{url}: redirects to what is not a URL: {error}", url=url) from error
+            raise NetworkError(f"{url}: redirects to an invalid URL: {error}", url=url) from error
         downgraded = target.scheme != "https" and not (target.scheme == source.scheme == "http")
         if downgraded or (_is_internal(target.host) and not _is_internal(source.host)):
             raise NetworkError(
@@ -172,19 +172,19 @@ class HttpsSource(Source):
 
 
 class HttpSource(HttpsSource):
-    """Plain http, for servers on this machine alone: nothing else protects what travels there."""
+    """Plain http, which is not encrypted: for servers on this machine only."""
 
     scheme = "http"
 
     def check_url(self, url: str) -> None:
-        """Raise NetworkError for plain http to any host but a loopback one, be it a row's URL or a redirect's."""
+        """Raise NetworkError for plain http to a host that is not loopback, also after a redirect."""
         parsed = httpx2.URL(url)
         if parsed.scheme == "http" and not _is_loopback(parsed.host):
             raise NetworkError(f"{url}: plain http is refused for {parsed.host}", url=url, hint="use https")
 
 
 class _Counter:
-    """How many bytes of the file are here, told to the bar as it changes."""
+    """The number of bytes of the file so far; every change advances the bar."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
@@ -200,7 +200,7 @@ def _etag_path(want: Want) -> Path:
 
 
 def _remember_etag(response: httpx2.Response, want: Want) -> None:
-    """Keep the validator of the bytes beside them: strong ones only, a weak one does not promise the same bytes."""
+    """Keep the ETag of the bytes beside the partial, if it is strong: a weak one does not promise the same bytes."""
     etag = response.headers.get("etag", "")
     if etag.startswith('"'):
         _etag_path(want).write_text(json.dumps({"url": want.url, "etag": etag}), encoding="utf-8")
@@ -216,14 +216,14 @@ def _range_headers(want: Want, held: int) -> dict[str, str]:
         known = json.loads(_etag_path(want).read_bytes())
     except (FileNotFoundError, ValueError):
         return headers
-    # The bytes may have come from another mirror, whose validator says nothing here.
+    # The bytes may be from another mirror, whose ETag means nothing here.
     if known["url"] == want.url:
         headers["If-Range"] = known["etag"]
     return headers
 
 
 def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | None:
-    """At which byte of the file the answer's body begins; None when nothing is missing. Raises for every failure."""
+    """The offset in the file of the response's body; None when nothing is missing. Raises for every failure."""
     status = response.status_code
     if status == 200:
         return 0
@@ -247,7 +247,7 @@ def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | No
 
 
 def _restart(partial: Path) -> int:
-    """Forget the bytes of a partial; what is left of it is 0 bytes."""
+    """Remove the partial; returns its new size, 0."""
     partial.unlink(missing_ok=True)
     return 0
 
@@ -255,7 +255,9 @@ def _restart(partial: Path) -> int:
 def _check_body(response: httpx2.Response, want: Want) -> None:
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise NetworkError(f"{want.url}: sent {encoding}-encoded although the plain bytes were asked for", url=want.url)
+        raise NetworkError(
+            f"{want.url}: the server sent {encoding} content, although zoo requested no encoding", url=want.url
+        )
 
 
 def _looks_like_html(response: httpx2.Response, chunk: bytes) -> bool:
@@ -264,7 +266,7 @@ def _looks_like_html(response: httpx2.Response, chunk: bytes) -> bool:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date."""
+    """Seconds to wait, by a Retry-After header of seconds or a date."""
     if value is None:
         return None
     if value.strip().isdigit():
@@ -297,16 +299,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_internal(host: str) -> bool:
-    """Whether a host is this machine or in a network that the internet does not see, by address or by its name's."""
+    """Whether a host name or address is of this machine or a private network."""
     try:
         addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except OSError:
-        # No such name here, as behind a proxy: then there is nothing to reach either.
+        # The name is not known here, for example behind a proxy: so it is no internal host either.
         return False
     return any(not ipaddress.ip_address(address).is_global for address in addresses)
 
 
 @hookimpl
 def zoo_register_sources() -> Iterable[type[Source]]:
-    """Both schemes of this module."""
+    """The schemes of this module."""
     return [HttpsSource, HttpSource]

@@ -1,6 +1,6 @@
-"""`hf://org/repo@<40-hex commit>/path`: files of the Hugging Face Hub, moved by huggingface_hub itself.
+"""`hf://org/repo@<40-hex commit>/path`: files of the Hugging Face Hub, downloaded by huggingface_hub.
 
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. It sends no telemetry and draws no bars of its own.
+It obeys HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE; its telemetry and progress bars are off.
 """
 
 import re
@@ -33,13 +33,13 @@ class HubSource(Source):
     scheme = "hf"
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Download every file beside its partial and move it there: huggingface_hub does not go on with old bytes."""
+        """Download every file beside its partial, then move it there: huggingface_hub does not resume."""
         for want in wants:
             with progress.task(want.url.rpartition("/")[2], want.size, "B") as bar, translated(want.url):
                 _fetch_one(want, bar)
 
     def announced(self, url: str) -> Announced | None:
-        """Size, and for an LFS file its sha256, as the Hub's listing of the commit says."""
+        """Size, and for an LFS file its sha256, by the Hub's listing of the commit."""
         file = parse(url)
         with translated(url):
             for info in HfApi().get_paths_info(file.repo, [file.path], revision=file.revision):
@@ -75,7 +75,7 @@ def _fetch_one(want: Want, bar: Bar) -> None:
 
 
 def _meter(want: Want, bar: Bar) -> type[object]:
-    """A meter that moves our bar, and stops a file longer than it may be."""
+    """A meter that advances `bar`, and raises IntegrityError for a file longer than `want.size`."""
 
     class Moving(Meter):
         def update(self, amount: int) -> None:
@@ -94,5 +94,5 @@ def _meter(want: Want, bar: Bar) -> type[object]:
 
 @hookimpl
 def zoo_register_sources() -> Iterable[type[Source]]:
-    """The one scheme of this module."""
+    """The scheme of this module."""
     return [HubSource]

@@ -1,4 +1,4 @@
-"""`package://package.name/path`: a file in an installed package, which is found without being imported."""
+"""`package://package.name/path`: a file in an installed package, which is not imported."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ from zoo.source import Source, Want
 
 
 class PackageSource(Source):
-    """Copies of files that a distribution ships, such as small weights beside the rows of its shelf."""
+    """Copies of files in a distribution, such as small weights beside its registry file."""
 
     scheme = "package"
     is_remote = False
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Copy every file whole. Raises NetworkError where the package or a file in it is not there."""
+        """Copy every file. Raises NetworkError when the package or a file in it does not exist."""
         for want in wants:
             path = _path(want.url)
             with progress.task(path.name, want.size, "B") as bar:
@@ -30,7 +30,9 @@ def _path(url: str) -> Path:
     package, _, inside = url.removeprefix("package://").partition("/")
     folder = package_folder(package) if all(map(str.isidentifier, package.split("."))) else None
     if folder is None:
-        raise NetworkError(f"the package {package} is not installed", url=url, hint="pip install what has this row")
+        raise NetworkError(
+            f"the package {package} is not installed", url=url, hint="install the distribution of this row"
+        )
     parts = PurePosixPath(inside)
     if parts.is_absolute() or ".." in parts.parts or not (path := folder / inside).is_file():
         raise NetworkError(f"{package} has no file {inside}", url=url, hint="install the row's distribution again")
@@ -39,5 +41,5 @@ def _path(url: str) -> Path:
 
 @hookimpl
 def zoo_register_sources() -> Iterable[type[Source]]:
-    """The one scheme of this module."""
+    """The scheme of this module."""
     return [PackageSource]

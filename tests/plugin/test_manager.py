@@ -8,7 +8,7 @@ import pytest
 from tests.kit.installed import FAMILY, SOURCE, Site
 from zoo.backbone import Backbone
 from zoo.errors import PluginError, UnknownPluginError
-from zoo.plugin.entry_points import PluginState, Point, installed
+from zoo.plugin.entry_points import EntryPoint, PluginState, installed
 from zoo.plugin.manager import Plugins
 from zoo.source import Source
 
@@ -248,7 +248,7 @@ def test_a_distribution_seen_twice_counts_once(site: Site, tmp_path: Path, monke
 
 def test_an_entry_point_without_a_distribution(site: Site) -> None:
     site.family("toy-family", "toy")
-    points = [Point("zoo.backbones", "toy", "toy_family"), Point("console_scripts", "x", "toy_family")]
+    points = [EntryPoint("zoo.backbones", "toy", "toy_family"), EntryPoint("console_scripts", "x", "toy_family")]
     plugins = Plugins(points, {})
     assert plugins.backbone("toy").family == "toy"
     assert [(each.distribution, each.version) for each in plugins.describe()] == [("an unnamed distribution", "?")]

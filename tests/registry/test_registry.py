@@ -119,7 +119,7 @@ BOMB = (
         (b"models: {}\n", ":1: schema_version must be 1, not 'None'"),
         (b"schema_version: one\nmodels: {}\n", ":1: schema_version must be 1, not 'one'"),
         (b"schema_version: true\nmodels: {}\n", ":1: schema_version must be 1, not 'True'"),
-        (b"schema_version: 2\nmodules: {}\n", ":1: schema_version 2 was made for a newer zoo: upgrade"),
+        (b"schema_version: 2\nmodules: {}\n", ":1: schema_version 2 needs a newer zoo"),
         (b"schema_version: 1\nmodel: {}\n", ":2: unknown key 'model' (did you mean 'models'?)"),
         (b"schema_version: 1\n", ":1: models must be a mapping from names to rows"),
         (b"schema_version: 1\nmodels:\n  tiny: 3\n", ":3: row 'tiny': a row is a mapping of fields"),
@@ -177,7 +177,7 @@ def test_bombs_take_no_memory(tmp_path: Path, data: bytes) -> None:
             ":22: row 'tiny_a.one': files[0].sources[1]: must be a URL",
         ),
         ("task: image-features", "task: images", "task: must be one of: image-features, text-features, word-vectors"),
-        ("task: image-features", "task: text-features", "preprocess.kind: this kind prepares input for image-features"),
+        ("task: image-features", "task: text-features", "preprocess.kind: this kind is for the task image-features"),
         ("kind: image", "kind: picture", "preprocess.kind: must be one of: image, text, words"),
         (
             "interpolation: bilinear",

@@ -161,7 +161,7 @@ REASONS = {
     "sparse": "a is not a dense tensor but torch.sparse_coo",
     "numbers": "epoch is not a tensor but int",
     "a list": "it is a list, not names and their tensors",
-    "number names": "its name 3 is no text",
+    "number names": "the name 3 of a tensor is not text",
     "cut": "it cannot be read",
     "empty": "it cannot be read",
     "a page": "it cannot be read",

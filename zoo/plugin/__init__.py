@@ -1,4 +1,4 @@
-"""Finding, loading and isolating installed plugins, and writing a new one.
+"""Installed plugins: found, loaded and isolated; and the files of a new one.
 
-Start with `manager.py`; `entry_points.py` reads the metadata that it works from.
+Start with `manager.py`; `entry_points.py` reads the metadata of installed distributions.
 """

@@ -1,7 +1,7 @@
-"""Entry points of zoo's groups, read from the metadata of installed distributions: nothing of a plugin is imported.
+"""Entry points of zoo's groups, read from the metadata of installed distributions. No plugin is imported.
 
-`importlib.metadata` says the same, but importing it alone takes longer than reading a few hundred small files, and
-`zoo list` waits for it: it is asked only about what is not a plain folder of the path.
+Importing `importlib.metadata` takes longer than reading a few hundred small files, and `zoo list` would wait for it, so
+it is used only for distributions that are not in plain folders of sys.path.
 """
 
 import os
@@ -17,21 +17,19 @@ from zoo.schema import canonical
 State: TypeAlias = Literal["not loaded", "ok", "quarantined"]
 Read: TypeAlias = Callable[[str], str | None]
 
-#: A plugin that takes longer to load is worth a word: every verb that needs it waits for it.
+#: A plugin that takes longer to load is reported: every verb that needs the plugin waits for it.
 SLOW_SECONDS = 1.0
-#: The distribution that zoo itself is installed by.
+#: The distribution that contains zoo itself.
 OURS = "backbone-zoo"
-NAMELESS = "an unnamed distribution"
-SUFFIXES = (".dist-info", ".egg-info")
 
 
-class Point(NamedTuple):
+class EntryPoint(NamedTuple):
     """One entry point of a group that begins with `zoo.`, and the distribution that has it."""
 
     group: str
     name: str
     value: str
-    distribution: str = NAMELESS
+    distribution: str = "an unnamed distribution"
     version: str = "?"
 
     @property
@@ -41,7 +39,7 @@ class Point(NamedTuple):
 
 
 class PluginState(Struct, frozen=True, kw_only=True):
-    """One line of `zoo plugins`; `error` says why it is quarantined, `seconds` how long it took to load."""
+    """One line of `zoo plugins`; `error` is the reason for quarantine, `seconds` the time to load the plugin."""
 
     group: str
     name: str
@@ -54,7 +52,7 @@ class PluginState(Struct, frozen=True, kw_only=True):
 
     @property
     def is_slow(self) -> bool:
-        """Whether loading it took noticeably long."""
+        """Whether loading took longer than SLOW_SECONDS."""
         return self.seconds is not None and self.seconds > SLOW_SECONDS
 
     @property
@@ -63,20 +61,20 @@ class PluginState(Struct, frozen=True, kw_only=True):
         return f"'{self.name}' of {self.distribution}" if self.name else self.distribution
 
 
-def state_of(point: Point, state: State, error: str | None = None, seconds: float | None = None) -> PluginState:
-    """What `zoo plugins` says about one entry point."""
+def state_of(point: EntryPoint, state: State, error: str | None = None, seconds: float | None = None) -> PluginState:
+    """The line of `zoo plugins` for one entry point."""
     return PluginState(
         group=point.group, name=point.name, module=point.value, distribution=point.distribution,
         version=point.version, state=state, error=error, seconds=seconds,
     )  # fmt: skip
 
 
-def installed() -> tuple[list[Point], list[PluginState]]:
-    """(the entry points of every installed distribution, a quarantined state for each whose metadata is broken).
+def installed() -> tuple[list[EntryPoint], list[PluginState]]:
+    """(zoo's entry points in all installed distributions, a quarantined state for each with broken metadata).
 
-    Of a distribution that the path shows twice the first one counts, as an import would take it.
+    Of a distribution that is on sys.path twice the first one counts, as for an import.
     """
-    points: list[Point] = []
+    points: list[EntryPoint] = []
     unreadable: list[PluginState] = []
     seen: set[str] = set()
     for key, read in _distributions():
@@ -85,20 +83,20 @@ def installed() -> tuple[list[Point], list[PluginState]]:
         seen.add(key)
         try:
             text = read("entry_points.txt") or ""
-            # Most distributions have none of ours: their metadata is not read further.
+            # Most distributions have no such entry point, and their name and version are not read.
             if "[zoo." in text:
                 name, version = _name_and_version(read)
-                points += [Point(*found, name or key, version or "?") for found in _parse(text)]
+                points += [EntryPoint(*found, name or key, version or "?") for found in _parse(text)]
         except Exception as error:
-            # Metadata is a file that any distribution wrote as it liked.
-            broken = Point("", "", "", key)
+            # The file may hold anything.
+            broken = EntryPoint("", "", "", key)
             reason = f"its entry_points.txt cannot be read: {type(error).__name__}: {brief(str(error))}"
             unreadable.append(state_of(broken, "quarantined", reason))
     return points, unreadable
 
 
-def allowed(points: Iterable[Point], environ: Mapping[str, str]) -> list[Point]:
-    """Those that ZOO_PLUGINS names by distribution or entry point: unset allows all, empty none."""
+def allowed(points: Iterable[EntryPoint], environ: Mapping[str, str]) -> list[EntryPoint]:
+    """The entry points that ZOO_PLUGINS names, by distribution or by their name: unset allows all, empty none."""
     chosen = environ.get("ZOO_PLUGINS")
     if chosen is None:
         return list(points)
@@ -107,11 +105,11 @@ def allowed(points: Iterable[Point], environ: Mapping[str, str]) -> list[Point]:
 
 
 def _distributions() -> Iterator[tuple[str, Read]]:
-    """Every installed distribution: its comparable name, and how to read a file of its metadata."""
+    """(canonical name, function that reads a metadata file) of every installed distribution."""
     for entry in sys.path:
         try:
             with os.scandir(entry or ".") as found:
-                infos = [(each.name, each.path) for each in found if each.name.endswith(SUFFIXES)]
+                infos = [(each.name, each.path) for each in found if each.name.endswith((".dist-info", ".egg-info"))]
         except NotADirectoryError:
             yield from _foreign_distributions([entry])
         except OSError:
@@ -119,23 +117,20 @@ def _distributions() -> Iterator[tuple[str, Read]]:
         else:
             for name, path in infos:
                 yield canonical(name.rpartition(".")[0].partition("-")[0]), _reader(path)
-    if any(hasattr(finder, "find_distributions") and not _is_path_finder(finder) for finder in sys.meta_path):
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
+    if any(getattr(finder, "__name__", None) != "PathFinder" for finder in finders):
         yield from _foreign_distributions(None)
 
 
-def _is_path_finder(finder: object) -> bool:
-    return getattr(finder, "__name__", None) == "PathFinder"
-
-
 def _foreign_distributions(path: list[str] | None) -> Iterator[tuple[str, Read]]:
-    """What importlib.metadata finds where this module does not look: in archives and by finders of others."""
+    """The distributions in archives (`path`), or those that finders of other packages find (None)."""
     from importlib.metadata import distributions
 
     for distribution in distributions() if path is None else distributions(path=path):
         try:
             yield canonical(distribution.metadata["Name"]), distribution.read_text
         except Exception:
-            # What is missing or malformed differs between versions of importlib.metadata in what it raises.
+            # Versions of importlib.metadata raise different errors for missing or malformed metadata.
             continue
 
 
@@ -157,7 +152,7 @@ def _name_and_version(read: Read) -> tuple[str | None, str | None]:
 
 
 def _parse(text: str) -> Iterator[tuple[str, str, str]]:
-    """(group, name, value) of our groups. Raises ValueError for a line that is no entry point.
+    """(group, name, value) in zoo's groups. Raises ValueError for a line that is not an entry point.
 
     Format: https://packaging.python.org/en/latest/specifications/entry-points/
     """

@@ -1,7 +1,6 @@
 """Plugins loaded in a child process (`python -m zoo.plugin.isolated`), each within a time limit.
 
-A plugin that ends the process, crashes it or hangs is then a finding with a name. What plugins print goes to stderr,
-even from C.
+A plugin that exits, crashes or hangs is reported by name. Everything that plugins print, also from C, goes to stderr.
 """
 
 import os
@@ -25,7 +24,7 @@ START_LIMIT = 60.0
 def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
     """Every plugin of the environment after loading it in a child, each within `limit` seconds."""
     known = Plugins().describe()
-    # Names that are claimed twice are known to be nobody's: they are not loaded.
+    # A name that two plugins claim is already quarantined, and not loaded.
     states = {(state.group, state.name): state for state in known if state.state == "not loaded"}
     waiting = list(states)
     while waiting:
@@ -35,7 +34,7 @@ def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
                     states[waiting[0]] = msgspec.convert(child.receive(limit).data, PluginState)
                     waiting.pop(0)
             except EndedError as ended:
-                # The child loads them in order, so it was the first of those that were waiting.
+                # The child loads the plugins in order, so the first one of `waiting` ended it.
                 culprit = states[waiting.pop(0)]
                 error = f"the plugin {culprit.title} cannot be used: loading it {ended}"
                 states[culprit.group, culprit.name] = msgspec.structs.replace(culprit, state="quarantined", error=error)
@@ -44,11 +43,11 @@ def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
 
 @contextmanager
 def isolated(module: str, request: object) -> Iterator[Child]:
-    """A child that runs a module of zoo's on `request`, with a folder of its own for temporary files.
+    """A child that runs a module of zoo on `request`, with its own folder for temporary files.
 
-    The child sends a first message when it has started and no plugin has run yet. Raises ZooError when it does not.
+    The child must send a first message before any plugin runs. Raises ZooError when no such message comes.
     """
-    # A child that is killed does not tidy up.
+    # The folder, because a killed child does not remove its temporary files.
     with tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True) as folder:
         environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)}
         with Child(python("-m", module), env=environ) as child:
@@ -61,7 +60,7 @@ def isolated(module: str, request: object) -> Iterator[Child]:
 
 
 def main() -> None:
-    """The child: loads the plugins that the parent names, and answers with the state of each."""
+    """Load the plugins that the parent names, and send it the state of each, in the child."""
     parent = Parent()
     message = parent.receive()
     assert message is not None
@@ -69,7 +68,7 @@ def main() -> None:
     plugins = Plugins()
     for group, name in message.data:
         parent.send(plugins.load(group, name))
-    # Whatever a plugin left behind (threads, exit handlers) is not waited for.
+    # Without waiting for threads and exit handlers of plugins.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
-"""Installed plugins: found by their entry points, loaded one by one when they are first needed, each on its own.
+"""Installed plugins: found by their entry points, each loaded when it is first needed.
 
-A plugin that cannot be used is quarantined: an error names it, its distribution and the reason, and only what needs
-that very plugin fails.
+A plugin that fails to load is quarantined: an error names the plugin, its distribution and the reason, and only verbs
+that need this plugin fail.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
 from zoo.errors import PluginError, UnknownPluginError, ZooError, brief
-from zoo.plugin.entry_points import OURS, PluginState, Point, State, allowed, installed, state_of
+from zoo.plugin.entry_points import OURS, EntryPoint, PluginState, State, allowed, installed, state_of
 from zoo.progress import SILENT, Progress
 from zoo.schema import Entry, ExportOptions, canonical
 from zoo.source import Source
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """What the entry points of one group give."""
+    """One group of entry points: words for messages, the hook, and the base class of what the hook returns."""
 
     noun: str
     plural: str
@@ -48,9 +48,9 @@ KINDS = {
 
 
 class _Plugin:
-    """One entry point and what is known of it so far."""
+    """One entry point, and its classes or its error once it was loaded."""
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: EntryPoint) -> None:
         self.point = point
         self.distribution = point.distribution
         self.title = point.title
@@ -60,10 +60,10 @@ class _Plugin:
 
     def load(self) -> object:
         """The module that the entry point names."""
-        # Verbs that load no plugin, such as list, do not wait for this import.
-        from importlib.metadata import EntryPoint
+        # Here, because verbs that load no plugin, such as list, should not wait for this import.
+        from importlib import metadata
 
-        return EntryPoint(self.point.name, self.point.value, self.point.group).load()
+        return metadata.EntryPoint(self.point.name, self.point.value, self.point.group).load()
 
     def fail(self, reason: str, hint: str | None = None) -> PluginError:
         """The error that quarantines this plugin."""
@@ -77,64 +77,68 @@ class _Plugin:
 
 
 class Plugins:
-    """Every installed plugin that ZOO_PLUGINS in `environ` allows; `points` are those installed unless given."""
+    """The installed plugins that ZOO_PLUGINS in `environ` allows; `points` replaces the installed entry points."""
 
-    def __init__(self, points: Iterable[Point] | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, points: Iterable[EntryPoint] | None = None, environ: Mapping[str, str] | None = None) -> None:
         self._points = points
         self._environ = os.environ if environ is None else environ
         self._sources: dict[str, Source] = {}
         self._unreadable: list[PluginState] = []
 
     def backbone(self, family: str) -> type[Backbone]:
-        """The class of a family. Raises UnknownPluginError, or PluginError when its plugin is broken or not alone."""
+        """The class of a family.
+
+        Raises UnknownPluginError, or PluginError when its plugin is broken or two plugins claim the family.
+        """
         return cast("type[Backbone]", self._class("zoo.backbones", family))
 
     def make(self, entry: Entry, weights: Path) -> Backbone:
-        """The backbone of a row. What its family prints goes to stderr; whatever it raises is a ZooError.
+        """The backbone of a row. Everything that its plugin prints goes to stderr.
 
-        Raises as `backbone` does, and PluginError, here and in every method, for anything that is no error of zoo's.
+        Raises as `backbone` does. Here and in every method of the backbone, an exception of the plugin that is not a
+        ZooError becomes a PluginError.
         """
         cls = self.backbone(entry.family)
         return _GuardedBackbone(self._claimed("zoo.backbones", entry.family), cls, entry, weights)
 
     def source(self, scheme: str) -> Source:
-        """The source of a URL scheme, one instance each. Raises as `backbone` does."""
+        """The one instance of the source for a URL scheme. Raises as `backbone` does."""
         if scheme not in self._sources:
             source = cast("type[Source]", self._class("zoo.sources", scheme))
             self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
         return self._sources[scheme]
 
-    def claim(self, group: str, name: str) -> Point:
-        """The entry point that gives `name`, without loading it. Raises as `backbone` does."""
+    def claim(self, group: str, name: str) -> EntryPoint:
+        """The entry point for `name`, without loading it. Raises as `backbone` does."""
         return self._claimed(group, name).point
 
     def bridge(self, prefix: str) -> Bridge:
-        """A bridge of a prefix, made anew, and guarded as `make` guards a backbone. Raises as `backbone` does."""
+        """A new instance of the bridge for a prefix, guarded like a backbone of `make`. Raises as `backbone` does."""
         bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
         plugin = self._claimed("zoo.bridges", prefix)
         return _GuardedBridge(plugin, _guarded(plugin, bridge))
 
     def families(self) -> list[str]:
-        """Families that some plugin claims, whether or not it works."""
+        """Families that plugins claim, broken ones included."""
         return self._names("zoo.backbones")
 
     def schemes(self) -> list[str]:
-        """URL schemes that some plugin claims, whether or not it works."""
+        """URL schemes that plugins claim, broken ones included."""
         return self._names("zoo.sources")
 
     def prefixes(self) -> list[str]:
-        """Prefixes of bridged models that some plugin claims, whether or not it works."""
+        """Prefixes of bridged models that plugins claim, broken ones included."""
         return self._names("zoo.bridges")
 
     def describe(self) -> list[PluginState]:
-        """What is known of every plugin so far; nothing is loaded for it."""
+        """The state of every plugin; none is loaded for this."""
         states = [self._state(plugin) for plugin in self._plugins]
         return sorted([*states, *self._unreadable], key=lambda state: (state.group, state.name, state.distribution))
 
     def load(self, group: str, name: str) -> PluginState:
-        """Load the plugin that gives `name`; what is wrong with it is in the state, and raised when it is needed."""
+        """Load the plugin for `name`. Its error is in the state that is returned, and raised when it is needed."""
         claims = _claims(group, name, self._plugins)
-        # What is raised is on record, and the state tells it.
+        # The state has the error.
         with suppress(PluginError):
             self._class(group, name)
         return self._state(claims[0])
@@ -159,7 +163,7 @@ class Plugins:
 
     @cached_property
     def _manager(self) -> "pluggy.PluginManager":
-        # Verbs that need no plugin, such as list, do not wait for pluggy.
+        # Here, because verbs that need no plugin, such as list, should not wait for pluggy.
         import pluggy
 
         from zoo import hookspecs
@@ -172,7 +176,7 @@ class Plugins:
         return sorted({plugin.point.name for plugin in self._plugins if plugin.point.group == group})
 
     def _claimed(self, group: str, name: str) -> _Plugin:
-        """The one plugin that gives `name`."""
+        """The only plugin for `name`."""
         kind, claims = KINDS[group], _claims(group, name, self._plugins)
         if not claims:
             hint = f"known {kind.plural}: {', '.join(self._names(group)) or 'none'}"
@@ -203,11 +207,11 @@ class Plugins:
         return plugin.classes[name]
 
     def _collect(self, plugin: _Plugin) -> dict[str, type]:
-        """Load a plugin, register it and ask its hook; leave nothing of it registered when any of this fails."""
+        """The classes of a plugin's hook. If that fails, the plugin is not left registered."""
         manager, kind = self._manager, KINDS[plugin.point.group]
         module = plugin.load()
         try:
-            # A module may stand behind several entry points.
+            # Several entry points may name one module.
             if not manager.is_registered(module):
                 manager.register(module, name=f"{plugin.distribution}:{plugin.point.value}")
                 manager.check_pending()
@@ -230,7 +234,7 @@ class Plugins:
 
 
 class _GuardedBackbone(Backbone):
-    """Somebody's backbone at arm's length."""
+    """A backbone of a plugin, each call of which goes through `_run`."""
 
     def __init__(self, plugin: _Plugin, cls: type[Backbone], entry: Entry, weights: Path) -> None:
         super().__init__(entry, weights)
@@ -258,7 +262,7 @@ class _GuardedBackbone(Backbone):
 
 
 class _GuardedBridge(Bridge):
-    """Somebody's bridge at arm's length."""
+    """A bridge of a plugin, each call of which goes through `_run`."""
 
     def __init__(self, plugin: _Plugin, inner: Bridge) -> None:
         self._plugin = plugin
@@ -269,7 +273,7 @@ class _GuardedBridge(Bridge):
 
 
 def _run(plugin: _Plugin, call: Callable[[], T]) -> T:
-    """Run the code of a plugin that was loaded: what it prints goes to stderr, its own errors become PluginError."""
+    """Run code of a loaded plugin: its output goes to stderr, and errors that are not zoo's become PluginError."""
     try:
         with redirect_stdout(sys.stderr):
             return call()
@@ -290,7 +294,7 @@ def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
 
 
 def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
-    """The classes that a hook returned, by the family or scheme that each names; PluginError for anything else."""
+    """The classes that a hook returned, by family, scheme or prefix. Raises PluginError for anything else."""
     classes: dict[str, type] = {}
     for each in found:
         if not (isinstance(each, type) and issubclass(each, kind.base)):
@@ -311,14 +315,14 @@ def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
 
 
 def _guarded(plugin: _Plugin, call: Callable[[], T]) -> T:
-    """Run a plugin's code: what it prints goes to stderr, whatever it raises quarantines it."""
+    """Run code that loads a plugin: its output goes to stderr, and any exception quarantines the plugin."""
     try:
         with redirect_stdout(sys.stderr):
             return call()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # Anybody's code: an exit, a missing library or a plain bug of one plugin must not stop the others.
+        # SystemExit too: no failure of one plugin may stop the others.
         if error is plugin.error:
             raise
         if isinstance(error, ZooError):

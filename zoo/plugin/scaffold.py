@@ -1,4 +1,4 @@
-"""A new plugin distribution, complete and small: what it writes passes its own check before anything is edited."""
+"""The files of a new plugin distribution, which passes the conformance check before anything is edited."""
 
 import json
 import keyword
@@ -16,10 +16,9 @@ from zoo.system.files import sha256, staged_dir
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
-LONGEST = 40
-#: Import packages and distributions that are not free: zoo_plugins and zoo_cli are zoo's own.
+#: Names that zoo itself uses: its own import packages are zoo_plugins and zoo_cli.
 RESERVED = frozenset({"cli", "plugins"})
-#: The tensors of the network in templates/module.py.in: nn.Sequential names them by position.
+#: The tensors of the network in templates/module.py.in: nn.Sequential names them by index.
 WIDTH, DIM = 8, 16
 SHAPES = {"0.weight": (WIDTH, 3, 3, 3), "0.bias": (WIDTH,), "2.weight": (DIM, WIDTH, 3, 3), "2.bias": (DIM,)}
 
@@ -27,13 +26,14 @@ SHAPES = {"0.weight": (WIDTH, 3, 3, 3), "0.bias": (WIDTH,), "2.weight": (DIM, WI
 def write_plugin(name: str, out: Path | None, rows: Container[str], families: Iterable[str]) -> tuple[Path, list[str]]:
     """Write the distribution zoo-`name` at `out` (./zoo-`name` by default); returns its folder and its files.
 
-    `rows` and `families` are the names that are taken. Raises UsageError for a name that is taken or cannot be that of
-    a package, and for a folder that holds something; AccessError where nothing can be written.
+    `rows` and `families` are the names in use. Raises UsageError for a name that is in use or not fit for a package,
+    and for a folder that is not empty; AccessError for a folder that cannot be written.
     """
-    if not NAME.fullmatch(name) or len(name) > LONGEST or name in RESERVED:
+    longest = 40
+    if not NAME.fullmatch(name) or len(name) > longest or name in RESERVED:
         raise UsageError(
             f"'{name}' cannot be the name of a new family",
-            hint=f"lower-case letters, digits and single - or _ between them, a letter first, at most {LONGEST}",
+            hint=f"lower-case letters, digits and single - or _ between them, a letter first, at most {longest}",
         )
     if taken := [family for family in families if canonical(family) == canonical(name)]:
         raise UsageError(f"the family '{taken[0]}' is there already", hint="zoo plugins shows whose it is")
@@ -69,7 +69,7 @@ def write_plugin(name: str, out: Path | None, rows: Container[str], families: It
 
 
 def _class_name(name: str) -> str:
-    """`SqueezeNet` for squeeze-net; suffixed where that is a word of Python's or one that the module uses already."""
+    """`SqueezeNet` for squeeze-net; with a suffix for a keyword of Python or a word that the module uses already."""
     cls = "".join(part.capitalize() for part in re.split("[-_]", name))
     template = (TEMPLATES / "module.py.in").read_text(encoding="utf-8")
     return f"{cls}Family" if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", template) else cls
@@ -80,7 +80,7 @@ def _filled(name: str, words: dict[str, str]) -> bytes:
 
 
 def _random_weights() -> bytes:
-    """Seeded normal numbers as a safetensors file, by the standard library alone: zoo's base install has no numpy.
+    """Seeded normal numbers as a safetensors file, without numpy, which zoo's base install does not have.
 
     Format: https://github.com/huggingface/safetensors#format.
     """

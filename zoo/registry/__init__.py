@@ -1,4 +1,4 @@
-"""From registry files to entries that can be looked up: the shipped rows, those of plugins, bridged models.
+"""Registry entries by name: from the shipped registry file, those of the user and of plugins, and from bridges.
 
 Start with `registry.py`; `strict_yaml.py` parses the files.
 """

@@ -1,4 +1,4 @@
-"""Entries that bridges made, kept under ZOO_HOME/bridged when they are pulled: from there on nothing is asked again.
+"""Entries made by bridges. A pull keeps them under ZOO_HOME/bridged, and later commands need no network for them.
 
 bridged/<prefix>/.../<name>.json holds the entry at one commit. It stays until a pull names another revision.
 """
@@ -27,19 +27,19 @@ from zoo.schema import Entry
 from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
-DAMAGED = "delete it, and pull that model again"
+DAMAGED = "delete it, and pull the model again"
 BridgeFor: TypeAlias = Callable[[str], Bridge]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """One kept entry; `revision` is what was asked for when it was made, null for the default one."""
+    """One kept entry; `revision` is the one it was requested with, null for the default one."""
 
     schema_version: int
     revision: str | None
     entry: Entry
 
     def is_at(self, revision: str) -> bool:
-        """Whether a revision means this entry: the one asked for, or (the beginning of) the commit of its files."""
+        """Whether `revision` is the requested one, or (the first digits of) the commit of the entry's files."""
         urls = [url for file in self.entry.files for url in file.sources]
         commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
         return revision == self.revision or (
@@ -48,14 +48,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision looks like a commit, or the beginning of one, and so never moves."""
+    """Whether a revision looks like (the first digits of) a commit, which never moves."""
     return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 class Bridged:
     """The kept entries of one ZOO_HOME, and the bridges that make new ones.
 
-    `prefixes` gives the prefixes of installed bridges, `bridge_for` the bridge of one.
+    `prefixes` returns the prefixes of installed bridges, `bridge_for` the bridge of a prefix.
     """
 
     def __init__(
@@ -68,19 +68,21 @@ class Bridged:
         self._made: dict[tuple[str, str | None], Entry] = {}
 
     def reference(self, model: str) -> Reference | None:
-        """The model that a bridge gives, None for a registry name or a path. Raises UsageError for `NAME@`."""
+        """The reference to a bridged model; None for a registry name or a path. Raises UsageError for `NAME@`."""
         found = parse_reference(model)
         if found is None or not (found.prefix in self._known or self._path(found.key).is_file()):
             return None
         if found.revision == "":
-            raise UsageError(f"{model} names no revision", hint=f"{found}, or a branch, tag or commit after the @")
+            raise UsageError(
+                f"{model} has no revision after the @", hint=f"{found}, or a branch, tag or commit after the @"
+            )
         return found
 
     def entry(self, reference: Reference, *, ask: bool = False) -> Entry:
-        """The kept entry, or a new one where none is kept or another revision is asked for.
+        """The kept entry, or a new one if none is kept or another revision is requested.
 
-        With `ask`, a branch or tag that was named is looked up again, as far as zoo is online: it may have moved.
-        Raises OfflineError, PluginError for a bridge that breaks its contract, and what the bridge raises.
+        With `ask`, and online, a branch or tag is looked up again, because it may have moved.
+        Raises OfflineError, PluginError for a bridge that breaks its contract, and the errors of the bridge.
         """
         kept = self._read(self._path(reference.key))
         moves = ask and not self._offline and reference.revision is not None and not is_commit(reference.revision)
@@ -92,23 +94,23 @@ class Bridged:
         return self._made[name]
 
     def keep(self, reference: Reference) -> None:
-        """Write the entry that `entry` made of this reference; nothing for one that is kept already."""
+        """Write the entry that `entry` made for this reference, if it is not kept already."""
         entry = self._made.pop((reference.key, reference.revision), None)
         if entry is not None:
             content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
             write_record(self._path(reference.key), content, indent=2)
 
     def entries(self) -> Iterator[Entry]:
-        """Every kept entry but the damaged ones."""
+        """Every kept entry that can be used."""
         return (found for found in self._scan() if isinstance(found, Entry))
 
     def damaged(self) -> Iterator[ZooError]:
-        """What is wrong with each kept entry that cannot be used, as `entry` would raise it."""
+        """The error that `entry` would raise, for each kept entry that cannot be used."""
         return (found for found in self._scan() if isinstance(found, ZooError))
 
     def _scan(self) -> Iterator[Entry | ZooError]:
         for path in sorted(self.folder.rglob("*.json")):
-            # A name with a dot is that of a file which is being written, or was never finished.
+            # A name that begins with a dot is a temporary.
             if path.name.startswith("."):
                 continue
             try:
@@ -143,14 +145,16 @@ class Bridged:
         try:
             with redirect_stdout(sys.stderr):
                 entry = bridge.entry(reference.name, reference.revision)
-            # What a bridge makes is held to the rules of a registry row.
+            # The entry must follow the rules of a registry row.
             checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
         except (KeyboardInterrupt, ZooError):
             raise
         except msgspec.ValidationError as error:
-            raise NotFoundError(f"{reference} cannot be a model of zoo: {error}", hint="choose another one") from error
+            raise NotFoundError(
+                f"{reference} does not fit zoo's schema: {error}", hint="choose another model"
+            ) from error
         except BaseException as error:
-            # Anybody's code: its bug, or its exit, costs this model, in one line.
+            # SystemExit too: a failure of a bridge's code is reported in one line.
             name = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise PluginError(
                 f"the bridge {reference.prefix}/ failed on {reference}: {name}", plugin=reference.prefix

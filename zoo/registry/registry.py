@@ -1,4 +1,4 @@
-"""The shelf: registry files, checked row by row, become entries that can be looked up and searched."""
+"""Registry files, checked row by row, and their entries, which can be looked up and searched."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from zoo.schema import Entry, ImagePreprocess, TextPreprocess, canonical
 
 SCHEMA_VERSION = 1
 PORTS = frozenset(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))
-#: Device names: Windows opens the device whatever the extension, so no file or folder may be called so.
+#: Names of Windows devices. Windows opens the device whatever the extension, so no file or folder may have the name.
 RESERVED = PORTS | {"con", "prn", "aux", "nul"}
 
 
@@ -50,9 +50,9 @@ class Registry(Mapping[str, Entry]):
         task: str | None = None,
         license: str | None = None,
     ) -> list[Entry]:
-        """Entries whose name matches `pattern` (a glob, or a part of the name) and whose fields are those given.
+        """Entries whose name matches `pattern` (a glob, or a part of the name) and whose fields have these values.
 
-        Sorted as people count: resnet18 before resnet101. Upper and lower case are the same.
+        They are sorted naturally (resnet18 before resnet101). Case is ignored.
         """
         wanted = {"family": family, "task": task, "license": license}
         fields = {field: value.lower() for field, value in wanted.items() if value is not None}
@@ -66,22 +66,21 @@ class Registry(Mapping[str, Entry]):
 
 
 def builtin_registry_path() -> Path:
-    """Our own shelf: beside this module in an installed package, in its parent folder in a checkout."""
+    """The shipped registry file: in the package if it is installed, beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     beside = package / "registry.yaml"
     return beside if beside.is_file() else package.parent / "registry.yaml"
 
 
 def default_registry(store_home: Path, environ: Mapping[str, str], replacement: Path | None = None) -> Registry:
-    """The registry that the environment asks for.
+    """The rows of the shipped registry file and, if there is one, of `store_home`/registry.yaml.
 
-    `replacement`, or else the file that ZOO_REGISTRY names, replaces our own shelf; `store_home`/registry.yaml, where
-    it exists, adds one. Raises what `load_registry` raises.
+    `replacement`, or else the file that ZOO_REGISTRY names, replaces the shipped file. Raises as `load_registry`.
     """
     named = replacement or environ.get("ZOO_REGISTRY")
     paths = [Path(named).expanduser() if named else builtin_registry_path()]
     addition = store_home / "registry.yaml"
-    # A dangling link counts as there: reading it says what is wrong.
+    # A dangling link counts as a file, so that reading it raises an error.
     if os.path.lexists(addition):
         paths.append(addition)
     return load_registry(paths)
@@ -90,24 +89,24 @@ def default_registry(store_home: Path, environ: Mapping[str, str], replacement: 
 def load_registry(paths: Sequence[Path]) -> Registry:
     """All rows of these files.
 
-    Raises RegistryError naming file, line, row and field for anything that is not as the schema wants it or for names
-    that clash, NotFoundError for a file that does not exist, AccessError for one that may not be read.
+    Raises RegistryError, with file, line, row and field, for rows that break the schema and for names that clash;
+    NotFoundError for a file that does not exist, AccessError for one that may not be read.
     """
     entries: list[Entry] = []
     taken: dict[str, tuple[str, str]] = {}
     for path in dict.fromkeys(paths):
-        shelf = _Shelf(path)
-        for name, row in shelf.rows():
-            # Names that a reader, or a file system, could take for each other are one name.
-            other, at = taken.setdefault(canonical(name), (name, shelf.at(name)))
-            if (other, at) != (name, shelf.at(name)):
+        file = _RegistryFile(path)
+        for name, row in file.rows():
+            # Names that a reader, or a file system, may confuse count as the same name.
+            other, at = taken.setdefault(canonical(name), (name, file.at(name)))
+            if (other, at) != (name, file.at(name)):
                 clash = "is already a row" if name == other else f"can be confused with the row {quote(other)}"
-                shelf.fail(f"the name {clash} at {at}", ("models", name), hint="rename one of them")
-            entries.append(shelf.entry(name, row))
+                file.fail(f"the name {clash} at {at}", ("models", name), hint="rename one of them")
+            entries.append(file.entry(name, row))
     return Registry(entries)
 
 
-class _Shelf:
+class _RegistryFile:
     """One registry file."""
 
     def __init__(self, path: Path) -> None:
@@ -119,13 +118,13 @@ class _Shelf:
         return self._document.at(("models", name))
 
     def fail(self, problem: str, place: Place = (), hint: str = HINT) -> NoReturn:
-        """Raise RegistryError for what stands at `place`, naming its row and field."""
+        """Raise RegistryError for the value at `place`, with its row and field."""
         row = f"row {quote(place[1])}: " if len(place) > 1 else ""
         field = f"{spell(place[2:])}: " if len(place) > 2 else ""
         raise RegistryError(f"{self._document.at(place)}: {row}{field}{problem}", source=self.path, hint=hint)
 
     def rows(self) -> Iterable[tuple[str, object]]:
-        """Names and unchecked rows."""
+        """Names and unchecked rows. Raises RegistryError for other keys, or another schema version."""
         top = self._document.value
         if not isinstance(top, dict):
             self.fail("a registry is a mapping with the keys schema_version and models")
@@ -134,7 +133,7 @@ class _Shelf:
             self.fail(f"schema_version must be {SCHEMA_VERSION}, not {quote(version)}", ("schema_version",))
         if version > SCHEMA_VERSION:
             self.fail(
-                f"schema_version {version} was made for a newer zoo: upgrade",
+                f"schema_version {version} needs a newer zoo",
                 ("schema_version",),
                 hint="pip install --upgrade backbone-zoo",
             )
@@ -166,7 +165,7 @@ class _Shelf:
 
 
 def _inconsistencies(entry: Entry) -> Iterator[tuple[Place, str]]:
-    """What each field allows by itself and all of them together do not."""
+    """(path, problem) for fields that are valid one by one and contradict each other."""
     preprocess, seen = entry.preprocess, set()
     if isinstance(preprocess, ImagePreprocess):
         task, needs = "image-features", {}
@@ -176,24 +175,22 @@ def _inconsistencies(entry: Entry) -> Iterator[tuple[Place, str]]:
         listed = {"words": preprocess.words} if preprocess.words else {}
         task, needs = "word-vectors", {"table": preprocess.table, **listed}
     if entry.task != task:
-        yield ("preprocess", "kind"), f"this kind prepares input for {task}, and the row's task is {entry.task}"
+        yield ("preprocess", "kind"), f"this kind is for the task {task}, and the row's task is {entry.task}"
     paths = [file.path for file in entry.files]
     for field, path in needs.items():
         if path not in paths:
             yield ("preprocess", field), f"{quote(path)} is not among the row's files{_did_you_mean(path, paths)}"
-    for position, path in enumerate(paths):
+    for index, path in enumerate(paths):
         if path.lower() in seen:
-            yield ("files", position, "path"), f"{quote(path)} is listed twice (upper and lower case are the same)"
+            yield ("files", index, "path"), f"{quote(path)} is listed twice (upper and lower case are the same)"
         seen.add(path.lower())
-    for place, name in [
-        ((), entry.name),
-        *((("files", position, "path"), path) for position, path in enumerate(paths)),
-    ]:
+    named = [((), entry.name), *((("files", index, "path"), path) for index, path in enumerate(paths))]
+    for place, name in named:
         if name.split(".")[0].lower() in RESERVED or name.endswith("."):
             yield place, f"{quote(name)} cannot be a file name on Windows"
 
 
-#: What zoo/schema.py wants of a field, in words.
+#: The constraints of zoo/schema.py on a field, in words.
 FORMS = {
     "name": "a name is 1 to 64 lower-case letters, digits, '.', '_' or '-', and begins with a letter or digit",
     "files[].path": "must be a plain file name",
@@ -204,15 +201,13 @@ FORMS = {
 
 
 def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[Place, str]:
-    """Where in `row` msgspec found a fault, and the fault in our words."""
-    if match := re.fullmatch(r"(.*) - at `\$(.*)`", problem, re.DOTALL):
-        problem, path = match.groups()
-    else:
-        path = ""
+    """(path in `row`, problem in plain words) of an error of msgspec."""
+    match = re.fullmatch(r"(.*) - at `\$(.*)`", problem, re.DOTALL)
+    problem, path = match.groups() if match else (problem, "")
     steps = re.findall(r"\.([^.\[]+)|\[([0-9]+)\]", path)
-    place: Place = tuple(int(position) if position else key for key, position in steps)
+    place: Place = tuple(int(index) if index else key for key, index in steps)
     keys, choices = _expected(place, row)
-    # A stranger's key may itself hold backticks: then the first part of it has to do.
+    # A key that itself has backticks is cut at the second one.
     word = (re.findall(r"`([^`]*)`", problem) or [""])[0]
     if problem.startswith("Object contains unknown field"):
         return (*place, word), f"unknown key{_did_you_mean(word, keys)}"
@@ -222,13 +217,13 @@ def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[Place, str]:
         return place, f"must be one of: {', '.join(choices)}"
     form = re.sub(r"\[[0-9]+\]", "[]", spell(place))
     if form in FORMS:
-        # The name is the row's key, so its fault stands at the row itself.
+        # The name is the row's key, so the error is at the row itself.
         return (() if form == "name" else place), FORMS[form]
     return place, problem.replace("`", "")
 
 
 def _expected(place: Place, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The keys, and the words, that the schema allows at `place` of a row."""
+    """(keys, words) that the schema allows at `place` of a row."""
     from msgspec import inspect
 
     def unwrapped(kind: inspect.Type) -> list[inspect.Type]:
@@ -266,7 +261,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three names that were perhaps meant: the same but for punctuation, beginning so, or spelt like it."""
+    """Up to three similar names: equal but for punctuation, with the same beginning, or spelt alike."""
     import difflib
 
     names, wanted = sorted(known, key=_natural), canonical(name)

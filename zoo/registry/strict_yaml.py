@@ -1,7 +1,7 @@
-"""Small YAML files from strangers, as plain data.
+"""Small YAML files from untrusted sources, as plain data.
 
-A file is parsed event by event, without YAML's constructors, so that nothing in it can name code, grow when it is
-expanded, or hide a key behind another of the same name.
+A file is parsed event by event, without YAML's constructors. So it can neither name code, nor grow by expansion, nor
+give a key twice.
 """
 
 import math
@@ -16,33 +16,33 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MAX_NODES = 50_000
 
-#: A value's place in a document: the keys and positions that lead to it.
+#: The path of a value in a document: the keys and indices that lead to it.
 Place: TypeAlias = tuple[str | int, ...]
 
 HINT = "the comment at the top of zoo's own registry.yaml shows the form"
 
 WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-#: At most 18 digits: what a 64-bit integer holds. A longer one stays text, and the schema says what it wanted.
+#: At most 18 digits, which fit 64 bits. A longer number stays text, which the schema then refuses.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class Document:
-    """The one YAML document of the file at `path`: `value`, and `lines` with the line of everything in it.
+    """The one YAML document of the file at `path`: its `value`, and the `lines` of all values in it.
 
-    Scalars are read as YAML 1.2 does (null, true, false, decimal numbers; anything else is text), keys always as text.
-    Raises RegistryError with line and column for broken YAML, for tags, anchors, aliases, duplicate keys, numbers that
-    are not finite and for more depth or size than such a file needs; NotFoundError or AccessError for the file itself.
+    Scalars are read as in YAML 1.2 (null, true, false, decimal numbers; anything else is text), keys always as text.
+    Raises RegistryError, with line and column, for broken YAML, tags, anchors, aliases, duplicate keys, infinite
+    numbers and NaN, and beyond MAX_DEPTH, MAX_NODES or MAX_BYTES; NotFoundError or AccessError for the file itself.
     """
 
     def __init__(self, path: Path) -> None:
-        # Here and not at the top: who runs a bundle reads no YAML, and need not wait for it.
+        # Here, because running a bundle reads no YAML and should not wait for this import.
         import yaml
 
         self.path = path
         self.lines: dict[Place, int] = {(): 1}
         self._nodes = 0
-        # yaml's event classes carry anchor, tag and marks that its type stubs do not know of.
+        # The type stubs of yaml lack anchor, tag and marks of its event classes.
         self._events: Iterator[Any] = yaml.parse(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         try:
             self.value = self._only_document()
@@ -52,7 +52,7 @@ class Document:
             self._fail(f"not valid YAML: {error.reason} (character {error.position})")
 
     def at(self, place: Place) -> str:
-        """`file:line` of the value at `place`, or of the nearest thing around it."""
+        """`file:line` of the value at `place`, or of the innermost value that contains it."""
         while place not in self.lines:
             place = place[:-1]
         return f"{self.path}:{self.lines[place]}"
@@ -102,7 +102,7 @@ class Document:
         return values
 
     def _refuse(self, event: Any, place: Place) -> None:
-        """Fail for what is legal YAML and has no place in data."""
+        """Raise RegistryError for legal YAML that is not allowed here."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             self._fail(f"more than {MAX_NODES} values", event.start_mark)
@@ -149,7 +149,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise RegistryError(f"{path}: cannot be read: {error.strerror}", source=path, hint=HINT) from error
     if len(data) > MAX_BYTES:
-        raise RegistryError(f"{path}: larger than {MAX_BYTES} bytes", source=path, hint="split it: a shelf is small")
+        raise RegistryError(f"{path}: larger than {MAX_BYTES} bytes", source=path, hint="split it into smaller files")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""What lies under ZOO_HOME: pulled files, graphs, caches, `zoo.lock`.
+"""The files under ZOO_HOME: pulled rows, graphs, caches, `zoo.lock`.
 
 Start with `store.py` (what lies where); `pull.py` decides whether a download is whole.
 """

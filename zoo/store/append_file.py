@@ -1,8 +1,8 @@
-"""An append-only file of byte strings by key, for what is too large for a database: crash-safe, and read by mapping.
+"""An append-only file of byte strings by key, for data too large for a database: crash-safe and memory-mapped.
 
-`data` holds the strings one after another, `index` a record of 48 bytes for each: key, place, length, kind. A string is
-written and synced before its record, and a record counts only while it continues the one before it and its string is
-there; what a killed process or a full disk left behind them is overwritten. Several processes may append.
+`data` holds the strings one after another, `index` a record of 48 bytes for each: key, offset, length, kind. A string
+is written and synced before its record. A record counts only if its string follows the one before it and is whole.
+Bytes after the last such record, left by a killed process or a full disk, are overwritten. Many processes may append.
 """
 
 import mmap
@@ -19,7 +19,7 @@ RECORD = struct.Struct("<32sQIB3x")
 
 
 class Row(NamedTuple):
-    """A string to keep: its key (32 bytes), and two numbers (32 and 8 bits) that `get` returns with it."""
+    """A string to append: its key (32 bytes), and two numbers (32 and 8 bits) that `Records.get` returns with it."""
 
     key: bytes
     length: int
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     data: bytes
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     offset: int
     size: int
     length: int
@@ -44,9 +44,10 @@ class Records:
         self, folder: Path, size_of: Callable[[int, int], int], wanted: Container[bytes] | None = None
     ) -> None:
         self.folder = folder
+        self._data, self._index = folder / "data", folder / "index"
         self.size_of = size_of
         self.wanted = wanted
-        self.places: dict[bytes, _Place] = {}
+        self._positions: dict[bytes, _Position] = {}
         #: Bytes of all strings.
         self.size = 0
         self._records = 0
@@ -57,10 +58,10 @@ class Records:
         self.refresh()
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self.places
+        return key in self._positions
 
     def refresh(self) -> None:
-        """Learn what other processes have appended since."""
+        """Read the records that other processes have appended."""
         there = self._data.stat().st_size
         with self._index.open("rb") as file:
             file.seek(self._records * RECORD.size)
@@ -70,19 +71,19 @@ class Records:
             if offset != self.size or offset + size > there:
                 return
             if self.wanted is None or key in self.wanted:
-                self.places[key] = _Place(offset, size, length, kind)
+                self._positions[key] = _Position(offset, size, length, kind)
             self.size += size
             self._records += 1
 
     def forget(self, key: bytes) -> None:
         """Take a damaged string for missing, so that `append` accepts it again."""
-        del self.places[key]
+        del self._positions[key]
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Keep the rows whose key is not there yet; all of them, or those before an OSError, which is raised."""
+        """Append the rows with new keys. Raises OSError; rows appended before it stay."""
         with written(self.folder / "writer"):
             self.refresh()
-            new = list({row.key: row for row in rows if row.key not in self.places}.values())
+            new = list({row.key: row for row in rows if row.key not in self._positions}.values())
             with _appending(self._data, self.size) as data:
                 _write(data, b"".join(row.data for row in new))
             index, offset = bytearray(), self.size
@@ -95,24 +96,16 @@ class Records:
 
     def get(self, key: bytes) -> tuple[memoryview, int, int]:
         """(the string, its length, its kind). Raises KeyError."""
-        place = self.places[key]
-        if self._map is None or len(self._map) < place.offset + place.size:
+        offset, size, length, kind = self._positions[key]
+        if self._map is None or len(self._map) < offset + size:
             with self._data.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
-        return memoryview(self._map)[place.offset : place.offset + place.size], place.length, place.kind
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def _index(self) -> Path:
-        return self.folder / "index"
+        return memoryview(self._map)[offset : offset + size], length, kind
 
 
 @contextmanager
 def _appending(path: Path, end: int) -> Iterator[BinaryIO]:
-    """The file from `end` on, with nothing behind it; synced in the end, and cut back if the disk is full."""
+    """The file, cut at `end` to be continued there; synced at the end, and cut again after an OSError."""
     with path.open("r+b", buffering=0) as file:
         os.ftruncate(file.fileno(), end)
         file.seek(end)
@@ -125,7 +118,7 @@ def _appending(path: Path, end: int) -> Iterator[BinaryIO]:
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of it: the system may take a part at a time, and a part before the disk is full."""
+    """Write all of `data`: one call may write only a part of it, for example before the disk is full."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

@@ -1,8 +1,8 @@
-"""How much of the disk caches may take, which of them are in use, and which go first.
+"""Caches in a folder: their disk limit, which of them are in use, and which are removed first.
 
-A cache is all that lies under one name in the folder: `KEY.features/` or `KEY.activations/`, and `KEY.lock`,
-which every process that uses it holds (flock(2), shared; the system lets go when a process ends, however it ends) and
-whose time says when it was last used. Only a cache that nobody holds is removed.
+A cache is every file under one name: `KEY.features/` or `KEY.activations/`, and `KEY.lock`. Each process that uses the
+cache holds a shared flock(2) on the lock file, whose time says when the cache was last used. Only a cache without a
+holder is removed.
 """
 
 import os
@@ -20,7 +20,7 @@ from msgspec import Struct
 from zoo.errors import UsageError
 from zoo.system.files import hold, try_lock
 
-#: Bytes that all caches together may take, and the part of what is free (with them gone) that they never exceed.
+#: Bytes that all caches may take together, and the largest share of the disk space that is free without them.
 LIMIT, SHARE = 4_000_000_000, 0.2
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -35,25 +35,25 @@ class Cache(Struct, frozen=True, order=True):
 
 
 def chosen_limit() -> int:
-    """Bytes that caches may take: ZOO_CACHE_LIMIT (`500MB`, `10GB`, or bytes), else 4 GB. Raises UsageError."""
+    """Bytes that caches may take: ZOO_CACHE_LIMIT (`500MB`, `10GB` or bytes), else 4 GB. Raises UsageError."""
     text = os.environ.get("ZOO_CACHE_LIMIT", "")
     if not text.strip():
         return LIMIT
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
     if match is None or match[2] not in UNITS:
-        raise UsageError(f"ZOO_CACHE_LIMIT={text!a} is no size", hint="ZOO_CACHE_LIMIT=4GB")
+        raise UsageError(f"ZOO_CACHE_LIMIT must be a size, got {text!a}", hint="ZOO_CACHE_LIMIT=4GB, 500MB or bytes")
     return int(float(match[1]) * UNITS[match[2]])
 
 
 def limit(folder: Path) -> int:
-    """Bytes that the caches in `folder` may take: `chosen_limit`, and at most a fifth of the free disk."""
+    """Bytes that the caches in `folder` may take: `chosen_limit`, but at most a fifth of the free disk space."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free + sum(cache.size for cache in caches(folder))
     return min(chosen_limit(), int(SHARE * free))
 
 
 def caches(folder: Path) -> list[Cache]:
-    """The caches in `folder`, the one that was not used for the longest time first."""
+    """The caches in `folder`, the least recently used first."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
     with suppress(FileNotFoundError, NotADirectoryError):
         for path in folder.iterdir():
@@ -63,13 +63,13 @@ def caches(folder: Path) -> list[Cache]:
 
 @contextmanager
 def in_use(folder: Path, key: str) -> Iterator[None]:
-    """Hold the cache `key` of `folder`, so that no process removes it, and note the time. Raises OSError."""
+    """Hold the cache `key` of `folder`, so that no process removes it, and set its time. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.lock"
     while True:
         with path.open("a+b") as file:
             hold(file, exclusive=False)
-            # Another process may have removed the cache, and this file, between our opening and our locking.
+            # Another process may have removed the cache, and this file, after it was opened and before it was locked.
             if not _is_at(file, path):
                 continue
             os.utime(path)
@@ -78,7 +78,7 @@ def in_use(folder: Path, key: str) -> Iterator[None]:
 
 
 def remove(folder: Path, cache: Cache) -> bool:
-    """Remove a cache unless some process uses it; whether it is gone."""
+    """Remove a cache unless a process uses it; returns whether it was removed."""
     lock = folder / f"{cache.key}.lock"
     try:
         with lock.open("a+b") as file:
@@ -87,7 +87,7 @@ def remove(folder: Path, cache: Cache) -> bool:
             for path in cache.paths:
                 if path != lock:
                     _remove(path)
-            # The last one, while it is held: who waits for it sees that it is not there any more.
+            # Last, and while it is held: a process that waits for the lock then sees that the file is gone.
             _remove(lock)
     except OSError:
         return False
@@ -95,7 +95,7 @@ def remove(folder: Path, cache: Cache) -> bool:
 
 
 def trim(folder: Path, size: int) -> int:
-    """Remove caches that nobody uses, oldest first, until those that are left take `size` bytes; the bytes freed."""
+    """Remove unused caches, oldest first, until all take at most `size` bytes; returns the bytes freed."""
     found = caches(folder)
     total, freed = sum(cache.size for cache in found), 0
     for cache in found:

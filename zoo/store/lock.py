@@ -1,4 +1,4 @@
-"""`zoo.lock`: digests of files that the registry does not pin, as they were first seen and trusted on this machine."""
+"""`zoo.lock`: digests of files that the registry does not pin, recorded when they were first pulled and trusted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 
 
 class LockedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The bytes that were trusted, and the URL that served them."""
+    """Digest and size of a trusted file, and the URL that served it."""
 
     sha256: Sha256
     size: Positive
@@ -25,7 +25,7 @@ class _LockFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lock:
-    """One `zoo.lock`, by entry name and file path. It fills what the registry leaves open and never overrules a pin."""
+    """One `zoo.lock`, by entry name and file path. It supplies missing digests and never overrules the registry's."""
 
     def __init__(self, path: Path, entries: Mapping[str, Mapping[str, LockedFile]]) -> None:
         self.path = path
@@ -33,18 +33,18 @@ class Lock:
 
     @classmethod
     def read(cls, path: Path) -> "Lock":
-        """The lock at `path`, an empty one when there is none. Raises IntegrityError when it is damaged."""
+        """The lock at `path`, empty if there is no file. Raises IntegrityError or AccessError as `read_record` does."""
         hint = "restore it, or delete it and pull the unpinned rows again with --trust-first"
         content = read_record(path, _LockFile, SCHEMA_VERSION, hint=hint)
         return cls(path, {} if content is None else content.entries)
 
     def effective(self, entry: Entry) -> Entry:
-        """The row with its unpinned files filled from the lock, as far as the lock knows them."""
+        """The row with digest and size of its unpinned files from the lock, where it has them."""
         locked = self.entries.get(entry.name, {})
         return msgspec.structs.replace(entry, files=tuple(_fill(file, locked.get(file.path)) for file in entry.files))
 
     def record(self, name: str, files: Mapping[str, LockedFile]) -> None:
-        """Add the files of the row `name` and write the lock, keeping what another process wrote meanwhile."""
+        """Add the files of the row `name` to the lock as it is on disk now, and write it."""
         self.entries = Lock.read(self.path).entries
         self.entries.setdefault(name, {}).update(files)
         content = _LockFile(schema_version=SCHEMA_VERSION, entries=self.entries)
@@ -52,7 +52,7 @@ class Lock:
 
 
 def _fill(file: WeightFile, known: LockedFile | None) -> WeightFile:
-    # A row that moved on to another URL means other bytes: the old digest says nothing about them.
+    # A row with another URL may mean other bytes, for which the old digest is wrong.
     if file.is_pinned or known is None or known.source not in file.sources:
         return file
     return msgspec.structs.replace(file, sha256=known.sha256, size=known.size)

@@ -1,6 +1,6 @@
-"""What of ZOO_HOME can go: caches, graphs that no row asks for any more, what interrupted work left; models if asked.
+"""Removable files of ZOO_HOME: caches, unused graphs, leftovers of crashed or interrupted runs; on request, models.
 
-All of it can be made or fetched again. What a running process is known to use stays.
+All of them can be made or fetched again. Files that a running process is known to use stay.
 """
 
 import re
@@ -22,14 +22,14 @@ from zoo.store.store import RUN, Store
 from zoo.system.files import is_abandoned
 from zoo.system.records import find_record
 
-#: Seconds without a checkpoint after which a training is taken to be over.
+#: Seconds without a new checkpoint after which a training counts as ended.
 RUNNING = 3600.0
-#: A name with the signature of the process that writes it: see `zoo.store.store`.
+#: A name that ends in the signature of the process that writes the file: see `zoo.system.files.signature`.
 TEMPORARY = re.compile(r"(\.?.+\.)\w+-\d+-[0-9a-f]{8}(\.new|\.old)?")
 
 
 class Prunable(Struct, frozen=True, kw_only=True):
-    """Something that can go, with its bytes; `state` says what became of it."""
+    """A removable file, folder or cache, with its size in bytes; `state` is `found` until `remove` was called."""
 
     kind: Literal["features", "activations", "optimised", "training", "graph", "partial", "staged", "model"]
     name: str
@@ -38,25 +38,23 @@ class Prunable(Struct, frozen=True, kw_only=True):
     state: Literal["found", "removed", "in use", "kept"] = "found"
 
 
-def find(store: Store, shelf: Mapping[str, Entry], *, models: bool) -> list[Prunable]:
-    """Everything under the store's home that can go: with `models` also every pulled row."""
-    found = [*_caches(store), *_trainings(store), *_graphs(store, shelf), *_partials(store), *_staged(store)]
+def find(store: Store, registry: Mapping[str, Entry], *, models: bool) -> list[Prunable]:
+    """Everything under the store's home that can be removed; with `models` also every pulled row."""
+    found = [*_caches(store), *_trainings(store), *_graphs(store, registry), *_partials(store), *_staged(store)]
     return [*found, *_models(store)] if models else found
 
 
 def remove(store: Store, found: Sequence[Prunable]) -> list[Prunable]:
-    """Remove what was found; each with what became of it."""
+    """Remove these; returns each with its new state."""
     done = []
     folders = {"features": store.features, "activations": store.features, "optimised": store.optimised}
     for each in found:
-        if each.kind in folders:
-            folder = folders[each.kind]
+        if folder := folders.get(each.kind):
             cache = next((cache for cache in caches.caches(folder) if cache.key == each.name), None)
-            is_gone = cache is None or caches.remove(folder, cache)
-            result = structs.replace(each, state="removed" if is_gone else "in use")
+            state = "removed" if cache is None or caches.remove(folder, cache) else "in use"
         else:
-            result = structs.replace(each, state="removed" if _remove(Path(each.path)) else "kept")
-        done.append(result)
+            state = "removed" if _remove(Path(each.path)) else "kept"
+        done.append(structs.replace(each, state=state))
     return done
 
 
@@ -70,27 +68,27 @@ def _caches(store: Store) -> Iterator[Prunable]:
 
 
 def _trainings(store: Store) -> Iterator[Prunable]:
-    """Checkpoints, by the bundle that they were to become. One that was written lately may go on yet."""
+    """Checkpoints, named by the bundle of their training. A recent one may belong to a running training."""
     for folder in _listed(store.trainings):
         if time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) > RUNNING:
             yield Prunable(kind="training", name=run_of(folder), path=str(folder), size=_size(folder))
 
 
-def _graphs(store: Store, shelf: Mapping[str, Entry]) -> Iterator[Prunable]:
+def _graphs(store: Store, registry: Mapping[str, Entry]) -> Iterator[Prunable]:
     for manifest in sorted(store.graphs.rglob(MANIFEST)):
         folder = manifest.parent
         name = folder.relative_to(store.graphs).as_posix()
-        if not _is_temporary(folder) and not _is_current(store, folder, shelf):
+        if not _is_temporary(folder) and not _is_current(store, folder, registry):
             yield Prunable(kind="graph", name=name, path=str(folder), size=_size(folder))
 
 
-def _is_current(store: Store, folder: Path, shelf: Mapping[str, Entry]) -> bool:
-    """Whether a row of the shelf would use this graph as it is."""
+def _is_current(store: Store, folder: Path, registry: Mapping[str, Entry]) -> bool:
+    """Whether a row of the registry would use this graph."""
     try:
         lineage = Bundle.open(folder).manifest.lineage
     except ZooError:
         return False
-    entry, cut = shelf.get(lineage.entry.name), lineage.options.get("cut")
+    entry, cut = registry.get(lineage.entry.name), lineage.options.get("cut")
     return entry is not None and folder == store.graph_dir(entry, cut)
 
 
@@ -142,7 +140,7 @@ def _remove(path: Path) -> bool:
         if not path.is_dir() or path.is_symlink():
             path.unlink()
             return True
-        # Renamed first, so that nobody opens a folder of which a part is gone.
+        # Renamed first, so that no process opens a folder without some of its files.
         aside = path.with_name(f".{path.name}.pruned")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -152,12 +150,12 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     with suppress(OSError):
-        # A folder that is empty now says nothing.
+        # The parent folder, if it is empty now.
         path.parent.rmdir()
     return True
 
 
 def run_of(folder: Path) -> str:
-    """The bundle that a training writes; the folder's own name where that is not known any more."""
+    """The path of the bundle that a training writes; the folder's name if its record cannot be read."""
     run = find_record(folder / RUN, dict[str, Any], None) or {}
     return str(run.get("out", folder.name))

@@ -1,7 +1,8 @@
-"""The verified pull: sources bring bytes, this module decides whether they are right and shows them only when whole.
+"""The verified pull: sources fetch bytes; this module checks them and publishes a row's files when all are right.
 
-Order of events for every file: a partial that this process alone writes, its size, its full sha256, then all files of
-the row in one staged folder, synced, renamed. Whatever interrupts it leaves partials from which the next pull goes on.
+Each file is fetched into a partial that only this process writes, then its size and sha256 are checked; at last all
+files move into one staged folder, which is synced and renamed. An interrupted pull leaves partials, from which the next
+one continues.
 """
 
 import errno
@@ -35,14 +36,14 @@ from zoo.system.files import NO_SPACE, sha256, sha256_file, staged_dir, storage_
 
 SourceFor: TypeAlias = Callable[[str], Source]
 
-#: Schemes that need a network, known without loading a plugin: an offline pull answers at once.
+#: Schemes that need a network, so that an offline pull need not load their plugins.
 REMOTE_SCHEMES = frozenset({"http", "https", "hf", "pypi"})
-#: A file system that fails in these ways fails for every source alike.
+#: Errors of the file system that no other source would avoid.
 STORAGE_FAULTS = NO_SPACE | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class PlannedFile(Struct, frozen=True, kw_only=True):
-    """What a pull would do with one file: `urls` in the order in which they would be tried."""
+    """One file that a pull would fetch unless it is `present`, from `urls` in this order."""
 
     path: str
     size: int | None
@@ -52,7 +53,7 @@ class PlannedFile(Struct, frozen=True, kw_only=True):
 
 
 class Verified(NamedTuple):
-    """One re-hashed file: the sha256 found is None when the file is gone."""
+    """One file hashed again: `actual` is its sha256, None when the file is gone."""
 
     expected: FileDigest
     ok: bool
@@ -60,7 +61,7 @@ class Verified(NamedTuple):
 
 
 def plan(entry: Entry, store: Store, lock: Lock, only: str | None = None) -> list[PlannedFile]:
-    """What `pull` would fetch and from where. Raises UsageError when no source is of the scheme `only`."""
+    """The files that `pull` would fetch, and from where. Raises UsageError when no source has the scheme `only`."""
     row = lock.effective(entry)
     expected = pinned_files(row)
     folder = store.model_dir(row, expected) if expected else None
@@ -73,9 +74,9 @@ def plan(entry: Entry, store: Store, lock: Lock, only: str | None = None) -> lis
 
 
 def verify(entry: Entry, store: Store, lock: Lock) -> list[Verified]:
-    """Hash every file of a pulled row again, offline. Raises NotFoundError when the row was not pulled.
+    """Hash every file of a pulled row again, offline. The next pull fetches the damaged ones again.
 
-    The next pull fetches again what is found damaged here.
+    Raises NotFoundError when the row was not pulled.
     """
     expected = pinned_files(lock.effective(entry))
     folder = store.model_dir(entry, expected) if expected else None
@@ -101,9 +102,9 @@ def pull(
     only: str | None = None,
     offline: bool = False,
 ) -> Path:
-    """The folder with the row's files, fetched where they are missing; a complete one is returned untouched.
+    """The folder with the row's files, which are fetched unless all are there.
 
-    `source_for` gives the source of a URL scheme; `only` restricts the pull to one scheme. A file without a known
+    `source_for` returns the source of a URL scheme; `only` restricts the pull to one scheme. A file without a known
     digest is fetched only with `trust_first`, and its digest is recorded in the lock.
     Raises UnpinnedError, OfflineError, NetworkError, AccessError, or IntegrityError when a source sent wrong bytes.
     """
@@ -126,7 +127,7 @@ def pull(
             urls = _candidates(entry, file, only)
             partial = stack.enter_context(store.claim_partial(_partial_key(listed)))
             jobs.append(_Job(file=file, urls=urls, partial=partial / PARTIAL_DATA))
-        _use_what_is_here(jobs, store.copies(entry))
+        _use_local_bytes(jobs, store.copies(entry))
         if offline:
             _keep_local(entry, jobs, source_for)
         _check_space(store.home, jobs)
@@ -139,7 +140,7 @@ def pull(
 
 @dataclass(eq=False)
 class _Job:
-    """One file on its way: `urls` are the candidates not ruled out yet, the current one first."""
+    """One file to fetch: `urls` are the sources that have not failed, the current one first."""
 
     file: WeightFile
     urls: list[str]
@@ -156,7 +157,7 @@ class _Job:
 
     @property
     def size(self) -> int | None:
-        """The size to expect, None when nobody has said it."""
+        """The expected size, by the row or else by the source; None if unknown."""
         return self.file.size or (self.announced.size if self.announced else None)
 
     @property
@@ -165,11 +166,11 @@ class _Job:
 
     @property
     def held(self) -> int:
-        """Bytes that are in the partial."""
+        """Bytes in the partial."""
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def problem(self) -> IntegrityError | None:
-        """What is wrong with the bytes in the partial; None when they are right, and then `digest` is set."""
+        """The error in the partial's bytes. If they are right it is None, and `digest` is set."""
         held = self.held
         if held != self.size and (self.size is not None or held == 0):
             found = f"more than {self.size}" if self.size and held > self.size else str(held)
@@ -186,7 +187,7 @@ class _Job:
         self.is_resumed = False
 
     def locked(self) -> LockedFile:
-        """The record of an unpinned file whose bytes are here."""
+        """The lock's record of an unpinned file that was fetched."""
         assert self.digest is not None
         return LockedFile(sha256=self.digest.sha256, size=self.digest.size, source=self.url)
 
@@ -204,7 +205,7 @@ def _scheme(url: str) -> str:
 
 
 def _partial_key(listed: WeightFile) -> str:
-    """Partials go by digest, whichever source they came from; by URL where the registry knows no digest."""
+    """The name of a file's partial: its digest, so that all sources share it; without a digest, that of its URL."""
     return listed.sha256 or sha256(listed.sources[0])
 
 
@@ -213,12 +214,12 @@ def _wrong_bytes(message: str, expected: str | int | None, actual: str | int) ->
     return IntegrityError(message, expected=expected, actual=actual, hint=hint)
 
 
-def _use_what_is_here(jobs: Sequence[_Job], copies: dict[str, Path]) -> None:
-    """Settle what needs no source: partials that are whole, and files that another version of the row holds."""
+def _use_local_bytes(jobs: Sequence[_Job], copies: dict[str, Path]) -> None:
+    """Finish the jobs that need no source: whole partials, and files that another version of the row has."""
     for job in jobs:
         copy = copies.get(job.file.sha256 or "")
         if not job.file.is_pinned:
-            # Without a digest nobody can tell whether old bytes and new ones belong together.
+            # Without a digest, old bytes and new ones may be of different files.
             job.drop_bytes()
         elif job.size is not None and job.held >= job.size and job.problem() is not None:
             job.drop_bytes()
@@ -230,7 +231,7 @@ def _use_what_is_here(jobs: Sequence[_Job], copies: dict[str, Path]) -> None:
 
 
 def _keep_local(entry: Entry, jobs: Sequence[_Job], source_for: SourceFor) -> None:
-    """Leave only the URLs that need no network. Raises OfflineError naming the files that have none."""
+    """Keep only the URLs that need no network. Raises OfflineError naming the files without any."""
     missing = [job for job in jobs if job.digest is None]
     for job in missing:
         job.urls = [url for url in job.urls if _is_local(_scheme(url), source_for)]
@@ -252,38 +253,34 @@ def _is_local(scheme: str, source_for: SourceFor) -> bool:
 
 
 def _check_space(home: Path, jobs: Sequence[_Job]) -> None:
-    """Raise AccessError when the files that are missing cannot fit. Unknown sizes are taken as nothing."""
+    """Raise AccessError when the missing files do not fit on the disk. Unknown sizes count as 0."""
     needed = sum(max(0, (job.size or 0) - job.held) for job in jobs if job.digest is None)
     free = shutil.disk_usage(home).free
     if needed > free:
         raise AccessError(
-            f"not enough space in {home}: needs {_megabytes(needed)}, has {_megabytes(free)}",
+            f"not enough space in {home}: needs {needed / 1e6:,.1f} MB, has {free / 1e6:,.1f} MB",
             hint="free some space, or set ZOO_HOME to a folder on a larger disk",
         )
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
 def _fetch_all(jobs: Sequence[_Job], source_for: SourceFor, progress: Progress) -> None:
-    """Fill every job's partial with the right bytes, source after source. Raises when a file has no source left."""
+    """Fill every job's partial with the right bytes, source by source. Raises when a file has no source left."""
     while missing := [job for job in jobs if job.digest is None]:
         scheme = _scheme(missing[0].url)
         group = [job for job in missing if _scheme(job.url) == scheme and not job.is_alone] or missing[:1]
         failure = _fetch(group, scheme, source_for, progress)
         blamed = _blamed(group, failure)
         for job in group:
-            # A failure that does not say which file it is about is asked again, file by file.
+            # A failure that names no file: fetch each file alone to learn whose it is.
             job.is_alone = job.is_alone or (failure is not None and not blamed)
             _settle(job, failure if job in blamed else None, is_done=failure is None, progress=progress)
 
 
 def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: Progress) -> ZooError | None:
-    """Ask one source for several files; an error that another source might not have is returned, not raised."""
+    """Fetch several files from one source. An error that another source may not have is returned, not raised."""
     try:
         source = source_for(scheme)
-        # Standard output is the verb's: --json is one object, whatever a source prints.
+        # stdout belongs to the verb: what a source prints must not mix with --json.
         with redirect_stdout(sys.stderr):
             for job in group:
                 if not job.file.is_pinned:
@@ -297,13 +294,13 @@ def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: 
         if error.errno in STORAGE_FAULTS:
             raise
         return NetworkError(f"{group[0].url}: {error}", url=f"{scheme}://")
-    except (Exception, SystemExit) as error:  # A source may be anybody's code: its bug costs that source, not the pull.
+    except (Exception, SystemExit) as error:  # A bug of a source costs that source, not the pull.
         return PluginError(f"the source {scheme}:// failed: {type(error).__name__}: {error}", plugin=scheme)
     return None
 
 
 def _blamed(group: Sequence[_Job], failure: ZooError | None) -> Sequence[_Job]:
-    """The jobs that a failure concerns: its `url` may be a file's own or the beginning of many (a host, a wheel)."""
+    """The jobs that a failure is about: its `url` is a file's, or the start of several files' (a host, a wheel)."""
     if failure is None or len(group) == 1:
         return group
     url = failure.url if isinstance(failure, NetworkError) else None
@@ -311,7 +308,7 @@ def _blamed(group: Sequence[_Job], failure: ZooError | None) -> Sequence[_Job]:
 
 
 def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Progress) -> None:
-    """Accept the job's bytes, or move it on to its next source. A job that was not reached keeps its place."""
+    """Accept the job's bytes, or go on to its next source; a job that was not reached stays as it is."""
     if is_done or (job.file.is_pinned and job.size is not None and job.held >= job.size):
         problem = job.problem()
         if problem is None:
@@ -320,7 +317,7 @@ def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Pro
         job.drop_bytes()
         if was_resumed:
             progress.note(
-                f"{problem.message}; the bytes of an earlier pull may be at fault, so once more from the start"
+                f"{problem.message}; the cause may be bytes of an earlier pull: fetching it again from the start"
             )
             return
         failure = problem
@@ -339,7 +336,7 @@ def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Pro
 
 
 def _verdict(failures: Sequence[ZooError]) -> ZooError:
-    """What to tell when every source failed: wrong bytes first, then what the user can change, then the last word."""
+    """The error to raise when every source failed: wrong bytes first, then access, then network, then the last one."""
     for kind in (IntegrityError, AccessError, NetworkError):
         for failure in reversed(failures):
             if isinstance(failure, kind):
@@ -348,7 +345,7 @@ def _verdict(failures: Sequence[ZooError]) -> ZooError:
 
 
 def _publish(entry: Entry, store: Store, lock: Lock, jobs: Sequence[_Job]) -> Path:
-    """Make the files visible as one folder, unless another process has done it meanwhile."""
+    """Publish the files as one folder, unless another process has done so meanwhile."""
     try:
         ready = store.find(entry, lock)
     except IntegrityError:

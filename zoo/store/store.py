@@ -1,7 +1,7 @@
-"""What zoo keeps on disk under ZOO_HOME, and where.
+"""The folders under ZOO_HOME, and the files of pulled rows.
 
-models/<entry>/<16 hex of the files' digests>/   a pulled row: real files, and manifest.json that was written last
-partials/<key>/                                  what an interrupted pull left of one file
+models/<entry>/<16 hex of the files' digests>/   a pulled row: its files, and manifest.json, which is written last
+partials/<key>/                                  the bytes of one file that an interrupted pull had received
 graphs/  features/  optimised/  engines/  bridged/  zoo.lock
 """
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-#: Raised whenever zoo.export.build would make another graph of the same row: it is part of the kept graph's key.
+#: To be raised whenever zoo.export.build makes a different graph of the same row: it is part of the graph's key.
 GRAPH_VERSION = 2
-#: What a training is of, beside its checkpoints.
+#: The options and data of a training, beside its checkpoints.
 RUN = "run.json"
-#: The file inside a partial's folder; a source may keep notes of its own beside it.
+#: The file inside a partial's folder; a source may keep files of its own beside it.
 PARTIAL_DATA = "data"
 
 
 def zoo_home() -> Path:
-    """The folder ZOO_HOME names, else the platform's cache folder for backbone-zoo."""
+    """The folder that ZOO_HOME names, else the platform's cache folder for backbone-zoo."""
     chosen = os.environ.get("ZOO_HOME")
     return Path(chosen).expanduser().absolute() if chosen else user_cache_path("backbone-zoo")
 
 
 class StoredFile(FileDigest, frozen=True, kw_only=True):
-    """A pulled file with its modification time, so that a look at the folder notices a change without reading it."""
+    """A pulled file with its modification time, which shows a change without reading the file."""
 
     mtime_ns: int
 
@@ -60,59 +60,32 @@ class Store:
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = zoo_home() if home is None else home
-
-    @property
-    def models(self) -> Path:
-        """Pulled rows."""
-        return self.home / "models"
-
-    @property
-    def graphs(self) -> Path:
-        """Features graphs made from registry rows."""
-        return self.home / "graphs"
-
-    @property
-    def features(self) -> Path:
-        """Cached features."""
-        return self.home / "features"
-
-    @property
-    def optimised(self) -> Path:
-        """Graphs as ONNX Runtime optimised them."""
-        return self.home / "optimised"
-
-    @property
-    def engines(self) -> Path:
-        """Engines that TensorRT built, a file of its own for each device and release in it: one takes minutes."""
-        return self.home / "engines"
-
-    @property
-    def trainings(self) -> Path:
-        """Checkpoints of trainings, one folder for each bundle that they write."""
-        return self.home / "training"
-
-    @property
-    def bridged(self) -> Path:
-        """Entries that bridges made of other libraries' models."""
-        return self.home / "bridged"
-
-    @property
-    def partials(self) -> Path:
-        """Files that are not whole yet."""
-        return self.home / "partials"
-
-    @property
-    def lock_path(self) -> Path:
-        """Where the digests that were trusted here are recorded."""
-        return self.home / "zoo.lock"
+        #: Pulled rows.
+        self.models = self.home / "models"
+        #: Files that are not yet whole.
+        self.partials = self.home / "partials"
+        #: Feature graphs made from registry rows.
+        self.graphs = self.home / "graphs"
+        #: Cached features.
+        self.features = self.home / "features"
+        #: Graphs optimised by ONNX Runtime.
+        self.optimised = self.home / "optimised"
+        #: Engines that TensorRT built in minutes: one file for each device and release.
+        self.engines = self.home / "engines"
+        #: Checkpoints: one folder for each bundle that a training writes.
+        self.trainings = self.home / "training"
+        #: Entries that bridges made of other libraries' models.
+        self.bridged = self.home / "bridged"
+        #: Digests that were trusted here.
+        self.lock_path = self.home / "zoo.lock"
 
     def model_dir(self, entry: Entry, digests: Sequence[FileDigest]) -> Path:
-        """The folder that a row with these very files has, whether it was pulled or not."""
+        """The folder for a row with exactly these files; it need not exist."""
         pairs = sorted((file.path, file.sha256) for file in digests)
         return self.models / entry.name / sha256_json(pairs)[:16]
 
     def graph_dir(self, entry: Entry, cut: int | None = None) -> Path:
-        """The folder of a row's features graph, or with `cut` of its trunk, whether it was made or not."""
+        """The folder for a row's feature graph, or for its first `cut` stages; it need not exist."""
         return self.graphs / f"{entry.name}-{graph_key(entry, cut)[:16]}"
 
     def find(self, entry: Entry, lock: "Lock") -> Path | None:
@@ -136,13 +109,13 @@ class Store:
         for file in changed:
             _check_bytes(folder / file.path, file, entry.name)
         if changed:
-            # Only a saving for the next look-up; a read-only home does without it.
+            # Saves hashing at the next look-up; not possible in a read-only home.
             with suppress(OSError):
                 write_manifest(folder, entry, expected)
         return folder
 
     def is_pulled(self, entry: Entry, lock: "Lock") -> bool:
-        """Whether every file of the row is there in its full size, by looking at the folder alone."""
+        """Whether every file of the row exists with its full size; no file is read."""
         expected = pinned_files(lock.effective(entry))
         if expected is None:
             return False
@@ -150,7 +123,7 @@ class Store:
         return (folder / MANIFEST).is_file() and all(self.holds(folder, file.path, file.size) for file in expected)
 
     def holds(self, folder: Path, path: str, size: int | None) -> bool:
-        """Whether a file of that size (None or 0 = any) lies in a pulled folder."""
+        """Whether a pulled folder has a regular file of this size (None or 0 = any)."""
         try:
             status = (folder / path).lstat()
         except OSError:
@@ -158,17 +131,17 @@ class Store:
         return stat.S_ISREG(status.st_mode) and size in (None, 0, status.st_size)
 
     def distrust(self, folder: Path, paths: Collection[str]) -> None:
-        """Have these files of a pulled folder hashed again by the next `find`, whatever their size and time say."""
+        """Make the next `find` hash these files of a pulled folder again, even if size and time are unchanged."""
         manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
         if manifest is None or not paths:
             return
         files = [structs.replace(file, mtime_ns=0) if file.path in paths else file for file in manifest.files]
-        # A read-only home cannot be mended by a pull either.
+        # A pull could not repair a read-only home either.
         with suppress(OSError):
             write_record(folder / MANIFEST, structs.replace(manifest, files=tuple(files)), indent=2)
 
     def copies(self, entry: Entry) -> dict[str, Path]:
-        """Files by sha256 that any pulled version of the row claims to hold; their bytes are not checked here."""
+        """Files by sha256 in all pulled versions of the row, by their manifests; the bytes are not checked."""
         found: dict[str, Path] = {}
         for folder in sorted((self.models / entry.name).glob("*")):
             manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
@@ -177,10 +150,10 @@ class Store:
 
     @contextmanager
     def claim_partial(self, key: str) -> Iterator[Path]:
-        """A folder in `partials` that this process alone writes to, holding what an earlier pull of `key` left.
+        """A folder in `partials` that only this process writes to, with the bytes that an earlier pull of `key` left.
 
-        What was left is taken over by a rename, which one process alone can win, and given back under the plain name
-        at the end. Thus pulls of the same file never write into each other's bytes, and no lock is needed.
+        The earlier folder is taken over by a rename, which only one process can win, and renamed back to `key` at the
+        end. So two pulls of one file never write into the same bytes, and no lock is needed.
         """
         self.partials.mkdir(parents=True, exist_ok=True)
         mine = self.partials / f"{key}.{signature()}"
@@ -188,7 +161,7 @@ class Store:
         left.sort(key=_partial_size, reverse=True)
         if not any(try_rename(path, mine) for path in left):
             mine.mkdir()
-        # A rename keeps the old time, by which others would take this folder for abandoned.
+        # A rename keeps the old time, which would make the folder look abandoned.
         os.utime(mine)
         remove_abandoned(self.partials, prefix=f"{key}.")
         try:
@@ -199,31 +172,32 @@ class Store:
 
 
 def pinned_files(row: Entry) -> tuple[FileDigest, ...] | None:
-    """Path, size (0 = not known) and sha256 of every file of a row, None when one of the digests is not known."""
+    """Path, size (0 = unknown) and sha256 of every file of a row; None if a digest is unknown."""
     known = [FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in row.files if file.sha256]
     return tuple(known) if len(known) == len(row.files) else None
 
 
 def write_manifest(folder: Path, entry: Entry, files: Sequence[FileDigest]) -> None:
-    """Record the files of a pulled row as they lie in `folder`: what makes it one, so it is written last."""
-    stored = []
-    for file in files:
-        status = (folder / file.path).stat()
-        stored.append(
-            StoredFile(path=file.path, size=status.st_size, sha256=file.sha256, mtime_ns=status.st_mtime_ns),
-        )
-    manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=tuple(stored))
+    """Write the manifest that makes `folder` a pulled row: after all its files."""
+    stored = tuple(stored_file(folder, file.path, file.sha256) for file in files)
+    manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=stored)
     write_record(folder / MANIFEST, manifest, indent=2)
 
 
+def stored_file(folder: Path, name: str, sha256: str) -> StoredFile:
+    """The record of the file `name` of a folder. Raises OSError."""
+    status = (folder / name).stat()
+    return StoredFile(path=name, size=status.st_size, sha256=sha256, mtime_ns=status.st_mtime_ns)
+
+
 def is_untouched(path: Path, file: StoredFile) -> bool:
-    """Whether a plain file of the recorded size and time lies there; its bytes are not read."""
+    """Whether `path` is a regular file of the recorded size and time; its bytes are not read. Raises OSError."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def _check_bytes(path: Path, file: StoredFile, name: str) -> None:
-    # A link could point at bytes that change later, and the runtimes refuse some of them.
+    # A link may point to bytes that change later, and ONNX Runtime refuses some links.
     actual = sha256_file(path) if stat.S_ISREG(path.lstat().st_mode) else "a link"
     if actual != file.sha256:
         raise IntegrityError(
@@ -242,16 +216,7 @@ def _partial_size(folder: Path) -> int:
 
 
 def graph_key(entry: Entry, cut: int | None = None) -> str:
-    """sha256 over all of the row that shapes its features bundle: files' digests, family, preprocessing, config.
-
-    With `cut` that of its trunk, the first so many stages.
-    """
-    shaping = (
-        entry.family,
-        entry.config,
-        entry.preprocess,
-        [(file.path, file.sha256) for file in entry.files],
-        GRAPH_VERSION,
-        *(() if cut is None else (cut,)),
-    )
-    return sha256_json(shaping)
+    """sha256 of everything that shapes the feature graph of a row, or of its first `cut` stages."""
+    files = [(file.path, file.sha256) for file in entry.files]
+    last = () if cut is None else (cut,)
+    return sha256_json((entry.family, entry.config, entry.preprocess, files, GRAPH_VERSION, *last))

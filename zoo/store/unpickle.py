@@ -1,6 +1,6 @@
-"""Pickled checkpoints become safetensors once, in a child process; nothing else in zoo ever opens a pickle.
+"""Pickled checkpoints, converted once to safetensors in a child process. Nothing else in zoo opens a pickle.
 
-Run as `python -m zoo.store.unpickle SOURCE TARGET`: the child reads SOURCE with `weights_only=True` and writes TARGET.
+The child is `python -m zoo.store.unpickle SOURCE TARGET`: it reads SOURCE with `weights_only=True` and writes TARGET.
 """
 
 import os
@@ -28,10 +28,10 @@ class _Converted(Struct, frozen=True):
 
 
 def as_safetensors(path: Path) -> Path:
-    """The safetensors form of a checkpoint: `path` itself, or its converted twin beside it.
+    """The safetensors form of a checkpoint: `path` itself, or the converted file beside it.
 
-    The twin's digest is recorded with the digest of the file it was made from, and checked on every use.
-    Raises IntegrityError when the checkpoint cannot be read as plain tensors.
+    The digests of both files are recorded, and checked on every use.
+    Raises IntegrityError when the checkpoint does not hold plain tensors.
     """
     if path.suffix not in PICKLE_SUFFIXES:
         return path
@@ -42,7 +42,10 @@ def as_safetensors(path: Path) -> Path:
     partial = twin.with_suffix(f".{os.getpid()}.partial")
     try:
         with Child(python("-m", "zoo.store.unpickle", str(path), str(partial)), stderr=subprocess.DEVNULL) as child:
-            reason = _problem(child)
+            try:
+                reason = child.receive().data
+            except EndedError as ended:
+                reason = f"the child died (exit code {ended.code})"
         if reason is not None:
             raise IntegrityError(
                 f"{path.name} does not hold plain tensors: {reason}",
@@ -56,25 +59,16 @@ def as_safetensors(path: Path) -> Path:
     return twin
 
 
-def _problem(child: Child) -> str | None:
-    """Why the child could not convert the file, None when it did."""
-    try:
-        problem: str | None = child.receive().data
-    except EndedError as ended:
-        return f"the child died (exit code {ended.code})"
-    return problem
-
-
 def convert(source: Path, target: Path) -> str | None:
-    """The child's work: write the tensors of `source` to `target`; returns None, or what is wrong in one line."""
+    """Write the tensors of `source` to `target`, in the child; returns None, or one line that says why not."""
     import torch
     from safetensors.torch import save_file
 
     try:
-        # What torch remarks on a pickle's age or its sparse tensors is nothing to the reader of the one line.
+        # torch warns of old pickles and sparse tensors: no news for the user.
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or cut file raises whatever its bytes lead to
+    except Exception as error:  # a hostile or truncated file may raise anything
         code = re.search(r"GLOBAL (\S+)", str(error))
         return f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})"
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -83,7 +77,7 @@ def convert(source: Path, target: Path) -> str | None:
         return f"it is a {type(state).__name__}, not names and their tensors"
     for name, value in state.items():
         if not isinstance(name, str):
-            return f"its name {name!r} is no text"
+            return f"the name {name!r} of a tensor is not text"
         if not isinstance(value, torch.Tensor):
             return f"{name} is not a tensor but {type(value).__name__}"
         if value.layout is not torch.strided or value.is_quantized:

@@ -1,24 +1,24 @@
-"""How many CPU cores this process may use: fewer than the machine has, in a container or under taskset."""
+"""The number of CPU cores that this process may use: fewer than the machine has in a container or under taskset."""
 
 import os
 from pathlib import Path
 
 
 def cores() -> int:
-    """CPU cores this process may use, at least 1: ONNX Runtime by itself counts all that the machine has.
+    """CPU cores this process may use, at least 1: those of its affinity, limited by the quota of its control group.
 
-    Those of its affinity, and of these no more than the quota of its control group pays for.
+    ONNX Runtime by itself would count all cores of the machine.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
-    # Part of a core more is a thread that is stopped half of the time, and the others wait for it.
+    # Rounded down: a thread on part of a core is often stopped, and the other threads wait for it.
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def cpu_quota(system: Path = Path("/")) -> float | None:
-    """The cores that the control groups of this process pay for, None without a limit: the strictest of the tree.
+    """The smallest CPU quota of this process's control groups, in cores; None without a limit.
 
-    `system` is the folder in which /proc and /sys lie. Read are cpu.max (version 2) and cpu.cfs_quota_us (version 1).
+    It is read from cpu.max (version 2) and cpu.cfs_quota_us (version 1). `system` is the folder of /proc and /sys.
     """
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
@@ -36,7 +36,7 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's, which is not mounted: its own limit then lies at the root.
+        # In a container the path may be one of the host, which is not mounted: the limit is then at the root.
         for each in (folder, *folder.parents):
             if not each.is_relative_to(root):
                 break

@@ -1,4 +1,4 @@
-"""How zoo writes to a disk: beside, synced, then renamed, so that nothing half-written is ever seen."""
+"""Atomic writes (to a temporary, synced, then renamed), digests, and file locks."""
 
 import errno
 import hashlib
@@ -25,9 +25,9 @@ except ImportError:  # Windows, where an open file cannot be removed, and so nee
     fcntl = None  # type: ignore[assignment]
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-#: A writer on another machine cannot be asked whether it lives: after this long without a write it is taken for dead.
+#: Seconds without a write after which a temporary of another machine, whose processes are unknown here, is abandoned.
 ABANDONED_AFTER = 24 * 3600.0
-#: How often two processes may overtake each other between two renames before one gives up.
+#: Tries to replace a folder that other processes keep replacing.
 RENAME_TRIES = 50
 
 
@@ -48,14 +48,14 @@ def sha256_file(path: Path) -> str:
 
 
 def map_file(path: Path) -> mmap.mmap | bytes:
-    """The bytes of a plain file, memory-mapped and read-only. Raises OSError, also for a link."""
-    # A pipe would keep the opening waiting for a writer.
+    """The bytes of a regular file, memory-mapped and read-only. Raises OSError, also for a link."""
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         # An empty file cannot be mapped.
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""
     finally:
@@ -63,7 +63,7 @@ def map_file(path: Path) -> mmap.mmap | bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
+    """Replace `path` by `data`. Readers see the old bytes or the new ones, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{signature()}.new")
     try:
@@ -80,11 +80,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def staged_dir(target: Path) -> Iterator[Path]:
-    """A fresh folder that becomes `target` when the block succeeds and leaves no trace when it does not.
+    """A new folder that is synced and becomes `target` when the block succeeds, and is removed when it fails.
 
-    Every file in it is synced first. A folder that was there before is replaced whole, and restored if that fails.
+    An existing folder is replaced as a whole, and restored if that fails.
     """
-    # A link to a folder stays a link: what it points to is replaced.
+    # If `target` is a link to a folder, the folder is replaced and the link stays.
     target = target.resolve()
     temporary = target.parent / f".{target.name}.{signature()}.new"
     temporary.mkdir(parents=True)
@@ -101,7 +101,7 @@ def staged_dir(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(home: Path) -> Iterator[None]:
-    """Turn what the file system refuses under `home` into an AccessError whose hint names ZOO_HOME."""
+    """Turn an OSError under `home` into an AccessError whose hint names ZOO_HOME."""
     try:
         yield
     except OSError as error:
@@ -115,20 +115,20 @@ def storage_errors(home: Path) -> Iterator[None]:
 
 @contextmanager
 def room_for(out: Path) -> Iterator[None]:
-    """Turn a disk that is full while `out` is written into an AccessError that says so."""
+    """Turn the OSError of a full disk, while `out` is written, into an AccessError."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        # The file that such an error names may be the one that was copied from.
+        # The error's own file name is left out: it may be the source of a copy.
         raise AccessError(
             f"cannot write {out}: {os.strerror(error.errno)}", hint="free some space, or choose another -o"
         ) from error
 
 
 def signature() -> str:
-    """Who writes a temporary: host, process, and a word that makes the name unique."""
+    """The writer of a temporary: host, process id, and 8 random hex digits."""
     return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -137,7 +137,7 @@ def _host() -> str:
 
 
 def is_abandoned(path: Path, prefix: str) -> bool:
-    """Whether `path` is a temporary named `prefix` + signature whose writer is gone."""
+    """Whether `path` is a temporary named `prefix` + signature of a process that ended."""
     match = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}(\.new|\.old)?", path.name.removeprefix(prefix))
     if not path.name.startswith(prefix) or match is None:
         return False
@@ -156,25 +156,23 @@ def _is_running(pid: int) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno != errno.ESRCH
     return True
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove every temporary of `parent` named `prefix` + signature whose writer is gone."""
+    """Remove every temporary of `parent` named `prefix` + signature of a process that ended."""
     for path in parent.iterdir():
         if is_abandoned(path, prefix):
-            # Renamed first: removing in place could empty a folder that another process is taking over.
+            # Renamed first: another process may be taking over the same folder.
             doomed = path.with_name(f"{prefix}{signature()}.old")
             if try_rename(path, doomed):
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
 def try_rename(source: Path, target: Path) -> bool:
-    """Rename, and say whether the file system let it."""
+    """Rename; returns whether it succeeded."""
     try:
         source.rename(target)
     except OSError:
@@ -193,7 +191,7 @@ def _replace_dir(new: Path, target: Path) -> None:
         except OSError as error:
             if was_there and not try_rename(aside, target):
                 shutil.rmtree(aside, ignore_errors=True)
-            # Another process put its folder there between the two renames: ours replaces it in turn.
+            # Another process put its folder there between the two renames: try to replace that one.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -222,20 +220,20 @@ def _sync_dir(folder: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Hold the file `path` alone, waiting for others. Raises OSError."""
+    """Hold an exclusive lock on the file `path`, waiting for other holders. Raises OSError."""
     with path.open("a+b") as file:
         hold(file, exclusive=True)
         yield
 
 
 def hold(file: IO[bytes], *, exclusive: bool) -> None:
-    """Lock an open file until it is closed, waiting for whoever holds it now; shared locks may be many."""
+    """Lock an open file until it is closed, waiting for other holders; a shared lock may have several holders."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
 
 
 def try_lock(file: IO[bytes]) -> bool:
-    """Hold an open file alone until it is closed, and say whether nobody else holds it."""
+    """Lock an open file exclusively until it is closed; returns False if another process holds it."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

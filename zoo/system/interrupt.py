@@ -1,4 +1,4 @@
-"""Ctrl-C during work that can be continued: once finishes the step and saves, twice ends at once."""
+"""Ctrl-C during work that can be resumed: the first one finishes the step and saves, the second ends at once."""
 
 import signal
 import threading
@@ -18,15 +18,13 @@ class Interrupt:
         self._is_waiting = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take note of the first signal; a second one interrupts wherever the program is, as does one that waits."""
-        if self.is_asked:
-            raise KeyboardInterrupt
-        self.is_asked = True
-        if self._is_waiting:
+        """Record the first signal; raise KeyboardInterrupt at the second, or while `before` waits for an item."""
+        was_asked, self.is_asked = self.is_asked, True
+        if was_asked or self._is_waiting:
             raise KeyboardInterrupt
 
-    def before(self, items: Iterable[Item], tell: Callable[[], None]) -> Iterator[Item]:
-        """The items that come before Ctrl-C, which ends the wait for one that may never come; `tell` is called then."""
+    def before(self, items: Iterable[Item], report: Callable[[], None]) -> Iterator[Item]:
+        """The items until Ctrl-C, which also ends the wait for the next item; then `report` is called."""
         rest = iter(items)
         while True:
             try:
@@ -41,12 +39,12 @@ class Interrupt:
             finally:
                 self._is_waiting = False
             yield item
-        tell()
+        report()
 
 
 @contextmanager
 def noticing() -> Iterator[Interrupt]:
-    """Inside, the first Ctrl-C only sets `is_asked`. Outside the main thread nothing changes: Python forbids it."""
+    """Inside, the first Ctrl-C only sets `is_asked`. In other threads than the main one it has no effect."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -22,7 +22,7 @@ import msgspec
 from zoo.errors import AccessError, DataError, IntegrityError, NotFoundError, quote, short
 from zoo.extras import require
 from zoo.schema import FileDigest
-from zoo.store.store import StoredFile, is_untouched
+from zoo.store.store import StoredFile, is_untouched, stored_file
 from zoo.system.files import map_file, sha256_file, staged_dir, storage_errors
 from zoo.system.records import SchemaError, find_record, read_record, write_record
 
@@ -86,9 +86,9 @@ def prepare(
     """
     with storage_errors(weights), staged_dir(weights / FOLDER) as stage:
         count = _write_rows(stage, batches, with_vectors=table is None)
-        files = [_record(path, path.name) for path in sorted(stage.iterdir())]
+        files = [stored_file(stage, path.name, sha256_file(path)) for path in sorted(stage.iterdir())]
         if table is not None:
-            files.append(_record(weights / table.file, table.file))
+            files.append(stored_file(weights, table.file, sha256_file(weights / table.file)))
         manifest = _Prepared(schema_version=SCHEMA_VERSION, count=count, dim=dim, table=table, files=tuple(files))
         write_record(stage / MANIFEST, manifest)
 
@@ -316,11 +316,6 @@ def _write_rows(stage: Path, batches: "Iterable[tuple[list[bytes], Floats]]", *,
     return len(words)
 
 
-def _record(path: Path, name: str) -> StoredFile:
-    status = path.stat()
-    return StoredFile(path=name, size=status.st_size, sha256=sha256_file(path), mtime_ns=status.st_mtime_ns)
-
-
 def _read_manifest(weights: Path) -> _Prepared | None:
     """What is prepared in `weights`; files with another time are hashed again, None when one is not the same."""
     folder = weights / FOLDER
@@ -340,8 +335,9 @@ def _read_manifest(weights: Path) -> _Prepared | None:
     if moved:
         # A copied home has other times. Only a saving for the next look: a read-only one does without it.
         with suppress(OSError):
+            # Their digests are those of the record: a file with another time was hashed above.
             files = tuple(
-                _record((weights if found.table and f.path == found.table.file else folder) / f.path, f.path)
+                stored_file(weights if found.table and f.path == found.table.file else folder, f.path, f.sha256)
                 for f in found.files
             )
             write_record(folder / MANIFEST, msgspec.structs.replace(found, files=files))
