@@ -209,34 +209,29 @@ class Odd(Bridge):
     """A bridge that does as the test says."""
 
     prefix = "odd"
-    answer: Entry | Exception
+    answer: Entry
 
     def entry(self, name: str, revision: str | None) -> Entry:
-        print("chatter")
-        if isinstance(self.answer, Exception):
-            raise self.answer
         return self.answer
 
 
-def bridged(folder: Path, answer: Entry | Exception) -> Bridged:
+def bridged(folder: Path, answer: object) -> Bridged:
     bridge = Odd()
-    bridge.answer = answer
+    bridge.answer = answer  # type: ignore[assignment]
     return Bridged(folder, lambda: ["odd"], lambda prefix: bridge, offline=False)
 
 
-def test_a_bridge_that_breaks_its_contract_is_named(
-    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bridge_that_breaks_its_contract_is_named(shelf: Path, tmp_path: Path) -> None:
     import msgspec
 
     row, model = Zoo().entry("tiny-bert"), Reference("odd", "x", None)
-    with pytest.raises(PluginError, match=r"the bridge odd/ failed on odd/x: RuntimeError: first"):
-        bridged(tmp_path, RuntimeError("first\nsecond")).entry(model)
+    for answer in (None, object(), {"name": "odd/x"}):
+        with pytest.raises(NotFoundError, match="odd/x does not fit zoo's schema"):
+            bridged(tmp_path, answer).entry(model)
     with pytest.raises(PluginError, match="calls odd/x 'tiny-bert'"):
         bridged(tmp_path, row).entry(model)
     with pytest.raises(NotFoundError, match="does not fit zoo's schema"):
         bridged(tmp_path, msgspec.structs.replace(row, name="odd/../x")).entry(model)
-    assert capsys.readouterr().out == ""
     good = bridged(tmp_path / "kept", msgspec.structs.replace(row, name="odd/x"))
     good.keep(model)
     assert list(good.entries()) == []
