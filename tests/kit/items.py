@@ -92,7 +92,7 @@ def write_parquet(path: Path, columns: dict[str, Any], features: object = None, 
 
 def picture(colour: int, suffix: str = "PNG") -> bytes:
     """The bytes of a small picture."""
-    stream = io.io.BytesIO()
+    stream = io.BytesIO()
     Image.new("RGB", (12, 9), (colour, 0, 0)).save(stream, suffix)
     return stream.getvalue()
 
