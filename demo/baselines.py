@@ -1,9 +1,9 @@
-"""What one gets without a pretrained backbone: linear models on raw input, on the demo's own splits.
+"""Accuracy without a pretrained backbone: linear models on raw input, on the splits of the demo.
 
     python demo/baselines.py pixels demo/out/surfaces/train demo/out/surfaces/heldout
     python demo/baselines.py words demo/tickets.csv demo/out/tickets
 
-The second one reads which rows the bundle held out, so that both models are judged on the same rows.
+The second command reads the held-out rows from the bundle, so that both models are evaluated on the same rows.
 """
 
 import csv

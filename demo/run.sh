@@ -20,7 +20,7 @@ run python demo/baselines.py words demo/tickets.csv demo/out/tickets
 run zoo export ./demo/out/tickets -o demo/out/tickets-onnx
 run zoo run ./demo/out/tickets-onnx "my statement shows the same amount twice" "nobody rang the bell and it went back to the depot" --top 2
 
-printf '\n== Surfaces: fourteen photographs, trained on their left halves, judged on their right halves\n'
+printf '\n== Surfaces: fourteen photographs, trained on their left halves, evaluated on their right halves\n'
 run zoo pull efficientnet_lite0
 run python demo/surfaces.py demo/out/surfaces
 run zoo finetune efficientnet_lite0 demo/out/surfaces/train --val demo/out/surfaces/heldout -o demo/out/surfaces-model

@@ -2,8 +2,8 @@
 
     python demo/surfaces.py demo/out/surfaces
 
-One class a photograph. Training crops come from a picture's left half and held-out crops from its right half, so no
-pixel is in both. Grey and jittered contrast take away what colour and brightness alone would give away.
+Each photograph is a class. Training crops come from its left half and held-out crops from its right half, so no pixel
+is in both. Grey and jittered contrast make colour and brightness useless as features.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import skimage
 from PIL import Image
 
-PICTURES = (
+PHOTOGRAPHS = (
     "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
@@ -25,7 +25,7 @@ def main(out: Path) -> None:
     """Write out/train/<class>/*.png and out/heldout/<class>/*.png, the same bytes every time."""
     photographs = Path(skimage.__file__).parent / "data"
     random = np.random.default_rng(0)
-    for name in PICTURES:
+    for name in PHOTOGRAPHS:
         grey = np.asarray(Image.open(photographs / name).convert("L"), np.float32)
         middle = grey.shape[1] // 2
         for part, half in (("train", grey[:, :middle]), ("heldout", grey[:, middle:])):
@@ -33,14 +33,14 @@ def main(out: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(COUNTS[part]):
                 crop(half, random).save(folder / f"{index:02d}.png")
-    print(f"{out}: {len(PICTURES)} classes, {COUNTS['train']} + {COUNTS['heldout']} crops each")
+    print(f"{out}: {len(PHOTOGRAPHS)} classes, {COUNTS['train']} + {COUNTS['heldout']} crops each")
 
 
-def crop(picture: np.ndarray, random: np.random.Generator) -> Image.Image:
-    """A SIDE x SIDE crop of a grey picture [height, width], its contrast and brightness drawn anew."""
-    side = min(SIDE, *picture.shape)
-    top, left = (int(random.integers(0, length - side + 1)) for length in picture.shape)
-    piece = picture[top : top + side, left : left + side]
+def crop(image: np.ndarray, random: np.random.Generator) -> Image.Image:
+    """A SIDE x SIDE crop of a grey image [height, width], with random contrast and brightness."""
+    side = min(SIDE, *image.shape)
+    top, left = (int(random.integers(0, length - side + 1)) for length in image.shape)
+    piece = image[top : top + side, left : left + side]
     jittered = (piece - piece.mean()) * random.uniform(0.5, 1.5) + piece.mean() + random.uniform(-40, 40)
     return Image.fromarray(np.clip(jittered, 0, 255).astype(np.uint8)).convert("RGB").resize((SIDE, SIDE))
 

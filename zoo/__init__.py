@@ -1,13 +1,13 @@
-"""From a pretrained backbone to a verified ONNX model on your task.
+"""From a pretrained backbone to a checked ONNX model for your task.
 
-`zoo.Zoo().run("./pets", ["cat.jpg"])` answers with labels and scores. What plugin authors import lives in
-zoo.backbone, zoo.torchkit, zoo.source and zoo.hookspecs.
+`zoo.Zoo().run("./pets", ["cat.jpg"])` returns labels with scores. Plugin authors import zoo.backbone, zoo.torchkit,
+zoo.source, zoo.bridge and zoo.hookspecs (docs/plugins.md).
 """
 
 import os
 
-# Official builds of onnxruntime and huggingface_hub report usage by default. Both read these when first imported, so
-# they are set before any module of ours can import either.
+# Official builds of onnxruntime and huggingface_hub report usage by default. They read these variables when they are
+# imported, so set them before any module of zoo can import either.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

@@ -1,4 +1,4 @@
-"""class Zoo: one method for each verb. The command line calls these, and so can a notebook."""
+"""class Zoo: one method for each verb of the command line."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from zoo.options import BenchOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
 from zoo.registry.shelves import add_shelves
 from zoo.results import Answer, Answered, Answers, Benchmark, Check, Embedded, Evaluation, Ranking, Row, RunResult
-from zoo.schema import FileDigest, Outcome, WordsPreprocess
+from zoo.schema import FileDigest, Outcome, Preprocess, WordsPreprocess
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 
 class Zoo(Workspace):
-    """Every verb, on the models of a `Workspace`, whose arguments it takes."""
+    """Every verb of zoo. Takes the arguments of `Workspace`."""
 
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
         license: str | None = None, pulled: bool = False,
     ) -> tuple[Row, ...]:  # fmt: skip
-        """Rows of the registry, and kept models, whose name matches `pattern` (a glob or a part) and the filters."""
-        found = self.shelf.search(pattern, family=family, task=task, license=license)
+        """Registry rows and kept bridged models that match `pattern` (a glob or a part of the name) and the filters."""
+        found = self.entries.search(pattern, family=family, task=task, license=license)
         rows = [Row(entry=entry, is_pulled=self.store.is_pulled(entry, self.lock)) for entry in found]
         return tuple(row for row in rows if row.is_pulled or not pulled)
 
     def plan(self, name: str, *, source: str | None = None) -> "Sequence[PlannedFile]":
-        """What `pull` would fetch, file by file."""
+        """The files that `pull` would download."""
         from zoo.store.pull import plan
 
         return plan(self.entry(name), self.store, self.lock, source)
 
     def verify(self, model: str) -> Sequence[tuple[FileDigest, bool]]:
-        """Hash every file of a pulled row or of a bundle again, offline: (expected, whether it is still so).
+        """Hash every file of a pulled row or of a bundle again, offline: pairs (expected, whether it matches).
 
-        Of word vectors also those of the prepared form, where there is one.
+        For word vectors this includes the files that `prepare` wrote.
         """
         from zoo.store.pull import verify
 
@@ -62,22 +62,21 @@ class Zoo(Workspace):
         return results
 
     def prune(self, *, models: bool = False, dry_run: bool = False) -> "Sequence[Prunable]":
-        """Remove what can be made again: caches, graphs no row asks for, what broken work left; what became of each.
+        """Remove caches, unused graphs and leftovers of crashed runs; returns each with the result.
 
-        `models` are pulled rows, which can be fetched again. What a running process is known to use stays.
+        `models` also removes pulled rows. With `dry_run` nothing is removed. Files used by a running process stay.
         """
         from zoo.store import prune
 
-        rows = Registry(self.lock.effective(entry) for entry in self.shelf.values())
+        rows = Registry(self.lock.effective(entry) for entry in self.entries.values())
         found = prune.find(self.store, rows, models=models)
         return found if dry_run else prune.remove(self.store, found)
 
     def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
-        """Train a head on the features of a registry row and write a gated bundle at `out`.
+        """Train a head on the features of a registry row and write a checked bundle at `out`.
 
-        `data` is a folder, a table, or a table on the Hub (`hf://datasets/ORG/NAME/PATH.parquet`).
-
-        Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written.
+        `data` is a folder, a table, or a table on the Hub (`hf://datasets/ORG/NAME/PATH.parquet`). Raises DataError,
+        UsageError, DivergedError, GateError; after an error nothing is written.
         """
         from zoo.data.dataset import is_hub
         from zoo.export import trunk
@@ -93,12 +92,12 @@ class Zoo(Workspace):
         require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
         choose_device(options.device)
         if not is_hub(data) and not Path(data).exists():
-            raise NotFoundError(f"{data}: no such file or folder", hint="check the path of the data")
+            raise NotFoundError(f"{data}: no such file or folder", hint="check the path")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
         folder = self.pull(model)
         backbone = cache(lambda: self.plugins.make(self.lock.effective(entry), folder))
         if options.unfreeze:
-            # Whether so many stages can be trained is said before anything is computed.
+            # Fails for too many stages before anything is computed.
             trunk.cut_at(backbone(), options.unfreeze)
         base = self.graph(model)
         materials = Materials(
@@ -111,10 +110,10 @@ class Zoo(Workspace):
         self, model: str, data: str | Path, *, held_out: bool = False, max_bad: float = 0.0, text: str | None = None,
         image: str | None = None, label: str | None = None, device: str | None = None,
     ) -> Evaluation:  # fmt: skip
-        """Run the exported file on labelled data; `held_out` keeps only the items that fine-tuning held out.
+        """Metrics of a bundle on labelled data; with `held_out` only on the items that fine-tuning held out.
 
-        `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels the model does not
-        know, UsageError for a model without a head.
+        `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels that the model does
+        not have, UsageError for a model without a head.
         """
         from zoo.evaluation.evaluate import evaluate
 
@@ -125,36 +124,37 @@ class Zoo(Workspace):
         )  # fmt: skip
 
     def export(self, model: str, out: Path, variant: Variant | None = None) -> Bundle:
-        """Write a registry row's features bundle, or a fine-tuned bundle, at `out` after checking it again.
+        """Write the bundle of a registry row or a fine-tuned bundle at `out`, in the precision of `variant`.
 
-        `variant` says in which precision. Raises GateError, with nothing written, when the file differs from the
-        family's own arithmetic or loses too much accuracy.
+        Raises GateError, and writes nothing, if the file differs from the original model or loses too much accuracy.
         """
         from zoo.export.export import check_needs, export
         from zoo.training.refit import refit_head
 
-        require("the parity gate", *RUNTIME)
+        require("exporting", *RUNTIME)
         if variant is not None:
-            # Said before anything is pulled or built for it.
+            # Fails for missing data or packages before anything is pulled or exported.
             check_needs(Bundle.open(Path(model)).manifest if self.is_path(model) else self.entry(model), variant)
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
         heads = ("safetensors",) if source.manifest.head else ()
-        require("the parity gate", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
-        made = self.plugins.make(entry, self.originals(entry, "the gate"))
+        require("exporting", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
+        made = self.plugins.make(entry, self.originals(entry, "the parity check"))
         return export(source, out, made, variant, refit_head=refit_head, offline=self.offline, progress=self.progress)
 
     def run(
         self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,
         keep_going: bool = False,
     ) -> RunResult:  # fmt: skip
-        """Answers for raw inputs: paths, PIL images or uint8 arrays for pictures, str for texts; one, or any iterable.
+        """Answers for one input or any iterable of inputs, all held in memory: see also `answers` and `run_to_file`.
 
-        The model is loaded for this call alone: `session(model).run(inputs)` is for many.
-        A registry row of word vectors answers with nearest words, searched on the CPU. An input that cannot be read
-        is a DataError, a text without a known word a NotFoundError there; with `keep_going` its answer has that
-        error, and the others theirs. All answers are held: see `answers`, and `run_to_file`.
+        Inputs are paths, PIL images or uint8 arrays for image models, str for text models. A registry row of word
+        vectors answers with nearest words, on the CPU. The model is loaded for this call: for several calls use
+        `session(model).run(inputs)`.
+
+        Raises DataError for an unreadable input, NotFoundError for a text without a known word if nearest words are
+        searched. With `keep_going` the error is in the answer instead.
         """
         if not self.has_words(model):
             session = self.session(model, device)
@@ -170,10 +170,10 @@ class Zoo(Workspace):
     def answers(
         self, model: str, inputs: Any, *, device: str | None = None, top: int = 5, keep_going: bool = False
     ) -> Answers:
-        """As `run`, for any number of inputs, which may be those of `each_input`: answers come one after another.
+        """An iterator over answers, for any number of inputs; inputs may be those of `each_input`.
 
-        The model is loaded at once; inputs are read as answers are asked for, and neither is kept. Raises what `run`
-        does, an input's error when it is come to.
+        The model is loaded now, inputs are read as answers are consumed, and none is kept. Raises the errors of `run`,
+        that of an input when its answer is due.
         """
         from zoo.data.inputs import one_or_more
         from zoo.runtime.answers import ByWords, answers
@@ -191,13 +191,13 @@ class Zoo(Workspace):
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, top: int | None = None,
         resume: bool = False, strict: bool = False,
     ) -> Answered:  # fmt: skip
-        """Write the answers for `inputs`, in their order, to a `.csv`, `.jsonl` or `.parquet` file: docs/run.md.
+        """Write the answers for `inputs` (as in `answers`) to a `.csv`, `.jsonl` or `.parquet` file: docs/run.md.
 
-        `inputs` are as for `answers`, and not kept. With labels every score is written; `top` (5 by default) is of
-        nearest words. An input that cannot be answered has its error in the output; with `strict` it is raised. With
-        `resume` what a break left is continued. Raises DataError without inputs, UsageError for a model without a head
-        and for an output that is unfinished or made of other inputs or by another model, AccessError where it cannot be
-        written.
+        `top` is for nearest words (default 5); for labels every score is written. An input that fails has its error in
+        the file, with `strict` it is raised. `resume` continues an unfinished file.
+
+        Raises DataError without inputs, UsageError for a model without a head and for an output that is unfinished,
+        or has other inputs or another model, AccessError for an output that is not writable.
         """
         from zoo.outputs import answer_file
 
@@ -208,7 +208,9 @@ class Zoo(Workspace):
             answering = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
         else:
             if top is not None:
-                raise UsageError("a file has the score of every label: there is no top", hint="leave it out")
+                raise UsageError(
+                    "--top has no effect with -o: files hold the score of every label", hint="leave --top out"
+                )
             answering = answer_file.of_session(self.session(model, device))
         return answer_file.write_answers(
             answering, inputs, Path(out), model=model, resume=resume, strict=strict, progress=self.progress
@@ -220,36 +222,33 @@ class Zoo(Workspace):
         """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
         from zoo.data.inputs import expand
 
-        if self.is_path(model):
-            return expand(arguments, Bundle.open(Path(model)).manifest.preprocess, text=text)
-        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
-        return expand(arguments, self.entry(model).preprocess, text=text)
+        return expand(arguments, self._preprocess(model), text=text)
 
     def each_input(
         self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None
     ) -> "Inputs":
-        """Command-line arguments as inputs of a model, read as they are asked for: any number of them.
+        """An iterable over the inputs named by command-line arguments, of any number, read one by one.
 
-        Files, folders, globs, tables (`text` and `image` name their columns), texts, and `-` for stdin. An input that
-        cannot be read is one with an error. Iterating raises DataError for an argument that gives nothing.
+        Arguments are files, folders, globs, tables (`text` and `image` name the columns), texts, and `-` for stdin. An
+        unreadable input is an Input with an error. Iterating raises DataError for an argument that gives no input.
         """
         from zoo.data.inputs import Inputs
 
-        # The row knows it, too: what cannot be read is refused before anything is pulled or exported for it.
-        known = Bundle.open(Path(model)).manifest.preprocess if self.is_path(model) else self.entry(model).preprocess
-        return Inputs(arguments, known, text=text, image=image)
+        return Inputs(arguments, self._preprocess(model), text=text, image=image)
+
+    def _preprocess(self, model: str) -> Preprocess:
+        """A model's preprocessing, known before anything is pulled or exported."""
+        return Bundle.open(Path(model)).manifest.preprocess if self.is_path(model) else self.entry(model).preprocess
 
     def embed(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, resume: bool = False,
         strict: bool = False,
     ) -> Embedded:  # fmt: skip
-        """Write the features of `inputs`, in their order, to a `.npy`, `.parquet` or `.jsonl` file: docs/embed.md.
+        """Write the features of `inputs` (as in `answers`) to a `.npy`, `.parquet` or `.jsonl` file: docs/embed.md.
 
-        `inputs` are what `each_input` gives, or paths, PIL images or uint8 arrays for pictures, str for texts; they are
-        taken one after another and not kept. One that cannot be read has its error in the output; with `strict` it is
-        raised. With `resume` what a break left is continued. Raises DataError without inputs, UsageError for an output
-        that is no file of vectors, unfinished, or made of other inputs or by another model, AccessError where it cannot
-        be written.
+        An input that fails has its error in the file, with `strict` it is raised. `resume` continues an unfinished
+        file. Raises DataError without inputs, UsageError for an output that is unfinished, not a file of vectors, or
+        has other inputs or another model, AccessError for an output that is not writable.
         """
         from zoo.outputs.embed import embed
         from zoo.outputs.resumable_file import check_name
@@ -265,12 +264,12 @@ class Zoo(Workspace):
         self, model: str, query: Any, inputs: Iterable[Any], *, device: str | None = None, top: int = 5,
         text: str | None = None, image: str | None = None, index: bool = False,
     ) -> Ranking:  # fmt: skip
-        """The `top` of `inputs` whose features are most like those of `query`, by their cosine.
+        """The `top` of `inputs` by cosine similarity of their features with those of `query`.
 
-        `inputs` are arguments as for `each_input`, of which any may be a file that `embed` wrote, or a `.npy`. All are
-        compared; with `index` a file of more than a million vectors by an index beside it, which is made once. A file
-        of another fingerprint than the model's is warned about. Raises DataError for a query that cannot be read, for
-        nothing to compare, and for vectors of another length.
+        `inputs` are arguments of `each_input`, files of `embed`, or `.npy` files. All vectors are compared; with
+        `index` a file of more than a million vectors is searched with an index beside it, built once. A file with
+        another fingerprint gives a warning. Raises DataError for an unreadable query, no inputs, or vectors of another
+        length.
         """
         from zoo.outputs.similar import similar
 
@@ -281,9 +280,9 @@ class Zoo(Workspace):
         )  # fmt: skip
 
     def analogy(self, model: str, a: str, b: str, c: str, *, device: str | None = None, top: int = 5) -> RunResult:
-        """The `top` words nearest to a - b + c, these three left out: "king", "man", "woman" gives "queen".
+        """The `top` words nearest to a - b + c, without these three: "king", "man", "woman" gives "queen".
 
-        Raises UsageError for a model without a table of words, NotFoundError for a word that it does not have.
+        Raises UsageError for a model without word vectors, NotFoundError for a word that is not in its table.
         """
         from zoo.runtime.answers import check_top
 
@@ -293,9 +292,9 @@ class Zoo(Workspace):
         return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
 
     def bench(self, model: str, options: BenchOptions | None = None) -> Benchmark:
-        """Time a registry row's features bundle, or a fine-tuned one, and torch with the same weights if asked for.
+        """Time the bundle of a registry row or a fine-tuned one, and with `options.against` the same network in torch.
 
-        Raises UsageError for a length that the model cannot have and for a family without a torch module.
+        Raises UsageError for a length above the model's limit and for a family without a torch module.
         """
         from zoo.diagnostics.bench import Rival, bench
         from zoo.runtime.device import choose_device
@@ -312,55 +311,55 @@ class Zoo(Workspace):
         return bench(bundle, model, options, rival=rival, progress=self.progress)
 
     def doctor(self, *, deep: bool = False) -> Sequence[Check]:
-        """What is wrong with this environment, and how to mend it; `deep` hashes what was pulled, too.
+        """Checks of this environment, with the command that fixes each fault; `deep` also hashes all pulled files.
 
-        Unless offline, the Hub is asked whether it answers. `bug_report` makes a text for an issue of it.
+        Unless offline, this connects to the Hub. `bug_report` makes Markdown of the checks.
         """
         from zoo.diagnostics import doctor
 
         return doctor.examine(
             self.store.home, lambda: len(self.registry), lambda: self.damaged, self.plugin_states, offline=self.offline,
-            digests=(lambda: doctor.digests(self.shelf, self.store, self.lock, self.progress)) if deep else None,
+            digests=(lambda: doctor.digests(self.entries, self.store, self.lock, self.progress)) if deep else None,
         )  # fmt: skip
 
     def bug_report(self, checks: Sequence[Check]) -> str:
-        """What `doctor` found as Markdown for an issue: without secrets, home folders as `~`."""
+        """The checks of `doctor` as Markdown for an issue: without secrets, home folders as `~`."""
         from zoo.diagnostics.bug_report import bug_report
 
         return bug_report(checks)
 
     def plugin_states(self, limit: float = 10.0) -> "Sequence[PluginState]":
-        """Every plugin after loading it in a child process, within `limit` seconds each, and every shelf."""
+        """The state of every plugin, loaded in a child process within `limit` seconds, and of every registry file."""
         from zoo.plugin.isolated import load_all
 
         try:
             shelves = self.shelves
         except ZooError:
-            # A registry that cannot be read is no plugin's fault: their shelves are looked at without it.
+            # An unreadable registry is no plugin's fault: check the plugins' registry files without it.
             shelves = add_shelves(Registry(), os.environ)[1]
         return [*load_all(limit), *shelves]
 
     def check_plugins(
         self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
     ) -> "Sequence[Report]":
-        """The conformance check (see zoo.testing) of a family, or of all, each row in a child process.
+        """Reports of the conformance check (see zoo.testing) of one family or all, each row in a child process.
 
-        `rows` names rows, or kept models of bridges; else the pulled ones are taken, or the smallest that can be
-        pulled. Raises PluginError when the family's plugin cannot be loaded, and what `pull` raises.
+        `rows` are names of rows or kept bridged models; by default the pulled ones, else the smallest that can be
+        pulled. Raises PluginError if the family's plugin cannot be loaded, and the errors of `pull`.
         """
         from zoo.testing.families import check_families
 
         require("the conformance check", *RUNTIME, *TRAINING)
         return check_families(
-            Registry(self.lock.effective(entry) for entry in self.shelf.values()),
+            Registry(self.lock.effective(entry) for entry in self.entries.values()),
             lambda entry: self.store.is_pulled(entry, self.lock), lambda name: self.fetch(name),
             family=family, rows=rows, limit=limit, progress=self.progress,
         )  # fmt: skip
 
     def new_plugin(self, name: str, out: Path | None = None) -> "tuple[Path, Sequence[str]]":
-        """Write a distribution that gives the family `name`, at `out` or ./zoo-NAME; returns the folder and its files.
+        """Write a distribution with the family `name` at `out` or ./zoo-NAME; returns the folder and its files.
 
-        Raises UsageError for a name that cannot be one or is taken, and for a folder that holds something.
+        Raises UsageError for an invalid or taken name, and for a folder that is not empty.
         """
         from zoo.plugin.scaffold import write_plugin
 

@@ -1,4 +1,4 @@
-"""What a backbone family is: weights in, a features graph out, and its own arithmetic to check that graph by."""
+"""The interface of a backbone family: it exports the original weights to ONNX and computes reference features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Backbone(ABC):
-    """One family of pretrained backbones. Paths and numpy cross this line, torch only in `stages`.
+    """One family of pretrained backbones. Its methods take and return paths and numpy arrays; only `stages` uses torch.
 
-    `entry` is the registry row, `weights` the folder with the row's files under their `path` names, all verified.
+    `entry` is the registry row, `weights` the folder with the row's verified files under their `path` names. The
+    constructor runs before the files are there: it raises RegistryError for a wrong `entry.config` and reads no file.
     """
 
     family: ClassVar[str]
@@ -32,39 +33,39 @@ class Backbone(ABC):
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What `prepare`, `export` and `reference` import beside the runtime, asked for before any work starts."""
+        """Import names that `prepare`, `export` and `reference` need, checked before any work starts."""
         return TRAINING
 
     def prepare(self, progress: Progress = SILENT) -> None:  # noqa: B027 - most families have nothing to prepare
-        """Make of the row's files, once, what later use wants: called when they were pulled and verified.
+        """Convert the row's files after they were pulled and verified. Called again later, it must return at once.
 
-        It may be called again and must then return at once. Files are written beside the row's, whole or not at all.
+        Write beside the row's files, completely or not at all.
         """
 
     @abstractmethod
     def export(self, path: Path, options: ExportOptions) -> None:
-        """Write the features graph as one ONNX file at `path`; a table of gigabytes may lie beside it as external data.
+        """Write the features graph as one ONNX file at `path`; a large table may be external data in a file beside it.
 
-        Inputs are named, typed and shaped as `entry.inputs`; the one output is `features` float32 [batch, dim].
-        The batch axis (and a text's sequence axis) must be dynamic.
-        A family without `stages` need not know `options.cut`.
+        Inputs have the names, types and shapes of `entry.inputs`; the only output is `features` float32 [batch, dim].
+        The batch axis (and a text's sequence axis) must be dynamic. `options.cut` is only used for families with
+        `stages`.
         """
 
     @abstractmethod
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """The family's own arithmetic from the original files: `features` for the same inputs, for the parity gate."""
+        """`features` [batch, dim] of the original model for the same inputs, for the parity check."""
 
     def load(self) -> bool:
-        """Do once what `reference` needs; whether it may then be called on another thread than this one.
+        """Load what `reference` needs. Returns whether `reference` may then run in another thread.
 
-        It may when it changes nothing that all threads share, such as the state of a random generator. Fine-tuning
-        then calls it beside the head's training.
+        That requires that it changes no state shared by threads, such as a random generator. Fine-tuning then runs it
+        while the head is trained.
         """
         return False
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The consecutive parts that training deeper than the head cuts between: see `TorchBackbone.stages`.
+        """The network's consecutive parts, for training the last ones with the head: see `TorchBackbone.stages`.
 
-        None by default, and a family with fewer than two cannot be unfrozen: only heads are trained on it.
+        Empty by default. A family with fewer than two stages does not support `--unfreeze`.
         """
         return ()

@@ -47,7 +47,7 @@ class UsageError(ZooError):
 class DataError(UsageError):
     """Raised when the data cannot be used: an empty class, a missing column, a broken image, no known word in a text.
 
-    `path` is the file or folder at fault. `index` is the index of the item, set when the item's name is not known yet.
+    `path` is the file or folder at fault, `index` that of the item while its name is not known: see `naming`.
     """
 
     code = "data"
@@ -59,10 +59,7 @@ class DataError(UsageError):
 
 
 class RegistryError(UsageError):
-    """Raised when a registry file breaks its schema; the message names file, line, row and field.
-
-    `source` is the file.
-    """
+    """Raised when a registry file breaks its schema; the message names the line and field, `source` is the file."""
 
     code = "registry"
 
@@ -79,10 +76,7 @@ class NotFoundError(ZooError):
 
 
 class UnknownEntryError(NotFoundError):
-    """Raised when no registry row has that name; the hint suggests similar names.
-
-    `suggestions` are these names.
-    """
+    """Raised when no registry row has that name; `suggestions` are similar names, also in the hint."""
 
     code = "unknown-model"
 
@@ -94,10 +88,7 @@ class UnknownEntryError(NotFoundError):
 
 
 class MissingExtraError(NotFoundError):
-    """Raised when an optional package is not installed; the hint names the extra that installs it.
-
-    `package` is its import name, `extra` the extra.
-    """
+    """Raised when an optional package is not installed; `extra` installs it, see the hint."""
 
     code = "missing-extra"
 
@@ -112,10 +103,7 @@ class MissingExtraError(NotFoundError):
 
 
 class NetworkError(ZooError):
-    """Raised when every source of a file failed.
-
-    `url` is the last one tried.
-    """
+    """Raised when every source of a file failed; `url` is the last one tried."""
 
     exit_code = 4
     code = "network"
@@ -132,10 +120,7 @@ class OfflineError(NetworkError):
 
 
 class IntegrityError(ZooError):
-    """Raised when a file's size or sha256 differs from the pinned one, or its content is not of its format.
-
-    `expected` and `actual` are sha256 digests or sizes in bytes.
-    """
+    """Raised when a file differs from its pinned size or sha256 (`expected`, `actual`), or is not of its format."""
 
     exit_code = 5
     code = "integrity"
@@ -160,10 +145,7 @@ class UnpinnedError(IntegrityError):
 
 
 class GateError(ZooError):
-    """Raised when a parity check, `--max-drop`, `--fail-under` or a check of `zoo plugins check` fails.
-
-    After a failed export nothing is written. `report` holds the numbers.
-    """
+    """Raised when a parity check, `--max-drop`, `--fail-under` or a check of a plugin fails; `report` says how."""
 
     exit_code = 6
     code = "gate"
@@ -174,10 +156,7 @@ class GateError(ZooError):
 
 
 class DeviceError(ZooError):
-    """Raised when the requested device cannot be used.
-
-    `device` is the requested one.
-    """
+    """Raised when the requested `device` cannot be used."""
 
     exit_code = 7
     code = "device"
@@ -201,10 +180,7 @@ class AccessError(ZooError):
 
 
 class PluginError(ZooError):
-    """Raised when a plugin is broken, or two distributions claim its name.
-
-    `plugin` names it and its distribution.
-    """
+    """Raised when a plugin is broken, or two distributions claim its name; `plugin` names it and its distribution."""
 
     exit_code = 9
     code = "plugin"
@@ -215,19 +191,13 @@ class PluginError(ZooError):
 
 
 class UnknownPluginError(PluginError):
-    """Raised when no plugin provides the family, URL scheme or prefix.
-
-    `plugin` is the name that was looked for.
-    """
+    """Raised when no plugin provides the family, URL scheme or prefix with the name `plugin`."""
 
     code = "unknown-plugin"
 
 
 class DivergedError(ZooError):
-    """Raised when a training loss is no longer finite.
-
-    `epoch` is the epoch in which that happened, from 1.
-    """
+    """Raised when a training loss is no longer finite in epoch `epoch`, counted from 1."""
 
     exit_code = 10
     code = "diverged"

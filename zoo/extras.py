@@ -1,4 +1,4 @@
-"""Optional packages: asked for by name before work starts, so that a missing one is one clear error."""
+"""Optional packages, checked before work starts, so that a missing one gives one clear error."""
 
 import sys
 from importlib.util import find_spec
@@ -6,30 +6,30 @@ from pathlib import Path
 
 from zoo.errors import MissingExtraError
 
-#: What running a model needs, whatever it reads.
+#: Packages that running any model needs.
 RUNTIME = ("onnxruntime", "numpy", "onnx")
-#: What exporting, gating and training need on top.
+#: Packages that exporting, parity checks and training need as well.
 TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
-#: What the report on a training draws with.
+#: Packages that draw the training report.
 REPORT = ("matplotlib",)
 TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript", "matplotlib"})
-#: What the extra `words` brings: enough to pull word vectors and to look for nearest words.
+#: The extra `words`: to pull word vectors and search nearest words.
 WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
-#: What the extra `data` brings: enough to read data sets in Parquet files.
+#: The extra `data`: to read Parquet files.
 DATA_EXTRA = frozenset({"pyarrow"})
-#: What the extra `search` brings: an index of more than a million vectors.
+#: The extra `search`: a nearest-neighbour index.
 SEARCH_EXTRA = frozenset({"usearch"})
-#: Libraries behind bridges: each has an extra of its own name, which brings those of training too.
+#: Libraries of bridges: each has an extra of the same name, which includes the packages for training.
 BRIDGES = ("timm", "transformers")
 
 
 def require(purpose: str, *packages: str) -> None:
-    """Raise MissingExtraError when one of `packages` (import names) is not installed; its hint brings them all."""
+    """Raise MissingExtraError if one of `packages` (import names) is not installed; the hint installs all of them."""
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
     if set(packages) <= SEARCH_EXTRA:
-        raise MissingExtraError(missing[0], "search", purpose, alternative="leave --index out: all are compared")
+        raise MissingExtraError(missing[0], "search", purpose, alternative="leave --index out to compare all vectors")
     if set(packages) <= DATA_EXTRA:
         raise MissingExtraError(missing[0], "data", purpose)
     if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:
@@ -47,7 +47,7 @@ def require(purpose: str, *packages: str) -> None:
 
 
 def package_folder(package: str) -> Path | None:
-    """The folder of an importable package, found without importing it or those around it; None where there is none."""
+    """The folder of a package, found without importing it or its parents; None if it has no `__init__.py`."""
     locations: list[str] | None = None
     parts = package.split(".")
     for depth in range(1, len(parts) + 1):
@@ -56,7 +56,7 @@ def package_folder(package: str) -> Path | None:
         try:
             spec = next((spec for find in finders if (spec := find(name, locations)) is not None), None)
         except (KeyError, ValueError):
-            # A folder without __init__.py inside a package: only an import of its parent could tell where it is.
+            # A folder without __init__.py inside a package: only importing its parent would find it.
             return None
         if spec is None or spec.submodule_search_locations is None:
             return None

@@ -1,4 +1,4 @@
-"""What a user asks of each verb: how to export, how to train. Data only."""
+"""Options of exporting, training and timing, checked when they are created."""
 
 import math
 from typing import Literal, get_args
@@ -8,18 +8,19 @@ from msgspec import Struct
 from zoo.errors import UsageError
 from zoo.schema import Precision, Task
 
-#: Items that are answered in one call.
+#: Batch sizes that `zoo bench` times.
 BATCHES = (1, 8, 32)
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """How a model is exported: in the precision that it has, where none is given.
+    """How a model is exported. Raises UsageError for invalid values.
 
-    `calibrate` is data from which int8 reads ranges; its held-out items judge the result. A table of words and an
-    encoder of texts have no ranges: there it only judges. `raw` leaves out preprocessing and head.
-    `fuse` writes an encoder in ONNX Runtime's own operators, which nothing else runs.
-    At most `max_drop` of the score may be lost (one item, where that is more). `text`, `image`, `label` and `max_bad`
-    are read of the data as in `FinetuneOptions`. Raises UsageError for what makes no sense.
+    `precision`: None keeps the precision of the model.
+    `calibrate`: data for int8. Image models read value ranges from it; its held-out items measure the accuracy.
+    `raw`: without preprocessing and head.
+    `fuse`: a text encoder in ONNX Runtime's own operators, which only ONNX Runtime runs.
+    `max_drop`: how much of the score int8 may lose (at least one item).
+    `text`, `image`, `label`, `max_bad`: as in FinetuneOptions, for `calibrate`.
     """
 
     precision: Precision | None = None
@@ -34,26 +35,26 @@ class Variant(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in get_args(Precision):
-            raise UsageError(
-                f"the precision {self.precision} is not known", hint=f"--precision {', '.join(get_args(Precision))}"
-            )
-        if not 0 <= self.max_drop < 1:
-            raise UsageError(f"--max-drop {self.max_drop} is not a fraction", hint="--max-drop 0.01")
-        if not 0 <= self.max_bad < 1:
-            raise UsageError(f"--max-bad {self.max_bad} is not a fraction", hint="--max-bad 0.01")
+            known = ", ".join(get_args(Precision))
+            raise UsageError(f"unknown --precision {self.precision}", hint=f"--precision {known}")
+        for name, value in (("--max-drop", self.max_drop), ("--max-bad", self.max_bad)):
+            if not 0 <= value < 1:
+                raise UsageError(f"{name} must be in [0, 1), got {value}", hint=f"{name} 0.01")
         if self.calibrate and self.precision != "int8":
-            raise UsageError("only int8 is calibrated", hint="--precision int8, or leave --calibrate out")
+            raise UsageError("--calibrate needs --precision int8", hint="--precision int8, or leave --calibrate out")
 
 
 class FinetuneOptions(Struct, frozen=True, kw_only=True):
-    """How a model is trained. `val` is a fraction held out of the data, or the path of a data set of its own.
+    """How a model is trained. Raises UsageError for invalid values.
 
-    `lr` and `weight_decay` are searched for on the features where they are None. `batch` is items in a step: where it
-    is None 64 to 1,024 of a head's, by how many there are, and 32 of the last stages'; `auto_batch` halves that when
-    memory does not suffice. Training stops early after `patience` epochs without a better inner loss. `unfreeze` is how
-    many of the last stages are trained with the head, `augment` how many random views of each picture, `max_bad` the
-    fraction of the items that may be unreadable.
-    Raises UsageError for numbers that make no sense.
+    `hidden`: widths of the head's hidden layers; none for a linear head.
+    `lr`, `weight_decay`: None searches for them on the features.
+    `batch`: items in a step; None means 64 to 1,024 for a head (by the number of items) and 32 for the last stages.
+    `auto_batch` halves it when memory runs out.
+    `patience`: stop after so many epochs without a better loss on the inner validation part.
+    `unfreeze`: last stages that are trained with the head. `augment`: random views of each image that are added.
+    `val`: the fraction of the data that is held out, or the path of a data set to hold out.
+    `max_bad`: the fraction of the items that may be unreadable. `text`, `image`, `label`: columns of a table.
     """
 
     task: Task = Task.SINGLE_LABEL
@@ -81,27 +82,32 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "patience": self.patience}
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name} must be a positive number, not {value}", hint=f"leave --{name} out")
+                raise UsageError(f"--{name} must be positive, got {value}", hint=f"leave --{name} out")
         if self.task is Task.EMBEDDING:
-            raise UsageError("an embedding is not trained", hint="--task single-label, multi-label or regression")
+            raise UsageError(
+                "--task embedding cannot be trained", hint="--task single-label, multi-label or regression"
+            )
         if self.task is not Task.SINGLE_LABEL and (self.class_weights or self.label_smoothing):
-            raise UsageError("--class-weights and --label-smoothing are for one label an item", hint="leave them out")
+            raise UsageError("--class-weights and --label-smoothing need --task single-label", hint="leave them out")
         if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing {self.label_smoothing} is not in 0..1", hint="--label-smoothing 0.1")
+            raise UsageError(f"--label-smoothing must be in [0, 1), got {self.label_smoothing}", hint="0.1 is usual")
         if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"--max-bad {self.max_bad} is not a fraction", hint="--max-bad 0.01")
+            raise UsageError(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="--max-bad 0.01")
         if min(self.unfreeze, self.augment) < 0:
-            raise UsageError("--unfreeze and --augment must not be negative", hint="leave them out")
+            given = f"{self.unfreeze} and {self.augment}"
+            raise UsageError(f"--unfreeze and --augment must be at least 0, got {given}", hint="leave them out")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"the seed must be in 0..2**63-1, not {self.seed}", hint="--seed 0")
+            raise UsageError(f"--seed must be from 0 to 2**63-1, got {self.seed}", hint="--seed 0")
         if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise UsageError(f"weight decay must not be negative, not {self.weight_decay}", hint="--weight-decay")
+            raise UsageError(f"--weight-decay must be at least 0, got {self.weight_decay}", hint="--weight-decay auto")
         if isinstance(self.val, float) and not 0 < self.val < 1:
-            raise UsageError(f"--val {self.val} is not a fraction", hint="between 0 and 1, or the path of a data set")
+            raise UsageError(
+                f"--val must be between 0 and 1, got {self.val}", hint="--val 0.2, or the path of a data set"
+            )
 
 
 def parse_head(text: str) -> tuple[int, ...]:
-    """Hidden layer widths of `linear`, `mlp` (one of 256) or `mlp:512,128`. Raises UsageError."""
+    """Hidden layer widths of `linear` (none), `mlp` (256) or `mlp:512,128`. Raises UsageError."""
     kind, _, widths = text.partition(":")
     if kind == "linear" and not widths:
         return ()
@@ -116,10 +122,11 @@ def parse_head(text: str) -> tuple[int, ...]:
 
 
 class BenchOptions(Struct, frozen=True, kw_only=True):
-    """How a model is timed: in `rounds` turns of `seconds` for each system and batch.
+    """How a model is timed: `rounds` rounds of `seconds` for each system and batch size. Raises UsageError.
 
-    `length` is tokens of each text (32, or the model's limit where that is less), `threads` those that compute (all
-    cores by default), `against` a rival that is timed beside. Raises UsageError for what makes no sense.
+    `against`: a second system to time.
+    `threads`: threads that compute; None means one for each core.
+    `length`: tokens of each text; None means 32, or the model's limit if that is less.
     """
 
     device: str = "auto"
@@ -131,9 +138,9 @@ class BenchOptions(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.against not in (None, "torch"):
-            raise UsageError(f"'{self.against}' is nothing to compare with", hint="--against torch")
+            raise UsageError(f"--against must be torch, got {self.against}", hint="--against torch")
         if not 0 < self.seconds < math.inf:
-            raise UsageError(f"--seconds {self.seconds:g} is no time", hint="--seconds 1")
+            raise UsageError(f"--seconds must be positive, got {self.seconds:g}", hint="--seconds 1")
         for name, value in (("rounds", self.rounds), ("threads", self.threads), ("length", self.length)):
             if value is not None and value < 1:
-                raise UsageError(f"--{name} must be 1 or more, not {value}", hint=f"leave --{name} out")
+                raise UsageError(f"--{name} must be at least 1, got {value}", hint=f"leave --{name} out")

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: the core counts, the caller draws."""
+"""Progress of long work: zoo counts, the caller draws."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """One running piece of work."""
+    """The progress bar of one task."""
 
     def advance(self, amount: int = 1) -> None:
-        """Say that `amount` more units are done."""
+        """Count `amount` more units as done."""
 
     def describe(self, text: str) -> None:
-        """Replace the words beside the bar."""
+        """Replace the text beside the bar."""
 
 
 class Progress(Protocol):
-    """Where bars come from; the command line draws them with rich, a notebook may do as it likes."""
+    """A factory of progress bars; the command line draws them with rich."""
 
     def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Bar]:
-        """A bar of `total` units (`it`, `B`); None when the total is unknown."""
+        """A bar of `total` units (`it` or `B`); None if the total is unknown."""
 
     def note(self, text: str) -> None:
-        """A line worth reading once, beside the bars."""
+        """Print one line beside the bars."""
 
 
 class _SilentBar:
@@ -34,7 +34,7 @@ class _SilentBar:
 
 
 class Silent:
-    """No bars: the default of the Python interface."""
+    """No progress output: the default of the Python interface."""
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Bar]:
@@ -42,7 +42,7 @@ class Silent:
         yield _SilentBar()
 
     def note(self, text: str) -> None:
-        """Nothing is said."""
+        """Print nothing."""
 
 
 SILENT: Progress = Silent()

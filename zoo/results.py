@@ -1,4 +1,4 @@
-"""What the verbs answer with, for a notebook to use and the command line to print."""
+"""Results of the verbs, for use in Python and for the command line to print."""
 
 import json
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from zoo.errors import ZooError
 from zoo.schema import Entry, Metrics, Task
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(Struct, frozen=True, kw_only=True):
     """One line of `zoo list`."""
 
     entry: Entry
     is_pulled: bool
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `zoo doctor`: what was looked at, its state, what was found, and the command that mends it.
+class Check(Struct, frozen=True, kw_only=True):
+    """One line of `zoo doctor`: what was checked, its state, what was `found`, and the command that fixes it.
 
-    `warn` says what does not work here, or not for long; `fail` is a fault, and has an exit code.
+    `warn` means that something works only in part, or not for long; `fail` is a fault with an exit code.
     """
 
     name: str
@@ -31,8 +31,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int = 0
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one input has no answer: what the error would have said."""
+class Failure(Struct, frozen=True, kw_only=True):
+    """Code, message and hint of the error of one input."""
 
     code: str
     message: str
@@ -40,20 +40,18 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def of(error: ZooError) -> "Failure":
-        """The failure that an error is."""
+        """The code, message and hint of `error`."""
         return Failure(code=error.code, message=error.message, hint=error.hint)
 
-    def as_error(self) -> ZooError:
-        """The error again, to be raised."""
-        return ZooError.restore(self.code, self.message, self.hint)
 
+class Answer(Struct, frozen=True, kw_only=True):
+    """A model's answer for one input. Exactly the fields that fit the model are set.
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model says about one input: labels with scores, best first; the features where there is no head.
-
-    Where several labels may hold, `chosen` are those that do, at or above their thresholds: they come first. A model
-    of a number answers with its `value`. `words` are the nearest words with their cosine similarities, where a table
-    of word vectors was asked. An input that cannot be read has an `error` instead.
+    `labels`: labels with scores, best first; for multi-label the `chosen` ones (score at or above the threshold) first.
+    `features`: the feature vector, if the model has no head.
+    `words`: nearest words with cosine similarities, for word vectors.
+    `value`: the number, for regression.
+    `error`: set instead if the input failed.
     """
 
     input: str
@@ -65,11 +63,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None = None
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model runs: `used` (`cpu`, `cuda:0`, `tensorrt:0`) is what was made of what was `asked`.
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where a model runs: the device that was `asked` for and the one `used` (`cpu`, `cuda:0`, `tensorrt:0`).
 
-    `why` says what stood against a better device, where `auto` took the CPU. `nodes` are those of the graph by ONNX
-    Runtime's provider (`CUDA`, `CPU`), as the runtime reports them: pictures are resized on the CPU before it, always.
+    `why` is the reason for the CPU if `auto` chose it. `nodes` counts the graph's nodes for each provider of ONNX
+    Runtime (`CUDA`, `CPU`), as the runtime reports them. Images are always resized on the CPU, outside that graph.
     """
 
     asked: str
@@ -85,8 +83,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.used} ({', '.join(f'{count} nodes on {name}' for name, count in self.nodes.items())})"
 
 
-class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers in the order of the inputs, and the device that really ran; `placement` says how it came to it."""
+class RunResult(Struct, frozen=True, kw_only=True):
+    """Answers in the order of the inputs, and the `device` that ran; `placement` has the reason for it."""
 
     model: str
     entry: str
@@ -96,9 +94,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers:
-    """Answers one after another, in the order of the inputs, while these are read: to be gone through once.
+    """An iterator over answers in the order of the inputs, which are read as answers are consumed. It runs once.
 
-    `entry` is the registry row behind the model, `device` what it really runs on, `placement` how it came to it.
+    `entry` is the registry row of the model, `device` the device that runs, `placement` has the reason for it.
     """
 
     def __init__(self, entry: str, device: str, placement: Placement | None, found: Iterator[Answer]) -> None:
@@ -111,12 +109,11 @@ class Answers:
         return self._found
 
 
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's metrics on labelled data; `trained_on` counts items its head was fitted to.
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """A bundle's metrics on labelled data; `trained_on` counts the items that its head was trained on.
 
-    An item has its score of every one of `labels` in `predictions`, what is answered in `predicted` and what is so in
-    `truth`, several labels joined by `|`. `skipped` are lines on the items that could not be read. `placement` is as of
-    a RunResult.
+    `predictions` has the score of every label for each item, `predicted` its answer and `truth` its label (several
+    labels are joined by `|`). `skipped` has one line for each unreadable item.
     """
 
     model: str
@@ -133,11 +130,11 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement | None = None
 
 
-class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """What a verb wrote at `out`: of `inputs` inputs `rows` have one; the others failed.
+class Written(Struct, frozen=True, kw_only=True):
+    """The file that a verb wrote at `out`: `rows` of the `inputs` have a row, the others failed.
 
-    `resumed` of the inputs were there before. `failures` are the names of the first that failed in this run, each with
-    the reason; the output has them all. `fingerprint` is of what made the rows, `placement` as of a RunResult.
+    `resumed` counts inputs that were written before. `failures` are the first inputs that failed in this run, with the
+    reason; the file has all of them. `fingerprint` identifies the model.
     """
 
     model: str
@@ -153,27 +150,27 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> int:
-        """How many inputs have no row."""
+        """How many inputs failed."""
         return self.inputs - self.rows
 
 
 class Embedded(Written, frozen=True, kw_only=True):
-    """What `embed` wrote: vectors, each of `dim` numbers."""
+    """The file that `embed` wrote: vectors of `dim` numbers."""
 
     dim: int
 
 
 class Answered(Written, frozen=True, kw_only=True):
-    """What `run_to_file` wrote: a row of `columns` an input."""
+    """The file that `run_to_file` wrote: for each input a row of `columns`."""
 
     columns: tuple[str, ...]
 
 
-class Ranking(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs most like `query`, best first, each with its cosine similarity; `compared` is how many there were.
+class Ranking(Struct, frozen=True, kw_only=True):
+    """The inputs most similar to `query`, best first, with their cosine similarities; `compared` counts all of them.
 
-    `warnings` say what may be wrong with comparing them, `failures` which inputs could not be read: the first of
-    `failed`. `approximate` is whether an index was asked, which may miss some. `placement` is as of a RunResult.
+    `warnings` are doubts about the comparison. `failed` counts unreadable inputs, `failures` are the first of them.
+    `approximate` is whether an index was used, which can miss some.
     """
 
     model: str
@@ -189,18 +186,18 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(data: Any) -> str:
-    """Compact JSON of any of zoo's nouns, or of plain data holding them."""
+    """Compact JSON of any struct of zoo, or of plain data that contains some."""
     try:
         return msgspec.json.encode(data).decode()
     except UnicodeEncodeError:
-        # The name of a file, or a text, whose bytes are no UTF-8: Python's own encoder writes escapes.
+        # A file name or text whose bytes are not UTF-8: Python's own encoder writes escapes.
         return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))
 
 
 class Timing(Struct, frozen=True, kw_only=True):
     """Milliseconds of one call of `system` with `batch` items: the median of the rounds' medians, and their range.
 
-    `of_peak` is the fraction of the machine's measured float32 peak, None where the multiply-adds are not known.
+    `of_peak` is the fraction of the machine's measured float32 peak, None if the multiply-adds are unknown.
     """
 
     system: str
@@ -213,7 +210,7 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 class ColdStart(Struct, frozen=True, kw_only=True):
-    """Seconds from the start of a process to the first answer of `system`: the median, and the range."""
+    """Seconds from the start of a process to the first answer of `system`: median and range."""
 
     system: str
     seconds: float
@@ -222,7 +219,7 @@ class ColdStart(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """Which system is faster at `batch`, and how many `times`; None where the rounds' ranges overlap."""
+    """Which system is faster at `batch`, by the factor `times`; None if the ranges of the rounds overlap."""
 
     batch: int
     winner: str | None
@@ -231,9 +228,9 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Benchmark(Struct, frozen=True, kw_only=True):
-    """What `zoo bench` found. `size` is bytes of the graph, `macs` multiply-adds an item, `peak` in GFLOP/s.
+    """The result of `zoo bench`: `size` of the graph in bytes, `macs` multiply-adds for one item, `peak` in GFLOP/s.
 
-    `load` is how busy the machine was before, in processes. `rival` is what `verdicts` compare with.
+    `load` is the machine's load average before the start. `rival` is the system that `verdicts` compare with.
     """
 
     model: str

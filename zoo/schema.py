@@ -1,4 +1,4 @@
-"""The nouns: what a registry row, a bundle's manifest and an outcome are made of. Data only."""
+"""Structs of registry rows, of a bundle's manifest and of a training's outcome. Data only."""
 
 import re
 from enum import StrEnum
@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, field
 
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")]
-#: A registry row's name, or that of a bridged model: up to two more parts behind its bridge's prefix.
+#: Name of a registry row, or of a bridged model: the bridge's prefix and one or two more parts.
 EntryName: TypeAlias = Annotated[
     str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9_]([a-z0-9._-]{0,94}[a-z0-9_-])?){0,2}\Z")
 ]
@@ -16,13 +16,13 @@ FilePath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*
 SourceUrl: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+-]*://\S+\Z", max_length=2048)]
 Positive: TypeAlias = Annotated[int, Meta(gt=0)]
 Rgb: TypeAlias = tuple[float, float, float]
-#: Names of tensors: the inputs and outputs of every model, and the images after their preprocessing.
+#: Tensor names: raw images, preprocessed images, and the outputs of every model.
 IMAGE, PIXELS, FEATURES, SCORES = "image", "pixels", "features", "scores"
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A named tensor: numpy dtype name and shape, where a word stands for an axis of any length."""
+    """A tensor's name, numpy dtype name and shape; a string in the shape names an axis of any length."""
 
     name: str
     dtype: str
@@ -30,7 +30,7 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class WeightFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a row. Any source may serve the bytes, only the digest decides; null = not pinned yet."""
+    """One file of a row. `sources` are tried in order; `sha256` and `size` (bytes) are None until they are pinned."""
 
     path: FilePath
     sha256: Sha256 | None
@@ -39,12 +39,12 @@ class WeightFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the digest is known from the registry itself."""
+        """Whether the registry has the file's sha256."""
         return self.sha256 is not None
 
 
 class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="image", tag_field="kind"):
-    """Short side to `resize`, centre crop of `crop`, then (x / 255 - mean) / std on RGB, antialiased."""
+    """Short side resized to `resize` pixels, antialiased; centre crop of `crop`; (x / 255 - mean) / std on RGB."""
 
     resize: Positive
     crop: Positive
@@ -60,7 +60,7 @@ class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How BERT's tokenizer reads a text before it looks for the pieces of a `vocab.txt`; null = as `lowercase`."""
+    """Options of BERT's WordPiece tokenizer with a `vocab.txt`; `strip_accents` None means the value of `lowercase`."""
 
     lowercase: bool
     strip_accents: bool | None = None
@@ -70,10 +70,10 @@ class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class TextPreprocess(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
 ):
-    """Tokens by the file `tokenizer`, cut at `max_length` (special tokens included), pooled, L2 if `normalize`.
+    """Tokenised with the file `tokenizer`, at most `max_length` tokens with special ones, pooled, L2 if `normalize`.
 
-    The tokenizer is a `tokenizer.json`, or a `vocab.txt`, and then `wordpiece` says how it is used.
-    With `unknown_token` a text that holds nothing but this token is refused: it says nothing the model knows.
+    `tokenizer` is a `tokenizer.json`, or a `vocab.txt` with the options `wordpiece`. A text whose tokens are all
+    `unknown_token` is refused.
     """
 
     tokenizer: FilePath
@@ -85,14 +85,14 @@ class TextPreprocess(
 
     def __post_init__(self) -> None:
         if self.tokenizer.endswith(".txt") != (self.wordpiece is not None):
-            raise ValueError("wordpiece belongs to a tokenizer that is a vocab.txt, and only to one")
+            raise ValueError("wordpiece is required with a vocab.txt tokenizer, and not allowed with any other")
 
 
 class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):
-    """A table of word vectors; a text is the mean of the vectors of its first `max_length` words.
+    """A table of word vectors; a text's features are the mean of the vectors of its first `max_length` words.
 
-    `words` is the list of its words, null where the table's file holds them itself. A word that is not in the table is
-    left out (`skip`), counts as zeros (`zero`), or as the word `unknown_token` (`token`).
+    `words` is the file that lists the words, None if the table's file contains them. A word that is not in the table is
+    left out (`skip`), counts as a zero vector (`zero`), or as the word `unknown_token` (`token`).
     """
 
     table: FilePath
@@ -104,23 +104,23 @@ class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if (self.unknown == "token") != (self.unknown_token is not None):
-            raise ValueError("unknown_token is what unknown: token needs, and nothing else")
+            raise ValueError("unknown_token is required with unknown: token, and not allowed with any other")
 
 
 Preprocess: TypeAlias = ImagePreprocess | TextPreprocess | WordsPreprocess
 
 
 def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
-    """The tensors that a family's features graph takes, given how raw input is prepared."""
+    """The input tensors of a family's features graph."""
     if isinstance(preprocess, ImagePreprocess):
         shape = ("batch", 3, preprocess.crop, preprocess.crop)
-        return (TensorSpec(name="pixels", dtype="float32", shape=shape),)
+        return (TensorSpec(name=PIXELS, dtype="float32", shape=shape),)
     names = ("input_ids", "attention_mask")
     return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in names)
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One row of the registry: a pretrained backbone, where its bytes are and how its input is prepared."""
+    """One row of the registry: a pretrained backbone, its files and the preprocessing of its input."""
 
     name: EntryName
     family: Name
@@ -137,23 +137,23 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The tensors that the family's features graph takes."""
+        """The input tensors of the family's features graph."""
         return input_specs(self.preprocess)
 
     @property
     def is_pinned(self) -> bool:
-        """Whether every file's digest is known from the registry itself."""
+        """Whether the registry has the sha256 of every file."""
         return all(file.is_pinned for file in self.files)
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files together, None when one of them is unknown."""
+        """Total bytes of all files, None if the size of one is unknown."""
         sizes = [file.size for file in self.files]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
 
 
 class Task(StrEnum):
-    """What a bundle answers."""
+    """The kind of answer that a bundle gives; EMBEDDING is a bundle without a head."""
 
     SINGLE_LABEL = "single-label"
     MULTI_LABEL = "multi-label"
@@ -170,9 +170,9 @@ class FileDigest(Struct, frozen=True, kw_only=True):
 
 
 class HeadSpec(Struct, frozen=True, kw_only=True):
-    """The trained layers on top of the features: hidden widths (none = linear) and how they were fitted.
+    """The trained layers on top of the features: hidden widths (none = linear), and how they were trained.
 
-    `scaling` of the input, learning rate and weight decay are those that the search chose, or the options gave.
+    `scaling` of the inputs, `lr` and `weight_decay` come from the search or from the options.
     """
 
     hidden: tuple[int, ...]
@@ -182,7 +182,7 @@ class HeadSpec(Struct, frozen=True, kw_only=True):
 
 
 class ParityCheck(Struct, frozen=True, kw_only=True):
-    """One comparison of the exported file with the family's own arithmetic."""
+    """One comparison of the exported file with the original model: `value` must be at most `bound`."""
 
     name: str
     batch: int
@@ -192,23 +192,23 @@ class ParityCheck(Struct, frozen=True, kw_only=True):
 
 
 class Parity(Struct, frozen=True, kw_only=True):
-    """The gate's report: on which samples, every check with its bound."""
+    """All parity checks of an exported file, and a description of the `samples` they used."""
 
     samples: str
     checks: tuple[ParityCheck, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every check held."""
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
 
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Quality of a model on `n` items: fractions in 0..1, `confusion[true][predicted]` in items.
 
-    One label an item: all down to `calibration_error` (ECE, after correcting for class weights; `top5` from six labels
-    on). Several: `accuracy` is the share of items whose set of labels is exactly right, and there is no confusion.
-    A number: `mae` and `rmse` in the target's unit, `r2` at most 1.
+    Single-label: the fields up to `calibration_error` (ECE, without class weights; `top5` with six labels or more).
+    Multi-label: no confusion; `accuracy` is the fraction of items with exactly the right labels.
+    Regression: `mae` and `rmse` in the target's unit, `r2` at most 1.
     """
 
     n: int
@@ -226,17 +226,17 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def score(self) -> float:
-        """The one number that a floor is set on: accuracy, macro-F1 of several labels, or R squared."""
+        """The number that `--fail-under` compares: accuracy, macro-F1 (multi-label) or R squared (regression)."""
         best = self.r2 if self.r2 is not None else self.macro_f1 if self.micro_f1 is not None else self.accuracy
         assert best is not None
         return best
 
 
 class Guard(Struct, frozen=True, kw_only=True):
-    """What a lower precision costs: the score (`Metrics.score`) of both files on the same `n` held-out items.
+    """The cost of a lower precision: `Metrics.score` before and after on the same `n` held-out items.
 
-    At most `allowed` may be lost; `interval` is that of the score after, where it is a share. `excluded` are layers
-    that stay in float, the head was `refitted` to the new features. `items` says where they come from.
+    At most `allowed` may be lost. `interval` belongs to `after`, if that is a fraction. `items` describes the items,
+    `excluded` are the layers that stay in float, and `refitted` is whether the head was fitted to the new features.
     """
 
     n: int
@@ -250,7 +250,7 @@ class Guard(Struct, frozen=True, kw_only=True):
 
 
 class Lineage(Struct, frozen=True, kw_only=True):
-    """Where a bundle comes from: the entry with the digests of its files, the data, the options, the versions."""
+    """The origin of a bundle: the registry row, its files' checksums, package versions, data and training options."""
 
     entry: Entry
     weights: tuple[FileDigest, ...]
@@ -261,7 +261,7 @@ class Lineage(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """`zoo.json`: all that is needed to run, check and trace a bundle without its plugin, torch or the registry."""
+    """`zoo.json`: everything needed to run, verify and trace a bundle without its plugin, torch or the registry."""
 
     schema_version: int
     name: str
@@ -277,25 +277,25 @@ class Manifest(Struct, frozen=True, kw_only=True):
     parity: Parity
     activation: Literal["softmax", "sigmoid", "identity"] | None = None
     labels: tuple[str, ...] = ()
-    #: Several labels: the score from which each one holds.
+    #: Multi-label: the score from which each label is chosen.
     thresholds: tuple[float, ...] = ()
-    #: One label: what each class counted in the loss; empty where all counted alike.
+    #: Single-label: the weight of each class in the loss; empty if all are equal.
     class_weights: tuple[float, ...] = ()
-    #: Stages of the backbone that were trained with the head, counted from the last one.
+    #: How many of the last stages of the backbone were trained with the head.
     unfrozen: int = 0
     cut: str | None = None
     head: HeadSpec | None = None
     metrics: Metrics | None = None
     guard: Guard | None = None
-    #: Written in ONNX Runtime's own operators.
+    #: Whether the file uses ONNX Runtime's own operators.
     fused: bool = False
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
-    """One line of the learning curve, on the inner split of the training.
+    """One point of the learning curve; `val_loss` and `val_score` are of the inner validation part.
 
-    Losses are mean cross-entropies in nats, of a number mean squared errors of the standardised target; the score is
-    that of `Metrics.score`.
+    Losses are mean cross-entropy in nats, for regression the mean squared error of the standardised target.
+    `val_score` is `Metrics.score`.
     """
 
     epoch: int
@@ -305,9 +305,9 @@ class Epoch(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What a fine-tuning run made: the bundle's manifest, how it was trained, how many features were new.
+    """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
 
-    `skipped` are the items that were left out, each with the reason.
+    `computed` of the `items` had no features in the cache.
     """
 
     manifest: Manifest
@@ -322,7 +322,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class ExportOptions(Struct, frozen=True, kw_only=True):
     """How a family writes its features graph.
 
-    With `cut` only the first so many stages: the graph's outputs are then the tensors that the next stage takes.
+    With `cut`, only the first `cut` stages are written; the graph's outputs are then the inputs of the next stage.
     """
 
     opset: int = 20
@@ -331,5 +331,5 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 
 
 def canonical(name: str) -> str:
-    """`name` as it is compared: punctuation and upper case do not tell two names apart."""
+    """`name` in lower case with all punctuation as `-`: two names are equal if these are."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""What every verb starts from: a model reference becomes a registry row, its files, a bundle, a session."""
+"""From a model reference to its registry row, files, bundle or session."""
 
 import os
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class Workspace:
-    """The registry, the store and the plugins of one ZOO_HOME, and the models that they give.
+    """The registry, the store and the plugins of one ZOO_HOME.
 
-    `home` is ZOO_HOME, `registry` a file that replaces the built-in registry file, `offline` forbids remote sources,
-    `progress` draws bars; each defaults to the environment's.
+    `home` is ZOO_HOME, `registry` a file that replaces the built-in registry, `offline` forbids remote sources; each
+    defaults to its environment variable. `progress` draws bars.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Workspace:
 
     @cached_property
     def registry(self) -> Registry:
-        """The rows: the built-in shelf, or the file that replaces it; ZOO_HOME/registry.yaml and plugins add theirs."""
+        """Rows of the built-in registry (or the file that replaces it), of ZOO_HOME/registry.yaml and of plugins."""
         return self._shelves[0]
 
     @property
     def shelves(self) -> "Sequence[PluginState]":
-        """The shelves of plugins; one that is quarantined adds no row."""
+        """The state of each plugin's registry file; a quarantined one adds no rows."""
         return self._shelves[1]
 
     @cached_property
@@ -73,19 +73,19 @@ class Workspace:
 
     @cached_property
     def lock(self) -> Lock:
-        """Digests recorded when unpinned rows were first pulled."""
+        """sha256 of files without a pinned one, recorded at their first pull."""
         return Lock.read(self.store.lock_path)
 
     @cached_property
     def plugins(self) -> "Plugins":
-        """Installed families and sources, each loaded when it is first needed."""
+        """Installed plugins, each loaded when it is first needed."""
         from zoo.plugin.manager import Plugins
 
         return Plugins()
 
     @cached_property
     def bridged(self) -> "Bridged":
-        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): the kept ones, and the bridges that make new ones."""
+        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): kept entries, and bridges that make new ones."""
         from zoo.registry.bridged import Bridged
 
         return Bridged(
@@ -96,9 +96,9 @@ class Workspace:
         )
 
     def entry(self, name: str) -> Entry:
-        """The registry row of that name, or the entry of a bridged model: the kept one, or one made now.
+        """The registry row of that name, or the entry of a bridged model (the kept one, else a new one).
 
-        Raises UnknownEntryError, with the nearest names, and for a bridged model what its bridge raises.
+        Raises UnknownEntryError with similar names, and for a bridged model the errors of its bridge.
         """
         reference = self.bridged.reference(name)
         try:
@@ -106,32 +106,32 @@ class Workspace:
         except (NotFoundError, OfflineError) as error:
             broken = [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]
             if broken and isinstance(error, UnknownEntryError):
-                error.hint = f"{error.hint}; its shelf may be quarantined ({', '.join(broken)}): zoo plugins"
+                error.hint = f"{error.hint}; its plugin may be quarantined ({', '.join(broken)}): zoo plugins"
             if (Path(name) / "zoo.json").is_file():
                 error.hint = f"did you mean the bundle ./{name}? Or else: {error.hint}"
             raise
 
     @property
-    def shelf(self) -> Registry:
-        """The registry's rows, and the kept models of bridges."""
+    def entries(self) -> Registry:
+        """The registry's rows and the kept entries of bridged models."""
         return Registry([*self.registry.values(), *self.bridged.entries()])
 
     @property
     def damaged(self) -> Sequence[ZooError]:
-        """What is wrong with kept models of bridges: these are not on the shelf."""
+        """Errors of kept entries that cannot be read; `entries` leaves these out."""
         return list(self.bridged.damaged())
 
     def is_path(self, model: str) -> bool:
         """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
-        return _looks_like_path(model) and self.bridged.reference(model) is None
+        looks_like_path = model.startswith(".") or "/" in model or os.sep in model
+        return looks_like_path and self.bridged.reference(model) is None
 
     def pull(self, name: str, *, source: str | None = None, trust_first: bool = False) -> Path:
-        """Fetch and verify every file of a row; returns their folder. Nothing is fetched that is already there.
+        """Download and verify the missing files of a row; returns their folder. Keeps the entry of a bridged model.
 
-        A bridged model's entry is kept from then on. Raises UnpinnedError, NetworkError, OfflineError, IntegrityError,
-        AccessError.
+        Raises UnpinnedError, NetworkError, OfflineError, IntegrityError, AccessError.
         """
-        entry = self._asked(name)
+        entry = self._entry_to_pull(name)
         prepares = self._prepares(entry)
         if prepares and not self.store.is_pulled(entry, self.lock):
             require(f"pulling {name}", *self.plugins.make(entry, self.store.models).packages)
@@ -143,18 +143,13 @@ class Workspace:
     def fetch(
         self, name: str, entry: Entry | None = None, *, source: str | None = None, trust_first: bool = False
     ) -> Path:
-        """`pull` without the family's part: only the bytes."""
-        from zoo.store.pull import pull
-
+        """`pull` without the family's `prepare`."""
         reference = self.bridged.reference(name)
-        entry = entry or self._asked(name)
+        entry = entry or self._entry_to_pull(name)
         try:
-            folder = pull(
-                entry, self.store, self.lock, self.plugins.source,
-                progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
-            )  # fmt: skip
+            folder = self._download(entry, source, trust_first)
         except UnpinnedError as error:
-            # As it was typed: a revision belongs to what is trusted.
+            # The reference as it was typed, because the revision is a part of what is trusted.
             error.hint = f"zoo pull {reference or name} --trust-first"
             raise
         if reference is not None:
@@ -163,27 +158,22 @@ class Workspace:
         return folder
 
     def originals(self, entry: Entry, who: str) -> Path:
-        """The folder of an entry's own files, fetched where they are not here and may be."""
-        from zoo.store.pull import pull
-
+        """The folder of an entry's original files, downloaded unless offline. `who` needs them, for the error."""
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
                 f"{who} needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
             )
-        return pull(
-            entry, self.store, self.lock, self.plugins.source,
-            progress=self.progress, trust_first=False, only=None, offline=self.offline,
-        )  # fmt: skip
+        return self._download(entry)
 
     def graph(self, name: str, cut: int | None = None) -> Bundle:
-        """The features bundle of a registry row, pulled, exported and gated the first time it is needed.
+        """The features bundle of a registry row; pulled, exported and checked when it is first needed.
 
-        With `cut` its trunk: the first so many stages, whose outputs are the tensors that the next one takes. Raises
-        UsageError for a family that has not that many.
+        With `cut`, the bundle of the first `cut` stages, whose outputs are the inputs of the next stage. Raises
+        UsageError if the family has fewer stages.
         """
         from zoo.export.build import build_in_child
 
-        # Whether the row can be built at all is known without its files: it is asked before a long download.
+        # Fails for an unusable family before a long download.
         packages = self.plugins.make(self.entry(name), self.store.models).packages
         entry = self.lock.effective(self.entry(name))
         if entry.is_pinned and (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
@@ -196,7 +186,7 @@ class Workspace:
         return build_in_child(entry, folder, self.store.graph_dir(entry, cut), self.progress, cut)
 
     def open(self, model: str) -> Bundle:
-        """The bundle that a model reference means: a path to one, or a registry name's features bundle."""
+        """The bundle at a path, or the features bundle of a registry name."""
         if self.is_path(model):
             return Bundle.open(Path(model))
         return self.graph(model)
@@ -205,15 +195,15 @@ class Workspace:
         self, model: str, device: str | None = None, *, threads: int | None = None, spins: bool | None = None,
         fixed: bool = False,
     ) -> "Session":  # fmt: skip
-        """A model loaded on a device (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`; ZOO_DEVICE or auto by default).
+        """A model loaded on a device (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`; by default ZOO_DEVICE or auto).
 
-        The other arguments, and what is raised, are those of `zoo.runtime.session.Session`.
+        The other arguments and the errors are those of `zoo.runtime.session.Session`.
         """
         from zoo.runtime.device import choose
         from zoo.runtime.session import Session
 
         device = device or os.environ.get("ZOO_DEVICE") or "auto"
-        # Said before anything is pulled or built for it.
+        # Fails for an unusable device before anything is pulled or exported.
         choose(device)
         return Session(
             self.open(model), device, threads=threads, spins=spins, fixed=fixed,
@@ -221,7 +211,7 @@ class Workspace:
         )  # fmt: skip
 
     def words(self, model: str) -> "WordTable":
-        """The word table of a registry row of word vectors, pulled and prepared the first time it is needed.
+        """The word table of a row of word vectors; pulled and prepared when it is first needed.
 
         Raises UsageError for any other model.
         """
@@ -229,7 +219,7 @@ class Workspace:
 
         preprocess = None if self.is_path(model) else self.entry(model).preprocess
         if not isinstance(preprocess, WordsPreprocess):
-            raise UsageError(f"{model} has no table of words", hint="zoo list --task word-vectors shows those that do")
+            raise UsageError(f"{model} has no word vectors", hint="zoo list --task word-vectors shows those that do")
         require("nearest words", "numpy")
         entry = self.entry(model)
         try:
@@ -237,9 +227,9 @@ class Workspace:
             if folder is not None:
                 return WordTable.open(folder, lowercase=preprocess.lowercase)
         except (NotFoundError, IntegrityError):
-            # Never prepared, or changed since: the pull says what, and makes it right.
+            # Never prepared, or changed since: the pull below prepares it again.
             pass
-        # The pull prepares; without the family there is nothing that could, and it says why.
+        # Raises the reason if the family, which prepares the table, cannot be loaded.
         self.plugins.backbone(entry.family)
         return WordTable.open(self.pull(model), lowercase=preprocess.lowercase)
 
@@ -250,21 +240,24 @@ class Workspace:
         entry = self.entry(model) if self.bridged.reference(model) else self.registry.get(model)
         return entry is not None and isinstance(entry.preprocess, WordsPreprocess)
 
-    def _asked(self, name: str) -> Entry:
-        """The entry to pull: for a bridged model what its library says of it now."""
+    def _download(self, entry: Entry, source: str | None = None, trust_first: bool = False) -> Path:
+        from zoo.store.pull import pull
+
+        return pull(
+            entry, self.store, self.lock, self.plugins.source,
+            progress=self.progress, trust_first=trust_first, only=source, offline=self.offline,
+        )  # fmt: skip
+
+    def _entry_to_pull(self, name: str) -> Entry:
+        """The row of that name; for a bridged model a new entry, made by its bridge now."""
         reference = self.bridged.reference(name)
         return self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
 
     def _prepares(self, entry: Entry) -> bool:
-        """Whether the family prepares what was pulled. One that cannot be used does not stop a pull."""
+        """Whether the family has a `prepare` method. A family that cannot be loaded does not stop a pull."""
         from zoo.backbone import Backbone
 
         try:
             return self.plugins.backbone(entry.family).prepare is not Backbone.prepare
         except PluginError:
             return False
-
-
-def _looks_like_path(model: str) -> bool:
-    """Whether a model reference has the form of a path; `Workspace.is_path` knows prefixes of bridged models, too."""
-    return model.startswith(".") or "/" in model or os.sep in model

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class BlockSpec(NamedTuple):
-    """A run of MBConv blocks: only the first one strides and changes the width."""
+    """A group of MBConv blocks: only the first one has the stride and changes the width."""
 
     repeats: int
     kernel: int
@@ -43,7 +43,7 @@ LITE0 = (
 )
 VARIANTS = {"lite0": LITE0}
 STEM, HEAD = 32, 1280
-#: TensorFlow's batch-norm epsilon, which these weights were trained with.
+#: TensorFlow's batch-norm epsilon, with which these weights were trained.
 EPSILON = 1e-3
 
 
@@ -77,35 +77,40 @@ class EfficientNet(TorchBackbone):
         return chain([stem, *(run[first:end] for first, end in pairwise([0, *ends])), head])
 
 
-def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
+def _convolution(entering: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> "nn.Module":
+    """A convolution without bias and with TensorFlow's SAME padding."""
     import torch
     from torch import nn
 
-    def convolution(wide_in: int, wide_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
-        return SameConv2d(wide_in, wide_out, kernel, stride=stride, groups=groups, bias=False)
-
     class SameConv2d(nn.Conv2d):
-        """TensorFlow's SAME padding: on even sizes a stride of 2 pads one pixel more at the end than at the start."""
+        """With even sizes, a stride of 2 pads one pixel more at the end than at the start."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            kernel, stride = self.kernel_size[0], self.stride[0]
             # Inputs are square and of even size wherever the stride is 2 (224, 112, 56, 28, 14).
             total = kernel - stride if stride > 1 else kernel - 1
             x = nn.functional.pad(x, (total // 2, total - total // 2) * 2)
             return super().forward(x)
 
+    return SameConv2d(entering, out, kernel, stride=stride, groups=groups, bias=False)
+
+
+def _block(width: int, spec: BlockSpec) -> "nn.Module":
+    """One MBConv block: expand, convolve each channel, project; its input is added if the shape stays the same."""
+    import torch
+    from torch import nn
+
     class Block(nn.Module):
-        def __init__(self, width: int, spec: BlockSpec) -> None:
+        def __init__(self) -> None:
             super().__init__()
             inner = width * spec.expand
             self.expands = spec.expand != 1
             self.is_residual = spec.stride == 1 and width == spec.out
             if self.expands:
-                self._expand_conv = convolution(width, inner, 1)
+                self._expand_conv = _convolution(width, inner, 1)
                 self._bn0 = nn.BatchNorm2d(inner, eps=EPSILON)
-            self._depthwise_conv = convolution(inner, inner, spec.kernel, spec.stride, groups=inner)
+            self._depthwise_conv = _convolution(inner, inner, spec.kernel, spec.stride, groups=inner)
             self._bn1 = nn.BatchNorm2d(inner, eps=EPSILON)
-            self._project_conv = convolution(inner, spec.out, 1)
+            self._project_conv = _convolution(inner, spec.out, 1)
             self._bn2 = nn.BatchNorm2d(spec.out, eps=EPSILON)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,6 +118,14 @@ def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
             y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
             y = self._bn2(self._project_conv(y))
             return x + y if self.is_residual else y
+
+    return Block()
+
+
+def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
+    """Stem, blocks and head, with random weights and without the classifier."""
+    import torch
+    from torch import nn
 
     class Pool(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,14 +135,14 @@ def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
     width = STEM
     for spec in blocks:
         for repeat in range(spec.repeats):
-            layers.append(Block(width, spec if repeat == 0 else spec._replace(stride=1)))
+            layers.append(_block(width, spec if repeat == 0 else spec._replace(stride=1)))
             width = spec.out
     parts = {
-        "_conv_stem": convolution(3, STEM, 3, 2),
+        "_conv_stem": _convolution(3, STEM, 3, 2),
         "_bn0": nn.BatchNorm2d(STEM, eps=EPSILON),
         "stem_relu": nn.ReLU6(),
         "_blocks": nn.Sequential(*layers),
-        "_conv_head": convolution(width, HEAD, 1),
+        "_conv_head": _convolution(width, HEAD, 1),
         "_bn1": nn.BatchNorm2d(HEAD, eps=EPSILON),
         "head_relu": nn.ReLU6(),
         "pool": Pool(),

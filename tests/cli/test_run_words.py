@@ -73,7 +73,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     assert "error: 1 of 1 inputs have no answer" in alone.stderr
     fails(3, "'qqqq' is not among the", "run", "tiny-words", "--analogy", "king", "card", "qqqq")
     fails(2, "--analogy takes three words, not 2", "run", "tiny-words", "--analogy", "king", "card")
-    fails(2, "has no table of words", "run", "./model", "--analogy", "king", "card", "money")
+    fails(2, "has no word vectors", "run", "./model", "--analogy", "king", "card", "money")
     fails(3, "no model named", "run", "tiny-wordz", "king")
     fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz", "--strict")
     fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")

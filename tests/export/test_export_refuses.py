@@ -127,7 +127,7 @@ def test_exit_6(older: Path, tmp_path: Path, raw: list[str]) -> None:
 def test_words_of_the_command_that_make_no_sense(older: Path, tmp_path: Path) -> None:
     before = files(older)
     out = ("-o", older)
-    hint = fails(2, "the precision int4 is not known", "export", "tiny-lite", *out, "--precision", "int4")
+    hint = fails(2, "unknown --precision int4", "export", "tiny-lite", *out, "--precision", "int4")
     assert hint == "hint: --precision fp32, fp16, int8"
     assert "--calibrate" in fails(2, "int8 needs data", "export", "tiny-lite", *out, "--precision", "int8")
     nothing_happened(older, before)

@@ -237,10 +237,10 @@ def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_p
 def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export = ("export", tuned, "-o", out, "--precision")
-    fails(2, "the precision int4 is not known", *export, "int4")
+    fails(2, "unknown --precision int4", *export, "int4")
     fails(2, "int8 needs data to read ranges from", *export, "int8")
-    fails(2, "only int8 is calibrated", *export, "fp16", "--calibrate", data)
-    fails(2, "--max-drop 7.0 is not a fraction", *export, "int8", "--calibrate", data, "--max-drop", 7)
+    fails(2, "--calibrate needs --precision int8", *export, "fp16", "--calibrate", data)
+    fails(2, "--max-drop must be in [0, 1), got 7.0", *export, "int8", "--calibrate", data, "--max-drop", 7)
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\nhello,a\n")
     assert zoo(*export, "int8", "--calibrate", texts).returncode in (1, 2, 3)

@@ -158,7 +158,7 @@ def test_outputs_that_are_not_to_be_written(kept_shelf: Path, tuned_bundles: Pat
 
     refused(r"a\.npy is no \.csv, \.jsonl or \.parquet file", name="a.npy")
     refused("has no labels", "tiny-bert")
-    refused("there is no top", top=3)
+    refused("--top has no effect with -o", top=3)
     house.embed("tiny-bert", ["my card"], tmp_path / "v.jsonl", device="cpu")
     refused("is not an output of zoo run", name="v.jsonl")
     with pytest.raises(DataError, match="there is no input"):

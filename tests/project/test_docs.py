@@ -48,6 +48,13 @@ def hook_signatures() -> dict[str, str]:
     return {hook.name: f"{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}" for hook in hooks}  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("page", HAND_WRITTEN, ids=names(HAND_WRITTEN))
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    tops = "zoo|plugins|cli|tests|docs|demo|benchmarks"
+    paths = re.findall(rf"`((?:{tops})/[\w./-]*)`", BLOCK.sub("", page.read_text()))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_every_hook_has_a_section_and_a_test() -> None:
     signatures = hook_signatures()
     headings = re.findall(r"^### (zoo_.*)$", PLUGINS.read_text(), re.MULTILINE)

@@ -265,5 +265,5 @@ def test_a_large_table_is_opened_and_searched_without_a_copy(tmp_path: Path) -> 
 def test_a_model_without_words_says_so() -> None:
     zoo = Zoo()
     for model in ("all-minilm-l6-v2", "./bundle"):
-        with pytest.raises(UsageError, match="has no table of words"):
+        with pytest.raises(UsageError, match="has no word vectors"):
             zoo.analogy(model, "king", "card", "money")
