@@ -1,11 +1,10 @@
-"""BERT encoders in plain torch: token ids in, one pooled vector a text out.
+"""BERT encoders in plain torch: from token ids to one pooled vector for each text.
 
-Architecture: Devlin et al., https://arxiv.org/abs/1810.04805. Its relatives differ in few places: DistilBERT (Sanh et
-al., https://arxiv.org/abs/1910.01108) has no token types; RoBERTa and XLM-R (Liu et al.,
-https://arxiv.org/abs/1907.11692) count positions from the padding id; MPNet (Song et al.,
-https://arxiv.org/abs/2004.09297) does so too, and adds a bias for the distance of two tokens to attention. Weights are
-read from the published safetensors by renaming; `config.json` is parsed with an allow-list of keys, and nothing in it
-can name code.
+Architecture: Devlin et al., https://arxiv.org/abs/1810.04805. Variants: DistilBERT (Sanh et al.,
+https://arxiv.org/abs/1910.01108) has no token types; RoBERTa and XLM-R (Liu et al., https://arxiv.org/abs/1907.11692)
+count positions from the padding id; MPNet (Song et al., https://arxiv.org/abs/2004.09297) does the same, and adds a
+bias for the distance of two tokens to attention. Tensors of the published safetensors are renamed; only known keys of
+`config.json` are read, and none of them can name code.
 """
 
 import math
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-#: Far above what is published: a larger number is a damaged one.
+#: Far above every published size: a larger number means a damaged file.
 LARGEST = 1 << 24
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, lt=1)]
@@ -49,12 +48,12 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden_dropout_prob: Share = 0.1
     position_embedding_type: str = "absolute"
     pad_token_id: Annotated[int, Meta(ge=0, le=LARGEST)] | None = None
-    # Half of them for either direction, and half of those for single distances below 128.
+    # Half of them for each direction, and half of those for single distances.
     relative_attention_num_buckets: Annotated[int, Meta(ge=4, lt=512)] = 32
 
 
 class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The same shape under DistilBERT's own names."""
+    """The same settings under DistilBERT's names."""
 
     vocab_size: Size
     dim: Size
@@ -66,7 +65,7 @@ class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
     dropout: Share = 0.1
 
     def as_bert(self) -> BertConfig:
-        """What a BERT of this shape, without token types, would say."""
+        """The BERT configuration with this shape and without token types."""
         return BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.dim,
@@ -107,7 +106,7 @@ class Bert(TorchBackbone):
         return load_state(self.weights / checkpoint, encoder, partial(rename, arch=self.arch))
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The embeddings, then each layer; the last one pools too, for pooling alone has nothing to train."""
+        """The embeddings, then each layer; the last stage includes the pooling, which has no parameters."""
         parts: Sequence[torch.nn.Module] = self.module.parts()  # type: ignore[operator]  # an Encoder
         first, *layers, last = parts
         mask = "attention_mask"
@@ -138,7 +137,7 @@ def read_config(path: Path, arch: str = "bert") -> BertConfig:
 
 
 def first_position(config: BertConfig, arch: str) -> int:
-    """The row of the position table that the first token takes."""
+    """The index of the first token in the position table."""
     # fairseq numbers positions from the padding id + 1; MPNet's id is 1 whatever its config.json says.
     padding = 1 if config.pad_token_id is None else config.pad_token_id
     return {"roberta": padding + 1, "mpnet": 2}.get(arch, 0)
@@ -146,12 +145,12 @@ def first_position(config: BertConfig, arch: str) -> int:
 
 CHECKPOINTS = (".safetensors", ".bin")
 WRONG_FILE = "the file is not the one this row describes"
-#: Parts of published checkpoints that the features do not need: the pooler and the heads of tasks.
+#: Tensors of published checkpoints that the features do not need: the pooler and task heads.
 UNUSED = (
     *("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids"),
     *("classifier.", "pre_classifier.", "qa_outputs."),
 )
-#: TensorFlow's names of a LayerNorm's parameters, kept by the oldest checkpoints.
+#: TensorFlow's names of LayerNorm parameters, in the oldest checkpoints.
 LEGACY = {"gamma": "weight", "beta": "bias"}
 EMBEDDINGS = (
     ("embeddings.word_embeddings.", "embed.words."),
@@ -202,7 +201,7 @@ RENAMED = {
 
 
 def rename(name: str, arch: str = "bert") -> str | None:
-    """This module's name of a tensor in a published checkpoint, None for one that features do not need."""
+    """The name in this module of a tensor of a published checkpoint; None if features do not need it."""
     name = name.removeprefix(f"{arch}.")
     if name.startswith(UNUSED):
         return None
@@ -224,7 +223,7 @@ def _encoder(config: BertConfig, arch: str, preprocess: TextPreprocess) -> "torc
             return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
 
     class Part(nn.Module):
-        """One layer on its own, and what comes after the last one."""
+        """One layer as a stage; the last one includes the pooling."""
 
         def __init__(self, scores: nn.Module, layer: nn.Module, pool: nn.Module | None) -> None:
             super().__init__()
@@ -249,7 +248,7 @@ def _encoder(config: BertConfig, arch: str, preprocess: TextPreprocess) -> "torc
 
         def parts(self) -> list[nn.Module]:
             last = len(self.layers) - 1
-            pools = [self.pool if number == last else None for number in range(last + 1)]
+            pools = [self.pool if index == last else None for index in range(last + 1)]
             layers = (Part(self.scores, layer, pool) for layer, pool in zip(self.layers, pools, strict=True))
             return [self.embed, *layers]
 
@@ -275,14 +274,14 @@ def _embeddings(config: BertConfig, arch: str) -> "torch.nn.Module":
 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             if first:
-                # Padding stays at the padding id itself, also where a text spells the padding token out.
+                # Padding keeps the padding id as its position, also if a text contains the padding token.
                 is_token = (input_ids != first - 1).long()
                 positions = self.positions(is_token.cumsum(1) * is_token + first - 1)
             else:
                 positions = self.positions.weight[: input_ids.shape[1]]
             embedded = self.words(input_ids) + positions
             if config.type_vocab_size:
-                # One text is all of the first type.
+                # A single text has only the first token type.
                 embedded = embedded + self.segments.weight[0]
             x: torch.Tensor = self.norm(embedded)
             return x
@@ -297,23 +296,23 @@ def _scores(config: BertConfig, arch: str) -> "torch.nn.Module":
     longest = config.max_position_embeddings
 
     class Padding(nn.Module):
-        """What is added to attention scores: 0 where there is a token, the lowest float where there is padding."""
+        """The bias of attention scores: 0 for a token, the lowest float for padding."""
 
         def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
             return (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
 
     class Distances(Padding):
-        """The same, and for each head a number for how far apart two tokens are, learnt by buckets of distances."""
+        """The same plus a learnt bias for each head and each bucket of distances between two tokens."""
 
         def __init__(self) -> None:
             super().__init__()
             self.distances = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
-            # Looked up rather than computed in the graph, where a logarithm that rounds otherwise changes the bucket.
+            # A table, because a logarithm in the graph that rounds differently would change the bucket.
             self.register_buffer("buckets", _buckets(longest, config.relative_attention_num_buckets), persistent=False)
 
         def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
-            place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-            bucket = self.buckets[place[None, :] - place[:, None] + longest - 1]  # type: ignore[index]  # a tensor
+            index = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            bucket = self.buckets[index[None, :] - index[:, None] + longest - 1]  # type: ignore[index]  # a tensor
             learnt: torch.Tensor = self.distances(bucket).permute(2, 0, 1)[None]
             return learnt + super().forward(attention_mask)
 
@@ -323,8 +322,8 @@ def _scores(config: BertConfig, arch: str) -> "torch.nn.Module":
 def _buckets(longest: int, buckets: int, furthest: int = 128) -> "torch.Tensor":
     """The bucket of each distance key - query from 1 - longest to longest - 1 (T5's, https://arxiv.org/abs/1910.10683).
 
-    One half of them for keys that come later. Near distances have a bucket each, far ones share theirs in logarithmic
-    steps up to `furthest`.
+    Half of the buckets are for keys after the query. Each near distance has its own bucket; far ones share buckets in
+    logarithmic steps up to `furthest`.
     """
     import torch
 
@@ -353,7 +352,7 @@ def _layer(config: BertConfig) -> "torch.nn.Module":
             self.attended, self.attended_norm = nn.Linear(width, width), norm()
             self.widen = nn.Linear(width, config.intermediate_size)
             self.narrow, self.output_norm = nn.Linear(config.intermediate_size, width), norm()
-            # For training the last layers: in eval mode it does nothing.
+            # Only active when the last layers are trained.
             self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
         def forward(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -376,5 +375,5 @@ def _mean(x: "torch.Tensor", attention_mask: "torch.Tensor") -> "torch.Tensor":
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [Bert]

@@ -152,5 +152,5 @@ def _network(blocks: Iterable[BlockSpec]) -> "nn.Sequential":
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [EfficientNet]

@@ -2,11 +2,11 @@
 
 Architectures: Szegedy et al., "Rethinking the Inception Architecture", https://arxiv.org/abs/1512.00567, and "Going
 Deeper with Convolutions", https://arxiv.org/abs/1409.4842, both as in torchvision/models/inception.py and googlenet.py.
-Tensor names are torchvision's, which timm kept. The auxiliary heads, which only training uses, are dropped.
+Tensor names are those of torchvision and timm. The auxiliary heads, used only in training, are dropped.
 
-`config.transform_input` says what input the weights want. torchvision's were trained by others on pixels normalised to
-mean and deviation 0.5; its networks take ImageNet's statistics and renormalise inside (true). timm's rows of the same
-weights give 0.5 from outside (false). The wrong one would cost accuracy and nothing else would show it.
+The weights expect pixels normalised with mean and standard deviation 0.5. With `config.transform_input: true`, as in
+torchvision, the input is normalised with ImageNet's statistics and the network converts it. With `false`, as in timm,
+the input is already normalised with 0.5. A wrong value only shows as lower accuracy.
 """
 
 from collections import OrderedDict
@@ -59,17 +59,17 @@ class Inception(TorchBackbone):
         return network
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The network cut where its pictures shrink; the pooling belongs to the last stage."""
+        """The network cut where its feature maps shrink; the pooling belongs to the last stage."""
         return chain(cut(self.module, self.cuts))
 
 
 def rename(name: str) -> str | None:
-    """The names of torchvision and timm are ours; the classifier and the auxiliary heads are dropped."""
+    """The same name as in torchvision and timm; None for the classifier and the auxiliary heads."""
     return None if name.startswith(HEADS) else name
 
 
 def _renormalisation() -> "nn.Module":
-    """Pixels by ImageNet's mean and std [batch, 3, ...] -> the same by mean 0.5 and std 0.5."""
+    """Converts pixels [batch, 3, ...] normalised with ImageNet's mean and std to mean 0.5 and std 0.5."""
     import torch
     from torch import nn
 
@@ -94,7 +94,7 @@ def _renormalisation() -> "nn.Module":
 def _convolution(
     entering: int, out: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | None = None
 ) -> "nn.Module":
-    """Convolution, batch norm, ReLU; padded to keep the size, or not at all where it strides, unless said otherwise."""
+    """Convolution, batch norm, ReLU. By default padded to keep the size, and not padded if the stride is above 1."""
     from torch import nn
 
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -106,7 +106,7 @@ def _convolution(
 
 
 def _block(parts: "dict[str, nn.Module]", *branches: str) -> "nn.Module":
-    """The branches' answers side by side; a branch is names of parts one after another, `a|b` two of them abreast."""
+    """Concatenates the outputs of branches. A branch names parts in sequence; `a|b` concatenates two parts."""
     import torch
     from torch import nn
 
@@ -304,7 +304,7 @@ def _googlenet() -> "dict[str, nn.Module]":
     }
 
 
-#: The parts in their order, and where each stage after the first begins.
+#: The parts in their order, and the first part of each stage after the first.
 ARCHITECTURES: "dict[str, tuple[Callable[[], dict[str, nn.Module]], tuple[str, ...]]]" = {
     "inception_v3": (_inception_v3, ("Conv2d_3b_1x1", "Mixed_5b", "Mixed_6a", "Mixed_7a")),
     "googlenet": (_googlenet, ("conv2", "inception3a", "inception4a", "inception5a")),
@@ -313,5 +313,5 @@ ARCHITECTURES: "dict[str, tuple[Callable[[], dict[str, nn.Module]], tuple[str, .
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [Inception]

@@ -1,8 +1,8 @@
-"""ResNet 18 to 152, as torchvision, timm and Microsoft's files have it; features are the pooled last layer.
+"""ResNet 18 to 152 with weights of torchvision, timm or Microsoft; features are the pooled last layer.
 
 Architecture: He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385, with the
-bottleneck's stride in its 3x3 convolution ("v1.5"), which is what all of these weights were trained with. Tensor names
-are torchvision's (torchvision/models/resnet.py), which timm kept; `config.layout: transformers` reads the names of
+bottleneck's stride in its 3x3 convolution ("v1.5"), as in all of these weights. Tensor names are those of torchvision
+(torchvision/models/resnet.py) and timm; `config.layout: transformers` reads the names of
 transformers/models/resnet/modeling_resnet.py.
 """
 
@@ -41,10 +41,10 @@ ARCHITECTURES = {
     "resnet152": Depth((3, 8, 36, 3), True),
 }
 WIDTHS = (64, 128, 256, 512)
-#: Where each stage after the stem begins.
+#: The first part of each stage after the stem.
 CUTS = ("layer1", "layer2", "layer3", "layer4")
 
-#: transformers' names, torchvision's; its layers and stages count from 0, torchvision's from 1.
+#: Tensor names of transformers, whose layers and stages count from 0; torchvision's count from 1.
 STEM = re.compile(r"embedder\.embedder\.(convolution|normalization)\.(\w+)")
 SHORTCUT = re.compile(r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)")
 BLOCK = re.compile(r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.(\w+)")
@@ -80,12 +80,12 @@ def _choice(entry: Entry, key: str, known: Mapping[str, T], default: str | None 
 
 
 def from_torchvision(name: str) -> str | None:
-    """The names of torchvision and timm are ours; the classifier `fc` is dropped."""
+    """The same name as in torchvision and timm; None for the classifier `fc`."""
     return None if name.startswith("fc.") else name
 
 
 def from_transformers(name: str) -> str | None:
-    """Our name of one of transformers' tensors, with or without the prefix that its classifier gives; None drops it."""
+    """The name in torchvision of a tensor of transformers (prefix `resnet.` optional); None for the classifier."""
     bare = name.removeprefix("resnet.")
     if bare.startswith("classifier."):
         return None
@@ -159,5 +159,5 @@ def _block(entering: int, width: int, stride: int, is_bottleneck: bool) -> "nn.M
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [ResNet]

@@ -1,4 +1,4 @@
-"""Word vectors: word2vec, GloVe and fastText files, or any table with its list of words.
+"""Word vectors: word2vec, GloVe and fastText files, or any table with a separate list of words.
 
 word2vec: Mikolov et al., https://arxiv.org/abs/1301.3781; GloVe: Pennington et al., https://aclanthology.org/D14-1162;
 fastText: Bojanowski et al., https://arxiv.org/abs/1607.04606. A text's features are the mean of its words' vectors.
@@ -28,10 +28,10 @@ ROWS = 1 << 14
 
 
 class Word2Vec(Backbone):
-    """The family `word2vec`; `config.format` is one of `zoo.words.formats.LAYOUTS` where the suffix does not say it.
+    """The family `word2vec`; `config.format` is one of `zoo.words.formats.LAYOUTS`, needed if the suffix is ambiguous.
 
-    `config.column` names the words' column of a Parquet list with several. Raises RegistryError for a row that
-    contradicts itself.
+    `config.column` names the column of the words in a Parquet list with several columns. Raises RegistryError for an
+    inconsistent row.
     """
 
     family = "word2vec"
@@ -40,28 +40,30 @@ class Word2Vec(Backbone):
         super().__init__(entry, weights)
         preprocess, config = entry.preprocess, entry.config
         if not isinstance(preprocess, WordsPreprocess):
-            raise RegistryError(f"{entry.name}: this family reads words", hint="preprocess: {kind: words, ...}")
+            raise RegistryError(
+                f"{entry.name}: the family word2vec needs preprocess kind words", hint="preprocess: {kind: words, ...}"
+            )
         self.preprocess = preprocess
         if unknown := sorted(config.keys() - {"format", "column"}):
             raise RegistryError(f"{entry.name}: unknown config.{unknown[0]}", hint="known: format, column")
         layout = formats.layout(entry)
         if layout is None:
             hint = f"config.format is one of {', '.join(formats.LAYOUTS)}"
-            raise RegistryError(f"{entry.name}: the format of {preprocess.table} is not known", hint=hint)
+            raise RegistryError(f"{entry.name}: the format of {preprocess.table} is unknown", hint=hint)
         if (layout in formats.TABLES) != (preprocess.words is not None):
-            needs = "needs a list of words" if preprocess.words is None else "holds its words itself"
+            needs = "needs a list of words" if preprocess.words is None else "contains its words"
             raise RegistryError(f"{entry.name}: a {layout} file {needs}", hint="see preprocess.words")
         self.layout = layout
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """numpy, and what reads the list of words."""
+        """numpy, and pyarrow if the list of words is a Parquet file."""
         return ("numpy", "pyarrow") if str(self.preprocess.words).endswith(".parquet") else ("numpy",)
 
     def prepare(self, progress: Progress = SILENT) -> None:
-        """Convert the row's files into zoo.words' memory-mapped form. A float32 table is used where it lies.
+        """Convert the row's files into the memory-mapped form of zoo.words. A float32 table is used without a copy.
 
-        Raises IntegrityError for files that are not what the row says.
+        Raises IntegrityError for files of another format.
         """
         if is_prepared(self.weights):
             return
@@ -77,7 +79,7 @@ class Word2Vec(Backbone):
         listed = self.weights / self.preprocess.words
         vectors, offset = formats.read_table(table, self.layout, dim)
         words = formats.read_words(listed, self.entry.config.get("column"))
-        # A word that comes twice leaves a row out, and then the ids are no longer the rows of the file.
+        # A repeated word is left out, and then ids are no longer row indices of the file.
         is_table = vectors.dtype.str == "<f4" and vectors.flags.c_contiguous and offset % 4 == 0
         is_table = is_table and len(set(words)) == len(words)
         in_place = InPlace(table.name, offset) if is_table else None
@@ -97,7 +99,7 @@ class Word2Vec(Backbone):
         onnx.save(model, path)
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """The same mean in numpy, from the original files read row by row: nothing of the prepared form is used."""
+        """The same mean in numpy, from the original files read row by row, without the prepared form."""
         import numpy as np
 
         ids, mask = feeds["input_ids"], feeds["attention_mask"]
@@ -112,7 +114,7 @@ class Word2Vec(Backbone):
         return {"features": features}
 
     def _plain(self, wanted: set[int]) -> "dict[int, NDArray[np.float32]]":
-        """The vectors of these ids. An id is the place of a word among the words that had not come before."""
+        """The vectors of these ids. The id of a word is its index in the file, counted without repeated words."""
         found: dict[int, NDArray[np.float32]] = {}
         seen: set[bytes] = set()
         last = max(wanted, default=-1)
@@ -129,9 +131,9 @@ class Word2Vec(Backbone):
 def mean_graph(count: int, dim: int, options: ExportOptions, *, counts_unknown: bool) -> "onnx.ModelProto":
     """`features` [batch, dim] = the mean over the words of a table [count, dim] in `vectors.bin`.
 
-    A position counts where `attention_mask` is not 0; an id outside the table is no word, and with `counts_unknown` a
-    zero vector. A text without any gives zeros. The product with the mask is a MatMul, so no [batch, sequence, dim]
-    is multiplied element by element.
+    Positions with `attention_mask` 0 are ignored. An id outside the table is ignored, or with `counts_unknown` counts
+    as a zero vector. A text without words gives zeros. A MatMul applies the mask, which avoids an element-wise product
+    of shape [batch, sequence, dim].
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -174,5 +176,5 @@ def mean_graph(count: int, dim: int, options: ExportOptions, *, counts_unknown: 
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [Word2Vec]

@@ -1,7 +1,7 @@
-"""timm/NAME: any image encoder of timm, with the preprocessing that its repository states.
+"""timm/NAME: any image encoder of timm, with the preprocessing of its repository.
 
-The library (https://github.com/huggingface/pytorch-image-models) gives architectures and configurations; weights come
-from the Hub as every other file does. Nothing is built but architectures that the installed timm knows by name.
+Architectures and configurations come from the library (https://github.com/huggingface/pytorch-image-models), weights
+from the Hub. Only architectures that the installed timm knows by name are built.
 """
 
 import math
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from zoo.hub import Repository
 
-#: Safe tensors first; a pickle is only opened in a child process, and converted.
+#: In order of preference; a pickle is converted in a child process.
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
-#: Buffers that older timm saved and that the architecture computes by itself.
+#: Buffers of older checkpoints that the architecture computes.
 COMPUTED = ("relative_position_index", "attn_mask")
 
 
 class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`config.json` as timm writes it; before 2023 everything in `pretrained_cfg` lay beside `architecture`."""
+    """`config.json` of timm; before 2023 the keys of `pretrained_cfg` were beside `architecture`."""
 
     architecture: str
     model_args: dict[str, Any] = {}
@@ -38,12 +38,12 @@ class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimmBridge(Bridge):
-    """`timm/NAME` is the Hub's repository of that name; a bare architecture means timm's default weights of it."""
+    """`timm/NAME` is the Hub repository timm/NAME; an architecture without a tag means timm's default weights."""
 
     prefix = "timm"
 
     def entry(self, name: str, revision: str | None) -> Entry:
-        """Raises MissingExtraError, UsageError for preprocessing that zoo cannot express, and what the Hub raises."""
+        """The entry of a timm model. Raises MissingExtraError, UsageError for its preprocessing, and Hub errors."""
         _require()
         from zoo.hub import open_repository
 
@@ -100,7 +100,7 @@ class Timm(TorchBackbone):
 
 
 def parse_config(data: bytes) -> TimmConfig:
-    """Raises IntegrityError for what is not a configuration of timm's."""
+    """The configuration in `data`. Raises IntegrityError if it is not one of timm."""
     try:
         content = msgspec.json.decode(data, type=dict[str, Any])
         if "pretrained_cfg" not in content:
@@ -108,7 +108,7 @@ def parse_config(data: bytes) -> TimmConfig:
         return msgspec.convert(content, TimmConfig)
     except msgspec.MsgspecError as error:
         raise IntegrityError(
-            f"config.json is not one of timm's: {error}", hint="hf/ORG/NAME is for models of transformers"
+            f"config.json is not a timm configuration: {error}", hint="hf/ORG/NAME is for models of transformers"
         ) from error
 
 
@@ -122,17 +122,17 @@ def create(config: TimmConfig) -> "torch.nn.Module":
 
     _check_architecture(config.architecture)
     for name, value in config.model_args.items():
-        # What create_model takes itself decides where weights come from; the network's own arguments are numbers.
+        # Arguments of create_model itself could load other weights; those of the network are plain values.
         is_plain = isinstance(value, bool | int | float | str) or (
             isinstance(value, list) and all(isinstance(each, bool | int | float | str) for each in value)
         )
         if name in inspect.signature(timm.create_model).parameters or not is_plain:
             raise IntegrityError(
-                f"config.json sets {name}, which is not an argument of a network", hint="do not use it"
+                f"config.json sets {name}, which is not an argument of the network", hint="do not use it"
             )
     if config.model_args.get("features_only") or config.model_args.get("in_chans", 3) != 3:
         raise IntegrityError(
-            "config.json asks for feature maps, or for pictures without three channels: zoo has one vector a picture",
+            "config.json asks for feature maps, or for images without three channels: zoo needs one vector",
             hint="choose another model",
         )
     known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict", "source", "custom_load"}
@@ -146,7 +146,7 @@ def create(config: TimmConfig) -> "torch.nn.Module":
 
 
 def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreprocess:
-    """Timm's evaluation transform as zoo says it. Raises UsageError for what it cannot say."""
+    """The preprocessing of timm's evaluation transform. Raises UsageError for an unsupported one."""
     from timm.data import resolve_data_config
 
     with described_by_config("timm"):
@@ -163,7 +163,7 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
     )  # fmt: skip
     if problem:
         raise UsageError(
-            f"{repository.origin} asks for {problem}: zoo cannot prepare pictures so",
+            f"{repository.origin} needs {problem}, which zoo does not support",
             hint="choose a variant with a centre crop of a square, bilinear or bicubic",
         )
     return ImagePreprocess(
@@ -176,7 +176,7 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
 
 
 def _measure(config: TimmConfig) -> tuple[int, int]:
-    """Length of the feature vector and number of parameters, by a run that computes shapes only."""
+    """Length of the feature vector and number of parameters, from a run on the meta device."""
     import torch
 
     # Where its shapes do not fit together, only a run says so.
@@ -185,7 +185,9 @@ def _measure(config: TimmConfig) -> tuple[int, int]:
         size = config.pretrained_cfg.get("input_size") or (3, 224, 224)
         shape = network(torch.empty(2, *size)).shape
     if len(shape) != 2:
-        raise UsageError(f"{config.architecture} gives {list(shape)}, not one vector a picture", hint="choose another")
+        raise UsageError(
+            f"{config.architecture} gives {list(shape)}, not one vector for each image", hint="choose another"
+        )
     return shape[1], sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -235,11 +237,11 @@ def _check_architecture(name: str) -> None:
 
 @hookimpl
 def zoo_register_bridges() -> Iterable[type[Bridge]]:
-    """The one prefix of this module."""
+    """The prefix of this module."""
     return [TimmBridge]
 
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [Timm]

@@ -1,6 +1,6 @@
-"""hf/ORG/NAME: any text encoder of the Hub that transformers knows, pooled as its repository says.
+"""hf/ORG/NAME: any text encoder of the Hub that transformers knows, with the pooling of its repository.
 
-Architectures that zoo's own family `bert` knows become its rows and need no other package. Everything else is built by
+Architectures of zoo's family `bert` use that family and need no other package. Everything else is built by
 the library (https://github.com/huggingface/transformers) from `config.json`. Code of a repository is never run: no
 configuration that names code reaches the library, and `trust_remote_code` is never set. How a model's vectors are
 pooled is read from the files that sentence-transformers puts beside it (https://www.sbert.net).
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: model_type -> the architecture of zoo's own family `bert`.
 OURS = {"bert": "bert", "distilbert": "distilbert", "mpnet": "mpnet", "roberta": "roberta", "xlm-roberta": "roberta"}
-#: Their tokenizer can be made of a vocab.txt.
+#: Model types whose tokenizer can be built from a vocab.txt.
 WORDPIECE = frozenset({"bert", "distilbert", "electra"})
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
 #: Keys of config.json that name code, or files to load it from.
@@ -36,7 +36,7 @@ Config: TypeAlias = Mapping[str, Any]
 
 
 class Pooling(NamedTuple):
-    """What sentence-transformers does after the encoder, and where it keeps the encoder's files."""
+    """The steps of sentence-transformers after the encoder, and the folder of the encoder's files."""
 
     folder: str
     pooling: Literal["mean", "cls"]
@@ -49,7 +49,7 @@ class TransformersBridge(Bridge):
     prefix = "hf"
 
     def entry(self, name: str, revision: str | None) -> Entry:
-        """Raises UsageError for a model that zoo cannot express, MissingExtraError, and what the Hub raises."""
+        """The entry of a Hub model. Raises UsageError for an unsupported one, MissingExtraError, and Hub errors."""
         from zoo.hub import open_repository
 
         if name.count("/") != 1:
@@ -73,7 +73,7 @@ class TransformersBridge(Bridge):
             task="text-features",
             description=f"{model_type} encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}",
             license=repository.license,
-            # A file's header is small beside its numbers.
+            # The header of the file is small compared with its numbers.
             params=repository.parameters or max(1, (repository.sizes[checkpoint] or 0) // per_number),
             dim=width,
             preprocess=preprocess,
@@ -105,20 +105,20 @@ class Transformers(TorchBackbone):
         def rename(name: str) -> str | None:
             stem, _, last = name.rpartition(".")
             name = f"{stem}.{LEGACY.get(last, last)}"
-            # Heads of the task that the checkpoint was saved for have no place in the encoder.
+            # None drops the task heads of the checkpoint.
             return next((f"model.{each}" for each in (name, name.removeprefix(prefix)) if each in wanted), None)
 
         return load_state(self.weights / checkpoint, _pooled(encoder, preprocess), rename)
 
 
 def create(config: Config) -> "torch.nn.Module":
-    """The library's own encoder of that shape with random weights; nothing in `config` can name code."""
+    """The encoder of transformers with random weights; keys of `config` that can name code are dropped."""
     from transformers import CONFIG_MAPPING, AutoModel
 
     plain = {key: value for key, value in config.items() if key not in CODE}
     with described_by_config("transformers"):
         shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-        # Written out, attention exports exactly; the fused one differs by 1e-3 where it attends in windows.
+        # Eager attention exports exactly; with windowed attention the fused kernel differs by 1e-3.
         model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # not a part of the features, and often not in the file
@@ -146,14 +146,14 @@ def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn
 
 
 def _pooling(repository: "Repository") -> Pooling:
-    """From `modules.json` and the pooling module's own file; a plain model is averaged over its tokens."""
+    """The pooling from `modules.json` and the pooling module's file; without these, the mean over tokens."""
     if "modules.json" not in repository.sizes:
         return Pooling("", "mean", normalize=False)
     modules = _parse_list(repository.read("modules.json"), "modules.json")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UsageError(
-            f"{repository.origin} is made of {', '.join(kinds)}: zoo knows Transformer, Pooling and Normalize",
+            f"{repository.origin} has the modules {', '.join(kinds)}: zoo supports Transformer, Pooling and Normalize",
             hint="choose another model",
         )
     folders = [f"{path}/" if (path := str(module.get("path", "")).strip("/")) else "" for module in modules]
@@ -164,14 +164,14 @@ def _pooling(repository: "Repository") -> Pooling:
     known: dict[str, Literal["mean", "cls"]] = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
     if len(modes) != 1 or not modes <= set(known):
         raise UsageError(
-            f"{repository.origin} pools by {' and '.join(sorted(modes)) or 'nothing'}: zoo knows mean and cls",
+            f"{repository.origin} pools by {' and '.join(sorted(modes)) or 'nothing'}: zoo supports mean and cls",
             hint="choose another model",
         )
     return Pooling(folders[0], known[modes.pop()], normalize="Normalize" in kinds)
 
 
 def _prompt(repository: "Repository") -> str | None:
-    """What a reader must know of a model that expects words of its own before each text: zoo adds none."""
+    """A note for models with a default prompt before each text, which zoo does not add."""
     path = "config_sentence_transformers.json"
     settings = _json(repository, path) if path in repository.sizes else {}
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts")
@@ -217,11 +217,11 @@ def _preprocess(
 
 
 def _max_length(config: Config, model_type: str, *stated: object) -> int:
-    """The first limit that is stated, and never more than the model has positions."""
+    """The first stated limit, at most the number of the model's positions."""
     positions = config.get("max_position_embeddings")
     positions = positions if isinstance(positions, int) and positions > 0 else 512
     if OURS.get(model_type) in ("mpnet", "roberta") or model_type == "camembert":
-        # The first rows of the table stand for padding.
+        # The first rows of the position table are for padding.
         padding = config.get("pad_token_id")
         positions -= 1 + (padding if isinstance(padding, int) else 1)
     limits = [limit for limit in stated if isinstance(limit, int) and limit > 0]
@@ -240,14 +240,14 @@ def _checkpoint(repository: "Repository", folder: str) -> str:
 
 
 def _is_plain(config: Config) -> bool:
-    """Whether zoo's own family computes what a BERT-like configuration asks for."""
+    """Whether zoo's family `bert` supports a BERT-like configuration."""
     activation = config.get("hidden_act", config.get("activation", "gelu"))
     position = config.get("position_embedding_type") or "absolute"
     return activation == "gelu" and position == "absolute" and not config.get("is_decoder")
 
 
 def _check_model_type(model_type: str, config: Config, repository: "Repository") -> None:
-    """Raise UsageError for what is no text encoder, NotFoundError for an architecture that transformers has not."""
+    """Raise UsageError for anything but a text encoder, NotFoundError for an architecture unknown to transformers."""
     import difflib
 
     if config.get("is_encoder_decoder"):
@@ -292,11 +292,11 @@ def _parse_list(data: bytes, path: str) -> list[dict[str, Any]]:
 
 @hookimpl
 def zoo_register_bridges() -> Iterable[type[Bridge]]:
-    """The one prefix of this module."""
+    """The prefix of this module."""
     return [TransformersBridge]
 
 
 @hookimpl
 def zoo_register_backbones() -> Iterable[type[Backbone]]:
-    """The one family of this module."""
+    """The family of this module."""
     return [Transformers]

@@ -144,7 +144,7 @@ def test_a_timm_configuration_that_is_refused(hub: FakeHub, tmp_path: Path, chan
     text = json.dumps(changes).replace("CANARY", str(canary))
     change_json(tmp_path / "repo" / "config.json", **json.loads(text))
     hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path / "repo"))
-    said = "not an argument of a network|has no architecture|feature maps|a network that timm can build: [^\\n]+$"
+    said = "not an argument of the network|has no architecture|feature maps|a network that timm can build: [^\\n]+$"
     with pytest.raises((IntegrityError, NotFoundError), match=said):
         Zoo().entry("timm/test_convnext.test")
 

@@ -234,7 +234,7 @@ def test_a_lying_header_costs_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"config": {"format": "gensim"}}, "format of v.bin is not known"),
+        ({"config": {"format": "gensim"}}, "format of v.bin is unknown"),
         ({"config": {"arch": "cbow"}}, "unknown config.arch"),
         ({"config": {"format": "npy"}}, "needs a list"),
     ],
