@@ -49,26 +49,26 @@ def check_families(
         if pulled:
             return [check(entry) for entry in pulled]
         return [check_family(*_first_available(family, others, pull), limit, progress)]
-    reports = []
-    for each in Plugins().families():
-        pulled, others = _rows_of(each, registry, is_pulled)
-        local = [
-            entry
-            for entry in others
-            if entry.is_pinned and all(file.sources[0].startswith(LOCAL) for file in entry.files)
-        ]
-        try:
-            Plugins().claim("zoo.backbones", each)
-            if pulled or local:
-                reports += [check(entry) for entry in pulled or local[:1]]
-            else:
-                note = f"no row is pulled: zoo plugins check {each}"
-                reports.append(Report(family=each, state="left out", note=note))
-        except NetworkError as error:
-            reports.append(Report(family=each, state="left out", note=error.message))
-        except PluginError as error:
-            reports.append(Report(family=each, state="broken", note=error.message))
-    return reports
+    return [report for each in Plugins().families() for report in _local_reports(each, registry, is_pulled, check)]
+
+
+def _local_reports(
+    family: str, registry: Registry, is_pulled: Callable[[Entry], bool], check: Callable[[Entry], Report]
+) -> list[Report]:
+    """The reports on one of all families, without downloads; a family that cannot be checked gets a report of that."""
+    pulled, others = _rows_of(family, registry, is_pulled)
+    local = [
+        entry for entry in others if entry.is_pinned and all(file.sources[0].startswith(LOCAL) for file in entry.files)
+    ]
+    try:
+        Plugins().claim("zoo.backbones", family)
+        if pulled or local:
+            return [check(entry) for entry in pulled or local[:1]]
+        return [Report(family=family, state="left out", note=f"no row is pulled: zoo plugins check {family}")]
+    except NetworkError as error:
+        return [Report(family=family, state="left out", note=error.message)]
+    except PluginError as error:
+        return [Report(family=family, state="broken", note=error.message)]
 
 
 def _first_available(family: str, entries: Sequence[Entry], pull: Callable[[str], Path]) -> tuple[Entry, Path]:
