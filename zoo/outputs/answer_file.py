@@ -8,7 +8,7 @@ error, message  the code of what is wrong with the input, and what that is
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -161,12 +161,12 @@ def _form(manifest: Manifest) -> Form:
     return Form(("label", "score", *columns), frozenset(["label"]), one)
 
 
-def score_columns(labels: Sequence[str]) -> tuple[str, ...]:
+def score_columns(labels: Sequence[str], reserved: Collection[str] = RESERVED) -> tuple[str, ...]:
     """A column for each label: its own name, with `score:` before it as often as it takes to be nobody else's."""
-    taken, columns = {*RESERVED, *labels}, []
+    taken, columns = {*reserved, *labels}, []
     for label in labels:
         column = label
-        while column in RESERVED or (column != label and column in taken):
+        while column in reserved or (column != label and column in taken):
             column = f"score:{column}"
         taken.add(column)
         columns.append(column)

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.errors import AccessError, UsageError
 from zoo.extras import require
+from zoo.outputs.answer_file import score_columns
 from zoo.results import Evaluation
 from zoo.schema import Task
 from zoo.system.files import write_atomic
@@ -37,7 +38,7 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     """Write a table with a row an item, as CSV or Parquet by the suffix.
 
     The columns are input, label (of a number: target), predicted, then every label's score; a label that is called
-    like one of the first three has `score:` before it. Raises as `check_predictions` does, and AccessError.
+    like one of the first three has `score:` before it, as often as no other label is called so. Raises as `check_predictions` does, and AccessError.
     """
     check_predictions(path)
     rows = list(zip(evaluation.predictions, evaluation.truth, evaluation.predicted, strict=True))
@@ -49,8 +50,8 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     }
     if not is_number:
         scores = [dict(answer.labels) for answer, _, _ in rows]
-        for label in evaluation.labels:
-            table[f"score:{label}" if label in COLUMNS else label] = [row[label] for row in scores]
+        for label, column in zip(evaluation.labels, score_columns(evaluation.labels, COLUMNS), strict=True):
+            table[column] = [row[label] for row in scores]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (_csv if path.suffix.lower() == ".csv" else _parquet)(table))
