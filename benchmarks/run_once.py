@@ -23,7 +23,7 @@ from zoo.bundle import Bundle
 from zoo.data.images import decode_image
 from zoo.data.inputs import named_inputs
 from zoo.outputs.embed import embed
-from zoo.outputs.resumable_file import Record
+from zoo.outputs.resumable_file import OutputRecord
 from zoo.outputs.vector_file import NpyWriter
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline
 from zoo.runtime.session import Session
@@ -72,7 +72,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
     _, computing = timed(compute)
 
     def write() -> None:
-        record = Record(verb="embed", model="", fingerprint="", precision="", dim=session.manifest.dim)
+        record = OutputRecord(verb="embed", model="", fingerprint="", precision="", dim=session.manifest.dim)
         with tempfile.TemporaryDirectory() as folder:
             writer = NpyWriter(Path(folder) / "vectors.npy", record)
             writer.start()

@@ -200,21 +200,21 @@ class Zoo(Workspace):
         or has other inputs or another model, AccessError for an output that is not writable.
         """
         from zoo.outputs import answer_file
+        from zoo.outputs.table import check_name
+        from zoo.outputs.write_rows import write_rows
 
-        answer_file.check_name(Path(out))
+        check_name(Path(out), answer_file.SUFFIXES)
         if self.has_words(model):
             _check_search(device)
             entry = self.lock.effective(self.entry(model))
-            answering = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
+            job = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
         else:
             if top is not None:
                 raise UsageError(
                     "--top has no effect with -o: files hold the score of every label", hint="leave --top out"
                 )
-            answering = answer_file.of_session(self.session(model, device))
-        return answer_file.write_answers(
-            answering, inputs, Path(out), model=model, resume=resume, strict=strict, progress=self.progress
-        )
+            job = answer_file.of_session(self.session(model, device))
+        return write_rows(job, inputs, Path(out), model=model, resume=resume, strict=strict, progress=self.progress)
 
     def inputs(
         self, model: str, arguments: Sequence[str], *, text: str | None = None
@@ -251,7 +251,7 @@ class Zoo(Workspace):
         has other inputs or another model, AccessError for an output that is not writable.
         """
         from zoo.outputs.embed import embed
-        from zoo.outputs.resumable_file import check_name
+        from zoo.outputs.table import check_name
         from zoo.outputs.vector_file import SUFFIXES
 
         check_name(Path(out), SUFFIXES)

@@ -157,7 +157,7 @@ def test_items_that_cannot_be_read(shelf: Path, tmp_path: Path) -> None:
         Zoo().evaluate(where, data, max_bad=0.05)
     done = zoo("evaluate", where, data, "--max-bad", 0.1, "--json")
     assert len(parsed(done)["evaluation"]["skipped"]) == 2
-    assert "warning: 2 of 23 items could not be read and are left out:\n" in done.stderr
+    assert "warning: 2 of 23 items could not be read and were left out:\n" in done.stderr
     shutil.rmtree(data)
     for name in ("blue", "red"):
         (data / name).mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_files_for_predictions_that_cannot_be(shelf: Path, tmp_path: Path, monke
     bundle_of(Task.SINGLE_LABEL, ("a", "b"), tmp_path / "out")
     data = table(tmp_path / "data.csv", ["a", "b"])
     asked = ("evaluate", tmp_path / "out", data, "--predictions")
-    assert "FILE.parquet" in fails(2, "is neither .csv nor .parquet", *asked, "p.txt")
+    assert "--predictions out.csv" in fails(2, "p.txt is not a .csv or .parquet file", *asked, "p.txt")
     (tmp_path / "file").write_text("")
     fails(8, "cannot be written", *asked, tmp_path / "file" / "p.csv")
     from zoo import MissingExtraError, check_predictions, extras

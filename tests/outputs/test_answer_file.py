@@ -14,9 +14,9 @@ import pytest
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.outputs import breaking, files, rows, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
-from zoo.outputs.answer_file import score_columns
-from zoo.outputs.resumable_file import LineWriter, Record, read_record
-from zoo.outputs.write_rows import Kind, into_file
+from zoo.outputs.resumable_file import LineWriter, OutputRecord, read_record
+from zoo.outputs.write_rows import WriteJob, write_rows
+from zoo.results import Written
 from zoo.runtime.pipeline import BATCH, WINDOW
 
 FORMATS = ("a.csv", "a.jsonl", "a.parquet")
@@ -62,7 +62,7 @@ def test_the_record_says_what_made_it(kept_shelf: Path, tuned_bundles: Path, tmp
     from pyarrow import parquet
 
     stored = (parquet.read_schema(out).metadata or {})[b"zoo.answers"]
-    assert msgspec.structs.replace(msgspec.json.decode(stored, type=Record), sizes=record.sizes) == record
+    assert msgspec.structs.replace(msgspec.json.decode(stored, type=OutputRecord), sizes=record.sizes) == record
     # The same features, another head: other answers.
     other = house.run_to_file(str(tuned_bundles / "other"), ["my card"], tmp_path / "b.csv", device="cpu")
     assert other.fingerprint != done.fingerprint
@@ -87,7 +87,7 @@ def test_the_command(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> N
     assert len(rows(out)) == 4
     table.write_text("words,n\nmy card,1\nbill,2\nlate parcel,3\n")
     assert parsed(zoo(*command, "--json"))["run"]["rows"] == 4
-    fails(2, "--resume continues a file", "run", tuned_bundles / "tickets", "x", "--resume")
+    fails(2, "--resume needs the file to continue", "run", tuned_bundles / "tickets", "x", "--resume")
     fails(2, "nowhere.txt: no such file", "run", tuned_bundles / "tickets", "-", "nowhere.txt", "-o", out)
 
 
@@ -156,7 +156,7 @@ def test_outputs_that_are_not_to_be_written(kept_shelf: Path, tuned_bundles: Pat
         assert caught.value.hint
         assert not (tmp_path / "a.csv").exists()
 
-    refused(r"a\.npy is no \.csv, \.jsonl or \.parquet file", name="a.npy")
+    refused(r"a\.npy is not a \.csv, \.jsonl or \.parquet file", name="a.npy")
     refused("has no labels", "tiny-bert")
     refused("--top has no effect with -o", top=3)
     house.embed("tiny-bert", ["my card"], tmp_path / "v.jsonl", device="cpu")
@@ -216,10 +216,9 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
         assert is_asked.wait(60)
         return b"".join(f"{name} {row}\n".encode() for name, row in found)
 
-    fresh = Record(verb="test", model="m", fingerprint="f", precision="fp32")
-    kind = Kind(rows_of, 1, fresh, lambda path, record: LineWriter(path, record, encode), "test")
-    done = into_file(kind, ["a", "b", "c"], tmp_path / "out.txt", resume=False, strict=False)
-    assert done.record.rows == 3
+    fresh = OutputRecord(verb="test", model="m", fingerprint="f", precision="fp32")
+    job = WriteJob(Written, rows_of, 1, fresh, lambda path, record: LineWriter(path, record, encode), "test")
+    assert write_rows(job, ["a", "b", "c"], tmp_path / "out.txt", model="m").rows == 3
     assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
 
 
@@ -278,12 +277,6 @@ def test_a_finished_parquet_stays_finished(kept_shelf: Path, tuned_bundles: Path
         Zoo().run_to_file(bundle, ["my card", "refund"], out, resume=True)
     assert files(out) == before
     assert Zoo().run_to_file(bundle, ["my card", "refund"], out).rows == 2
-
-
-def test_every_label_has_a_column_of_its_own() -> None:
-    assert score_columns(("cat", "dog")) == ("cat", "dog")
-    assert score_columns(("label", "score:label")) == ("score:score:label", "score:label")
-    assert score_columns(("score:label", "label", "score")) == ("score:label", "score:score:label", "score:score")
 
 
 def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_ctrl_c_while_nothing_comes_writes_what_has_come(kept_shelf: Path, tmp_p
         child.send_signal(signal.SIGINT)
         said = child.stderr.read()
     assert child.returncode == 130, said
-    assert "stopping after what has come" in said
+    assert "stopping after the inputs that have arrived" in said
     assert f"3 inputs are in {out}: --resume continues" in said
     assert stored(out)[1] == ["one", "two", "three"]
     done = zoo("embed", "tiny-bert", "-", "-o", out, "--resume", "--json", stdin="one\ntwo\nthree\nfour\n")
@@ -233,7 +233,7 @@ def test_outputs_that_are_not_to_be_written(kept_shelf: Path, tmp_path: Path) ->
         assert caught.value.hint
         assert files(out) == before
 
-    refused(r"v\.csv is no \.npy", out=tmp_path / "v.csv")
+    refused(r"v\.csv is not a \.npy", out=tmp_path / "v.csv")
     (tmp_path / "folder.npy").mkdir()
     refused("is a folder", out=tmp_path / "folder.npy")
     out.write_bytes(b"somebody's")

@@ -15,8 +15,7 @@ METRICS = Metrics(n=2)
 def evaluation(labels: tuple[str, ...], scores: list[list[float]], **more: Any) -> Evaluation:
     """Two items with these scores; the first label is true, the best one is predicted."""
     answers = [
-        Answer(input=f"item {number}", labels=tuple(zip(labels, row, strict=True)))
-        for number, row in enumerate(scores)
+        Answer(input=f"item {number}", labels=tuple(zip(labels, row, strict=True))) for number, row in enumerate(scores)
     ]
     best = tuple(labels[int(np.argmax(row))] for row in scores)
     facts = {

@@ -55,7 +55,7 @@ def test_the_command(kept_shelf: Path, tmp_path: Path) -> None:
     assert bad.returncode == 1
     assert "bad.csv:3 has an empty 'text'" in bad.stderr
     assert bad.stdout == "1.0000\tbad.csv:2\n"
-    fails(2, "the query is 3 inputs", "similar", "tiny-bert", lines, lines)
+    fails(2, "the query must be one input, got 3", "similar", "tiny-bert", lines, lines)
     fails(2, "an empty text", "similar", "tiny-bert", " ", lines)
     fails(2, "no such file", "similar", "tiny-bert", "my card", "gone.txt")
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_compared(kept_shelf: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words) as caught:
             house.similar("tiny-bert", "my card", [tmp_path / name], device="cpu")
         assert caught.value.hint
-    with pytest.raises(UsageError, match="the best 0"):
+    with pytest.raises(UsageError, match="--top must be at least 1, got 0"):
         house.similar("tiny-bert", "my card", ["a"], top=0)
 
 

@@ -1,4 +1,4 @@
-"""Rows into files: CSV, JSON lines, Parquet and .npy, for `zoo run -o`, `zoo embed` and `zoo similar`.
+"""Files of rows: CSV, JSON lines, Parquet and .npy, for `zoo run -o`, `zoo embed` and `zoo evaluate --predictions`.
 
-Start with `write_rows.py`; `resumable_file.py` is the file that an interrupted run continues.
+Start with `write_rows.py`. `table.py` formats every table, `resumable_file.py` has the files that can be resumed.
 """

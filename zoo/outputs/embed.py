@@ -1,13 +1,14 @@
-"""Features of any number of inputs into a file of vectors, and the fingerprint of what made them."""
+"""`zoo embed`: the features of any number of inputs in a file of vectors, and the fingerprint of a model's features."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zoo.bundle import MODEL, Bundle
 from zoo.outputs import vector_file
-from zoo.outputs.resumable_file import Record
-from zoo.outputs.write_rows import Kind, into_file, step_of
+from zoo.outputs.resumable_file import OutputRecord
+from zoo.outputs.write_rows import WriteJob, step_of, write_rows
 from zoo.progress import SILENT, Progress
 from zoo.results import Embedded
 from zoo.runtime.session import Session
@@ -18,8 +19,8 @@ from zoo.system.files import sha256_json
 def fingerprint(bundle: Bundle) -> str:
     """sha256 over all that decides a feature's numbers, but for rounding: weights, preprocessing, precision, graph.
 
-    A row, the bundle exported from it and one with a head on the same features share theirs. The file itself counts
-    where its weights are its own: after training deeper than the head, or calibrated to eight bits.
+    A registry row, the bundle exported from it and a bundle with a head on the same features share one fingerprint.
+    The model file itself counts if its weights are its own: after training deeper than the head, and in int8.
     """
     manifest = bundle.manifest
     parts: list[object] = [graph_key(manifest.lineage.entry), manifest.precision]
@@ -40,20 +41,17 @@ def embed(
 ) -> Embedded:
     """Write the features of `inputs` (items of a Session, or `Input`s with names) to the file of vectors `out`.
 
-    Raises as `zoo.outputs.write_rows.into_file`.
+    Raises as `zoo.outputs.write_rows.write_rows`.
     """
     manifest = session.manifest
-    fresh = Record(
+    fresh = OutputRecord(
         verb=vector_file.VERB, model=manifest.name, fingerprint=fingerprint(session.bundle),
         precision=manifest.precision, dim=manifest.dim,
     )  # fmt: skip
-    kind = Kind(
-        lambda items, skip: session.rows(items, "features", skip), step_of(manifest.preprocess), fresh,
-        vector_file.open_writer, f"vectors by {manifest.name} on {session.device}",
+    job = WriteJob(
+        result=partial(Embedded, dim=manifest.dim), rows=lambda items, skip: session.rows(items, "features", skip),
+        step=step_of(manifest.preprocess), fresh=fresh, open=vector_file.open_writer,
+        description=f"vectors by {manifest.name} on {session.device}", entry=manifest.lineage.entry.name,
+        device=session.device, placement=session.placement,
     )  # fmt: skip
-    done = into_file(kind, inputs, out, resume=resume, strict=strict, progress=progress)
-    return Embedded(
-        model=model, entry=manifest.lineage.entry.name, device=session.device, out=str(out),
-        fingerprint=done.record.fingerprint, dim=done.record.dim, inputs=done.record.inputs, rows=done.record.rows,
-        resumed=done.resumed, failures=done.failures, placement=session.placement,
-    )  # fmt: skip
+    return write_rows(job, inputs, out, model=model, resume=resume, strict=strict, progress=progress)

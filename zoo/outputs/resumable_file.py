@@ -1,34 +1,31 @@
-"""Files of rows, one an input, written in the inputs' order and continued after a break: what `embed` and `run` write.
+"""Files with one row for each input, in the order of the inputs, that an interrupted run continues: `embed` and `run`.
 
-FILE.zoo.json   beside each: what made it, by a fingerprint, and how far it is (`Record`)
+FILE.zoo.json   beside each file: which model made it, by a fingerprint, and how far it is (`OutputRecord`)
 
-What the record counts is on disk and whole; whatever a break left behind that is cut off when writing goes on. Parquet
-cannot be continued: its rows are kept in hidden files beside it, and written as Parquet at every end.
+Every row that the record counts is on disk. Whatever lies behind those rows is cut off when writing continues. Parquet
+cannot be appended to: its rows are kept in hidden files beside it, from which Parquet is written at the end of a run.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import msgspec
 
 from zoo.errors import IntegrityError, UsageError
-from zoo.extras import require
 from zoo.schema import Preprocess, Task
 from zoo.system import records
 from zoo.system.files import try_lock
 
 SCHEMA_VERSION = 1
-#: Rows of one row group of Parquet, and what is held of them while it is written.
-GROUP = 8192
 #: An input's name and its row, or the Failure that says why it has none.
-Found: TypeAlias = tuple[str, Any]
+NamedRow: TypeAlias = tuple[str, Any]
 
 
-class Answering(msgspec.Struct, frozen=True, kw_only=True):
-    """What, beside the features, decides a row of `run`; `task` is None of nearest words."""
+class AnswerColumns(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns of an output of `run`, and what decides their values; `task` is None for nearest words."""
 
     columns: tuple[str, ...]
     task: Task | None = None
@@ -37,8 +34,8 @@ class Answering(msgspec.Struct, frozen=True, kw_only=True):
     preprocess: Preprocess | None = None
 
 
-class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """A place in a file of rows that can be gone on from: see `Record`."""
+class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A position in an output at which writing may continue; the fields are those of `OutputRecord`."""
 
     inputs: int
     rows: int
@@ -46,12 +43,17 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[str, int]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What made a file of rows, and how far it is: of `inputs` inputs `rows` have one.
+class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of FILE.zoo.json: which model made an output, and how far it is.
 
-    `verb` wrote it, `dim` are the numbers of a row of features, `answering` is of `run` alone. `inputs_sha256` chains
-    the digests of those inputs' names and texts, `sizes` are the bytes that count of each file. Where the end lies
-    within a window, whose rows would have been others with more inputs in it, `mark` is where that window began.
+    verb            the command that wrote it
+    dim             numbers in a row of features
+    answering       the columns of an output of `run`
+    inputs, rows    inputs that were read, and those among them that have a row
+    inputs_sha256   a chain of the digests of those inputs' names and texts
+    sizes           valid bytes of each file
+    mark            start of the last window of texts, if the output ends inside it: with more inputs, its texts are
+                    batched differently
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -60,91 +62,45 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     precision: str
     dim: int = 0
-    answering: Answering | None = None
+    answering: AnswerColumns | None = None
     inputs: int = 0
     rows: int = 0
     inputs_sha256: str = ""
     sizes: dict[str, int] = {}
-    mark: Mark | None = None
+    mark: ResumePoint | None = None
     complete: bool = False
 
-    def at_mark(self) -> "Record":
-        """The record as it was at the mark, where there is one."""
+    def at_mark(self) -> "OutputRecord":
+        """The record as it was at `mark`, if there is one."""
         if self.mark is None:
             return self
         return msgspec.structs.replace(self, mark=None, **msgspec.structs.asdict(self.mark))
 
-    def marked(self) -> "Record":
-        """The same, with a mark at its end."""
-        mark = Mark(inputs=self.inputs, rows=self.rows, inputs_sha256=self.inputs_sha256, sizes=self.sizes)
+    def marked(self) -> "OutputRecord":
+        """The same record, with a mark at its end."""
+        mark = ResumePoint(inputs=self.inputs, rows=self.rows, inputs_sha256=self.inputs_sha256, sizes=self.sizes)
         return msgspec.structs.replace(self, mark=mark)
 
 
-class Writer(Protocol):
-    """Appends to a file of rows. `paths` are its files, `sizes` the bytes of what was appended, file by file.
-
-    Made, it holds its files against other processes and has changed none: that begins with `start`.
-    """
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Its files."""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-
-    def start(self) -> None:
-        """Cut off what does not count; a new file gets its header."""
-
-    def append(self, found: Sequence[Found]) -> None:
-        """Write the next inputs' rows and errors."""
-
-    def flush(self) -> None:
-        """Put on disk what was appended, so that it can be read."""
-
-    def close(self, record: Record) -> None:
-        """As `flush`, for the last time; the file is then as valid as a finished one."""
-
-    def drop(self) -> None:
-        """Close the files where nothing more can be written."""
-
-
-#: Opens a writer that goes on where the record ends, with a new file for one without inputs. Raises IntegrityError when
-#: there is less on disk than the record counts, UsageError when another process writes there.
-OpenWriter: TypeAlias = Callable[[Path, Record], Writer]
-
-
-def check_name(path: Path, suffixes: Sequence[str]) -> None:
-    """Raise UsageError for a name that no such file has, MissingExtraError for Parquet without pyarrow."""
-    hint = f"-o out{suffixes[0]}"
-    if path.suffix.lower() not in suffixes:
-        raise UsageError(f"{path} is no {', '.join(suffixes[:-1])} or {suffixes[-1]} file", hint=hint)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint=hint)
-    if path.suffix.lower() == ".parquet":
-        require("writing Parquet", "pyarrow")
-
-
 def record_path(path: Path) -> Path:
-    """Where the record of a file lies."""
+    """The path of the record of an output."""
     return path.with_name(path.name + ".zoo.json")
 
 
-def read_record(path: Path, verb: str) -> Record | None:
-    """The record beside a file, None without one of this verb. Raises IntegrityError for one that cannot be read."""
-    hint = f"remove it and {path.name}, and begin again"
-    record = records.read_record(record_path(path), Record, SCHEMA_VERSION, hint=hint)
+def read_record(path: Path, verb: str) -> OutputRecord | None:
+    """The record beside a file, None if it has none of this verb. Raises IntegrityError for one that is damaged."""
+    hint = f"remove it and {path.name}, and start again"
+    record = records.read_record(record_path(path), OutputRecord, SCHEMA_VERSION, hint=hint)
     return record if record is not None and record.verb == verb else None
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Replace the record of a file; what it counts must be on disk."""
+def write_record(path: Path, record: OutputRecord) -> None:
+    """Replace the record of a file. The rows that it counts must be on disk."""
     records.write_record(record_path(path), record, indent=2)
 
 
 class File:
-    """A file that is appended to: `size` bytes of it count. No other process writes it meanwhile."""
+    """A file that is appended to, of which the first `size` bytes are valid. It is locked against other processes."""
 
     def __init__(self, path: Path, size: int | None) -> None:
         self.path = path
@@ -152,9 +108,9 @@ class File:
         self.was_empty = not path.exists() or path.stat().st_size == 0
         if size is not None and (not path.is_file() or path.stat().st_size < size):
             raise IntegrityError(
-                f"{path} is shorter than its record says", hint="remove it and its .zoo.json, and begin again"
+                f"{path} is shorter than its record says", hint="remove it and its .zoo.json, and start again"
             )
-        # Neither truncated nor written yet: others may be at it, or it may be somebody's.
+        # Neither truncated nor written yet: it may belong to another process, or to somebody else.
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self.file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b")
@@ -163,7 +119,7 @@ class File:
             raise UsageError(f"{path} is being written by another process", hint="wait for it, or choose another -o")
 
     def start(self) -> None:
-        """Cut off what does not count."""
+        """Cut off the bytes that are not valid."""
         self.file.truncate(self.size)
         self.file.seek(self.size)
 
@@ -173,122 +129,123 @@ class File:
         self.size += len(data)
 
     def flush(self) -> None:
-        """Put them on disk."""
+        """Put the appended bytes on disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def drop(self) -> None:
-        """Close it, whatever the disk says."""
-        # Closing tries to write what is left.
+        """Close the file, whatever errors the disk reports; remove it if it was empty and still is."""
+        # Closing tries to write the bytes that are left.
         with suppress(OSError):
             self.file.close()
             if self.was_empty and self.path.stat().st_size == 0:
                 self.path.unlink()
 
 
-class LineWriter:
-    """One file of lines: `encode` makes those of some inputs, `header` comes before all."""
+class Writer:
+    """Appends rows to the files of an output, from where `record` ends. It locks them, and `start` first changes them.
 
-    def __init__(
-        self, path: Path, record: Record, encode: Callable[[Sequence[Found]], bytes], header: bytes = b""
-    ) -> None:
-        self.encode = encode
-        self.header = b"" if record.sizes else header
-        self.lines = File(path, record.sizes.get("lines"))
+    `paths` are the files by their names in the record. `parquet` is set if a Parquet file is made of them at the end:
+    its path, and the function that writes it. Raises IntegrityError if a file is shorter than the record says,
+    UsageError if another process writes it.
+    """
 
-    def start(self) -> None:
-        """As `Writer` has it."""
-        self.lines.start()
-        self.lines.write(self.header)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """As `Writer` has it."""
-        return (self.lines.path,)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """As `Writer` has it."""
-        return {"lines": self.lines.size}
-
-    def append(self, found: Sequence[Found]) -> None:
-        """As `Writer` has it."""
-        self.lines.write(self.encode(found))
-
-    def flush(self) -> None:
-        """As `Writer` has it."""
-        self.lines.flush()
-
-    def close(self, record: Record) -> None:
-        """As `Writer` has it."""
-        self.flush()
-        self.lines.file.close()
-
-    def drop(self) -> None:
-        """As `Writer` has it."""
-        self.lines.drop()
-
-
-class ParquetWriter:
-    """`x.parquet`, which `convert` makes at the end of what another writer kept in `.x.parquet` + `suffix`."""
-
-    def __init__(
-        self,
-        path: Path,
-        record: Record,
-        suffix: str,
-        open_spool: OpenWriter,
-        convert: Callable[[Sequence[Path], Path, Record], None],
-    ) -> None:
-        spool = path.with_name(f".{path.name}{suffix}")
-        if record.complete and not spool.exists():
-            raise UsageError(
-                f"{path} is finished, and Parquet cannot be continued", hint="write the new inputs to another file"
-            )
-        self.path = path
-        self.spool = open_spool(spool, record)
-        self.convert = convert
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """As `Writer` has it."""
-        return (self.path, *self.spool.paths)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """As `Writer` has it."""
-        return self.spool.sizes
-
-    def start(self) -> None:
-        """As `Writer` has it."""
-        self.spool.start()
-
-    def append(self, found: Sequence[Found]) -> None:
-        """As `Writer` has it."""
-        self.spool.append(found)
-
-    def flush(self) -> None:
-        """As `Writer` has it."""
-        self.spool.flush()
-
-    def close(self, record: Record) -> None:
-        """As `Writer` has it."""
-        self.spool.close(record)
-        temporary = self.path.with_name(f".{self.path.name}.new")
+    def __init__(self, paths: Mapping[str, Path], record: OutputRecord) -> None:
+        self.files: dict[str, File] = {}
+        self.parquet: tuple[Path, Callable[[Path, OutputRecord], None]] | None = None
         try:
-            self.convert(self.spool.paths, temporary, record)
-            temporary.replace(self.path)
+            for name, path in paths.items():
+                self.files[name] = File(path, record.sizes.get(name))
+        except BaseException:
+            self.drop()
+            raise
+
+    @property
+    def paths(self) -> list[Path]:
+        """The path of the output and of every other file that is written."""
+        return [*([self.parquet[0]] if self.parquet else []), *(file.path for file in self.files.values())]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Valid bytes of each file."""
+        return {name: file.size for name, file in self.files.items()}
+
+    def start(self) -> None:
+        """Cut off the bytes that are not valid; a new file gets its header."""
+        for file in self.files.values():
+            file.start()
+
+    def append(self, rows: Sequence[NamedRow]) -> None:
+        """Write the next inputs' rows and errors."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Put the appended rows on disk."""
+        for file in self.files.values():
+            file.flush()
+
+    def close(self, record: OutputRecord) -> None:
+        """Flush and close the files, and write Parquet if that is wanted: the output is then valid."""
+        self.flush()
+        for file in self.files.values():
+            file.file.close()
+        if self.parquet is None:
+            return
+        out, convert = self.parquet
+        temporary = out.with_name(f".{out.name}.new")
+        try:
+            convert(temporary, record)
+            temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
         if record.complete:
-            for path in self.spool.paths:
-                path.unlink()
+            for file in self.files.values():
+                file.path.unlink()
 
     def drop(self) -> None:
-        """As `Writer` has it."""
-        self.spool.drop()
+        """Close the files when nothing more can be written."""
+        for file in self.files.values():
+            file.drop()
 
 
-def plain(name: str) -> str:
-    """A file's name whose bytes are no UTF-8, in letters that JSON can hold."""
-    return name.encode("utf-8", "backslashreplace").decode()
+#: Opens the writer of an output, to continue where the record ends.
+OpenWriter: TypeAlias = Callable[[Path, OutputRecord], Writer]
+
+
+class LineWriter(Writer):
+    """Writes one file of lines. `encode` makes the lines of some inputs, `header` is the start of a new file."""
+
+    def __init__(
+        self, path: Path, record: OutputRecord, encode: Callable[[Sequence[NamedRow]], bytes], header: bytes = b""
+    ) -> None:
+        self.encode = encode
+        self.header = b"" if record.sizes else header
+        super().__init__({"lines": path}, record)
+
+    def start(self) -> None:
+        """Also write the header."""
+        super().start()
+        self.files["lines"].write(self.header)
+
+    def append(self, rows: Sequence[NamedRow]) -> None:
+        """Write the next inputs' lines."""
+        self.files["lines"].write(self.encode(rows))
+
+
+def parquet_writer(
+    path: Path,
+    record: OutputRecord,
+    suffix: str,
+    open_spool: OpenWriter,
+    convert: Callable[[Sequence[Path], Path, OutputRecord], None],
+) -> Writer:
+    """A writer of `x.parquet`, which `convert` makes from the files of `open_spool`: `.x.parquet` + `suffix`."""
+    spool = path.with_name(f".{path.name}{suffix}")
+    if record.complete and not spool.exists():
+        raise UsageError(
+            f"{path} is finished, and Parquet cannot be continued", hint="write the new inputs to another file"
+        )
+    writer = open_spool(spool, record)
+    files = writer.paths
+    writer.parquet = path, lambda out, record: convert(files, out, record)
+    return writer

@@ -1,7 +1,7 @@
-"""Which inputs are most like one: every vector is compared, by matrix products, a block at a time.
+"""`zoo similar`: the inputs that are most similar to a query, by matrix products with blocks of vectors.
 
-With an index (the library usearch) a file of more than a million vectors is searched in a graph of neighbours, kept
-beside it; what that finds is compared again with the exact vectors.
+With an index (the library usearch) a file of a million vectors or more is searched in a graph of neighbours, which is
+stored beside it; the vectors that it finds are compared again, exactly.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.inputs import Input, named_inputs
-from zoo.errors import DataError, named
+from zoo.data.items import Skip
+from zoo.errors import DataError, ZooError
 from zoo.extras import require
 from zoo.outputs.embed import fingerprint
 from zoo.outputs.vector_reader import BLOCK, Stored, is_stored
 from zoo.outputs.write_rows import LISTED
-from zoo.progress import SILENT, Progress
+from zoo.progress import SILENT, Bar, Progress
 from zoo.results import Failure, Ranking
 from zoo.runtime.answers import check_top
-from zoo.runtime.pipeline import WINDOW
+from zoo.runtime.in_order import InOrder
 from zoo.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -26,14 +27,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-#: Vectors in a file from which on an index is worth its making.
+#: Files with fewer vectors are compared without an index.
 INDEXED = 1_000_000
-#: Neighbours that an index is asked for, for each one that is wanted.
-SPARE = 10
 
 
 class _Match(NamedTuple):
-    """One candidate: of equal similarities the earlier one is better."""
+    """One candidate. With equal similarities the one of lower `order` is better."""
 
     similarity: float
     order: int
@@ -43,7 +42,7 @@ class _Match(NamedTuple):
 
 
 class _Best:
-    """The best `top` of the vectors that were shown to it."""
+    """The `top` most similar of the vectors that were added."""
 
     def __init__(self, query: "Floats", top: int) -> None:
         import numpy as np
@@ -55,18 +54,18 @@ class _Best:
         self.matches: list[_Match] = []
 
     def add(self, vectors: "Floats", source: int, row: int, names: Sequence[str] | None = None) -> None:
-        """Compare vectors [n, dim], which begin at `row` of `source`."""
+        """Compare vectors [n, dim], the first of which is `row` of `source`."""
         import numpy as np
 
-        # A vector of zeros is similar to nothing.
+        # A vector of zeros has similarity 0.
         with np.errstate(invalid="ignore", over="ignore"):
             norms = np.linalg.norm(vectors, axis=1)
             found = vectors @ self.unit / np.maximum(norms, np.float32(1e-30))
-            # Numbers whose squares float32 cannot hold have a cosine, too.
+            # The squares of large numbers overflow float32: their cosine is computed in float64.
             if len(odd := np.flatnonzero(~np.isfinite(norms) | ~np.isfinite(found))):
                 large = vectors[odd].astype(np.float64)
                 found[odd] = large @ self.unit / np.linalg.norm(large, axis=1)
-        # NaN is neither above nor below anything: sorted, it comes last.
+        # NaN is sorted last.
         usable = int(np.isfinite(found).sum())
         self.not_finite += len(found) - usable
         best = np.argsort(np.where(np.isfinite(found), -found, np.nan), kind="stable")[: min(self.top, usable)]
@@ -89,14 +88,14 @@ def similar(
     index: bool = False,
     progress: Progress = SILENT,
 ) -> Ranking:
-    """The `top` inputs most like `query`: each a file of vectors, an argument that `expand` reads, or an item.
+    """The `top` inputs most similar to `query`. An input is a file of vectors, an argument for `expand`, or an item.
 
-    Raises DataError for a query that cannot be read, for nothing to compare, and for a file whose vectors have another
-    length than the model's.
+    Raises DataError for a query that cannot be read, if there is nothing to compare, and for a file whose vectors are
+    not as long as the model's.
     """
     check_top(top)
     sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
-    warnings = [line for each in sources if isinstance(each, Stored) for line in _doubts(session, each)]
+    warnings = [line for each in sources if isinstance(each, Stored) for line in _warnings(session, each)]
     name = str(query) if isinstance(query, str | Path) else "the query"
     best = _Best(session.features([query])[0], top)
     failures: list[tuple[str, Failure]] = []
@@ -105,11 +104,7 @@ def similar(
         for number, source in enumerate(sources):
             if not isinstance(source, Stored):
                 rest = expand(source) if isinstance(source, str) else named_inputs([source])
-                for names, vectors in _computed(session, rest, failures):
-                    failed += 0 if vectors is not None else len(names)
-                    if vectors is not None:
-                        best.add(vectors, number, 0, names)
-                    bar.advance(len(names))
+                failed += _compare_inputs(session, rest, best, number, failures, bar)
             elif index and source.kind == ".npy" and len(source.matrix()) >= INDEXED:
                 approximate = True
                 _ask_index(source, best, number, progress)
@@ -130,8 +125,8 @@ def similar(
     )  # fmt: skip
 
 
-def _doubts(session: Session, stored: Stored) -> Iterator[str]:
-    """What may be wrong with comparing. Raises DataError for vectors of another length."""
+def _warnings(session: Session, stored: Stored) -> Iterator[str]:
+    """Reasons why similarities to these vectors may be wrong. Raises DataError for vectors of another length."""
     dim = session.manifest.dim
     record = stored.record
     found = stored.matrix().shape[1] if record is None else record.dim
@@ -140,7 +135,7 @@ def _doubts(session: Session, stored: Stored) -> Iterator[str]:
         raise DataError(
             f"{stored.path} holds vectors of {found} numbers{who}; this model's have {dim}",
             path=stored.path,
-            hint="ask with the model that made them",
+            hint="use the model that made them",
         )
     if record is None:
         yield f"{stored.path} does not say which model made it"
@@ -156,30 +151,26 @@ def _doubts(session: Session, stored: Stored) -> Iterator[str]:
         yield f"{stored.path} is unfinished: {record.inputs} inputs are in it"
 
 
-def _computed(
-    session: Session, inputs: Iterable[Input], failures: list[tuple[str, Failure]]
-) -> "Iterator[tuple[list[str], Floats | None]]":
-    """(names, their features, None where they failed) in the order of the inputs, window by window."""
+def _compare_inputs(
+    session: Session, inputs: Iterable[Input], best: _Best, source: int, failures: list[tuple[str, Failure]], bar: Bar
+) -> int:
+    """Compare the features of inputs. Returns how many could not be read; the first of them go to `failures`."""
     import numpy as np
 
-    rest = iter(inputs)
-    while window := [each for _, each in zip(range(WINDOW), rest, strict=False)]:
-        wrong: dict[int, str] = {}
+    def rows(items: Iterable[Any], skip: Skip) -> "Iterator[tuple[Sequence[int], Floats]]":
+        for indices, arrays in session.stream(items, ["features"], skip):
+            yield indices, arrays["features"]
 
-        def fail(place: int, error: DataError, window: list[Input] = window, wrong: dict[int, str] = wrong) -> None:
-            name, item = window[place]
-            wrong[place] = name
-            if len(failures) < LISTED:
-                failures.append((name, Failure.of(named(error, name, item))))
-
-        found = np.zeros((len(window), session.manifest.dim), np.float32)
-        for positions, arrays in session.stream([each.item for each in window], ["features"], fail):
-            found[positions] = arrays["features"]
-        kept = [place for place in range(len(window)) if place not in wrong]
-        if wrong:
-            yield list(wrong.values()), None
-        if kept:
-            yield [window[place].name for place in kept], found[kept]
+    failed = 0
+    for found in InOrder(rows, inputs, strict=False):  # type: ignore[arg-type]
+        wrong = [(name, Failure.of(row)) for name, row in found if isinstance(row, ZooError)]
+        failures += wrong[: LISTED - len(failures)]
+        failed += len(wrong)
+        vectors = [(name, row) for name, row in found if not isinstance(row, ZooError)]
+        if vectors:
+            best.add(np.stack([row for _, row in vectors]), source, 0, [name for name, _ in vectors])
+        bar.advance(len(found))
+    return failed
 
 
 def _named_matches(matches: Sequence[_Match], sources: Sequence[Any]) -> Iterator[tuple[str, float]]:
@@ -193,7 +184,7 @@ def _named_matches(matches: Sequence[_Match], sources: Sequence[Any]) -> Iterato
 
 
 def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> None:
-    """Show `best` the vectors that an index finds near to the query; it is made where there is none of this file."""
+    """Add the vectors that an index finds near the query to `best`. The index is built if the file has none."""
     require("searching by an index", "usearch")
     import numpy as np
     from usearch.index import Index
@@ -211,7 +202,8 @@ def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> 
                 index.add(np.arange(start, start + len(block)), block)
                 bar.advance(len(block))
         index.save(str(path))
-    rows = np.sort(index.search(best.unit, SPARE * best.top).keys.astype(np.int64))
+    # The index may miss some neighbours: more are looked up than are wanted.
+    rows = np.sort(index.search(best.unit, 10 * best.top).keys.astype(np.int64))
     compared = best.compared
     for row in rows:
         best.add(np.asarray(matrix[row : row + 1], np.float32), number, int(row))

@@ -1,4 +1,4 @@
-"""Files of vectors, read: in blocks, so that a million of them need no more memory than one block."""
+"""Reads files of vectors in blocks, so that a million vectors need no more memory than one block."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.outputs.resumable_file import Record, read_record
+from zoo.outputs.resumable_file import OutputRecord, read_record
 from zoo.outputs.vector_file import KEY, SUFFIXES, VERB, Line
 
 if TYPE_CHECKING:
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-#: Vectors of one block.
+#: Vectors in one block.
 BLOCK = 8192
 
 
 class Stored:
-    """An opened file of vectors: `record` says what made it, None for a `.npy` of somebody else's."""
+    """A file of vectors. `record` says which model made it; it is None for a `.npy` that zoo did not write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kind = path.suffix.lower()
         record = read_record(path, VERB)
         if self.kind == ".parquet":
-            # A file that was moved without what lay beside it still knows.
+            # Parquet holds its record itself, in case the file was moved without FILE.zoo.json.
             record = _parquet_record(path)
-        self.record: Record | None = record
+        self.record: OutputRecord | None = record
 
     def blocks(self) -> "Iterator[Floats]":
-        """The vectors, in order, some float32 [n, dim] after another. Raises DataError for a file that has none."""
+        """The vectors in order, as blocks float32 [n, dim]. Raises DataError for a file that cannot be read."""
         import numpy as np
 
         if self.kind == ".npy":
@@ -58,7 +58,7 @@ class Stored:
                 yield np.stack(rows)
 
     def matrix(self) -> Any:
-        """Of a `.npy` the array [rows, dim], memory-mapped."""
+        """The array [rows, dim] of a `.npy`, memory-mapped."""
         import numpy as np
 
         try:
@@ -78,7 +78,7 @@ class Stored:
         return matrix
 
     def names(self, rows: Collection[int]) -> dict[int, str]:
-        """What the inputs of these rows are called: by row, where nobody has said."""
+        """The names of the inputs of these rows; FILE:ROW for a row without a name."""
         found: dict[int, str] = {}
         left = set(rows)
         for row, name in enumerate(self._names()):
@@ -108,7 +108,9 @@ class Stored:
                     yield decoder.decode(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise DataError(
-                        f"{path}:{number} is no line of zoo embed: {error}", path=path, hint="embed the inputs again"
+                        f"{path}:{number} was not written by zoo embed: {error}",
+                        path=path,
+                        hint="embed the inputs again",
                     ) from error
 
     def _batches(self, *columns: str) -> Iterator[Any]:
@@ -119,28 +121,28 @@ class Stored:
 
 
 def is_stored(argument: str) -> bool:
-    """Whether an argument names a file of vectors: any `.npy`, and what `zoo embed` wrote."""
+    """Whether an argument names a file of vectors: any `.npy`, or a file that `zoo embed` wrote."""
     path = Path(argument)
     kind = path.suffix.lower()
     try:
         if kind not in SUFFIXES or not path.is_file():
             return False
     except (OSError, ValueError):
-        # Too long for a file's name: a text that ends like one.
+        # Too long for a file name: the argument is a text that ends like one.
         return False
     if kind == ".parquet":
         return _parquet_record(path) is not None
     return kind == ".npy" or read_record(path, VERB) is not None
 
 
-def _parquet_record(path: Path) -> Record | None:
+def _parquet_record(path: Path) -> OutputRecord | None:
     require(f"reading {path.name}", "pyarrow")
     import pyarrow
     from pyarrow import parquet
 
     try:
         found = (parquet.read_metadata(path).metadata or {}).get(KEY)
-        return None if found is None else msgspec.json.decode(found, type=Record)
+        return None if found is None else msgspec.json.decode(found, type=OutputRecord)
     except (pyarrow.ArrowException, OSError, ValueError, msgspec.MsgspecError):
-        # No file of vectors: whoever reads it as a table says what is wrong with it.
+        # Not a file of vectors. If it is a damaged table, the reader of tables reports that.
         return None

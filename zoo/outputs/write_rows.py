@@ -1,128 +1,117 @@
-"""The rows of any number of inputs into a file: in order, in bounded memory, to be continued after a break.
+"""Write the rows of any number of inputs to a file: in order, in bounded memory, so that an interrupted run can resume.
 
-Of the inputs only those are held that a model has taken and not yet answered: two windows of texts, a few batches of
-pictures. A break is resumed where no batch was cut through, so that the file becomes the one that no break would have
-made, to the byte.
+Only those inputs are held that a model has taken and not yet answered: two windows of texts, or a few batches of
+images. A run resumes at the start of a batch, so the finished file is, to the byte, that of an uninterrupted run.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from zoo.data.inputs import Input, Inputs, named_inputs, one_or_more
 from zoo.errors import AccessError, DataError, UsageError, ZooError
-from zoo.outputs.resumable_file import Found, OpenWriter, Record, Writer, read_record, record_path, write_record
+from zoo.outputs.resumable_file import (
+    NamedRow,
+    OpenWriter,
+    OutputRecord,
+    Writer,
+    read_record,
+    record_path,
+    write_record,
+)
 from zoo.progress import SILENT, Progress
-from zoo.results import Failure
+from zoo.results import Failure, Placement, Written
 from zoo.runtime.in_order import InOrder, Rows
 from zoo.runtime.pipeline import WINDOW
 from zoo.schema import ImagePreprocess, Preprocess
 from zoo.system.files import NO_SPACE, sha256
 from zoo.system.interrupt import noticing
 
-#: Failures that an answer names; the output has them all.
+Result = TypeVar("Result", bound=Written)
+#: Failures that a result lists; the output has them all.
 LISTED = 20
-#: Seconds between two records of how far the work is: what a crash costs, beside a window of texts.
-EVERY = 1.0
+#: Seconds between two writes of the record: a crash costs this much work, and a window of texts.
+RECORD_EVERY = 1.0
 
 
-class Kind(NamedTuple):
-    """What is written: `rows` of a model, resumed after a multiple of `step` inputs.
+class WriteJob(NamedTuple, Generic[Result]):
+    """A model whose rows are written to a file.
 
-    `fresh` is the record of a file without inputs, `open` makes its writer, `what` stands beside the bar.
+    result       makes the result from the facts of `Written`
+    rows         gives the rows
+    step         a run may resume after a multiple of this many inputs
+    fresh        the record of an output without inputs
+    open         opens the output's writer
+    description  is shown beside the progress bar
     """
 
+    result: Callable[..., Result]
     rows: Rows
     step: int
-    fresh: Record
+    fresh: OutputRecord
     open: OpenWriter
-    what: str
-
-
-class Done(NamedTuple):
-    """The record at the end, how many inputs were there before, and the first that failed in this run."""
-
-    record: Record
-    resumed: int
-    failures: tuple[tuple[str, Failure], ...]
+    description: str
+    entry: str = ""
+    device: str = "cpu"
+    placement: Placement | None = None
 
 
 def step_of(preprocess: Preprocess) -> int:
-    """Texts are resumed where a window begins, pictures anywhere: their batches follow one another."""
+    """Inputs after which a run may resume: texts are batched window by window, images one batch after another."""
     return 1 if isinstance(preprocess, ImagePreprocess) else WINDOW
 
 
-def into_file(
-    kind: Kind, inputs: Iterable[Any], out: Path, *, resume: bool, strict: bool, progress: Progress = SILENT
-) -> Done:
-    """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, whose name the caller has checked.
+def write_rows(
+    job: WriteJob[Result],
+    inputs: Iterable[Any],
+    out: Path,
+    *,
+    model: str,
+    resume: bool = False,
+    strict: bool = False,
+    progress: Progress = SILENT,
+) -> Result:
+    """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, a name that is already checked.
 
-    An input that fails is in the output with its error; with `strict` the first one is raised. With `resume` an output
-    that a break left is continued; its inputs must be the first of these. After any error, and after Ctrl-C, the output
-    holds what was computed and can be resumed. Raises DataError without inputs, UsageError for an output that is not to
-    be replaced or not of these inputs and this model, AccessError where it cannot be written.
+    An input that fails has its error in the output; with `strict` the first error is raised. With `resume` an
+    interrupted output is continued; the inputs must begin with those that it holds. After any error, and after Ctrl-C,
+    the output holds all rows that were computed and can be resumed. Raises DataError without inputs, UsageError for an
+    output that must not be replaced or belongs to other inputs or another model, AccessError if it cannot be written.
     """
     for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
         if isinstance(inputs, Inputs) and inputs.reads(path):
-            raise UsageError(f"{path} would be one of the inputs", hint="choose another place for -o")
+            raise UsageError(f"{path} would be one of the inputs", hint="choose another file for -o")
     inputs = one_or_more(inputs)
-    before = _begin(kind.fresh, out, resume=resume)
-    record = before.at_mark()
-    total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
+    before = _begin(job.fresh, out, resume=resume)
     source = iter(named_inputs(inputs))
     again = _skip_done(source, before, out)
     first = list(islice(source, 1))
     if not first and not before.inputs:
         raise DataError("there is no input", hint="name files, or give text; - reads stdin")
-    if not first and before.complete:
-        return Done(before, before.inputs, ())
-    with _writing(out):
-        run = _Run(kind, out, before)
-    rest: Iterable[Input] = chain(again, first, source)
-    # The next batch is computed while this one is written. What is being written is waited for before the end.
-    with noticing() as interrupt, run, ThreadPoolExecutor(1, "zoo-write") as pool:
+    record, resumed, failures = before, before.inputs, []
+    if first or not before.complete:
+        total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
         may_wait = inputs.is_piped if isinstance(inputs, Inputs) else not isinstance(inputs, Sized)
-        if may_wait:
-            # What has come by a pipe does not come again: it is all answered and written.
-            rest = interrupt.before(rest, lambda: progress.note("stopping after what has come; Ctrl-C again: at once"))
-        found = InOrder(kind.rows, run.noted(rest), strict=strict)
-        with progress.task(kind.what, None if total is None else total - record.inputs) as bar:
-            told, writing = 0, pool.submit(run.add, ())
-            for whole in found:
-                writing.result()
-                writing = pool.submit(run.add, whole)
-                told, new = found.answered, found.answered - told
-                bar.advance(new)
-                if interrupt.is_asked and not may_wait:
-                    break
-            writing.result()
-            if may_wait or not interrupt.is_asked:
-                run.finish(complete=not interrupt.is_asked)
-            if interrupt.is_asked:
-                progress.note(f"{run.record.inputs} inputs are in {out}: --resume continues")
-                raise KeyboardInterrupt
-    return Done(run.record, record.inputs, tuple(run.failures))
+        run = _Run(job, out, before)
+        resumed = run.record.inputs
+        run.write_all(chain(again, first, source), total, may_wait, strict=strict, progress=progress)
+        record, failures = run.record, run.failures
+    return job.result(
+        model=model, entry=job.entry, device=job.device, placement=job.placement, out=str(out),
+        fingerprint=record.fingerprint, inputs=record.inputs, rows=record.rows, resumed=resumed,
+        failures=tuple(failures),
+    )  # fmt: skip
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an AccessError."""
-    try:
-        yield
-    except OSError as error:
-        hint = "free some space, or choose another -o" if error.errno in NO_SPACE else "choose another -o"
-        raise AccessError(f"{out} cannot be written: {error.strerror or error}", hint=hint) from error
-
-
-def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
-    """The record to go on from. Raises UsageError for an output that must not be replaced, or not be continued."""
+def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
+    """The record from which to continue. Raises UsageError for an output that must not be replaced or continued."""
     before = read_record(out, fresh.verb)
     if before is None:
         if out.exists() and out.stat().st_size:
@@ -134,75 +123,76 @@ def _begin(fresh: Record, out: Path, *, resume: bool) -> Record:
         if not before.complete:
             raise UsageError(
                 f"{out} is unfinished: it holds {before.inputs} inputs",
-                hint=f"--resume continues it; remove it and {record_path(out).name} to begin again",
+                hint=f"--resume continues it; remove it and {record_path(out).name} to start again",
             )
         return fresh
     if before.fingerprint != fresh.fingerprint:
         raise UsageError(
             f"{out} was made by another model: {before.model}, {before.precision}, {before.fingerprint[:12]}",
-            hint="resume with the model that it was begun with, or choose another file for -o",
+            hint="resume with the model that it was started with, or choose another file for -o",
         )
     if before.answering != fresh.answering:
         raise UsageError(
-            f"{out} was begun with another --top", hint="resume with the same, or choose another file for -o"
+            f"{out} was started with another --top", hint="resume with the same --top, or choose another file for -o"
         )
     return before
 
 
-def _skip_done(source: Iterator[Input], record: Record, out: Path) -> list[Input]:
-    """Take the inputs that are done from `source`, and return those after the record's mark.
+def _skip_done(source: Iterator[Input], record: OutputRecord, out: Path) -> list[Input]:
+    """Take the inputs that `out` holds from `source`, and return those after the record's mark.
 
-    Raises UsageError when they are not those that were done.
+    Raises UsageError if they are other inputs than those in `out`.
     """
     digests, after_mark = "", []
     start = record.inputs if record.mark is None else record.mark.inputs
-    for number, each in enumerate(islice(source, record.inputs)):
+    for index, each in enumerate(islice(source, record.inputs)):
         digests = _chained(digests, _digest(each))
-        if number >= start:
+        if index >= start:
             after_mark.append(each)
     if digests != record.inputs_sha256:
         raise UsageError(
-            f"the inputs are not those that {out} was begun with",
+            f"the inputs are not those that {out} was started with",
             hint="give the same inputs in the same order, or choose another file for -o",
         )
     return after_mark
 
 
-def _check_alone(writer: Writer, out: Path, fresh: Record, record: Record) -> None:
-    """Raise UsageError when the output is no longer what `record` says, or when one of its files is somebody else's.
+def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputRecord) -> None:
+    """Raise UsageError if the record has changed, or if a file of the output was not written by zoo.
 
-    Asked once the files are held: another process may have gone on in between.
+    To be called when the files are locked: another process may have written them after `record` was read.
     """
     now = read_record(out, fresh.verb)
     if now is None:
-        strange = [path for path in writer.paths if path.exists() and path.stat().st_size]
-        if strange:
+        foreign = [path for path in writer.paths if path.exists() and path.stat().st_size]
+        if foreign:
             raise UsageError(
-                f"{strange[0]} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
+                f"{foreign[0]} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
             )
     elif record.inputs and now != record:
-        raise UsageError(f"{out} was written by another process meanwhile", hint="try again")
+        raise UsageError(f"{out} was just written by another process", hint="try again")
 
 
 class _Run:
-    """One run into a file: notes the inputs, and writes their rows. As a context it leaves the output valid.
+    """One run that writes a file. As a context it leaves the output valid.
 
-    Nothing that was there is touched before the first row is written.
+    Existing files are not changed before the first row is written.
     """
 
-    def __init__(self, kind: Kind, out: Path, before: Record) -> None:
-        self.out, self.step = out, kind.step
+    def __init__(self, job: WriteJob[Any], out: Path, before: OutputRecord) -> None:
+        self.job, self.out, self.step = job, out, job.step
         record = before.at_mark()
-        self.writer = kind.open(out, record)
-        try:
-            _check_alone(self.writer, out, kind.fresh, before)
-        except BaseException:
-            self.writer.drop()
-            raise
+        with self._written():
+            self.writer = job.open(out, record)
+            try:
+                _check_alone(self.writer, out, job.fresh, before)
+            except BaseException:
+                self.writer.drop()
+                raise
         self.record = msgspec.structs.replace(record, complete=False)
         self.failures: list[tuple[str, Failure]] = []
         self._digests: deque[str] = deque()
-        self._whole: list[Found] = []
+        self._waiting: list[NamedRow] = []
         self._is_started = self._is_broken = False
         self._recorded = time.monotonic()
 
@@ -211,12 +201,44 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         if self._is_broken or not self._is_started:
-            # What a full disk took only in part is not counted: the record before stands.
+            # A full disk may have taken only a part of the last rows: the record before them stays valid.
             self.writer.drop()
             return
         with self._written():
             self.writer.close(self.record)
             self._keep()
+
+    def write_all(
+        self, inputs: Iterable[Input], total: int | None, may_wait: bool, *, strict: bool, progress: Progress
+    ) -> None:
+        """Write the rows of `inputs`, of which the output will hold `total`. Raises KeyboardInterrupt after Ctrl-C.
+
+        `may_wait` is set for inputs that come slowly and only once, as from a pipe.
+        """
+        # The next batch is computed while this one is written. The writing thread has ended before the context does.
+        with noticing() as interrupt, self, ThreadPoolExecutor(1, "zoo-write") as pool:
+            if may_wait:
+                # Inputs that have arrived by a pipe will not come again: all of them are answered and written.
+                inputs = interrupt.before(
+                    inputs,
+                    lambda: progress.note("stopping after the inputs that have arrived; Ctrl-C again stops at once"),
+                )
+            ordered = InOrder(self.job.rows, self.noted(inputs), strict=strict)
+            with progress.task(self.job.description, None if total is None else total - self.record.inputs) as bar:
+                reported, writing = 0, pool.submit(self.add, ())
+                for rows in ordered:
+                    writing.result()
+                    writing = pool.submit(self.add, rows)
+                    reported, new = ordered.answered, ordered.answered - reported
+                    bar.advance(new)
+                    if interrupt.is_asked and not may_wait:
+                        break
+                writing.result()
+                if may_wait or not interrupt.is_asked:
+                    self.finish(complete=not interrupt.is_asked)
+                if interrupt.is_asked:
+                    progress.note(f"{self.record.inputs} inputs are in {self.out}: --resume continues")
+                    raise KeyboardInterrupt
 
     def noted(self, inputs: Iterable[Input]) -> Iterator[Input]:
         """The same inputs, whose digests will be in the record."""
@@ -224,44 +246,45 @@ class _Run:
             self._digests.append(_digest(each))
             yield each
 
-    def add(self, found: Sequence[tuple[str, Any]]) -> None:
-        """Take the next rows, and write all up to the last place that can be resumed from."""
-        for name, row in found:
+    def add(self, rows: Sequence[NamedRow]) -> None:
+        """Take the next rows, and write all up to the last point from which a run can resume."""
+        for name, row in rows:
             if isinstance(row, ZooError):
                 failure = Failure.of(row)
-                self._whole.append((name, failure))
+                self._waiting.append((name, failure))
                 if len(self.failures) < LISTED:
                     self.failures.append((name, failure))
             else:
-                self._whole.append((name, row))
-        # Every run begins where a step does.
+                self._waiting.append((name, row))
+        # Every run begins at the start of a step.
         with self._written():
-            self._write(len(self._whole) - len(self._whole) % self.step)
+            self._write(len(self._waiting) - len(self._waiting) % self.step)
 
     def finish(self, *, complete: bool) -> None:
-        """Write the rest; `complete` when there is no input after it."""
+        """Write the remaining rows; `complete` if no input follows them."""
         with self._written():
             self._start()
-            if len(self._whole) % self.step:
-                self._write(len(self._whole) - len(self._whole) % self.step)
+            if len(self._waiting) % self.step:
+                self._write(len(self._waiting) - len(self._waiting) % self.step)
                 self.record = self.record.marked()
-            self._write(len(self._whole))
+            self._write(len(self._waiting))
         self.record = msgspec.structs.replace(self.record, complete=complete)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
+        """Raise errors of the disk as AccessError, after which nothing more is written."""
         try:
-            with _writing(self.out):
-                yield
-        except AccessError:
+            yield
+        except OSError as error:
             self._is_broken = True
-            raise
+            hint = "free some space, or choose another -o" if error.errno in NO_SPACE else "choose another -o"
+            raise AccessError(f"{self.out} cannot be written: {error.strerror or error}", hint=hint) from error
 
     def _start(self) -> None:
         if self._is_started:
             return
         self._is_started = True
-        # First: from here on a break leaves something that can be resumed.
+        # The record comes first: from here on an interrupted run can be resumed.
         write_record(self.out, self.record)
         self.writer.start()
         self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
@@ -270,19 +293,19 @@ class _Run:
         if not count:
             return
         self._start()
-        found, self._whole = self._whole[:count], self._whole[count:]
-        self.writer.append(found)
+        rows, self._waiting = self._waiting[:count], self._waiting[count:]
+        self.writer.append(rows)
         digests = self.record.inputs_sha256
-        for _ in found:
+        for _ in rows:
             digests = _chained(digests, self._digests.popleft())
         self.record = msgspec.structs.replace(
             self.record,
             inputs=self.record.inputs + count,
-            rows=self.record.rows + sum(not isinstance(row, Failure) for _, row in found),
+            rows=self.record.rows + sum(not isinstance(row, Failure) for _, row in rows),
             inputs_sha256=digests,
             sizes=self.writer.sizes,
         )
-        if time.monotonic() - self._recorded > EVERY:
+        if time.monotonic() - self._recorded > RECORD_EVERY:
             self.writer.flush()
             self._keep()
 
@@ -292,7 +315,7 @@ class _Run:
 
 
 def _digest(each: Input) -> str:
-    """sha256 of an input's name and its text or bytes; of a picture in a file the name alone."""
+    """sha256 of an input's name and its text or bytes; for an image file, of the name alone."""
     item = each.item if isinstance(each.item, bytes | str) else b""
     data = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item
     return sha256(each.name.encode("utf-8", "surrogatepass") + b"\0" + data)

@@ -1,0 +1,112 @@
+"""Tables as CSV, JSON lines and Parquet: one writer for `zoo run -o`, `zoo embed` and `zoo evaluate --predictions`."""
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from zoo.errors import UsageError
+from zoo.extras import require
+
+#: Rows of one row group of Parquet. No more rows are held in memory while a Parquet file is written.
+ROW_GROUP = 8192
+#: One cell for each column. None is an empty cell; a number is given as the text that `decimals` returns.
+Row: TypeAlias = Sequence[Any]
+
+
+class Table(NamedTuple):
+    """The columns of a table, no two of the same name. `numbers` are those that hold numbers; the others hold text."""
+
+    columns: tuple[str, ...]
+    numbers: frozenset[str] = frozenset()
+
+    def csv(self, rows: Iterable[Row]) -> bytes:
+        """The rows as lines of CSV; the header is the row `columns`."""
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
+
+    def json_lines(self, rows: Iterable[Row]) -> bytes:
+        """The rows as lines of JSON, without empty cells. A number may be an array here, as its JSON text."""
+        return b"".join(msgspec.json.encode(self._cells(row)) + b"\n" for row in rows)
+
+    def _cells(self, row: Row) -> dict[str, Any]:
+        return {
+            name: msgspec.Raw(cell.encode()) if name in self.numbers else cell
+            for name, cell in zip(self.columns, row, strict=True)
+            if cell is not None
+        }
+
+    def write_parquet(self, lines: Iterable[bytes], out: Path | IO[bytes], metadata: Mapping[bytes, bytes]) -> None:
+        """Write lines that `json_lines` made as Parquet: columns of float32 and of strings."""
+        import pyarrow
+
+        types = {name: pyarrow.float32() if name in self.numbers else pyarrow.string() for name in self.columns}
+        groups = (
+            [pyarrow.array([line.get(name) for line in group], kind) for name, kind in types.items()]
+            for group in row_groups(lines, msgspec.json.Decoder())
+        )
+        write_parquet(out, types, groups, metadata)
+
+
+def write_parquet(
+    out: Path | IO[bytes], types: Mapping[str, Any], groups: Iterable[Sequence[Any]], metadata: Mapping[bytes, bytes]
+) -> None:
+    """Write a Parquet file. `types` are pyarrow's types by column; a group is one pyarrow array for each column."""
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = pyarrow.schema(list(types.items()), dict(metadata) or None)
+    with parquet.ParquetWriter(out, schema) as writer:
+        for arrays in groups:
+            writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+
+
+def row_groups(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[Any]") -> Iterator[list[Any]]:
+    """The decoded lines, ROW_GROUP at a time."""
+    rows = map(decoder.decode, lines)
+    while group := list(islice(rows, ROW_GROUP)):
+        yield group
+
+
+def check_name(path: Path, suffixes: Sequence[str], option: str = "-o") -> None:
+    """Raise UsageError for a file name without one of `suffixes`, MissingExtraError for Parquet without pyarrow."""
+    hint = f"{option} out{suffixes[0]}"
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path} is not a {', '.join(suffixes[:-1])} or {suffixes[-1]} file", hint=hint)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=hint)
+    if path.suffix.lower() == ".parquet":
+        require("writing Parquet", "pyarrow")
+
+
+def decimals(numbers: Any) -> list[str]:
+    """The shortest decimals that float32 reads back as the same numbers [n]."""
+    import numpy as np
+
+    found: list[str] = np.asarray(numbers, np.float32).astype("U").tolist()
+    return found
+
+
+def plain(name: str) -> str:
+    """A name in letters that every file can hold: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def score_columns(labels: Sequence[str], reserved: Collection[str]) -> tuple[str, ...]:
+    """A column name for each label: its own, or with `score:` in front, repeated until no other column has that name.
+
+    `reserved` are the names of the table's other columns.
+    """
+    taken, columns = {*reserved, *labels}, []
+    for label in labels:
+        column = label
+        while column in reserved or (column != label and column in taken):
+            column = f"score:{column}"
+        taken.add(column)
+        columns.append(column)
+    return tuple(columns)
