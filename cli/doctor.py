@@ -1,4 +1,4 @@
-"""zoo doctor: what is wrong here, and the command that mends it."""
+"""zoo doctor: problems of this installation, and the command that fixes each."""
 
 from typing import Annotated
 
@@ -13,18 +13,18 @@ MARKS = {"ok": "✓", "warn": "-", "fail": "✗"}
 
 def command(
     context: typer.Context,
-    deep: Annotated[bool, typer.Option("--deep", help="Hash every file that was pulled or made, too.")] = False,
-    paste: Annotated[bool, typer.Option("--paste", help="Markdown for a bug report, without secrets.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether the Hub answers.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also check the sha256 of every pulled or built file.")] = False,
+    paste: Annotated[bool, typer.Option("--paste", help="Print Markdown for a bug report, without secrets.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not check whether the Hub answers.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Look at the runtime, the GPU, ZOO_HOME, the Hub, the registry, kept models and every plugin.
+    """Check the runtime, the GPU, ZOO_HOME, the Hub, the registry, stored models and every plugin.
 
-    Exit code 0 where nothing fails, else that of the first failure: 7 runtime or GPU, 8 ZOO_HOME, 2 registry,
-    5 kept model or digest, 9 plugin.
+    The exit code is 0 if nothing fails, otherwise that of the first failure: 7 runtime or GPU, 8 ZOO_HOME, 2 registry,
+    5 stored model or checksum, 9 plugin.
     """
     if paste and json:
-        raise UsageError("--paste is for people, --json for programs", hint="choose one of them")
+        raise UsageError("--paste and --json exclude each other", hint="choose one of them")
     zoo = make_zoo(context, offline=offline)
     checks = zoo.doctor(deep=deep)
     failed = [check for check in checks if check.state == "fail"]

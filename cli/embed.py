@@ -1,4 +1,4 @@
-"""zoo embed: the features of any number of inputs into a file."""
+"""zoo embed: write the features of any number of inputs to a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,24 +14,24 @@ def command(
     model: Annotated[str, typer.Argument(help="A bundle (./pets), or a name as for zoo pull.")],
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders, globs, tables, texts, .txt files; - reads stdin.", metavar="INPUT..."),
+        typer.Argument(help="Images, folders, globs, tables, texts, .txt files; - reads stdin.", metavar="INPUT..."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A .npy, .parquet or .jsonl file.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a break left the file.")] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .npy, .parquet or .jsonl file to write.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a file that an interrupted run left.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be read.")] = False,
-    text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures when INPUT is a table.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write the features of inputs to a file, in their order, with the fingerprint of the model that made them.
+    """Write the features of inputs to a file, in input order, with the fingerprint of the model that made them.
 
-    Memory does not grow with the inputs. One that cannot be read is named, its error is in the file, and the exit code
-    is 1. Ctrl-C leaves a file that is valid as far as it is, and that --resume continues.
+    Memory use does not grow with the inputs. If an input cannot be read, its error is printed and written to the file,
+    and the exit code is 1. Ctrl-C leaves a readable, partial file; --resume finishes it to identical bytes.
     """
     zoo = make_zoo(context)
     each = zoo.each_input(model, inputs, text=text, image=image)
-    # What was mistyped is said before anything is pulled or built for it.
+    # Mistyped arguments are reported before a model is pulled or built for them.
     each.count()
     found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict)
     print_written("embed", found, {"dim": found.dim}, as_json=json)
@@ -39,6 +39,6 @@ def command(
     say(f"{vectors} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        end_with_count(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} says why")
+        end_with_count(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} has the errors")
     if not json:
         next_command("zoo", "similar", model, "QUERY", found.out)

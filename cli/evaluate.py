@@ -1,4 +1,4 @@
-"""zoo evaluate: the exported file's quality on labelled data."""
+"""zoo evaluate: the quality of an exported model on labelled data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from zoo_cli.state import make_zoo
 
 from zoo import Evaluation, GateError, UsageError, check_predictions, to_plain, write_predictions
 
-#: Lines on items that could not be read before the rest is only counted.
+#: Unreadable items that are listed; the others are only counted.
 LISTED = 20
 
 
@@ -18,28 +18,26 @@ def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A fine-tuned bundle.")],
     data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
-    held_out: Annotated[bool, typer.Option("--held-out", help="Only the items that fine-tuning held out.")] = False,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Use only the items that fine-tuning held out.")] = False,
     fail_under: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Exit 6 when the accuracy is lower; macro-F1 of several labels, R² of a number."
-        ),
+        typer.Option(min=0, max=1, help="Exit 6 if the accuracy is lower (multi-label: macro-F1, regression: R²)."),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Write every item's answer and scores to this .csv or .parquet file.")
+        Path | None, typer.Option(help="Write the prediction and scores of every item to this .csv or .parquet file.")
     ] = None,
     max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of the items that may be unreadable: they are left out.")
+        float, typer.Option(min=0, max=1, help="Fraction of items that may be unreadable; they are left out.")
     ] = 0.0,
-    text: Annotated[str | None, typer.Option(help="The text column.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures.")] = None,
-    label: Annotated[str | None, typer.Option(help="The label column.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a bundle's ONNX file: accuracy, F1, confusion and calibration, or the error of a number."""
+    """Measure a bundle on labelled data: accuracy, F1, confusion and calibration, or the error of a regression."""
     if fail_under is not None and not 0 <= fail_under <= 1:
-        raise UsageError(f"--fail-under {fail_under} is not between 0 and 1", hint="--fail-under 0.9")
+        raise UsageError(f"--fail-under must be between 0 and 1, got {fail_under}", hint="--fail-under 0.9")
     if predictions is not None:
         check_predictions(predictions, inside=[Path(data), Path(model)])
     result = make_zoo(context).evaluate(
@@ -62,8 +60,8 @@ def command(
     _warn(result)
     if is_below:
         raise GateError(
-            f"{floor_name(result.metrics)} {result.metrics.score:.3f} on {result.metrics.n} items is below the floor "
-            f"{fail_under:g}",
+            f"{floor_name(result.metrics)} {result.metrics.score:.3f} on {result.metrics.n} items is below "
+            f"--fail-under {fail_under:g}",
             report=result.metrics,
             hint="more data, a larger backbone, or a lower --fail-under",
         )
@@ -74,13 +72,13 @@ def command(
 def _warn(result: Evaluation) -> None:
     if result.skipped:
         total = len(result.skipped) + result.metrics.n
-        say(f"warning: {len(result.skipped)} of {total} items could not be read and are left out:")
+        say(f"warning: {len(result.skipped)} of {total} items could not be read and were left out:")
         for line in result.skipped[:LISTED]:
             say(f"  {' '.join(line.split())}")
         if len(result.skipped) > LISTED:
             say(f"  and {len(result.skipped) - LISTED} more")
     if result.trained_on:
         say(
-            f"warning: the head was fitted to {result.trained_on} of these {result.metrics.n} items: "
+            f"warning: the head was trained on {result.trained_on} of these {result.metrics.n} items: "
             "--held-out leaves them out"
         )

@@ -1,10 +1,10 @@
-"""zoo export: a checked ONNX bundle where you want it."""
+"""zoo export: write a checked ONNX bundle to a folder of your choice."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, reference, say, write
+from zoo_cli.output import human_size, next_command, print_check, print_json, reference, say, write
 from zoo_cli.state import make_zoo
 
 from zoo import Variant, to_plain
@@ -15,29 +15,29 @@ def command(
     model: Annotated[str, typer.Argument(help="A registry name, or a bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs); as it is where it is left out.")
+        str | None, typer.Option(help="fp32, fp16 (for GPUs) or int8 (for CPUs). Default: unchanged.")
     ] = None,
     fuse: Annotated[
-        bool, typer.Option("--fuse", help="Fused attention for GPUs; only ONNX Runtime runs such a file.")
+        bool, typer.Option("--fuse", help="Use fused attention, for GPUs. Only ONNX Runtime runs such a file.")
     ] = False,
     raw: Annotated[
-        bool, typer.Option("--raw", help="The bare backbone: prepared pixels (or token ids) in, features out.")
+        bool, typer.Option("--raw", help="Export only the backbone: prepared pixels (or token ids) in, features out.")
     ] = False,
     calibrate: Annotated[
-        str | None, typer.Option(help="Data to calibrate int8 with, and to judge it by: what it was fine-tuned on.")
+        str | None, typer.Option(help="Data to calibrate and check int8 with: the data of fine-tuning.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="What int8 may lose of the accuracy; one item if that is more.")] = (
+    max_drop: Annotated[float, typer.Option(help="Accuracy that int8 may lose (at least one item).")] = (
         Variant().max_drop
     ),
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of picture paths.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of image paths.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
     max_bad: Annotated[float, typer.Option(help="Fraction of items that may be unreadable.")] = Variant().max_bad,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Export a model as one ONNX file that equals the original weights' own arithmetic, or write nothing.
+    """Export to ONNX; fails unless it matches the original model.
 
-    In half precision within wider bounds, in eight bits as long as its answers on held-out items stay as good.
+    fp16 has wider limits. int8 must stay as accurate on held-out items. If a check fails, nothing is written.
     """
     variant = Variant(
         precision=precision, fuse=fuse, raw=raw, calibrate=calibrate,  # type: ignore[arg-type]
@@ -45,27 +45,21 @@ def command(
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest
-    # A table of words lies beside the file.
+    # A word table is a file of its own, beside the graph.
     size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     if json:
-        facts = {
-            "precision": manifest.precision,
-            "fused": manifest.fused,
-            "size": size,
-            "parity": to_plain(manifest.parity),
-            "guard": to_plain(manifest.guard),
-        }
-        print_json("export", {"path": str(bundle.model), **facts})
+        facts = {"path": str(bundle.model), "precision": manifest.precision, "fused": manifest.fused, "size": size}
+        print_json("export", {**facts, "parity": to_plain(manifest.parity), "guard": to_plain(manifest.guard)})
         return
     for check in manifest.parity.checks:
-        say(f"  ✓ {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")
+        print_check(check)
     if (guard := manifest.guard) is not None:
         interval = f" (95 %: {guard.interval[0]:.3f} to {guard.interval[1]:.3f})" if guard.interval else ""
         say(f"  ✓ {guard.before:.4f} before, {guard.after:.4f} after{interval}, n = {guard.n}: {guard.items}")
         if guard.refitted:
-            say("    the head was fitted again to the features of this precision")
+            say("    the head was trained again on the features of this precision")
         if guard.excluded:
-            say(f"    these layers stay in float: {', '.join(guard.excluded)}")
+            say(f"    layers that stay in float: {', '.join(guard.excluded)}")
     form = f"{manifest.precision}, fused" if manifest.fused else manifest.precision
     say(f"{form}, {human_size(size)}, checked on {manifest.parity.samples}")
     next_command("zoo", "run", reference(out), "INPUT")

@@ -1,4 +1,4 @@
-"""zoo finetune: your classes on a frozen backbone."""
+"""zoo finetune: train a classifier or regressor on your data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,9 @@ from zoo_cli.state import make_zoo
 from zoo import FinetuneOptions, Outcome, Task, UsageError, parse_head, to_plain
 
 DEFAULTS, AUTO = FinetuneOptions(), "auto"
-#: Items left out that are named; the bundle lists all.
+#: Left-out items that are listed here; the bundle lists all.
 LISTED = 10
-#: An epoch of the last stages costs what thousands of a head's do.
+#: Defaults with --unfreeze, where an epoch costs as much as thousands of epochs of a head alone.
 DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
 
 
@@ -22,47 +22,50 @@ def command(
     model: Annotated[str, typer.Argument(help="A name as for zoo pull.")],
     data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
-    task: Annotated[Task, typer.Option(help="One label an item, several (a|b in the label column), or a number.")] = (
+    task: Annotated[Task, typer.Option(help="One label per item, several (a|b in the label column), or a number.")] = (
         DEFAULTS.task
     ),
     epochs: Annotated[
-        int | None, typer.Option(min=1, help=f"{DEFAULTS.epochs} for a head, {DEEP_EPOCHS} with --unfreeze.")
+        int | None, typer.Option(min=1, help=f"Default: {DEFAULTS.epochs}, or {DEEP_EPOCHS} with --unfreeze.")
     ] = None,
-    head: Annotated[str, typer.Option(help="linear, mlp, or mlp:512,128.")] = "linear",
-    unfreeze: Annotated[int, typer.Option(min=0, help="Train the last N stages of the backbone, too.")] = 0,
-    augment: Annotated[int, typer.Option(min=0, help="Train on K random views of each picture, too.")] = 0,
-    val: Annotated[str, typer.Option(help="Fraction to hold out, or a data set of its own.")] = str(DEFAULTS.val),
-    lr: Annotated[str, typer.Option(help="Learning rate, or auto: it is searched for.")] = AUTO,
-    weight_decay: Annotated[str, typer.Option(help="A number, or auto: it is searched for.")] = AUTO,
+    head: Annotated[str, typer.Option(help="linear, mlp (256 units), or layer widths such as mlp:512,128.")] = "linear",
+    unfreeze: Annotated[int, typer.Option(min=0, help="Also train the last N stages of the backbone.")] = 0,
+    augment: Annotated[int, typer.Option(min=0, help="Also train on N random views of each image.")] = 0,
+    val: Annotated[str, typer.Option(help="Fraction to hold out, or the path of a data set.")] = str(DEFAULTS.val),
+    lr: Annotated[str, typer.Option(help="Learning rate; auto searches for it.")] = AUTO,
+    weight_decay: Annotated[str, typer.Option(help="Weight decay; auto searches for it.")] = AUTO,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Items in a training step: 64 to 1,024 for a head, 32 with --unfreeze.")
+        int | None, typer.Option(min=1, help="Items per training step. Default: 64 to 1,024, or 32 with --unfreeze.")
     ] = None,
     auto_batch: Annotated[
-        bool, typer.Option("--auto-batch", help="Halve --batch, at most five times, when memory does not suffice.")
+        bool, typer.Option("--auto-batch", help="Halve --batch, at most five times, if memory runs out.")
     ] = False,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many epochs that bring nothing better.")
+        int | None,
+        typer.Option(min=1, help="Stop after this many epochs without improvement."),
     ] = None,
     class_weights: Annotated[
-        bool, typer.Option("--class-weights", help="Let rare classes count as much as frequent ones.")
+        bool, typer.Option("--class-weights", help="Give rare classes as much weight as frequent ones.")
     ] = False,
-    label_smoothing: Annotated[float, typer.Option(min=0, help="Part of each target that is spread evenly.")] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, help="Fraction of each target that is spread over all labels.")
+    ] = 0.0,
     max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of the items that may be unreadable: they are left out.")
+        float, typer.Option(min=0, max=1, help="Fraction of items that may be unreadable; they are left out.")
     ] = DEFAULTS.max_bad,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training of this -o.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted training of this -o.")] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Decides the split and the training.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the split and the training.")
     ] = DEFAULTS.seed,
-    text: Annotated[str | None, typer.Option(help="The text column.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures.")] = None,
-    label: Annotated[str | None, typer.Option(help="The label column.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Fine-tune: features of the frozen backbone once, a new head, one checked ONNX bundle with a report.
+    """Train a classifier (or regressor) on your data and save it as ONNX with a report.
 
-    Ctrl-C finishes the step and saves: --resume goes on from there.
+    Ctrl-C finishes the current step and saves; --resume continues from there.
     """
     options = FinetuneOptions(
         task=task, epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
@@ -75,25 +78,21 @@ def command(
     try:
         outcome = make_zoo(context).finetune(model, data, out, options)
     except KeyboardInterrupt as stopped:
-        say(" ".join(map(str, stopped.args)) or "the features that were computed are kept")
+        say(" ".join(map(str, stopped.args)) or "computed features are kept for the next run")
         raise
     if json:
-        facts = {
-            "items": outcome.items,
-            "skipped": outcome.skipped,
-            "features_computed": outcome.computed,
-            "best_epoch": outcome.best_epoch,
-        }
-        print_json("finetune", {"bundle": str(out), **facts, "metrics": to_plain(outcome.metrics)})
+        facts = {"bundle": str(out), "items": outcome.items, "skipped": outcome.skipped}
+        facts |= {"features_computed": outcome.computed, "best_epoch": outcome.best_epoch}
+        print_json("finetune", {**facts, "metrics": to_plain(outcome.metrics)})
         return
     _print(outcome)
     say(f"report: {out / 'report.html'}")
     names = (("--text", text), ("--image", image), ("--label", label))
     columns = [word for name, value in names if value for word in (name, value)]
-    # What was left out here is to be left out there.
+    # Items that were unreadable here are unreadable there, too.
     columns += ["--max-bad", f"{max_bad:g}"] if outcome.skipped else []
-    judged = data if isinstance(options.val, float) else options.val
-    next_command("zoo", "evaluate", reference(out), judged, "--held-out", *columns)
+    held_out = data if isinstance(options.val, float) else options.val
+    next_command("zoo", "evaluate", reference(out), held_out, "--held-out", *columns)
     write(str(out))
 
 
@@ -117,7 +116,7 @@ def _print(outcome: Outcome) -> None:
             say(f"left out: {each}")
         say(f"{len(outcome.skipped)} left out of {outcome.items + len(outcome.skipped)}: see skipped.jsonl")
     if len(curve) > 1 and outcome.best_epoch == curve[-1].epoch:
-        say("the last epoch was the best one: --resume with more --epochs may do better")
+        say("the last epoch was the best: --resume with more --epochs may improve the result")
     write(f"held out: {summary(metrics)}")
 
 
@@ -134,4 +133,4 @@ def _number(text: str, option: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {text} is not a number", hint=f"{option} auto") from None
+        raise UsageError(f"{option} must be a number or auto, got {text}", hint=f"{option} auto") from None

@@ -1,4 +1,4 @@
-"""zoo list: what can be pulled."""
+"""zoo list: the models of the registry."""
 
 from typing import Annotated
 
@@ -11,31 +11,26 @@ HEADER = ("NAME", "TASK", "DIM", "PARAMS", "SIZE", "LICENSE", "PULLED")
 
 def command(
     context: typer.Context,
-    pattern: Annotated[str | None, typer.Argument(help="A part of the name, or a glob.")] = None,
-    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    license: Annotated[str | None, typer.Option(help="Only this license (SPDX id).")] = None,
-    pulled: Annotated[bool, typer.Option("--pulled", help="Only what is on this machine.")] = False,
+    pattern: Annotated[str | None, typer.Argument(help="A part of the name, or a glob pattern.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only models of this family.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only models for this task.")] = None,
+    license: Annotated[str | None, typer.Option(help="Only models with this license (SPDX id).")] = None,
+    pulled: Annotated[bool, typer.Option("--pulled", help="Only models that are on this machine.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")] = False,
 ) -> None:
     """List the models of the registry."""
     zoo = make_zoo(context)
     rows = zoo.list(pattern, family=family, task=task, license=license, pulled=pulled)
     for shelf in zoo.shelves:
         if shelf.state == "quarantined":
-            say(f"warning: the shelf {shelf.title} is left out: zoo plugins says why")
+            say(f"warning: the registry file {shelf.title} is left out: zoo plugins says why")
     warn_damaged(zoo)
     if json:
+        names = ("name", "family", "task", "dim", "params", "size", "license")
         facts = [
             {
-                "name": row.entry.name,
-                "family": row.entry.family,
-                "task": row.entry.task,
-                "dim": row.entry.dim,
-                "params": row.entry.params,
-                "size": row.entry.size,
-                "license": row.entry.license,
+                **{name: getattr(row.entry, name) for name in names},
                 "pinned": row.entry.is_pinned,
                 "pulled": row.is_pulled,
             }

@@ -1,22 +1,22 @@
-"""Metrics as people read them, the same in every verb."""
+"""Metrics for people to read, the same in every verb."""
 
 from zoo_cli.output import print_table, write
 
 from zoo import Metrics
 
-#: Above this many classes a confusion is the pairs that are most often confused.
-FULL = 20
-#: Above this many characters in a line, the columns are numbered instead of named.
+#: Above this many classes only the worst classes and the pairs that are most often confused are printed.
+MAX_CLASSES = 20
+#: Above this many characters in a line, columns have numbers instead of names.
 WIDE = 100
 
 
 def floor_name(metrics: Metrics) -> str:
-    """What the one number is called that `--fail-under` judges."""
+    """The name of the metric that `--fail-under` is compared with."""
     return "R²" if metrics.r2 is not None else "macro-F1" if metrics.micro_f1 is not None else "accuracy"
 
 
 def summary(metrics: Metrics) -> str:
-    """One line: the number that counts first, with its interval, and on how many items."""
+    """One line: the main metric first, with its interval, and the number of items."""
     if metrics.r2 is not None:
         return f"R² {metrics.r2:.4f}, MAE {metrics.mae:.4g}, RMSE {metrics.rmse:.4g}, n = {metrics.n}"
     assert metrics.accuracy_interval is not None
@@ -29,7 +29,7 @@ def summary(metrics: Metrics) -> str:
 
 
 def print_summary(metrics: Metrics, device: str) -> None:
-    """A line a number, the one that counts first."""
+    """A line for each metric, the main one first."""
     where = f"n = {metrics.n}, on {device}"
     if metrics.r2 is not None:
         write(f"R²        {metrics.r2:.4f}  ({where})")
@@ -49,11 +49,12 @@ def print_summary(metrics: Metrics, device: str) -> None:
     if metrics.top5 is not None:
         write(f"top 5     {metrics.top5:.4f}")
     if metrics.calibration_error is not None:
-        write(f"ECE       {metrics.calibration_error:.4f}  (mean distance of confidence from accuracy)")
+        points = 100 * metrics.calibration_error
+        write(f"ECE       {metrics.calibration_error:.4f}  (confidence is off by {points:.2g} points on average)")
 
 
 def print_labels(metrics: Metrics) -> None:
-    """A row a label; of many labels those that go worst."""
+    """A row for each label; with many labels, only the worst."""
     if not metrics.per_class:
         return
     names = {"n": "N", "precision": "PRECISION", "recall": "RECALL", "f1": "F1", "average_precision": "AP"}
@@ -63,27 +64,27 @@ def print_labels(metrics: Metrics) -> None:
         for label, facts in metrics.per_class.items()
     ]
     write()
-    if len(rows) > FULL:
-        worst = sorted(metrics.per_class, key=lambda label: metrics.per_class[label]["f1"])[:FULL]
+    if len(rows) > MAX_CLASSES:
+        worst = sorted(metrics.per_class, key=lambda label: metrics.per_class[label]["f1"])[:MAX_CLASSES]
         rows = [row for row in rows if row[0] in worst]
-        write(f"the {FULL} of {len(metrics.per_class):,} classes that go worst (--json has all):")
+        write(f"the {MAX_CLASSES} of {len(metrics.per_class):,} classes with the lowest F1 (--json has all):")
     print_table(("CLASS", *(names[name] for name in kept)), rows)
 
 
 def print_confusion(metrics: Metrics) -> None:
-    """True classes in rows and answers in columns; of many classes the pairs that are most often confused."""
+    """True classes in rows and predictions in columns; with many classes, the pairs that are most often confused."""
     if not metrics.confusion:
         return
     write()
     labels = list(metrics.per_class)
-    if len(labels) > FULL:
+    if len(labels) > MAX_CLASSES:
         pairs = [
             (-count, labels[true], labels[said])
             for true, row in enumerate(metrics.confusion)
             for said, count in enumerate(row)
             if count and true != said
         ]
-        rows = [(true, said, str(-count)) for count, true, said in sorted(pairs)[:FULL]]
+        rows = [(true, said, str(-count)) for count, true, said in sorted(pairs)[:MAX_CLASSES]]
         print_table(("MOST CONFUSED: TRUE", "PREDICTED", "N"), rows)
         return
     heads = labels

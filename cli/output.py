@@ -1,4 +1,4 @@
-"""How verbs speak: data on stdout, talk on stderr, `--json` as one object with `schema_version`."""
+"""Output of every verb: data on stdout, messages on stderr, `--json` as one object with `schema_version`."""
 
 import io
 import json
@@ -20,23 +20,23 @@ def print_json(kind: str, data: Any) -> None:
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        # A terminal of another code (cp1252) still gets JSON, with every other letter as an escape.
+        # A terminal with another encoding (cp1252) still gets valid JSON, with escapes.
         text = json.dumps(json.loads(text), separators=(",", ":"))
     write(text)
 
 
 def print_error_json(facts: dict[str, Any]) -> None:
-    """What went wrong as JSON, where there is a stdout to take it."""
+    """An error as JSON on stdout, unless stdout is closed."""
     if sys.stdout is not None:
         print_json("error", facts)
 
 
 class ReaderGoneError(Exception):
-    """Raised when nobody reads what is printed any more: click would make exit code 1 of the plain error."""
+    """Raised if the reader of stdout has gone. From a BrokenPipeError click would make exit code 1."""
 
 
 def write(line: str = "") -> None:
-    """A line of data on stdout. Raises AccessError where it is closed (>&-)."""
+    """Print a line of data on stdout. Raises AccessError if stdout is closed (>&-)."""
     if sys.stdout is None:
         raise AccessError("stdout is closed", hint="give it a file or a pipe: > FILE")
     with _read():
@@ -44,20 +44,20 @@ def write(line: str = "") -> None:
 
 
 def speak_any_code() -> None:
-    """Let every letter be printed, as an escape where the terminal's code has no sign for it."""
+    """Print letters that the terminal's encoding does not have as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:
-    """Pass on the data that was written."""
+    """Flush stdout."""
     with _read():
         sys.stdout.flush()
 
 
 def say(line: str) -> None:
-    """A line for people on stderr. Where nobody listens any more that is no reason to stop the work."""
+    """Print a message on stderr. A reader that has gone does not stop the work."""
     if sys.stderr is not None:
         with suppress(BrokenPipeError):
             sys.stderr.write(line + "\n")
@@ -72,40 +72,47 @@ def _read() -> Iterator[None]:
 
 
 def warn_damaged(zoo: Zoo) -> None:
-    """A line for each kept model of a bridge that is left out because its entry is damaged."""
+    """Print a warning for each stored model of a bridge whose entry is damaged."""
     for error in zoo.damaged:
-        say(f"warning: a kept model is left out: {' '.join(error.message.split())}: {error.hint}")
+        say(f"warning: a stored model is left out: {' '.join(error.message.split())}: {error.hint}")
 
 
 def next_command(*words: object) -> None:
-    """Every success ends with what to type next; words in capitals stand for what only the reader knows."""
+    """Print the command to type next; words in capitals are for the user to replace."""
     say(f"next: {shlex.join(map(str, words))}")
 
 
 def reference(folder: object) -> str:
-    """A bundle's folder as a model reference: a bare name would be one of the registry's."""
+    """A bundle's folder as a model reference. Without a slash it would be a name of the registry."""
     return str(folder) if "/" in str(folder) else f"./{folder}"
 
 
 def print_error(error: ZooError, *, as_json: bool) -> None:
-    """The error in one line, and how to mend it in another; with --json also as an object on stdout.
+    """Print the error in one line and its hint in another; with --json also an object on stdout.
 
-    Before them, where a gate has failed, everything that it compared.
+    If a check of an exported model failed, all its comparisons come first.
     """
     report = getattr(error, "report", None)
     if as_json:
         facts = {"code": error.code, "message": error.message, "hint": error.hint}
         print_error_json({**facts, "report": to_plain(report)} if report is not None else facts)
     for check in getattr(report, "checks", ()):
-        mark = "✓" if check.passed else "✗"
-        say(f"  {mark} {check.name}, batch {check.batch}: {max(check.value, 0):.2g} (at most {check.bound:g})")
+        print_check(check)
     say(f"error: {' '.join(error.message.split())}")
     if error.hint:
         say(f"hint: {error.hint}")
 
 
+def print_check(check: Any) -> None:
+    """Print one comparison of an exported model with the original, on stderr."""
+    name, bound = check.name, f"at most {check.bound:g}"
+    if name == "top-1 (rows that differ)":
+        name, bound = "predictions that changed", f"at most {check.bound:.0f}" if check.bound >= 1 else "none allowed"
+    say(f"  {'✓' if check.passed else '✗'} {name}, batch {check.batch}: {max(check.value, 0):.2g} ({bound})")
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their widest cell; numbers are the caller's to right-align."""
+    """Print columns padded to their widest cell. The caller right-aligns numbers."""
     widths = [max(_width(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
@@ -113,7 +120,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal takes for it: letters of East Asia take two, combining marks none."""
+    """Terminal columns of a text: East Asian letters take two, combining marks none."""
     if text.isascii():
         return len(text)
     return sum(
@@ -123,7 +130,7 @@ def _width(text: str) -> int:
 
 
 def human_size(size: int | None) -> str:
-    """Bytes as kB, MB or GB (powers of ten); ? when unknown."""
+    """A number of bytes as kB, MB or GB (powers of ten); ? if unknown."""
     if size is None:
         return "?"
     value = float(size)
@@ -135,5 +142,5 @@ def human_size(size: int | None) -> str:
 
 
 def human_count(count: int) -> str:
-    """Parameters as 4.7M or 334M."""
+    """A number of parameters as 4.7M or 334M."""
     return f"{count / 1e6:.1f}M" if count < 100e6 else f"{count / 1e6:.0f}M"

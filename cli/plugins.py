@@ -1,4 +1,4 @@
-"""zoo plugins: who provides families, sources and shelves, how they load, whether they conform; and a new one."""
+"""zoo plugins: list the installed plugins, check one against the interface, or write a new one."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from zoo_cli.state import make_zoo
 
 from zoo import GateError, PluginError, to_plain
 
-app = typer.Typer(help="Show, check and begin plugins.", add_completion=False)
+app = typer.Typer(help="Show, check and create plugins.", add_completion=False)
 
 MARKS = {"passed": "✓", "failed": "✗", "skipped": "-"}
 
@@ -18,10 +18,10 @@ MARKS = {"passed": "✓", "failed": "✗", "skipped": "-"}
 @app.callback(invoke_without_command=True)
 def show(
     context: typer.Context,
-    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a plugin may take to load.")] = 10.0,
+    limit: Annotated[float, typer.Option(min=0.1, help="Time limit for loading a plugin, in seconds.")] = 10.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Load every plugin, in a child process, and show its state."""
+    """Load every plugin in a child process and show its state."""
     if context.invoked_subcommand is not None:
         return
     states = make_zoo(context).plugin_states(limit)
@@ -35,7 +35,7 @@ def show(
     print_table(("GROUP", "NAME", "DISTRIBUTION", "MODULE", "STATE"), rows)
     for state in states:
         if state.is_slow:
-            say(f"warning: {state.title} takes {state.seconds:.1f} s to load: every verb that needs it waits for it")
+            say(f"warning: {state.title} takes {state.seconds:.1f} s to load, in every command that uses it")
     if any(state.group == "zoo.backbones" and state.state == "ok" for state in states):
         next_command("zoo", "plugins", "check")
     elif "ZOO_PLUGINS" in os.environ:
@@ -47,15 +47,17 @@ def show(
 @app.command()
 def check(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A family; all of them, with what is pulled, if omitted.")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="A row to check with; may be given again.")] = None,
-    limit: Annotated[float, typer.Option(min=1, help="Seconds that the check of one row may take.")] = 600.0,
+    name: Annotated[
+        str | None, typer.Argument(help="A family. Default: all families, each with its pulled models.")
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="A registry row to check with; may be repeated.")] = None,
+    limit: Annotated[float, typer.Option(min=1, help="Time limit for the check of one row, in seconds.")] = 600.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check that a family keeps what every family promises, with real weights, in a child process.
+    """Check a family against the interface of families, with real weights, in a child process.
 
-    Takes the family's pulled rows, or else pulls the smallest one. Exit code 6 where a check fails, 9 where the plugin
-    cannot be loaded.
+    The family's pulled rows are checked; if there are none, the smallest one is pulled. The exit code is 6 if a check
+    fails, 9 if the plugin cannot be loaded.
     """
     zoo = make_zoo(context)
     warn_damaged(zoo)
@@ -68,7 +70,7 @@ def check(
     if failed:
         problems = [f"{report.family}: {failure}" for report in failed for failure in report.failures]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        hint = "docs/plugins.md says what each check wants"
+        hint = "docs/plugins.md describes each check"
         raise GateError(f"{problems[0]}{more}", report=list(reports), hint=hint)
     if broken:
         error = PluginError(broken[0].note or "", plugin=broken[0].family, hint="zoo plugins shows every plugin")
@@ -83,11 +85,11 @@ def check(
 @app.command()
 def new(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The family: lower-case letters, digits and single - or _ between them.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write; zoo-NAME by default.")] = None,
+    name: Annotated[str, typer.Argument(help="The family: lower-case letters, digits, single - or _ in between.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write. Default: zoo-NAME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write a complete small distribution that gives a new family: replace its network and its row by yours."""
+    """Write a small, complete distribution with a new family; replace its network and registry row by yours."""
     folder, files = make_zoo(context).new_plugin(name, out)
     if json:
         print_json("plugin", {"name": name, "folder": str(folder), "files": files})
@@ -98,7 +100,7 @@ def new(
 
 
 def _print(report: Any) -> None:
-    """The report on one row, a line a check."""
+    """Print the report on one row, with a line for each check."""
     if report.note is not None:
         write(f"{report.family}: {report.state}: {report.note}")
         return

@@ -1,4 +1,4 @@
-"""Bars on stderr: drawn by rich on a terminal; elsewhere a line now and then, and one for each finished task.
+"""Progress on stderr: bars by rich on a terminal; elsewhere a line every ten seconds and one for each finished task.
 
 The first bar imports rich.
 """
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
-#: Seconds between two lines of one task where there is no terminal.
-EVERY = 10.0
+#: Seconds between two lines of one task without a terminal.
+LINE_EVERY = 10.0
 
 
 class Bars:
-    """The command line's progress: see zoo.Progress."""
+    """The progress of the command line: see zoo.Progress."""
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[ProgressBar]:
-        """A bar on a terminal; elsewhere lines with count, rate and time left, the last one once the task is done."""
+        """A bar on a terminal; elsewhere lines with count, rate and time left, the last one when the task is done."""
         if sys.stderr is not None and sys.stderr.isatty():
             with _rich(unit, is_counted=total is not None) as progress:
                 yield _Drawn(progress, description, total)
             return
-        bar = _Told(description, total, unit, self.note)
+        bar = _Lines(description, total, unit, self.note)
         yield bar
         bar.end()
 
@@ -40,20 +40,20 @@ class Bars:
         say(text)
 
 
-class _Told:
-    """A task in lines, for logs."""
+class _Lines:
+    """The progress of a task as lines, for logs."""
 
     def __init__(self, description: str, total: int | None, unit: str, note: Callable[[str], None]) -> None:
         self.description, self.total, self.unit, self.note = description, total, unit, note
         self.done = 0
-        self.started = self.told = time.perf_counter()
+        self.started = self.reported = time.perf_counter()
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
         now = time.perf_counter()
-        if now - self.told < EVERY or not self.done:
+        if now - self.reported < LINE_EVERY or not self.done:
             return
-        self.told, rate = now, self.done / (now - self.started)
+        self.reported, rate = now, self.done / (now - self.started)
         of, left = "", ""
         if self.total is not None:
             of = f" of {self.total:,}" if self.unit != "B" else f" of {human_size(self.total)}"
@@ -77,7 +77,7 @@ class _Told:
 
 
 def _per_second(rate: float, unit: str) -> str:
-    """120 it/s, 1.2 it/s, or 5.0 s/it where it takes longer than a second."""
+    """A rate as 120 it/s, 1.2 it/s, or 5.0 s/it if a unit takes longer than a second."""
     if 0 < rate < 1:
         return f"{1 / rate:,.1f} s/{unit}"
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
@@ -113,7 +113,7 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
         def render(self, task: bars.Task) -> Text:
             return Text(_per_second(task.speed, unit) if task.speed else "", style="progress.data.speed")
 
-    class Done(bars.ProgressColumn):
+    class Count(bars.ProgressColumn):
         def render(self, task: bars.Task) -> Text:
             return Text(f"{task.completed:,.0f} {unit}" if task.completed else "", style="progress.download")
 
@@ -123,9 +123,9 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
     elif is_counted:
         counts = (bars.MofNCompleteColumn(), Rate(), bars.TimeRemainingColumn())
     else:
-        # Of work that counts nothing they stay empty.
-        counts = (Done(), Rate())
-    words = bars.TextColumn("{task.description}")
-    # Data that goes into a pipe meanwhile must go there: rich would draw it above the bar.
-    columns = words, bars.BarColumn(), bars.TimeElapsedColumn(), *counts
+        # They stay empty for a task that counts nothing.
+        counts = (Count(), Rate())
+    description = bars.TextColumn("{task.description}")
+    # Data on stdout must go into the pipe: rich would print it above the bar.
+    columns = description, bars.BarColumn(), bars.TimeElapsedColumn(), *counts
     return bars.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)

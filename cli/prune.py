@@ -1,4 +1,4 @@
-"""zoo prune: give disk space back."""
+"""zoo prune: free disk space."""
 
 import sys
 from typing import Annotated
@@ -12,14 +12,14 @@ from zoo import UsageError
 
 def command(
     context: typer.Context,
-    models: Annotated[bool, typer.Option("--models", help="Pulled models, too: they must be fetched again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="Also remove pulled models.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Remove caches (features, activations, optimised graphs), graphs of rows that are gone, and what broken work left.
+    """Remove caches (features, activations, optimised graphs), unused graphs and leftovers of crashed runs.
 
-    All of it is made again when it is needed. What a running process uses stays.
+    All of it is made again when it is needed. Files that a running process uses stay.
     """
     zoo = make_zoo(context)
     found = zoo.prune(models=models, dry_run=True)
@@ -42,9 +42,9 @@ def command(
 
 
 def _ask(size: int, count: int, json: bool) -> None:
-    """Go on only when someone says so. Raises UsageError where nobody can be asked."""
+    """Ask for confirmation; exit without it. Raises UsageError if stdin is not a terminal."""
     if json or not sys.stdin.isatty():
-        raise UsageError(f"prune would remove {count} things, {human_size(size)}", hint="zoo prune -y, or --dry-run")
-    if not typer.confirm(f"remove {count} things, {human_size(size)}?", err=True):
+        raise UsageError(f"prune would remove {count} items, {human_size(size)}", hint="zoo prune -y, or --dry-run")
+    if not typer.confirm(f"remove {count} items, {human_size(size)}?", err=True):
         say("nothing was removed")
         raise typer.Exit

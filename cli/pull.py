@@ -1,4 +1,4 @@
-"""zoo pull: fetch and verify the files of a model."""
+"""zoo pull: download and verify the files of a model."""
 
 from typing import Annotated
 
@@ -12,18 +12,19 @@ def command(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Names of the registry, or of a bridge: timm/NAME, hf/ORG/NAME[@REVISION].", metavar="NAME..."
+            help="Names from the registry, or of other libraries: timm/NAME, hf/ORG/NAME[@REVISION].", metavar="NAME..."
         ),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use local sources only.")] = False,
-    source: Annotated[str | None, typer.Option(help="Only sources of this scheme: hf, https, pypi, file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be downloaded.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only local sources.")] = False,
+    source: Annotated[str | None, typer.Option(help="Use only sources of this scheme: hf, https, pypi, file.")] = None,
     trust_first: Annotated[
-        bool, typer.Option("--trust-first", help="Accept a file nobody has pinned, and record its digest in zoo.lock.")
+        bool,
+        typer.Option("--trust-first", help="Accept a file without a known sha256, and record its sha256 in zoo.lock."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Pull models: every byte is checked against the registry's digest before it is visible."""
+    """Download models; every file is checked against the sha256 in the registry before it can be used."""
     zoo = make_zoo(context, offline=offline)
     if dry_run:
         planned = [(name, file) for name in names for file in zoo.plan(name, source=source)]

@@ -1,4 +1,4 @@
-"""zoo run: labels and scores for files, folders, globs, tables, texts, stdin; the nearest words from word vectors."""
+"""zoo run: labels and scores for files, folders, globs, tables, texts and stdin; nearest words from word vectors."""
 
 import re
 import sys
@@ -16,10 +16,10 @@ from zoo_cli.written import end_with_count, print_failure, print_failures, print
 
 from zoo import Answer, Answers, DataError, Inputs, ProgressBar, UsageError, Zoo, to_plain
 
-#: What would end a line, or cannot be printed: a text is its own name.
+#: Characters that would end a line or cannot be printed; the name of a text input is the text itself.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-#: Seconds after which a reader at the other end of a pipe gets what there is.
-EVERY = 0.2
+#: Seconds between two flushes of stdout.
+FLUSH_EVERY = 0.2
 
 
 def command(
@@ -27,39 +27,39 @@ def command(
     model: Annotated[str, typer.Argument(help="A bundle (./pets), or a name as for zoo pull.")],
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders, globs, tables, texts, words; - reads stdin.", metavar="INPUT..."),
+        typer.Argument(help="Images, folders, globs, tables, texts, words; - reads stdin.", metavar="INPUT..."),
     ],
-    # Without envvar: ZOO_DEVICE is a wish for models that can have it, and the API reads it.
+    # Without envvar: the API reads ZOO_DEVICE, and ignores it for word vectors.
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N]; or ZOO_DEVICE.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="How many labels, or words, to show; 5 if not given.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many labels or words to print. Default: 5.")] = None,
     analogy: Annotated[
-        bool, typer.Option("--analogy", help="INPUT is three words A B C: what is to C as A is to B? (A - B + C)")
+        bool, typer.Option("--analogy", help="INPUT is three words A B C: print the words nearest to A - B + C.")
     ] = False,
-    text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures when INPUT is a table.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write a .csv, .jsonl or .parquet file, with every score.")
+        Path | None, typer.Option("-o", "--out", help="Write every score to this .csv, .jsonl or .parquet file.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a break left the file.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be answered.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object, which holds every answer.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a file that an interrupted run left.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that fails.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object with every answer.")] = False,
 ) -> None:
-    """Run a model on inputs, in their order. A registry name of word vectors answers a text with its nearest words.
+    """Run a model on inputs, in order. For word vectors from the registry, print the nearest words of each text.
 
-    Where several labels may hold, those that do come first (a|b), then the scores; a number comes alone.
+    Multi-label models print the chosen labels first (a|b), then the scores; regression models print one number.
 
-    Memory does not grow with the inputs, but for --json without -o. An input that cannot be answered does not stop the
-    others: it is named, and the exit code is then 1. With -o Ctrl-C leaves a file that is valid as far as it is, and
-    that --resume continues.
+    Memory use does not grow with the inputs, except with --json without -o. An input that fails does not stop the
+    others: its error is printed, and the exit code is 1. With -o, Ctrl-C leaves a readable, partial file; --resume
+    finishes it to identical bytes.
     """
     zoo = make_zoo(context)
     if resume and out is None:
-        raise UsageError("--resume continues a file", hint="name it: -o FILE")
+        raise UsageError("--resume needs the file to continue", hint="-o FILE")
     if analogy:
         _analogy(zoo, model, inputs, device, top, out, as_json=json)
         return
     each = zoo.each_input(model, inputs, text=text, image=image)
-    # What was mistyped is said before anything is pulled or built for it.
+    # Mistyped arguments are reported before a model is pulled or built for them.
     total = each.count()
     if out is None:
         _to_stdout(zoo, model, each, total, device, top, strict=strict, as_json=json)
@@ -69,7 +69,7 @@ def command(
     say(f"{found.rows} inputs on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        end_with_count(f"{found.failed} of {found.inputs} inputs have no answer", hint=f"{found.out} says why")
+        end_with_count(f"{found.failed} of {found.inputs} inputs have no answer", hint=f"{found.out} has the errors")
     if not json and "word1" not in found.columns:
         next_command("zoo", "evaluate", model, "DATA")
 
@@ -78,9 +78,9 @@ def _analogy(
     zoo: Zoo, model: str, inputs: Sequence[str], device: str | None, top: int | None, out: Path | None, *, as_json: bool
 ) -> None:
     if len(inputs) != 3:
-        raise UsageError(f"--analogy takes three words, not {len(inputs)}", hint="--analogy king man woman")
+        raise UsageError(f"--analogy needs three words, got {len(inputs)}", hint="--analogy king man woman")
     if out is not None:
-        raise UsageError("--analogy prints one answer, and writes no file", hint="leave out -o")
+        raise UsageError("--analogy prints one answer and writes no file", hint="leave out -o")
     a, b, c = inputs
     result = zoo.analogy(model, a, b, c, device=device, top=top or 5)
     if as_json:
@@ -110,7 +110,7 @@ def _to_stdout(
                 results.append(_facts(answer))
             elif answer.error is None:
                 _print(answer)
-                if each.is_piped or time.monotonic() - flushed > EVERY:
+                if each.is_piped or time.monotonic() - flushed > FLUSH_EVERY:
                     flush()
                     flushed = time.monotonic()
             if bar is not None:
@@ -132,7 +132,7 @@ def _to_stdout(
 
 @contextmanager
 def _bar(answers: Answers, total: int | None, *, is_table: bool) -> Iterator[ProgressBar | None]:
-    """A bar, but where the answers themselves run over the terminal."""
+    """A progress bar, unless the answers are printed on the terminal."""
     if is_table and sys.stdout is not None and sys.stdout.isatty():
         yield None
         return
@@ -141,7 +141,7 @@ def _bar(answers: Answers, total: int | None, *, is_table: bool) -> Iterator[Pro
 
 
 def _print(answer: Answer) -> None:
-    """One line, whatever the input is called."""
+    """Print one line, with escapes for characters of the name that cannot be printed."""
     name = UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), answer.input)
     write(f"{name}\t{_words(answer)}")
 
@@ -165,7 +165,7 @@ def _words(answer: Answer) -> str:
     if answer.value is not None:
         return f"{answer.value:.7g}"
     if answer.chosen is not None:
-        # As data is written, so that it can be cut out; then every score.
+        # The labels as in a label column, then every score.
         return "\t".join(("|".join(answer.chosen), _scored(answer.labels)))
     if best := answer.labels or answer.words:
         return _scored(best)

@@ -1,4 +1,4 @@
-"""zoo show: the card of a model or a bundle."""
+"""zoo show: the facts about a model or a bundle."""
 
 from typing import Annotated
 
@@ -13,11 +13,11 @@ from zoo import Bundle, Entry, to_plain
 def command(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A name of the registry or of a bridge (timm/NAME), or the path of a bundle.")
+        str, typer.Argument(help="A name from the registry or of another library (timm/NAME), or the path of a bundle.")
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show a model: inputs, preprocessing, sources, digests, license; a bundle's metrics and lineage too."""
+    """Show a model: inputs, preprocessing, sources, sha256, license; for a bundle also metrics and origin."""
     zoo = make_zoo(context)
     if zoo.is_path(model):
         bundle = zoo.open(model)
@@ -47,7 +47,7 @@ def _print_entry(entry: Entry) -> None:
     }
     _print_facts(facts)
     for file in entry.files:
-        digest = f"sha256 {file.sha256}" if file.sha256 else "unpinned: pull it with --trust-first"
+        digest = f"sha256 {file.sha256}" if file.sha256 else "no sha256 known: pull it with --trust-first"
         write(f"  {file.path}  {human_size(file.size)}  {digest}")
         for url in file.sources:
             write(f"    {url}")
@@ -70,7 +70,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     if manifest.labels:
         facts["labels"] = ", ".join(manifest.labels)
     if manifest.unfrozen:
-        facts["unfrozen"] = f"the last {manifest.unfrozen} of the backbone's stages"
+        facts["unfrozen"] = f"the last {manifest.unfrozen} stages of the backbone"
     if manifest.metrics:
         facts["held out"] = summary(manifest.metrics)
     if manifest.lineage.data:

@@ -1,4 +1,4 @@
-"""zoo similar: the inputs, or stored vectors, most like one."""
+"""zoo similar: the inputs or stored vectors that are most similar to a query."""
 
 from typing import Annotated
 
@@ -13,28 +13,32 @@ from zoo import UsageError, to_plain
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A bundle (./pets), or a name as for zoo pull.")],
-    query: Annotated[str, typer.Argument(help="A picture, or a text.")],
+    query: Annotated[str, typer.Argument(help="An image, or a text.")],
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Files that zoo embed wrote, or inputs as zoo embed takes them.", metavar="INPUT..."),
+        typer.Argument(help="Files that zoo embed wrote, or inputs as for zoo embed.", metavar="INPUT..."),
     ],
-    top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many results to print.")] = 5,
     index: Annotated[
-        bool, typer.Option("--index", help="Above a million vectors: an index beside the .npy, made once (usearch).")
+        bool,
+        typer.Option(
+            "--index",
+            help="For a .npy of a million vectors or more: search an index (usearch), which is built once beside it.",
+        ),
     ] = False,
-    text: Annotated[str | None, typer.Option(help="The text column when INPUT is a table.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures when INPUT is a table.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Rank a folder, a text file or stored vectors by the cosine of their features with a query's.
+    """Rank inputs or stored vectors by the cosine similarity of their features to those of a query.
 
-    Every one is compared. A file of vectors whose fingerprint is another model's is warned about.
+    All of them are compared. A file of vectors that another model made causes a warning.
     """
     zoo = make_zoo(context)
     items, _ = zoo.inputs(model, [query], text=text)
     if len(items) != 1:
-        raise UsageError(f"the query is {len(items)} inputs", hint="give one picture, or one text")
+        raise UsageError(f"the query must be one input, got {len(items)}", hint="give one image, or one text")
     found = zoo.similar(model, items[0], inputs, device=device, top=top, text=text, image=image, index=index)
     for line in found.warnings:
         say(f"warning: {line}")

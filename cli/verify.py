@@ -1,4 +1,4 @@
-"""zoo verify: hash again, offline."""
+"""zoo verify: check the sha256 of stored files, offline."""
 
 from typing import Annotated
 
@@ -11,10 +11,10 @@ from zoo import IntegrityError
 
 def command(
     context: typer.Context,
-    models: Annotated[list[str] | None, typer.Argument(help="Names or bundles; all pulled models by default.")] = None,
+    models: Annotated[list[str] | None, typer.Argument(help="Names or bundles. Default: all pulled models.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check every file of pulled models and bundles against its digest."""
+    """Check the sha256 of every file of pulled models and bundles."""
     zoo = make_zoo(context)
     if not models:
         warn_damaged(zoo)
@@ -29,8 +29,8 @@ def command(
     bad = [f"{name}/{file.path}" for name, file, is_same in checked if not is_same]
     if bad:
         error = IntegrityError(
-            f"{len(bad)} of {len(checked)} files are not what they should be: {', '.join(bad)}",
-            hint="zoo pull fetches a registry model's files again; write a bundle again",
+            f"{len(bad)} of {len(checked)} files do not match their sha256: {', '.join(bad)}",
+            hint="zoo pull downloads a model's files again; a bundle must be exported or fine-tuned again",
         )
         error.report = facts
         raise error

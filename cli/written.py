@@ -1,4 +1,4 @@
-"""What verbs say of many inputs: what was written, which failed, and how many."""
+"""Messages about many inputs: the file that was written, the inputs that failed, and their number."""
 
 from typing import Any, NoReturn
 
@@ -9,7 +9,7 @@ from zoo import Answered, Embedded, Failure, ZooError, to_plain
 
 
 def print_written(kind: str, found: Embedded | Answered, more: dict[str, Any], *, as_json: bool) -> None:
-    """The path of what was written, or one JSON object of `kind` with everything that is known of it."""
+    """Print the path of the output, or one JSON object of `kind` with all facts about it."""
     if not as_json:
         write(found.out)
         return
@@ -23,7 +23,7 @@ def print_written(kind: str, found: Embedded | Answered, more: dict[str, Any], *
 
 
 def print_failures(failures: tuple[tuple[str, Failure], ...], failed: int) -> None:
-    """A line for each of the first inputs that failed, then how many more there are."""
+    """Print a line for each of the first inputs that failed, then the number of the others."""
     for name, failure in failures:
         print_failure(name, failure)
     if failed > len(failures):
@@ -31,18 +31,15 @@ def print_failures(failures: tuple[tuple[str, Failure], ...], failed: int) -> No
 
 
 def print_failure(name: str, failure: Failure) -> None:
-    """The input by name, what is wrong with it, and how to mend it."""
+    """Print an input's name, error and hint."""
     message = " ".join(failure.message.split())
     hint = f" ({' '.join(failure.hint.split())})" if failure.hint else ""
-    say(f"failed: {message if name in message or len(name) > LONG else f'{name}: {message}'}{hint}")
-
-
-#: Letters of a name above which it is a text rather than a name.
-LONG = 1000
+    # A longer name is a text.
+    say(f"failed: {message if name in message or len(name) > 1000 else f'{name}: {message}'}{hint}")
 
 
 def end_with_count(message: str, *, hint: str) -> NoReturn:
-    """Say how many inputs failed, and end with exit code 1."""
+    """Print how many inputs failed, and end with exit code 1."""
     say(f"error: {message}")
     say(f"hint: {hint}")
     raise typer.Exit(ZooError.exit_code)

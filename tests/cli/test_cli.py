@@ -90,7 +90,7 @@ def test_run_reads_stdin_tables_and_text_files(shelf: Path, tuned: Path, tmp_pat
 
 def test_evaluate_warns_about_items_it_was_trained_on(shelf: Path, tuned: Path) -> None:
     done = zoo("evaluate", tuned / "out", tuned / "tickets.csv")
-    assert "fitted to 96 of these 120 items" in done.stderr
+    assert "trained on 96 of these 120 items" in done.stderr
     assert "TRUE \\ PREDICTED" in done.stdout
 
 
@@ -105,7 +105,7 @@ def test_a_floor_that_is_not_reached(shelf: Path, tuned: Path, tmp_path: Path) -
     (tmp_path / "wrong.csv").write_text(wrong)
     done = zoo("evaluate", tuned / "out", tmp_path / "wrong.csv", "--fail-under", 0.9)
     assert done.returncode == 6
-    assert "is below the floor 0.9" in done.stderr
+    assert "is below --fail-under 0.9" in done.stderr
     asked = zoo("evaluate", tuned / "out", tmp_path / "wrong.csv", "--fail-under", 0.9, "--json")
     error = json.loads(asked.stdout)["error"]
     assert (error["code"], error["report"]["n"]) == ("gate", 120)

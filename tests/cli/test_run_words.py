@@ -72,7 +72,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     assert "did you mean money" in alone.stderr
     assert "error: 1 of 1 inputs have no answer" in alone.stderr
     fails(3, "'qqqq' is not among the", "run", "tiny-words", "--analogy", "king", "card", "qqqq")
-    fails(2, "--analogy takes three words, not 2", "run", "tiny-words", "--analogy", "king", "card")
+    fails(2, "--analogy needs three words, got 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no word vectors", "run", "./model", "--analogy", "king", "card", "money")
     fails(3, "no model named", "run", "tiny-wordz", "king")
     fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz", "--strict")
@@ -122,7 +122,7 @@ def test_nearest_words_into_a_file(tiny: np.ndarray, tmp_path: Path, name: str) 
         assert line["similarity1"] >= line["similarity2"] > 0
     assert found[1]["error"] == "not-found"
     assert not found[1].get("word1")
-    fails(2, "was begun with another --top", "run", "tiny-words", "card", "-o", out, "--top", 3, "--resume")
+    fails(2, "was started with another --top", "run", "tiny-words", "card", "-o", out, "--top", 3, "--resume")
 
 
 def test_a_lying_header_ends_the_command_with_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

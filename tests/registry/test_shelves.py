@@ -90,7 +90,7 @@ def test_a_shelf_that_cannot_be_used_is_left_out_whole(site: Site, text: str, re
     assert listed.returncode == 0
     assert {"toy-fine", "bert-base-uncased"} <= set(listed.stdout.split())
     assert "toy-good" not in listed.stdout
-    assert "warning: the shelf 'broken' of toy-broken is left out" in listed.stderr
+    assert "warning: the registry file 'broken' of toy-broken is left out" in listed.stderr
     assert "BERT-base" in site.zoo("show", "bert-base-uncased").stdout
     missing = site.zoo("show", "toy-good")
     assert missing.returncode == 3

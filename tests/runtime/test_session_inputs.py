@@ -173,7 +173,7 @@ def test_what_is_asked_for_must_make_sense(kept_shelf: Path) -> None:
     session = house.session("tiny-bert", "cpu")
     for ask in (session.run, lambda inputs, **more: house.run("tiny-bert", inputs, **more)):
         for top in (0, -1):
-            with pytest.raises(UsageError, match=f"the best {top} are none"):
+            with pytest.raises(UsageError, match=f"--top must be at least 1, got {top}"):
                 ask(["my card"], top=top)
         for names in ([], ["a", "b"]):
             with pytest.raises(UsageError, match=f"{len(names)} names for 1 inputs"):

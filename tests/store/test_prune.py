@@ -37,7 +37,7 @@ def test_prune(shelf: Path, zoo_home: Path) -> None:
     for path in (left / "model.onnx", left):
         os.utime(path, (1, 1))
     before = total(zoo_home)
-    asked = fails(2, "would remove 4 things", "prune")
+    asked = fails(2, "would remove 4 items", "prune")
     assert "--dry-run" in asked
     plan = parsed(zoo("prune", "--dry-run", "--json"))["pruned"]
     assert {row["kind"] for row in plan["items"]} == {"features", "graph", "partial", "staged"}

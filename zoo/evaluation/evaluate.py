@@ -44,7 +44,7 @@ def evaluate(
         # Said before the data is read, whose labels it could not know anyway.
         session.scores([])
     if not 0 <= max_bad <= 1:
-        raise UsageError(f"--max-bad {max_bad} is not a fraction", hint="--max-bad 0.01")
+        raise UsageError(f"--max-bad must be between 0 and 1, got {max_bad}", hint="--max-bad 0.01")
     manifest = session.manifest
     dataset = load(
         data, manifest.preprocess, task=manifest.task, text=text, image=image, label=label, max_bad=max_bad,

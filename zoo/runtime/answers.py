@@ -37,7 +37,7 @@ PICTURES = 64
 def check_top(top: int) -> int:
     """The same number. Raises UsageError below one."""
     if top < 1:
-        raise UsageError(f"the best {top} are none", hint="--top 5")
+        raise UsageError(f"--top must be at least 1, got {top}", hint="--top 5")
     return top
 
 

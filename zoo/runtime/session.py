@@ -61,7 +61,7 @@ class Session:
         preprocess = bundle.manifest.preprocess
         reads_pictures = isinstance(preprocess, ImagePreprocess)
         if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads", hint="threads=1, or leave it out")
+            raise UsageError(f"threads must be at least 1, got {threads}", hint="threads=1, or leave it out")
         if fixed and not reads_pictures:
             raise UsageError("batches of texts have no fixed shape", hint="leave out fixed")
         chosen = choose(device)
