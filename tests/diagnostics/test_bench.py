@@ -10,6 +10,7 @@ from zoo_cli.bench import _next as next_of
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_pictures, write_texts
+from tests.kit.models import SIDE
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
 from zoo.diagnostics.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, verdicts
@@ -96,7 +97,7 @@ def test_torch_computes_what_the_bundle_does(shelf: Path, tmp_path: Path, unfree
 def test_what_is_timed_is_real(shelf: Path) -> None:
     house = Zoo()
     pixels = inputs(house.graph("tiny-lite"), None)
-    assert pixels.body["pixels"].shape == (32, 3, 224, 224)
+    assert pixels.body["pixels"].shape == (32, 3, SIDE, SIDE)
     assert pixels.body["pixels"].std() > 0.1
     assert pixels.raw["image"].dtype == np.uint8
     tokens = inputs(house.graph("tiny-bert"), 24)

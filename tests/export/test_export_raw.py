@@ -10,7 +10,7 @@ import pytest
 from tests.kit.cli import fails, parsed
 from tests.kit.cli import zoo as command
 from tests.kit.items import write_pictures, write_texts
-from tests.kit.models import WORDS
+from tests.kit.models import SIDE, WORDS
 from tests.kit.word_tables import WORDS as LISTED
 from tests.kit.word_tables import binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo
@@ -49,7 +49,7 @@ def test_pictures(shelf: Path, tmp_path: Path, precision: str) -> None:
     model = onnx.load(bundle.model)
     assert not {"Resize", "Round"} & {node.op_type for node in model.graph.node}
     facts = {item.key: item.value for item in model.metadata_props}
-    assert json.loads(facts["zoo.preprocess"])["crop"] == 224
+    assert json.loads(facts["zoo.preprocess"])["crop"] == SIDE
     zoo = Zoo()
     whole = zoo.export("tiny-lite", tmp_path / "whole", Variant(precision=precision))
     wanted = zoo.session(str(whole.path), "cpu").features(PICTURES)
@@ -77,7 +77,7 @@ def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_pat
     )
     assert {path.name for path in int8.path.iterdir()} == {"model.onnx", "zoo.json"}
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(int8.model).graph.node}
-    assert bare(int8, {"pixels": np.zeros((2, 3, 224, 224), np.float32)}).shape == (2, 1280)
+    assert bare(int8, {"pixels": np.zeros((2, 3, SIDE, SIDE), np.float32)}).shape == (2, 1280)
     fails(2, "has no labels", "evaluate", bundle.path, data)
     # It is what it is: exported again it stays bare, and is converted no further.
     again = zoo.export(str(bundle.path), tmp_path / "again")

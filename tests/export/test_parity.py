@@ -11,6 +11,7 @@ from zoo_plugins.backbones.efficientnet import EfficientNet
 
 from tests.kit.faults import behind, frozen_input, gate, reversed_channels
 from tests.kit.heads import train
+from tests.kit.models import SIDE
 from zoo import GateError, Zoo
 from zoo.data.samples import bundled
 from zoo.export import parity
@@ -42,7 +43,7 @@ def frozen_features(model: onnx.ModelProto) -> None:
 def frozen_pixels(model: onnx.ModelProto) -> None:
     """A preprocessing that takes one picture at a time."""
     node = helper.make_node("Reshape", ["true", "frozen"], ["pixels"])
-    behind(model, "pixels", node, frozen=np.array([1, 3, 224, 224], np.int64))
+    behind(model, "pixels", node, frozen=np.array([1, 3, SIDE, SIDE], np.int64))
 
 
 def shifted_crop(model: onnx.ModelProto) -> None:

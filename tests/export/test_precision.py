@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_pictures
-from tests.kit.models import write_hostile_shelf
+from tests.kit.models import SIDE, write_hostile_shelf
 from zoo import GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.dataset import load
@@ -206,7 +206,7 @@ def test_a_features_bundle_is_calibrated_and_gated(shelf: Path, data: Path, tmp_
 def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Path) -> None:
     """Without labels there is no guard: ranges that do not fit show in the features of the items themselves."""
     bundle = Zoo().export("tiny-lite", tmp_path / "exact")
-    model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, 224, 224), -1, np.float32)}
+    model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, SIDE, SIDE), -1, np.float32)}
     edit.save(precision.int8(model, [black]), tmp_path / "model.onnx")
     light = sorted(write_light_pictures(tmp_path / "light").rglob("*.png"))
     backbone = Zoo().plugins.make(bundle.manifest.lineage.entry, Zoo().pull("tiny-lite"))

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from torchvision.transforms import v2
 
 from tests.kit.items import photographs
+from tests.kit.models import SIDE
 from zoo import IntegrityError, Zoo
 from zoo.export.reference import pillow_pixels, torchvision_pixels
 from zoo.graph import edit, head, prefix
@@ -100,7 +101,7 @@ def test_the_two_halves_are_the_whole(shelf: Path) -> None:
     for picture in photographs()[3:6]:
         feeds = {"image": np.stack([picture, picture[::-1]])}
         pixels = run(first, feeds)[0]
-        assert pixels.shape == (2, 3, 224, 224)
+        assert pixels.shape == (2, 3, SIDE, SIDE)
         np.testing.assert_allclose(run(second, {"pixels": pixels})[0], run(model, feeds)[0], rtol=1e-4, atol=1e-4)
     for part in (first, second):
         assert (part.ir_version, [(item.domain, item.version) for item in part.opset_import]) == (10, [("", 20)])

@@ -11,6 +11,8 @@ WORDS = """
 the a my your is was not and to of it on in for with card money bill invoice charged refund price tax parcel box courier
 late lost street door van login password code locked profile account name crash freeze screen battery update error slow
 """.split()  # noqa: SIM905 - a list of sixty quoted words would hide them
+#: Height and width of the images of `tiny-lite`, whose layers are those of EfficientNet-Lite0 for 224 pixels.
+SIDE = 64
 TINY = {
     "vocab_size": 200,
     "hidden_size": 32,
@@ -38,7 +40,7 @@ def write_shelf(folder: Path) -> Path:
                 "efficientnet",
                 "image-features",
                 1280,
-                {"kind": "image", "resize": 256, "crop": 224, "interpolation": "bicubic", **grey},
+                {"kind": "image", "resize": 72, "crop": SIDE, "interpolation": "bicubic", **grey},
                 lite,
             ),
             "config": {"variant": "lite0"},
@@ -91,7 +93,7 @@ def write_lite(folder: Path) -> list[Path]:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        model.train().extract_features(torch.randn(8, 3, 224, 224))
+        model.train().extract_features(torch.randn(32, 3, SIDE, SIDE))
     torch.save(model.state_dict(), folder / "lite0.pth")
     return [folder / "lite0.pth"]
 
