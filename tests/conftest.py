@@ -42,6 +42,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("network"):
                 item.add_marker(skip)
+    if os.environ.get("ZOO_TEST_SLOW") != "1":
+        skip = pytest.mark.skip(reason="slow: set ZOO_TEST_SLOW=1")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
     if any(item.get_closest_marker("gpu") for item in items):
         from zoo.runtime.device import cuda_problem
 
@@ -54,11 +59,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forks() -> Iterator[None]:
+def _forks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Children `python -m zoo...` are forked from one process that has imported everything."""
-    if not hasattr(os, "pidfd_open"):
+    if sys.platform != "linux":
         yield
         return
+    if request.config.getoption("cov_source", default=None):
+        os.environ[forks.COVERAGE] = str(request.config.rootpath / ".coverage")
     server = forks.Server()
     os.environ[forks.ADDRESS] = server.address
     forks.install()

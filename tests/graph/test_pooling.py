@@ -92,6 +92,7 @@ def test_an_average_that_others_read_stays() -> None:
     assert pooling.convolve_before_pooling(before)[1] == 0
 
 
+@pytest.mark.slow
 def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
     """An exporter that writes its pools otherwise would undo it, and nothing else would show that."""
     name = "inception_v3.tv_in1k"

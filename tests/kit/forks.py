@@ -21,6 +21,8 @@ from typing import Any
 
 #: The environment variable with the address of the server; empty or absent: children are real.
 ADDRESS = "ZOO_TEST_FORKS"
+#: The environment variable with the file beside which children leave what they covered; absent: they measure nothing.
+COVERAGE = "ZOO_TEST_COVERAGE"
 #: Variables that Python or a library reads while it starts. A child for whom one of them differs is a real one.
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "COVERAGE_")
 #: Imported once. What reads its environment while it is imported (huggingface_hub) is not among them.
@@ -261,6 +263,8 @@ def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
     # That the server has imported the module already.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     code = 0
+    if COVERAGE in env:
+        _cover(env[COVERAGE])
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -278,6 +282,30 @@ def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
             stream.flush()
     atexit._run_exitfuncs()
     os._exit(code)
+
+
+def _cover(path: str) -> None:
+    """Measure this process from now on: what it ran is saved before each message to the parent, and at its end."""
+    import atexit
+    from collections.abc import Sequence
+
+    from coverage import Coverage
+
+    from zoo.system import process
+
+    root = Path(path).parent
+    coverage = Coverage(
+        data_file=path, data_suffix=True, config_file=str(root / "pyproject.toml"), source=[str(root / "zoo")]
+    )
+    coverage.start()
+    atexit.register(coverage.save)
+    send = process.Parent.send
+
+    def save_and_send(self: process.Parent, data: object, blobs: Sequence[process.Blob] = ()) -> None:
+        coverage.save()
+        send(self, data, blobs)
+
+    process.Parent.send = save_and_send  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
