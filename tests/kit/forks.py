@@ -38,7 +38,8 @@ def _starting(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(AT_START) and name != "PYTHONPATH"}
 
 
-_own = _starting(os.environ)
+#: What they were when children began to be forked.
+_own: dict[str, str] = {}
 
 
 class Popen(_Popen):  # type: ignore[type-arg]
@@ -119,6 +120,7 @@ def _line(connection: socket.socket) -> bytes:
 
 def install() -> None:
     """Fork the children of this process, and theirs, from now on."""
+    _own.update(_starting(os.environ))
     subprocess.Popen = Popen  # type: ignore[misc]
 
 
@@ -154,6 +156,8 @@ def serve(address: str) -> None:
     from zoo.runtime.device import onnxruntime
 
     onnxruntime()
+    # It reads its environment while it is imported: whatever needs it is left to the children.
+    sys.modules["huggingface_hub"] = None  # type: ignore[assignment]
     for name in IMPORTED:
         import_module(name)
     import zoo_cli.app
@@ -165,10 +169,10 @@ def serve(address: str) -> None:
             for file in Path(path).rglob("*.py"):
                 parts = file.relative_to(path).with_suffix("").parts
                 name = ".".join([package.__name__, *parts]).removesuffix(".__init__")
-                if parts[-1] != "__main__" and parts[0] not in ("templates", "assets"):
-                    import_module(name)
-    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
-        del sys.modules[name]
+                if parts[-1] != "__main__" and parts[0] != "templates":
+                    with suppress(ImportError):
+                        import_module(name)
+    del sys.modules["huggingface_hub"]
     install()
     gc.collect()
     gc.freeze()
