@@ -60,8 +60,8 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
 
 def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> dict[str, float]:
     """Milliseconds per sentence: to tokens, into batches, the body, and the answers into a file."""
-    (rows, _), tokenising = timed(lambda: pipeline._rows(0, given))
-    ready, joining = timed(lambda: list(pipeline._bucketed(rows)))
+    (tokens, _), tokenising = timed(lambda: pipeline._tokens(0, given))
+    ready, joining = timed(lambda: list(pipeline._bucketed(tokens)))
     vectors = np.zeros((len(given), session.manifest.dim), np.float32)
 
     def compute() -> None:

@@ -176,12 +176,12 @@ class Zoo(Workspace):
         that of an input when its answer is due.
         """
         from zoo.data.inputs import one_or_more
-        from zoo.runtime.answers import ByWords, answers
+        from zoo.runtime.answers import WordAnswerer, answers
 
         if self.has_words(model):
             _check_search(device)
-            source = ByWords(self.words(model), top)
-            found = answers(source, one_or_more(inputs), keep_going=keep_going)
+            answerer = WordAnswerer(self.words(model), top)
+            found = answers(answerer, one_or_more(inputs), keep_going=keep_going)
             return Answers(self.entry(model).name, "cpu", None, found)
         session = self.session(model, device)
         found = session.answers(inputs, top=top, keep_going=keep_going)

@@ -18,7 +18,7 @@ from tests.kit.browser import chromium
 from zoo.data.dataset import Example
 from zoo.evaluation.metrics import Bin, expected_error, measure
 from zoo.evaluation.report import Drawing, write_report
-from zoo.evaluation.report_data import Facts, Report, confused, project
+from zoo.evaluation.report_data import Facts, ReportInputs, confused, project
 from zoo.evaluation.report_page import render
 from zoo.schema import Epoch, Task
 
@@ -40,7 +40,9 @@ def picture(path: Path, random: np.random.Generator) -> Path:
     return path
 
 
-def facts(task: Task, items: list[Path | str | bytes], labels: list[str], curve: tuple[Epoch, ...] = CURVE) -> Report:
+def facts(
+    task: Task, items: list[Path | str | bytes], labels: list[str], curve: tuple[Epoch, ...] = CURVE
+) -> ReportInputs:
     """A report on items around one centre a label, judged by the centres themselves."""
     random = np.random.default_rng(0)
     count = len(items)
@@ -64,7 +66,7 @@ def facts(task: Task, items: list[Path | str | bytes], labels: list[str], curve:
     examples = [
         Example(f"{i:03d}", item, word, str(i)) for i, (item, word) in enumerate(zip(items, words, strict=True))
     ]
-    return Report(
+    return ReportInputs(
         name="a <b>model</b>", backbone="tiny-lite", data="data/train", task=task, labels=tuple(labels),
         metrics=measure(task, scores, targets, labels), trained_on=400, curve=curve, best_epoch=min(23, len(curve)),
         examples=tuple(examples), scores=scores, targets=targets, features=features.astype(np.float32),
@@ -80,7 +82,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str | byte
     return [files[0].read_bytes(), *files[1:]]
 
 
-def three(pictures: list[Path | str | bytes]) -> dict[str, Report]:
+def three(pictures: list[Path | str | bytes]) -> dict[str, ReportInputs]:
     """A report of each task: pictures of one class, pictures of several labels, texts with a number."""
     texts: list[Path | str | bytes] = [EVIL * (2000 if number % 3 == 0 else 1) for number in range(80)]
     return {
@@ -270,8 +272,8 @@ def test_the_worst_decision_of_several_labels() -> None:
     # 0.95 is 93 % of the way from 0.3 to 1, and 0.2 a third of the way from 0.3 to 0.
     assert [(m.place, m.about, m.predicted) for m in found] == [(0, "a", "a"), (1, "a", "b")]
     page = render(gather(report), {}, ["x", "y"])
-    assert "</span> wrongly given (0.95); true: none" in page
-    assert "</span> missed (0.20); true: a" in page
+    assert "</span> is wrong (score 0.95); true: none" in page
+    assert "</span> is missed (score 0.20); true: a" in page
 
 
 def test_the_same_facts_give_the_same_bytes(
@@ -302,11 +304,11 @@ def test_no_mistake_no_curve_and_a_picture_that_went(tmp_path: Path) -> None:
         report, scores=scores, features=report.features * 0, metrics=measure(report.task, scores, report.targets, "ab")
     )
     write_report(tmp_path, perfect)
-    assert "None: every held-out item is answered rightly" in (tmp_path / "report.html").read_text()
+    assert "None: the predictions for all held-out items are right" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "report-curves.png").exists()
     gone = facts(Task.SINGLE_LABEL, [tmp_path / "gone.jpg"] * 20, ["a", "b"])
     write_report(tmp_path, gone)
-    assert "This picture cannot be read any more" in (tmp_path / "report.html").read_text()
+    assert "This image can no longer be read" in (tmp_path / "report.html").read_text()
 
 
 def test_many_classes_are_told_by_their_pairs(tmp_path: Path) -> None:

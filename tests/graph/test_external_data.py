@@ -157,7 +157,7 @@ def test_a_table_that_is_not_the_manifests(bundle: Path, harm: str) -> None:
 
 def test_a_model_with_a_table_outside_needs_it_given(bundle: Path) -> None:
     model = Bundle.open(bundle).read_model()
-    with pytest.raises(IntegrityError, match=r"lies in vectors\.bin, which was not given"):
+    with pytest.raises(IntegrityError, match=r"needs the file vectors\.bin, which was not given"):
         create_session(model, "cpu")
     assert external_data.references(b"no model at all") == []
     with pytest.raises(IntegrityError, match="not ONNX"):

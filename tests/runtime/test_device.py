@@ -135,15 +135,15 @@ def test_nothing_is_pulled_for_a_device_that_is_not_there(shelf_file: Path, tmp_
 
 
 def test_settings_of_a_device(tmp_path: Path) -> None:
-    picture = dict(providers("cuda:1", Settings(kind="picture")))
-    assert list(picture) == CUDA
-    assert picture["CUDAExecutionProvider"]["device_id"] == "1"
-    assert picture["CUDAExecutionProvider"]["use_tf32"] == "0"
-    assert picture["CUDAExecutionProvider"]["cudnn_conv_algo_search"] == "HEURISTIC"
-    fixed = dict(providers("cuda:0", Settings(kind="picture", fixed=True)))["CUDAExecutionProvider"]
+    image = dict(providers("cuda:1", Settings(kind="image")))
+    assert list(image) == CUDA
+    assert image["CUDAExecutionProvider"]["device_id"] == "1"
+    assert image["CUDAExecutionProvider"]["use_tf32"] == "0"
+    assert image["CUDAExecutionProvider"]["cudnn_conv_algo_search"] == "HEURISTIC"
+    fixed = dict(providers("cuda:0", Settings(kind="image", fixed=True)))["CUDAExecutionProvider"]
     assert (fixed["enable_cuda_graph"], fixed["cudnn_conv_algo_search"]) == ("1", "EXHAUSTIVE")
     shapes = {"pixels": ((1, 3, 8, 8), (32, 3, 8, 8), (32, 3, 8, 8))}
-    settings = Settings(kind="picture", engines=tmp_path / "engines", key="abc", shapes=shapes)
+    settings = Settings(kind="image", engines=tmp_path / "engines", key="abc", shapes=shapes)
     engine = dict(providers("tensorrt:0", settings))["TensorrtExecutionProvider"]
     assert engine["trt_profile_max_shapes"] == "pixels:32x3x8x8"
     assert engine["trt_engine_cache_path"] == str(tmp_path / "engines")

@@ -12,7 +12,7 @@ import pytest
 from tests.kit.cli import parsed, zoo
 from zoo import Bundle, IntegrityError, Zoo
 from zoo.runtime import optimised_graphs
-from zoo.runtime.optimised_graphs import RECORD, Keeper, Kept
+from zoo.runtime.optimised_graphs import RECORD, KeptGraph, OptimisedGraphs
 from zoo.runtime.ort import BODY, NUMBERS
 from zoo.runtime.session import Session
 from zoo.store import caches
@@ -77,7 +77,7 @@ def test_a_damaged_one_is_made_again(shelf: Path, zoo_home: Path) -> None:
         record = kept(zoo_home) / RECORD
         record.write_bytes(bad)
         np.testing.assert_array_equal(loaded("tiny-bert").features(TEXTS), wanted)
-        assert msgspec.json.decode(record.read_bytes(), type=Kept).files
+        assert msgspec.json.decode(record.read_bytes(), type=KeptGraph).files
 
 
 def test_one_that_the_runtime_refuses_is_made_again(shelf: Path, zoo_home: Path) -> None:
@@ -85,7 +85,7 @@ def test_one_that_the_runtime_refuses_is_made_again(shelf: Path, zoo_home: Path)
     wanted = loaded("tiny-bert").features(TEXTS)
     folder = kept(zoo_home)
     (folder / BODY).write_bytes(b"not a graph")
-    record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Kept)
+    record = msgspec.json.decode((folder / RECORD).read_bytes(), type=KeptGraph)
     files = tuple(
         msgspec.structs.replace(file, sha256=optimised_graphs.sha256_file(folder / BODY), size=11)
         if file.path == BODY
@@ -106,7 +106,7 @@ def test_a_bundle_that_was_changed_is_refused_and_a_copy_is_not(shelf: Path, zoo
     shutil.copytree(bundle.path, copy, copy_function=shutil.copyfile)
     np.testing.assert_array_equal(loaded(copy).features(TEXTS), wanted)
     record = kept(zoo_home) / RECORD
-    known = msgspec.json.decode(record.read_bytes(), type=Kept)
+    known = msgspec.json.decode(record.read_bytes(), type=KeptGraph)
     assert known.model_mtime_ns == (copy / "model.onnx").stat().st_mtime_ns
     data = bytearray((copy / "model.onnx").read_bytes())
     data[-100] ^= 1
@@ -120,17 +120,17 @@ def test_a_bundle_that_was_changed_is_refused_and_a_copy_is_not(shelf: Path, zoo
 
 def test_each_processor_runtime_and_device_has_its_own(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, folder = Zoo().graph("tiny-bert"), Path("kept")
-    keys = {Keeper(folder, bundle, device).key for device in ("cpu", "cuda:0")}
-    assert Keeper(folder, bundle, "cuda:1").key in keys
+    keys = {OptimisedGraphs(folder, bundle, device).key for device in ("cpu", "cuda:0")}
+    assert OptimisedGraphs(folder, bundle, "cuda:1").key in keys
     assert "flags" in optimised_graphs._processor() or not Path("/proc/cpuinfo").exists()
-    assert "package_name" in optimised_graphs._runtime()
-    for name in ("_processor", "_runtime"):
+    assert "package_name" in optimised_graphs.build_note()
+    for name in ("_processor", "build_note"):
         with monkeypatch.context() as patch:
             patch.setattr(optimised_graphs, name, lambda: "another")
-            keys.add(Keeper(folder, bundle, "cpu").key)
-    keys.add(Keeper(folder, Zoo().graph("tiny-lite"), "cpu").key)
+            keys.add(OptimisedGraphs(folder, bundle, "cpu").key)
+    keys.add(OptimisedGraphs(folder, Zoo().graph("tiny-lite"), "cpu").key)
     assert len(keys) == 5
-    assert Keeper(folder, bundle, "tensorrt:0").folder is None
+    assert OptimisedGraphs(folder, bundle, "tensorrt:0").folder is None
 
 
 def test_where_nothing_can_be_kept(shelf: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Many pictures on a CPU: lanes answer as one shared session does, in order, bounded, with the same errors."""
+"""Many images on a CPU: one session for each core gives the results and errors of one shared session, in order."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ from zoo.runtime.pipeline import ALONE, BATCH, ImagePipeline
 from zoo.runtime.session import Session
 
 
-def pictures(count: int) -> list[np.ndarray]:
+def images(count: int) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [random.integers(0, 256, (34 + n % 9, 45 - n % 7, 3), dtype=np.uint8) for n in range(count)]
 
 
-def images(session: Session) -> ImagePipeline:
+def pipeline_of(session: Session) -> ImagePipeline:
     found = session._pipeline
     assert isinstance(found, ImagePipeline)
     return found
@@ -29,49 +29,49 @@ def session(kept_shelf: Path) -> Session:
     return Session(Zoo().open("tiny-lite"), "cpu", threads=3)
 
 
-class Told:
-    """The places of what cannot be read."""
+class Reported:
+    """The indices of the items that cannot be read."""
 
     def __init__(self) -> None:
-        self.places: list[int] = []
+        self.indices: list[int] = []
 
-    def __call__(self, place: int, error: DataError) -> None:
-        self.places.append(place)
+    def __call__(self, index: int, error: DataError) -> None:
+        self.indices.append(index)
 
 
 def test_the_same_numbers_to_the_bit_and_in_order(session: Session) -> None:
-    items = pictures(ALONE + 30)
+    items = images(ALONE + 30)
     alone = Session(session.bundle, "cpu", threads=1)
     expected = alone.features(items)
-    assert images(alone)._lanes is None
+    assert pipeline_of(alone)._per_core is None
     for count in (ALONE, ALONE + 30, ALONE + 30, 7, BATCH["cpu"], 1):
-        places: list[int] = []
+        indices: list[int] = []
         found = []
         for batch, arrays in session.stream(iter(items[:count]), ["features"]):
-            places += batch
+            indices += batch
             found.append(arrays["features"])
-        assert places == list(range(count))
+        assert indices == list(range(count))
         np.testing.assert_array_equal(np.concatenate(found), expected[:count])
-        # No session is opened for lanes that nothing would go through.
-        assert (images(session)._lanes is None) == (count == ALONE)
+        # No session is created for cores that would have no image.
+        assert (pipeline_of(session)._per_core is None) == (count == ALONE)
     assert set(session.batches_run) <= set(range(1, BATCH["cpu"] + 1))
 
 
-def test_what_cannot_be_read_has_its_place(session: Session) -> None:
-    items: list[Any] = list(pictures(ALONE + 40))
+def test_what_cannot_be_read_has_its_index(session: Session) -> None:
+    items: list[Any] = list(images(ALONE + 40))
     bad = [3, ALONE + 1, ALONE + 9, *range(ALONE + 20, ALONE + 30)]
-    for place in bad:
-        items[place] = b"no picture"
+    for index in bad:
+        items[index] = b"no image"
     for _ in range(2):
-        told = Told()
-        places = [place for batch, _ in session.stream(items, ["features"], told) for place in batch]
-        assert told.places == bad
-        assert places == [place for place in range(len(items)) if place not in bad]
+        reported = Reported()
+        indices = [index for batch, _ in session.stream(items, ["features"], reported) for index in batch]
+        assert reported.indices == bad
+        assert indices == [index for index in range(len(items)) if index not in bad]
         with pytest.raises(DataError) as caught:
             session.features([*items[ALONE : ALONE + 1] * (ALONE + 8), *items[ALONE + 9 :]])
         assert caught.value.index == ALONE + 8
     answers = session.run(items, keep_going=True).answers
-    assert [place for place, answer in enumerate(answers) if answer.error is not None] == bad
+    assert [index for index, answer in enumerate(answers) if answer.error is not None] == bad
 
 
 def test_inputs_are_taken_as_they_are_needed(session: Session) -> None:
@@ -81,22 +81,22 @@ def test_inputs_are_taken_as_they_are_needed(session: Session) -> None:
         nonlocal taken
         while True:
             taken += 1
-            yield pictures(1)[0]
+            yield images(1)[0]
 
     for _ in range(2):
         taken, used = 0, 0
         stream = session.stream(endless(), ["features"])
-        for places, _ in stream:
-            used += len(places)
+        for indices, _ in stream:
+            used += len(indices)
             assert taken - used <= 2 * 3 * BATCH["cpu"] + BATCH["cpu"]
             if used > ALONE + 50:
                 break
         stream.close()  # type: ignore[attr-defined]
 
 
-def test_without_lanes_it_goes_on(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kept graph that they would be made of may be gone by the time."""
-    items: list[Any] = [*pictures(ALONE + 20), b"no picture", *pictures(3)]
+def test_without_sessions_per_core_it_goes_on(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept graph that they would load may be gone by then."""
+    items: list[Any] = [*images(ALONE + 20), b"no image", *images(3)]
     expected = Session(session.bundle, "cpu", threads=1).features([*items[:-4], *items[-3:]])
 
     def gone(*_: object, **more: object) -> None:
@@ -104,15 +104,15 @@ def test_without_lanes_it_goes_on(session: Session, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pipeline, "create_session", gone)
     for _ in range(2):
-        told = Told()
-        found = session.infer(items, ["features"], skip=told)["features"]
-        assert told.places == [ALONE + 20]
+        reported = Reported()
+        found = session.infer(items, ["features"], skip=reported)["features"]
+        assert reported.indices == [ALONE + 20]
         np.testing.assert_array_equal(np.delete(found, ALONE + 20, 0), expected)
-    assert images(session)._lanes is None
+    assert pipeline_of(session)._per_core is None
 
 
 def test_a_large_model_is_not_held_twice(kept_shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "SMALL", 10)
+    monkeypatch.setattr(pipeline, "MAX_COPIED", 10)
     session = Session(Zoo().open("tiny-lite"), "cpu", threads=3)
-    assert len(session.features(pictures(ALONE + 5))) == ALONE + 5
-    assert images(session)._lanes is None
+    assert len(session.features(images(ALONE + 5))) == ALONE + 5
+    assert pipeline_of(session)._per_core is None

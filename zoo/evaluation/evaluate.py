@@ -1,7 +1,6 @@
-"""The exported file on labelled data: metrics, per-item predictions, and what could not be read."""
+"""The evaluation of a model on labelled data: metrics, a prediction for each item, and the items that were skipped."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,17 @@ def evaluate(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Run the bundle in `session`, called `model`, on labelled data; `held_out` keeps what fine-tuning held out.
+    """The metrics and predictions of the bundle in `session` on labelled data.
 
-    `max_bad` is the fraction of the items that may be unreadable: they are left out, and named in the answer. Raises
-    DataError for labels the model does not know and for more unreadable items, UsageError for a model without a head.
+    model: the name of the bundle in messages.
+    held_out: use only the items that fine-tuning held out.
+    max_bad: the fraction of items that may be unreadable; they are left out and listed in the result.
+
+    Raises DataError for labels that the model does not know and for more unreadable items, UsageError for a model
+    without a head.
     """
     if "scores" not in session.outputs:
-        # Said before the data is read, whose labels it could not know anyway.
+        # Raises the UsageError before the data is read.
         session.scores([])
     if not 0 <= max_bad <= 1:
         raise UsageError(f"--max-bad must be between 0 and 1, got {max_bad}", hint="--max-bad 0.01")
@@ -55,13 +58,14 @@ def evaluate(
         dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
         if not dataset.examples:
             raise DataError(f"{data} has none of the items that {model} held out", path=data)
-    # Labels that the model does not know are said before its answers are computed.
+    # Unknown labels are an error before any work.
     dataset.targets(session.labels)
     scores, failures = _scores(session, dataset, max_bad, progress)
     left = [index for index in range(len(dataset.examples)) if index not in failures]
     examples, scores = [dataset.examples[index] for index in left], scores[left]
     targets = dataset.only(examples).targets(session.labels)
-    names = columns(manifest.task, session.labels)
+    # A regression may have no label that could name its value.
+    names = ("value",) if manifest.task is Task.REGRESSION and not session.labels else tuple(session.labels)
     return Evaluation(
         model=model,
         data=str(data),
@@ -81,19 +85,14 @@ def evaluate(
     )  # fmt: skip
 
 
-def columns(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
-    """A name for each column of the scores; a number without a name is a `value`."""
-    return ("value",) if task is Task.REGRESSION and not labels else tuple(labels)
-
-
 def _scores(
     session: "Session", dataset: Dataset, max_bad: float, progress: Progress
 ) -> "tuple[NDArray[np.float32], dict[int, ZooError]]":
-    """(scores [items, labels], the error of each item that has none, by its place). Raises DataError for too many."""
+    """Scores [items, labels], and the error of each item without scores by its index. Raises DataError for too many."""
     names = [example.name for example in dataset.examples]
     failures = Failures(names, dataset.items, keep_going=max_bad > 0)
     before, total = len(dataset.skipped), len(dataset.skipped) + len(names)
-    # A product such as 0.29 * 100 lies a little below the whole number that is meant.
+    # 1e-9: as a float, 0.29 * 100 is a little below 29. At least one item must be left.
     allowed = min(math.floor(max_bad * total + 1e-9), total - 1)
 
     def skip(index: int, error: ZooError) -> None:

@@ -1,4 +1,4 @@
-"""How good predictions are: of one label an item, of several, of a number. Plain numpy, no model needed."""
+"""Metrics of predictions: one label for each item, several labels, or a number. They need numpy and no model."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
-#: Two-sided 95 %.
-Z = 1.959964
-#: Bins of the calibration error, fewer where one would hold less than BIN_ITEMS items.
+#: Bins of the calibration error; fewer if a bin would hold less than ten items.
 BINS = 15
-BIN_ITEMS = 10
+#: The k of the top-k accuracy.
 TOP = 5
 
 
 class Bin(Struct, frozen=True, kw_only=True):
-    """Items of about the same confidence: how many, their mean confidence, and the share that was right."""
+    """A group of items with similar confidence: their number, their mean confidence, and the share that is right."""
 
     n: int
     confidence: float
@@ -40,34 +38,36 @@ def measure(
     thresholds: Sequence[float] = (),
     class_weights: Sequence[float] = (),
 ) -> Metrics:
-    """Metrics of scores [items, labels] against targets: positions in `labels` [items], 0/1 [items, labels], numbers.
+    """The metrics of scores [items, labels].
 
-    `thresholds` of several labels are 0.5 where they are left out; `class_weights` is what the classes counted in the
-    loss, for the calibration error. A class that neither occurs nor is predicted counts in no mean; a ratio of nothing
-    is 0. R squared of targets that are all alike is 1 where every prediction is exact and 0 otherwise, as in
-    scikit-learn.
+    targets: indices into `labels` [items], 0/1 [items, labels], or numbers, depending on the task.
+    thresholds: for several labels; 0.5 by default.
+    class_weights: the weights of the classes in the loss, for the calibration error.
+
+    A class that neither occurs nor is predicted is left out of means; a ratio 0/0 is 0. R squared of equal targets is 1
+    if every prediction is exact and 0 otherwise, as in scikit-learn.
     """
     import numpy as np
 
     truth = np.asarray(targets)
     if task is Task.REGRESSION:
-        return _numbers(scores, truth)
+        return _regression(scores, truth)
     if task is Task.MULTI_LABEL:
-        return _several(scores, truth, labels, thresholds)
-    return _single(scores, truth, labels, class_weights)
+        return _multi_label(scores, truth, labels, thresholds)
+    return _single_label(scores, truth, labels, class_weights)
 
 
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
-    """Class probabilities [items, classes] as they were without weights in the loss: p / w, summing to 1 again.
+    """Class probabilities [items, classes] without the effect of class weights in the loss: p / w, scaled to sum to 1.
 
-    A loss weighted by class has its minimum at probabilities proportional to w * p.
+    A loss with class weights w has its minimum at probabilities proportional to w * p.
     """
     import numpy as np
 
     plain = scores.astype(np.float64)
     if not class_weights:
         return plain
-    # Of the logarithms: a weight may be so small that the quotient overflows.
+    # Logarithms, because a quotient by a tiny weight would overflow.
     with np.errstate(divide="ignore"):
         logs = np.log(plain) - np.log(np.asarray(class_weights, np.float64))
     powers = np.exp(logs - logs.max(1, keepdims=True))
@@ -77,38 +77,39 @@ def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray
 def reliability(
     task: Task, scores: "Floats", targets: "ArrayLike", class_weights: Sequence[float] = ()
 ) -> tuple[Bin, ...]:
-    """Bins of equal mass, least confident first.
+    """Bins with equally many items, least confident first.
 
-    One label: the corrected probability of the label that is answered, against whether it is right. Several: every
-    label's score against whether it holds. Guo et al., https://arxiv.org/abs/1706.04599; bins of equal mass: Nixon et
-    al., https://arxiv.org/abs/1904.01685.
+    With one label, the corrected probability of the predicted label is compared with whether it is right; with several,
+    the score of every label with whether the item has it. Guo et al., https://arxiv.org/abs/1706.04599; bins of equal
+    mass: Nixon et al., https://arxiv.org/abs/1904.01685.
     """
     import numpy as np
 
     truth = np.asarray(targets)
     if task is Task.MULTI_LABEL:
         return _bins(scores.astype(np.float64).ravel(), truth.astype(np.float64).ravel())
-    said = scores.argmax(1)
-    confidence = corrected(scores, class_weights)[np.arange(len(scores)), said]
-    return _bins(confidence, (said == truth).astype(np.float64))
+    predicted = scores.argmax(1)
+    confidence = corrected(scores, class_weights)[np.arange(len(scores)), predicted]
+    return _bins(confidence, (predicted == truth).astype(np.float64))
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: the mean distance of confidence from accuracy, weighted by the items of each bin."""
+    """The expected calibration error: the mean difference of confidence and accuracy, weighted by bin size."""
     return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / sum(each.n for each in bins)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927): honest for small n and near 0 and 1."""
-    share, z2 = hits / n, Z * Z
+    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927), which holds for small n and near 0 and 1."""
+    z = 1.959964
+    share, z2 = hits / n, z * z
     centre = share + z2 / (2 * n)
-    margin = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    margin = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     low, high = ((centre + sign * margin) / (1 + z2 / n) for sign in (-1, 1))
-    # At 0 and 1 the interval ends there, and rounding must not say otherwise.
+    # Without hits the interval begins at exactly 0, without misses it ends at exactly 1, whatever the rounding.
     return (low if hits else 0.0), (high if hits < n else 1.0)
 
 
-def _single(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], weights: Sequence[float]) -> Metrics:
+def _single_label(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], weights: Sequence[float]) -> Metrics:
     import numpy as np
 
     predicted = scores.argmax(1)
@@ -129,7 +130,9 @@ def _single(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], weig
     )
 
 
-def _several(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], thresholds: Sequence[float]) -> Metrics:
+def _multi_label(
+    scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], thresholds: Sequence[float]
+) -> Metrics:
     wanted = truth > 0
     predicted = decide(Task.MULTI_LABEL, scores, thresholds)
     hits, claimed, present = ((wanted & predicted).sum(0), predicted.sum(0), wanted.sum(0))
@@ -152,12 +155,12 @@ def _several(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], thr
     )
 
 
-def _numbers(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
+def _regression(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
     import numpy as np
 
     wanted = truth.astype(np.float64).ravel()
     errors = scores.astype(np.float64).ravel() - wanted
-    # Of equal numbers the mean may differ in the last bit, and they still have no spread.
+    # The mean of equal numbers may differ from them in the last bit; their spread is 0 all the same.
     spread = float(((wanted - wanted.mean()) ** 2).sum()) if np.ptp(wanted) else 0.0
     squares = float((errors**2).sum())
     return Metrics(
@@ -178,13 +181,13 @@ def _class(hits: Any, claimed: Any, present: Any) -> dict[str, float]:
 
 
 def _macro(values: Sequence[float], seen: "NDArray[Any]") -> float:
-    """The mean over the classes that occur or are predicted."""
+    """The mean of the classes that occur or are predicted."""
     kept = [value for value, count in zip(values, seen, strict=True) if count]
     return sum(kept) / len(kept) if kept else 0.0
 
 
 def _top(scores: "Floats", truth: "NDArray[Any]") -> float:
-    """Share of items whose class is among the best five; of equal scores the first counts, as for the best one."""
+    """The share of items whose class is among the best five; among equal scores the first classes win."""
     import numpy as np
 
     best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
@@ -192,7 +195,7 @@ def _top(scores: "Floats", truth: "NDArray[Any]") -> float:
 
 
 def _average_precision(scores: "Floats", truth: "NDArray[np.bool_]") -> float:
-    """Area under precision over recall as a step function, equal scores as one step: scikit-learn's definition."""
+    """The area under the precision-recall step function, with one step for equal scores, as in scikit-learn."""
     import numpy as np
 
     if not truth.any():
@@ -207,10 +210,10 @@ def _average_precision(scores: "Floats", truth: "NDArray[np.bool_]") -> float:
 def _bins(confidence: "NDArray[np.float64]", right: "NDArray[np.float64]") -> tuple[Bin, ...]:
     import numpy as np
 
-    # Items of equal confidence cannot be told apart: each counts as their mean, whatever the order of the data.
-    values, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
-    shares = np.bincount(places, right, len(values)) / counts
-    groups = np.array_split(np.repeat(np.arange(len(values)), counts), min(BINS, max(1, len(confidence) // BIN_ITEMS)))
+    # Items of equal confidence each count as their mean, so that the order of the data does not matter.
+    values, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    shares = np.bincount(inverse, right, len(values)) / counts
+    groups = np.array_split(np.repeat(np.arange(len(values)), counts), min(BINS, max(1, len(confidence) // 10)))
     return tuple(
         Bin(n=len(group), confidence=float(values[group].mean()), accuracy=float(shares[group].mean()))
         for group in groups

@@ -1,4 +1,4 @@
-"""The report on a training: one page to look at, its plots as PNG, and the numbers behind them as JSON."""
+"""The numbers of a training report: everything that the page and its plots show, as `report.json` holds it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,34 +14,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
-#: Mistakes that are shown, pairs of classes that are listed, points on the map.
-MISTAKES, PAIRS, POINTS = 12, 20, 2000
-#: Width of the space in which principal axes are looked for, and how often it is turned towards them.
-SUBSPACE, ITERATIONS = 16, 8
 
+class _Training(Struct, frozen=True, kw_only=True):
+    """The facts of a training that are copied into `report.json`; `notes` are lines about the data."""
 
-class Report(Struct, frozen=True, kw_only=True):
-    """What a report is made of: the training and how it did on held-out items.
-
-    `examples` are these items, with `scores` float32 [items, labels], `features` float32 [items, dim] and `targets`, in
-    the form that `zoo.evaluation.metrics.measure` takes. `notes` are lines about the data: files that were skipped,
-    warnings.
-    """
-
+    schema_version: int = 1
     name: str
     backbone: str
     data: str
     task: Task
     labels: tuple[str, ...]
-    metrics: Metrics
     trained_on: int
-    curve: tuple[Epoch, ...]
+    metrics: Metrics
     best_epoch: int
-    examples: tuple[Example, ...]
-    scores: "NDArray[np.float32]"
-    targets: "NDArray[Any]"
-    features: "NDArray[np.float32]"
+    curve: tuple[Epoch, ...]
     thresholds: tuple[float, ...] = ()
     class_weights: tuple[float, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -49,10 +35,23 @@ class Report(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Mistake(Struct, frozen=True, kw_only=True):
-    """A held-out item that is answered wrongly, at `place` among them; `score` is that of the wrong label `about`.
+class ReportInputs(_Training, frozen=True, kw_only=True):
+    """A training and its results on the held-out items `examples`.
 
-    Of several labels `about` is the one that is furthest on the wrong side; of a number `score` is the error.
+    `scores` is float32 [items, labels], `features` float32 [items, dim]; `targets` are as for `metrics.measure`.
+    """
+
+    examples: tuple[Example, ...]
+    scores: "NDArray[np.float32]"
+    targets: "NDArray[Any]"
+    features: "NDArray[np.float32]"
+
+
+class Mistake(Struct, frozen=True, kw_only=True):
+    """A wrong prediction for the held-out item with index `place`; `score` is the score of the wrong label `about`.
+
+    With several labels, `about` is the label whose score is furthest on the wrong side of its threshold. In a
+    regression, `score` is the error.
     """
 
     place: int
@@ -64,7 +63,7 @@ class Mistake(Struct, frozen=True, kw_only=True):
 
 
 class Pair(Struct, frozen=True, kw_only=True):
-    """`n` items of the class `label` that are taken for `predicted`."""
+    """`n` items of the class `label` are predicted as the class `predicted`."""
 
     label: str
     predicted: str
@@ -72,7 +71,7 @@ class Pair(Struct, frozen=True, kw_only=True):
 
 
 class Map(Struct, frozen=True, kw_only=True):
-    """Features on their first two principal axes; `variance` is the share of the whole that each axis holds."""
+    """Items on the first two principal axes of their features; `variance` is each axis's share of the variance."""
 
     variance: tuple[float, float]
     x: tuple[float, ...]
@@ -82,61 +81,44 @@ class Map(Struct, frozen=True, kw_only=True):
     right: tuple[bool, ...]
 
 
-class Facts(Struct, frozen=True, kw_only=True):
-    """`report.json`: every number that the page and its plots show. `map` holds at most POINTS items."""
+class Facts(_Training, frozen=True, kw_only=True):
+    """`report.json`: every number that the page and its plots show."""
 
-    schema_version: int
-    name: str
-    backbone: str
-    data: str
-    task: Task
-    labels: tuple[str, ...]
-    trained_on: int
-    metrics: Metrics
-    best_epoch: int
-    curve: tuple[Epoch, ...]
     calibration: tuple[Bin, ...]
     confused: tuple[Pair, ...]
-    #: Items to which a label is given that they do not have.
+    #: For each label, the number of items for which it is predicted and not true.
     wrongly_given: dict[str, int]
     mistakes: tuple[Mistake, ...]
     map: Map
-    thresholds: tuple[float, ...]
-    class_weights: tuple[float, ...]
-    options: dict[str, Any]
-    versions: dict[str, str]
-    notes: tuple[str, ...]
 
 
-def gather(report: Report) -> Facts:
+def gather(report: ReportInputs) -> Facts:
     """The numbers of a report."""
-    task, metrics = report.task, report.metrics
-    is_number = task is Task.REGRESSION
-    said = predicted_labels(task, report.scores, report.labels, report.thresholds)
-    shared = {name: getattr(report, name) for name in Facts.__struct_fields__ if hasattr(report, name)}
+    is_number = report.task is Task.REGRESSION
+    predicted = predicted_labels(report.task, report.scores, report.labels, report.thresholds)
+    wrong = _wrong(report)
     return Facts(
-        **shared,
-        schema_version=SCHEMA_VERSION,
-        calibration=() if is_number else reliability(task, report.scores, report.targets, report.class_weights),
-        confused=confused(metrics.confusion, report.labels),
+        **{name: getattr(report, name) for name in _Training.__struct_fields__},
+        calibration=() if is_number else reliability(report.task, report.scores, report.targets, report.class_weights),
+        confused=confused(report.metrics.confusion, report.labels),
         wrongly_given={} if is_number else _wrongly_given(report),
-        mistakes=tuple(_mistakes(report, said)),
-        map=_map(report, said),
+        mistakes=tuple(_mistakes(report, predicted, wrong)),
+        map=_map(report, predicted, wrong.max(1) == 0),
     )
 
 
-def confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[Pair, ...]:
-    """The pairs of classes that are most often confused, the worst first."""
+def confused(confusion: Sequence[Sequence[int]], labels: Sequence[str], limit: int = 20) -> tuple[Pair, ...]:
+    """The pairs of classes that are confused most often, worst first."""
     pairs = [
         Pair(label=labels[true], predicted=labels[answer], n=count)
         for true, row in enumerate(confusion)
         for answer, count in enumerate(row)
         if count and true != answer
     ]
-    return tuple(sorted(pairs, key=lambda pair: (-pair.n, pair.label, pair.predicted))[:PAIRS])
+    return tuple(sorted(pairs, key=lambda pair: (-pair.n, pair.label, pair.predicted))[:limit])
 
 
-def _wrongly_given(report: Report) -> dict[str, int]:
+def _wrongly_given(report: ReportInputs) -> dict[str, int]:
     import numpy as np
 
     decided = decide(report.task, report.scores, report.thresholds)
@@ -147,8 +129,8 @@ def _wrongly_given(report: Report) -> dict[str, int]:
     return dict(zip(report.labels, counts.tolist(), strict=True))
 
 
-def _wrong(report: Report) -> "NDArray[np.float64]":
-    """How far each label of each item is on the wrong side, [items, labels]: 0 where it is right, at most 1."""
+def _wrong(report: ReportInputs) -> "NDArray[np.float64]":
+    """How wrong each label of each item is, [items, labels]: 0 if right, at most 1; in a regression the error."""
     import numpy as np
 
     scores = report.scores.astype(np.float64)
@@ -157,7 +139,7 @@ def _wrong(report: Report) -> "NDArray[np.float64]":
         return np.asarray(np.abs(scores - report.targets))
     if report.task is Task.MULTI_LABEL:
         edges = np.asarray(report.thresholds or [0.5] * scores.shape[1], np.float64)
-        # A threshold may be 0 or 1; a decision on its edge is as wrong as any other.
+        # A threshold may be 0 or 1: 1e-6 avoids dividing by 0, and 1e-9 keeps a wrong score on its threshold above 0.
         room = np.maximum(np.where(decided, 1 - edges, edges), 1e-6)
         return np.asarray(np.where(decided != (report.targets > 0), np.abs(scores - edges) / room + 1e-9, 0.0))
     wrong = np.zeros(scores.shape)
@@ -166,38 +148,38 @@ def _wrong(report: Report) -> "NDArray[np.float64]":
     return wrong
 
 
-def _mistakes(report: Report, said: Sequence[str]) -> list[Mistake]:
-    wrong = _wrong(report)
+def _mistakes(report: ReportInputs, predicted: Sequence[str], wrong: "NDArray[np.float64]") -> list[Mistake]:
+    """The twelve worst mistakes, worst first."""
     worst, about = wrong.max(1).tolist(), wrong.argmax(1).tolist()
-    order = sorted(range(len(worst)), key=lambda place: (-worst[place], report.examples[place].name))
+    order = sorted(range(len(worst)), key=lambda index: (-worst[index], report.examples[index].name))
     is_number = report.task is Task.REGRESSION
     return [
         Mistake(
-            place=place,
-            name=report.examples[place].name,
-            label=report.examples[place].label,
-            predicted=said[place],
-            about="" if is_number else report.labels[about[place]],
-            score=worst[place] if is_number else float(report.scores[place, about[place]]),
+            place=index,
+            name=report.examples[index].name,
+            label=report.examples[index].label,
+            predicted=predicted[index],
+            about="" if is_number else report.labels[about[index]],
+            score=worst[index] if is_number else float(report.scores[index, about[index]]),
         )
-        for place in order[:MISTAKES]
-        if worst[place] > 0
+        for index in order[:12]
+        if worst[index] > 0
     ]
 
 
-def _map(report: Report, said: Sequence[str]) -> Map:
+def _map(report: ReportInputs, predicted: Sequence[str], right: "NDArray[np.bool_]") -> Map:
+    """The map of at most 2,000 items, evenly chosen."""
     import numpy as np
 
     count = len(report.features)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(int))
+    chosen = np.unique(np.linspace(0, count - 1, min(count, 2000)).round().astype(int))
     spots, variance = project(report.features[chosen])
-    right = _wrong(report).max(1) == 0
     return Map(
         variance=variance,
         x=tuple(np.round(spots[:, 0], 4).tolist()),
         y=tuple(np.round(spots[:, 1], 4).tolist()),
-        label=tuple(report.examples[place].label for place in chosen),
-        predicted=tuple(said[place] for place in chosen),
+        label=tuple(report.examples[index].label for index in chosen),
+        predicted=tuple(predicted[index] for index in chosen),
         right=tuple(right[chosen].tolist()),
     )
 
@@ -205,21 +187,22 @@ def _map(report: Report, said: Sequence[str]) -> Map:
 def project(features: "NDArray[np.float32]") -> "tuple[NDArray[np.float64], tuple[float, float]]":
     """Features [items, dim] on their first two principal axes [items, 2], and each axis's share of the variance.
 
-    By subspace iteration from a fixed start (Halko et al., https://arxiv.org/abs/0909.4061, algorithm 4.4), which takes
-    a small part of a whole SVD's time. The axes point where their largest part is positive.
+    Computed by subspace iteration from a fixed start (Halko et al., https://arxiv.org/abs/0909.4061, algorithm 4.4): 8
+    iterations in 16 dimensions take a small part of the time of a full SVD. The largest component of each axis is
+    positive.
     """
     import numpy as np
 
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     total = float((centred**2).sum())
-    start = np.random.default_rng(0).normal(size=(centred.shape[1], SUBSPACE))
+    start = np.random.default_rng(0).normal(size=(centred.shape[1], 16))
     basis = np.linalg.qr(centred @ start)[0]
-    for _ in range(ITERATIONS):
+    for _ in range(8):
         basis = np.linalg.qr(centred @ np.linalg.qr(centred.T @ basis)[0])[0]
     _, values, rows = np.linalg.svd(basis.T @ centred, full_matrices=False)
     axes, shares = np.zeros((2, centred.shape[1])), [0.0, 0.0]
     for index, value in enumerate(values[:2].tolist()):
-        # Below the resolution of the sum there is no such axis: all items lie on the ones before.
+        # A smaller value is rounding: all items lie on the axes before, and there is no such axis.
         if value**2 > 1e-9 * total:
             shares[index] = value**2 / total
             axes[index] = rows[index] * np.sign(rows[index][np.abs(rows[index]).argmax()])

@@ -1,9 +1,9 @@
-"""The plots of a report as PNG, drawn by matplotlib's Agg canvas: no window, no display, no state that stays."""
+"""The plots of a training report as PNG files, drawn by matplotlib without a display and without global state."""
 
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "report-scatter.png"
 MAP, CALIBRATION = "report-map.png", "report-calibration.png"
-#: Dots an inch, and inches that a plot is wide: small enough that its words stay readable on a phone.
-DPI, WIDTH = 180, 5.4
-#: Classes up to which a confusion is a matrix, up to which it is no wider than other plots, and colours of a map.
-MATRIX, NARROW, COLOURS = 40, 16, 20
+#: Width of a plot in inches: its words stay readable on a phone.
+WIDTH = 5.4
+#: The most classes that are shown as a confusion matrix, and as one no wider than the other plots.
+MATRIX, NARROW = 40, 16
 BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
 
 
 def load() -> None:
-    """Import what drawing needs, and draw once: the first plot of a process takes twice as long as the next."""
+    """Import matplotlib and draw one plot, because the first plot of a process takes twice as long as the next."""
     with _quiet():
         figure, [axes] = _figure(1.0)
         axes.plot([1, 2], [1, 2], label="a")
@@ -35,7 +35,7 @@ def load() -> None:
 
 
 def draw(facts: "Facts") -> dict[str, bytes]:
-    """The plots that the facts allow, by file name. Nothing of a user's matplotlib settings shows in them."""
+    """The plots for these facts, as PNG by file name; a user's matplotlib settings do not change them."""
     makers: dict[str, Callable[[Facts], Figure]] = {}
     if facts.curve:
         makers[CURVES] = _curves
@@ -51,7 +51,7 @@ def draw(facts: "Facts") -> dict[str, bytes]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Matplotlib's own defaults, without its remarks on caches and on letters that its font lacks."""
+    """Use matplotlib's default settings, and drop its messages about caches and about letters that its font lacks."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -61,7 +61,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings(), matplotlib.rc_context():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             matplotlib.rcdefaults()
-            # Labels are words: a dollar in one of them starts no formula.
+            # A dollar in a label does not start a formula.
             matplotlib.rcParams.update({"text.parse_math": False, "font.size": 9, "axes.unicode_minus": False})
             matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
             yield
@@ -73,7 +73,7 @@ def _png(figure: "Figure") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     data = BytesIO()
-    # The name of the program would change the bytes with its version.
+    # Otherwise the file would contain matplotlib's version.
     FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return data.getvalue()
 
@@ -81,13 +81,13 @@ def _png(figure: "Figure") -> bytes:
 def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=180, layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
 
 
 def _whole(axes: "Axes") -> None:
-    """Marks at whole numbers only: there is no half an item, or epoch."""
+    """Put ticks at whole numbers only: the axis counts items or epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -99,12 +99,12 @@ def _curves(facts: "Facts") -> "Figure":
     marker = "o" if len(epochs) < 15 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.4}
     losses.plot(epochs, [line.train_loss for line in facts.curve], color=BLUE, label="training", **style)
-    losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label="inner validation", **style)
+    losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label="validation", **style)
     scores.plot(epochs, [line.val_score for line in facts.curve], color=ORANGE, **style)
     values = [value for line in facts.curve for value in (line.train_loss, line.val_loss)]
     if min(values) > 0 and max(values) > 30 * min(values):
         losses.set_yscale("log")
-        # Its own labels are formulas.
+        # The default labels of a logarithmic axis are formulas.
         losses.yaxis.set_major_formatter("{x:g}")
         losses.yaxis.set_minor_formatter("")
     for axes in (losses, scores):
@@ -114,7 +114,7 @@ def _curves(facts: "Facts") -> "Figure":
     losses.legend(frameon=False)
     losses.set_ylabel("loss")
     names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
-    scores.set_ylabel(f"inner {names.get(facts.task, 'accuracy')}")
+    scores.set_ylabel(f"validation {names.get(facts.task, 'accuracy')}")
     scores.set_xlabel("epoch")
     _whole(scores)
     return figure
@@ -122,7 +122,7 @@ def _curves(facts: "Facts") -> "Figure":
 
 def _confusion(facts: "Facts") -> "Figure":
     if facts.task is Task.MULTI_LABEL:
-        return _several(facts)
+        return _label_counts(facts)
     return _matrix(facts) if len(facts.labels) <= MATRIX else _pairs(facts)
 
 
@@ -148,9 +148,9 @@ def _matrix(facts: "Facts") -> "Figure":
             ha="center", va="center", color=colour, fontsize=letters,
         )  # fmt: skip
     turned = size > 4 or max(map(len, names)) * 0.075 * size > side
-    places = np.arange(size) + 0.5
-    axes.set_xticks(places, names, rotation=90 if turned else 0)
-    axes.set_yticks(places, names)
+    ticks = np.arange(size) + 0.5
+    axes.set_xticks(ticks, names, rotation=90 if turned else 0)
+    axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
@@ -158,23 +158,27 @@ def _matrix(facts: "Facts") -> "Figure":
     return figure
 
 
+def _bars(axes: "Axes", names: Sequence[str], xlabel: str) -> None:
+    """The axes of horizontal bars: one for each name, from top to bottom, with their lengths in items."""
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    _whole(axes)
+    axes.set_xlabel(xlabel)
+
+
 def _pairs(facts: "Facts") -> "Figure":
     pairs = facts.confused
     figure, [axes] = _figure(0.8 + 0.26 * max(1, len(pairs)))
-    places = range(len(pairs))
-    axes.barh(places, [pair.n for pair in pairs], color=BLUE)
-    axes.set_yticks(places, [f"{_short(pair.label)} → {_short(pair.predicted)}" for pair in pairs])
-    for place, pair in zip(places, pairs, strict=True):
-        axes.annotate(str(pair.n), (pair.n, place), (3, 0), textcoords="offset points", va="center")
-    axes.invert_yaxis()
+    axes.barh(range(len(pairs)), [pair.n for pair in pairs], color=BLUE)
+    for index, pair in enumerate(pairs):
+        axes.annotate(str(pair.n), (pair.n, index), (3, 0), textcoords="offset points", va="center")
     axes.margins(x=0.12)
-    _whole(axes)
-    axes.set_xlabel("items, true → predicted")
+    _bars(axes, [f"{_short(pair.label)} → {_short(pair.predicted)}" for pair in pairs], "items, true → predicted")
     return figure
 
 
-def _several(facts: "Facts") -> "Figure":
-    """Of each label: rightly given, missed and wrongly given; of many labels those that go wrong most often."""
+def _label_counts(facts: "Facts") -> "Figure":
+    """Bars of right, missed and wrong predictions for each label; with many labels, those with the most mistakes."""
     counts = []
     for label, values in facts.metrics.per_class.items():
         right = round(values["recall"] * values["n"])
@@ -182,31 +186,33 @@ def _several(facts: "Facts") -> "Figure":
     if len(counts) > MATRIX:
         counts = sorted(counts, key=lambda row: -(row[2] + row[3]))[:MATRIX]
     figure, [axes] = _figure(1.1 + 0.26 * len(counts))
-    places, left = range(len(counts)), [0] * len(counts)
-    named = (("rightly given", BLUE), ("missed", "#a9c4e4"), ("wrongly given", ORANGE))
-    for index, (name, colour) in enumerate(named, 1):
-        widths = [row[index] for row in counts]
-        axes.barh(places, widths, left=left, color=colour, label=name)
-        left = [start + int(width) for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(places, [_short(row[0]) for row in counts])
-    axes.invert_yaxis()
-    _whole(axes)
-    axes.set_xlabel("items")
+    left = [0] * len(counts)
+    for column, (name, colour) in enumerate((("right", BLUE), ("missed", "#a9c4e4"), ("wrong", ORANGE)), 1):
+        widths = [int(row[column]) for row in counts]
+        axes.barh(range(len(counts)), widths, left=left, color=colour, label=name)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    _bars(axes, [_short(row[0]) for row in counts], "items")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def _scatter(facts: "Facts") -> "Figure":
-    figure, [axes] = _figure(4.6)
-    truth, said = ([float(value) for value in values] for values in (facts.map.label, facts.map.predicted))
-    axes.plot(truth, said, "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
-    low, high = min(*truth, *said), max(*truth, *said)
-    room = 0.04 * (high - low) or 1
-    axes.plot([low - room, high + room], [low - room, high + room], color=GREY, linewidth=1, linestyle="--")
-    axes.set_xlim(low - room, high + room)
-    axes.set_ylim(low - room, high + room)
+def _diagonal(axes: "Axes", low: float, high: float, room: float, label: str | None = None) -> None:
+    """Square axes from low to high, with the dashed line on which both are equal, and `room` around it."""
+    ends = [low - room, high + room]
+    line = [low, high] if label else ends
+    axes.plot(line, line, color=GREY, linewidth=1, linestyle="--", label=label)
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
     axes.set_aspect("equal")
     axes.grid(alpha=0.25)
+
+
+def _scatter(facts: "Facts") -> "Figure":
+    figure, [axes] = _figure(4.6)
+    truth, predicted = ([float(value) for value in values] for values in (facts.map.label, facts.map.predicted))
+    axes.plot(truth, predicted, "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
+    low, high = min(*truth, *predicted), max(*truth, *predicted)
+    _diagonal(axes, low, high, 0.04 * (high - low) or 1)
     axes.set_xlabel("true")
     axes.set_ylabel("predicted")
     return figure
@@ -214,18 +220,15 @@ def _scatter(facts: "Facts") -> "Figure":
 
 def _calibration(facts: "Facts") -> "Figure":
     figure, [axes] = _figure(4.6)
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    _diagonal(axes, 0, 1, 0.02, "perfectly calibrated")
     x, y = ([getattr(each, name) for each in facts.calibration] for name in ("confidence", "accuracy"))
     axes.vlines(x, x, y, color=RED, linewidth=1.2, alpha=0.6, label="gap")
-    axes.plot(x, y, "o-", color=BLUE, markersize=4, linewidth=1.2, label="bins of equal mass")
-    several = facts.task is Task.MULTI_LABEL
-    axes.set_xlabel("score of a label" if several else "confidence")
-    axes.set_ylabel("share of items that have it" if several else "accuracy")
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_aspect("equal")
-    axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", frameon=False, title=f"ECE {facts.metrics.calibration_error:.3f}", alignment="left")
+    axes.plot(x, y, "o-", color=BLUE, markersize=4, linewidth=1.2, label="groups of equally many items")
+    is_multi = facts.task is Task.MULTI_LABEL
+    axes.set_xlabel("score of a label" if is_multi else "score of the predicted class")
+    axes.set_ylabel("share of items that have the label" if is_multi else "share of right predictions")
+    title = f"calibration error {facts.metrics.calibration_error:.3f}"
+    axes.legend(loc="upper left", frameon=False, title=title, alignment="left")
     return figure
 
 
@@ -239,18 +242,18 @@ def _map(facts: "Facts") -> "Figure":
     else:
         _classes(figure, axes, facts)
     axes.set_xlabel(f"first principal axis ({spots.variance[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second ({spots.variance[1]:.0%})")
+    axes.set_ylabel(f"second principal axis ({spots.variance[1]:.0%})")
     axes.set_xticks([])
     axes.set_yticks([])
     return figure
 
 
 def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
-    """Points in the colour of what is true, mistakes as crosses, and a legend below."""
+    """Draw points in the colour of their true label and mistakes as crosses, with a legend below."""
     spots, counts = facts.map, Counter(facts.map.label)
     ranked = sorted(counts, key=lambda label: (-counts[label], label))
-    # Sets of labels are many, and each is rare.
-    limit = COLOURS // 2 if facts.task is Task.MULTI_LABEL else COLOURS
+    # With several labels an item there are many different sets of labels, and each is rare.
+    limit = 10 if facts.task is Task.MULTI_LABEL else 20
     kept = sorted(ranked) if len(ranked) <= limit else sorted(ranked[: limit - 1])
     groups = [
         (_short(label) or "(none)", colour, {label}) for label, colour in zip(kept, _palette(len(kept)), strict=True)
@@ -275,14 +278,14 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
 
 
 def _palette(count: int) -> list[str]:
-    """Colours of middling lightness, which show on white and, inverted, on black; grey is left to the others."""
+    """Colours that show on white and, inverted, on black; grey is for the other classes."""
     from colorsys import hls_to_rgb
 
-    colours = [hls_to_rgb(place / count, 0.38 if place % 2 else 0.58, 0.7) for place in range(count)]
+    colours = [hls_to_rgb(index / count, 0.38 if index % 2 else 0.58, 0.7) for index in range(count)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]
 
 
 def _short(label: str, limit: int = 22) -> str:
-    """A label in one line; of a long one its two ends, where names differ."""
+    """A label in one line; of a long label its start and end, where names differ most."""
     label = " ".join(label.split())
     return label if len(label) <= limit else f"{label[: limit - 10]}…{label[-9:]}"

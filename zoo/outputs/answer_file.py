@@ -19,7 +19,7 @@ from zoo.outputs.resumable_file import AnswerColumns, LineWriter, NamedRow, Outp
 from zoo.outputs.table import Row, Table, decimals, plain, score_columns
 from zoo.outputs.write_rows import WriteJob, step_of
 from zoo.results import Answered, Failure
-from zoo.runtime.answers import WORDS, ByModel, ByWords, decide
+from zoo.runtime.answers import WORDS, ModelAnswerer, WordAnswerer, decide
 from zoo.schema import Entry, Manifest, Task, TextPreprocess
 from zoo.system.files import sha256_json
 
@@ -79,7 +79,7 @@ def of_session(session: "Session") -> WriteJob[Answered]:
     )  # fmt: skip
     # The fingerprint covers all that decides an answer: the model's files, preprocessing, labels and thresholds.
     return WriteJob(
-        result=partial(Answered, columns=answer_format.table.columns), rows=ByModel(session, 1).rows,
+        result=partial(Answered, columns=answer_format.table.columns), rows=ModelAnswerer(session, 1).rows,
         step=step_of(manifest.preprocess), fresh=fresh, open=partial(_open, answer_format),
         description=f"answers by {manifest.name} on {session.device}", entry=manifest.lineage.entry.name,
         device=session.device, placement=session.placement,
@@ -104,7 +104,7 @@ def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
         dim=words.dim, answering=AnswerColumns(columns=columns, preprocess=entry.preprocess),
     )  # fmt: skip
     return WriteJob(
-        result=partial(Answered, columns=answer_format.table.columns), rows=ByWords(words, top).rows, step=WORDS,
+        result=partial(Answered, columns=answer_format.table.columns), rows=WordAnswerer(words, top).rows, step=WORDS,
         fresh=fresh, open=partial(_open, answer_format), description=f"answers by {entry.name} on cpu",
         entry=entry.name,
     )  # fmt: skip

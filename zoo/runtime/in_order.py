@@ -1,22 +1,28 @@
-"""What a model says of inputs, put back into their order: batches come shortest text first, and failures by the way."""
+"""Work in the order of the inputs: windows of inputs, results computed ahead on threads, and rows put back in order."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
 from zoo.data.inputs import Input
 from zoo.data.items import Skip
 from zoo.errors import DataError, ZooError, named
 
-#: Batch by batch (positions of the items, a row for each), positions from 0; a failure is told instead. Batches may be
-#: empty: the sign that many items in succession have failed.
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+#: Yields (indices of the items, a row for each) batch by batch, in any order; indices count from 0. An item that fails
+#: is passed to the Skip with its error. A batch is empty after many failures in succession.
 Rows: TypeAlias = Callable[[Iterable[Any], Skip], Iterator[tuple[Sequence[int], Sequence[Any]]]]
 
 
 class InOrder:
-    """The rows of `inputs` with their names, in order. A failure is its input's row; with `strict` it is raised.
+    """The rows of `inputs` with their names, in order. The row of a failed input is its error; `strict` raises it.
 
-    Of an input that was taken only the name is held, and only until its row is passed on. `answered` counts the rows
-    and failures that are there, those among them that wait for an earlier one. An error's `index` counts from `first`.
+    Only the name of an input is kept, and only until its row is passed on. `answered` counts rows and failures so far,
+    also those that wait for an earlier one. The `index` of an error counts from `first`.
     """
 
     def __init__(self, rows: Rows, inputs: Iterable[Input], *, strict: bool, first: int = 0) -> None:
@@ -30,31 +36,57 @@ class InOrder:
         self._next = 0
 
     def __iter__(self) -> Iterator[list[tuple[str, Any]]]:
-        """Once a batch (name, row or ZooError) of the inputs that are answered up to there, perhaps none."""
-        for positions, rows in self._rows(self._take(), self._fail):
-            self._found.update(zip(positions, rows, strict=True))
-            self.answered += len(positions)
-            yield self._whole()
-        yield self._whole()
+        """(name, row or ZooError) of the inputs that each batch completes, perhaps none."""
+        for indices, rows in self._rows(self._take(), self._fail):
+            self._found.update(zip(indices, rows, strict=True))
+            self.answered += len(indices)
+            yield self._complete()
+        yield self._complete()
 
     def _take(self) -> Iterator[Any]:
-        for position, (name, item) in enumerate(self._inputs):
-            # An error of a text that is its own name need not name it; nothing else of an item is asked later.
-            self._waiting[position] = Input(name, item if isinstance(item, str) and item == name else None)
+        for index, (name, item) in enumerate(self._inputs):
+            # `named` needs no more of an item than whether it is its own name.
+            self._waiting[index] = Input(name, item if isinstance(item, str) and item == name else None)
             yield item
 
-    def _fail(self, position: int, error: ZooError) -> None:
-        error = named(error, *self._waiting[position])
+    def _fail(self, index: int, error: ZooError) -> None:
+        error = named(error, *self._waiting[index])
         if isinstance(error, DataError):
-            error.index = self._first + position
+            error.index = self._first + index
         if self._strict:
             raise error
-        self._found[position] = error
+        self._found[index] = error
         self.answered += 1
 
-    def _whole(self) -> list[tuple[str, Any]]:
-        whole = []
+    def _complete(self) -> list[tuple[str, Any]]:
+        complete = []
         while self._next in self._found:
-            whole.append((self._waiting.pop(self._next).name, self._found.pop(self._next)))
+            complete.append((self._waiting.pop(self._next).name, self._found.pop(self._next)))
             self._next += 1
-        return whole
+        return complete
+
+
+def windows(items: Iterable[Given], size: int) -> Iterator[tuple[int, list[Given]]]:
+    """(index of the first item, the items) of each window of at most `size` items; items are taken as needed."""
+    rest, start = iter(items), 0
+    while window := list(islice(rest, size)):
+        yield start, window
+        start += len(window)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Given], Made], items: Iterable[Given], depth: int
+) -> Iterator[Made]:
+    """function(item) for each item, in order, computed on the pool's threads at most `depth` results ahead."""
+    rest = iter(items)
+    waiting: deque[Future[Made]] = deque()
+    try:
+        while True:
+            waiting += [pool.submit(function, item) for item in islice(rest, depth + 1 - len(waiting))]
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        # The caller stopped early, by an error or a break: work that has not begun is not needed.
+        for future in waiting:
+            future.cancel()

@@ -1,4 +1,4 @@
-"""Runs of a session whose arrays stay on its device: buffers made once a shape, written again for each batch."""
+"""Runs of a session whose arrays stay on its device, in buffers made once for each shape and reused for each batch."""
 
 import ctypes
 import weakref
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Sets of buffers that are kept: batches of texts come in many shapes.
+#: Sets of buffers that are kept; batches of texts have many shapes.
 SHAPES = 8
-#: cudaHostRegisterPortable: locked for every context, ONNX Runtime's among them.
-PORTABLE = 1
 
 
 class _Buffers(NamedTuple):
-    """A binding, its inputs' buffers on the device by name, and those in page-locked memory that are copied there."""
+    """A binding, the device buffers of its inputs by name, and the page-locked arrays that are copied to them."""
 
     binding: Any
     device: dict[str, Any]
@@ -28,37 +26,37 @@ class _Buffers(NamedTuple):
 
 
 class Bound:
-    """A session run through buffers on `device`. It serves one run at a time.
+    """A session that runs through buffers on `device`, one run at a time.
 
-    On a GPU a run then allocates nothing, and a recorded CUDA graph, which needs its tensors where they were, finds
-    them there. Integers stay on the CPU unless the graph was recorded: ONNX Runtime reads them there.
+    A run on a GPU then allocates nothing, and a recorded CUDA graph finds its tensors at the same addresses. Integers
+    stay on the CPU unless the graph was recorded, because ONNX Runtime reads them there.
     """
 
     def __init__(self, session: Any, device: str, *, fixed: bool = False) -> None:
         kind, _, index = device.partition(":")
         self.session = session
         self.fixed = fixed
-        self.place = ("cpu" if kind == "cpu" else "cuda", int(index or 0))
+        self.device = ("cpu" if kind == "cpu" else "cuda", int(index or 0))
         self._kept: dict[tuple[object, ...], _Buffers] = {}
 
     def run(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "list[NDArray[np.float32]]":
-        """The outputs for these inputs, as `InferenceSession.run` gives them."""
+        """The outputs for these inputs, as from `InferenceSession.run`."""
         key = (*outputs, *((name, array.shape) for name, array in feeds.items()))
         if key not in self._kept:
             if len(self._kept) == SHAPES:
-                # The oldest one.
+                # The oldest set goes.
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = self._bind(outputs, feeds)
         binding, buffers, staged = self._kept[key]
         for name, array in feeds.items():
-            # From pages that stay where they are a GPU copies at once, and not by way of a buffer of its driver's.
+            # A GPU copies directly from page-locked memory; from other memory the driver first makes a copy of its own.
             if name in staged:
                 staged[name][...] = array
             buffers[name].update_inplace(staged.get(name, array))
         binding.synchronize_inputs()
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        # On the CPU these are the buffers themselves, which the next run overwrites.
+        # On the CPU these arrays are the buffers themselves, which the next run overwrites.
         return [array.copy() for array in binding.copy_outputs_to_cpu()]
 
     def _bind(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "_Buffers":
@@ -68,10 +66,10 @@ class Bound:
         binding = self.session.io_binding()
         buffers, staged = {}, {}
         for name, array in feeds.items():
-            place = self.place if self.fixed or array.dtype.kind == "f" else ("cpu", 0)
-            buffers[name] = value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, *place)
+            device = self.device if self.fixed or array.dtype.kind == "f" else ("cpu", 0)
+            buffers[name] = value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, *device)
             binding.bind_ortvalue_input(name, buffers[name])
-            locked = page_locked(array, place[1]) if place[0] == "cuda" else None
+            locked = page_locked(array, device[1]) if device[0] == "cuda" else None
             if locked is not None:
                 staged[name] = locked
         shapes = {item.name: item.shape for item in self.session.get_outputs()}
@@ -79,17 +77,18 @@ class Bound:
         for name in outputs:
             shape = (rows, *shapes[name][1:])
             if all(isinstance(side, int) for side in shape):
-                made = value.ortvalue_from_shape_and_type(shape, np.float32, *self.place)
+                made = value.ortvalue_from_shape_and_type(shape, np.float32, *self.device)
                 binding.bind_ortvalue_output(name, made)
             else:
-                binding.bind_output(name, *self.place)
+                binding.bind_output(name, *self.device)
         return _Buffers(binding, buffers, staged)
 
 
 def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":
-    """An array like this one, whose pages the system does not move; None where CUDA has none to give.
+    """An array of the same shape and type in page-locked memory; None if CUDA has none.
 
-    `index` is the GPU that copies from it: another one is not woken. By cudaHostRegister: https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
+    `index` is the GPU that copies from the array; no other GPU is initialised. Locked with cudaHostRegister:
+    https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
     """
     import numpy as np
 
@@ -98,7 +97,9 @@ def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":
         return None
     array = np.empty(like.shape, like.dtype)
     address = ctypes.c_void_p(array.ctypes.data)
-    if runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(PORTABLE)) != 0:
+    # cudaHostRegisterPortable: locked for every CUDA context, ONNX Runtime's among them.
+    portable = ctypes.c_uint(1)
+    if runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), portable) != 0:
         return None
     weakref.finalize(array, runtime.cudaHostUnregister, address)
     return array

@@ -1,13 +1,12 @@
-"""Pictures through a model in lanes: each thread takes a few from file to answer, and waits for no other one."""
+"""Many images on a CPU: one single-threaded session for each core."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.items import Skip
 from zoo.errors import DataError
+from zoo.runtime.in_order import ahead, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,78 +16,62 @@ if TYPE_CHECKING:
 
 
 class _Answered(NamedTuple):
-    """A lot of items: the places of those that were read, the outputs for them, and the others with their error."""
+    """The answers to one batch: indices and outputs of the images that were read, and (index, error) of the others."""
 
-    places: list[int]
+    indices: list[int]
     arrays: "dict[str, Floats]"
-    refused: list[tuple[int, DataError]]
+    failed: list[tuple[int, DataError]]
 
 
-class Lanes:
-    """Pictures, some at a time, each lot on one of the pool's threads from decoding to the outputs of `body`.
+class PerCore(NamedTuple):
+    """Runs each batch of images on one thread of `pool`, from decoding to the outputs.
 
-    `body` is a session of one thread, which many may run at once. Threads that share one product wait for each other at
-    the end of every node: where there is work for all, each is better off with its own. `prepare` makes float32 [1, 3,
-    crop, crop] of a picture, the tensor `name` of the body; `lot` are the pictures of a batch, `count` the lanes.
+    With one session on N threads, all threads synchronise after every graph node. With enough images it is faster to
+    give each core its own single-threaded session. `body` is such a session, which several threads may run at once;
+    `prepare` turns an image into float32 [1, 3, crop, crop], the input `name` of the body.
     """
 
-    def __init__(
-        self,
-        body: Any,
-        name: str,
-        prepare: "Callable[[Any], Floats]",
-        pool: ThreadPoolExecutor,
-        *,
-        lot: int,
-        count: int,
-    ) -> None:
-        self.body = body
-        self.name = name
-        self.prepare = prepare
-        self.pool = pool
-        self.lot = lot
-        self.count = count
+    body: Any
+    name: str
+    prepare: "Callable[[Any], Floats]"
+    pool: ThreadPoolExecutor
+    batch: int
+    cores: int
 
     def stream(
-        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip, first: int = 0
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Batch by batch (places of the items, counted from `first`; the named outputs), in order.
+        """(indices of the items, the named outputs) batch by batch, in order; no indices if no item could be read.
 
-        No places for a lot of which nothing can be read. At most two lots a lane are ahead of their use.
+        At most two batches for each core are computed ahead of their use.
         """
-        todo, start = iter(items), first
-        waiting: deque[Future[_Answered]] = deque()
-        try:
-            while True:
-                while len(waiting) < 2 * self.count and (lot := list(islice(todo, self.lot))):
-                    waiting.append(self.pool.submit(self._answer, start, lot, outputs))
-                    start += len(lot)
-                if not waiting:
-                    return
-                found = waiting.popleft().result()
-                for place, error in found.refused:
-                    skip(place, error)
-                yield found.places, found.arrays
-        finally:
-            # Whoever asked has gone, by an error or by a break: what has not begun need not be done.
-            for each in waiting:
-                each.cancel()
+        batches = windows(items, self.batch)
+        for found in ahead(self.pool, lambda batch: self._answer(*batch, outputs), batches, 2 * self.cores - 1):
+            for index, error in found.failed:
+                skip(index, error)
+            yield found.indices, found.arrays
 
-    def _answer(self, start: int, lot: Sequence[Any], outputs: Sequence[str]) -> _Answered:
+    def _answer(self, start: int, items: Sequence[Any], outputs: Sequence[str]) -> _Answered:
         import numpy as np
 
-        places: list[int] = []
-        prepared: list[Floats] = []
-        refused: list[tuple[int, DataError]] = []
-        for place, item in enumerate(lot, start):
+        prepared: dict[int, Floats] = {}
+        failed: list[tuple[int, DataError]] = []
+        for index, item in enumerate(items, start):
             try:
-                prepared.append(self.prepare(item))
-                places.append(place)
+                prepared[index] = self.prepare(item)
             except DataError as error:
-                refused.append((place, error))
-        if not places:
-            return _Answered(places, {}, refused)
-        feeds = {self.name: np.concatenate(prepared)}
-        computed = [name for name in outputs if name not in feeds]
-        found = dict(zip(computed, self.body.run(computed, feeds) if computed else [], strict=True))
-        return _Answered(places, {name: feeds[name] if name in feeds else found[name] for name in outputs}, refused)
+                failed.append((index, error))
+        if not prepared:
+            return _Answered([], {}, failed)
+        feeds = {self.name: np.concatenate(list(prepared.values()))}
+        return _Answered(list(prepared), outputs_for(outputs, feeds, self.body.run), failed)
+
+
+def outputs_for(
+    outputs: Sequence[str], feeds: "dict[str, NDArray[Any]]", run: "Callable[[list[str], Any], Sequence[Floats]]"
+) -> "dict[str, Floats]":
+    """The named outputs, by name: those that are inputs of the body come from `feeds`, the others from `run`."""
+    computed = [name for name in outputs if name not in feeds]
+    # If ONNX Runtime is asked for no output, it computes all of them.
+    arrays = dict(zip(computed, run(computed, feeds) if computed else [], strict=True))
+    return {name: feeds[name] if name in feeds else arrays[name] for name in outputs}

@@ -1,8 +1,8 @@
-"""Raw items to batches of arrays, and the sessions that take them: pictures through the prefix, texts by length."""
+"""Raw items to batches of arrays and through the model: images by the preprocessing prefix, texts sorted by length."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -16,9 +16,10 @@ from zoo.data.tokenizers import TextEncoder, check_text
 from zoo.errors import DataError, IntegrityError
 from zoo.graph.prefix import image_prefix
 from zoo.graph.protobuf import Wire
+from zoo.runtime.in_order import ahead, windows
 from zoo.runtime.io_binding import Bound
 from zoo.runtime.ort import Graphs, Settings, create_session
-from zoo.runtime.per_core import Lanes
+from zoo.runtime.per_core import PerCore, outputs_for
 from zoo.schema import IMAGE, PIXELS, ImagePreprocess, Preprocess, TextPreprocess
 from zoo.system.cpu import cores
 
@@ -30,74 +31,69 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Feeds = dict[str, NDArray[Any]]
-    #: The tokens of every item of a window that can be read, by its place; and the others with what is wrong.
-    Rows = tuple[dict[int, list[int]], list[tuple[int, DataError]]]
+    #: The tokens of each readable text of a window, by its index; and (index, error) of the others.
+    Tokens = tuple[dict[int, list[int]], list[tuple[int, DataError]]]
 
-#: Items in one batch of the body. Small on a CPU, where larger batches only cost cache misses, the more so beside those
-#: that decode.
+#: Images in one batch of the body. Few on a CPU, where larger batches only miss the cache, and compete with decoding.
 BATCH = {"cpu": 4, "cuda": 32, "tensorrt": 32}
-#: Tokens (padding included) in one batch of texts: enough to fill the GEMMs, few enough to stay in cache.
+#: Tokens (padding included) in one batch of texts: enough for efficient matrix products, few enough to stay in cache.
 TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
-#: Texts that are tokenised, and sorted by length, at a time.
+#: Texts that are tokenised together and sorted by length.
 WINDOW = 4096
-#: Pictures after which lanes are worth their session; of those before, each is answered as soon as can be.
+#: Images that one shared session answers, as soon as it can, before sessions per core are worth creating.
 ALONE = 64
-#: Bytes of a model that may be held twice for them, where it is not mapped.
-SMALL = 64 << 20
+#: The largest model, in bytes, that is held in memory twice for sessions per core; a mapped model takes no memory.
+MAX_COPIED = 64 << 20
 
 
 def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Mapping[str, Bytes]") -> Graphs:
-    """What a pipeline's sessions are made of. Raises IntegrityError for a model without the tensor `cut`."""
+    """The graphs that a pipeline's sessions run. Raises IntegrityError if the model has no tensor `cut`."""
     if not isinstance(preprocess, ImagePreprocess):
         return Graphs(model, tables=tables)
     cut = cut or PIXELS
     whole = Wire(model)
     if not whole.knows(cut):
         raise IntegrityError(f"the model has no tensor '{cut}' to cut at", hint="write the bundle again")
-    # A bare backbone has no preprocessing of its own: it is given the pixels that one makes.
+    # A bare backbone takes pixels and has no preprocessing of its own.
     is_bare = cut in whole.inputs
     prefix = bytes(image_prefix(preprocess).SerializeToString()) if is_bare else whole.cut([IMAGE], [cut])
     return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
 
 
 class _Pipeline:
-    """What both have: the session of the body on the device, and the threads that prepare what it takes.
+    """The part that images and texts share: a session of the body on the device, and threads that prepare its input.
 
-    `facts` are the metadata in the ONNX file, `body` the session, `threads` how many prepare items.
+    `facts` is the metadata of the ONNX file, `threads` the number of threads that prepare items.
     """
 
-    facts: dict[str, str]
-    body: Any
-    threads: int
-
-    def __init__(self, device: str, settings: Settings) -> None:
+    def __init__(self, graphs: Graphs, device: str, settings: Settings, threads: int) -> None:
         self.device = device
         self.settings = settings
+        self.threads = threads
+        self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
+        self.facts: dict[str, str] = self.body.get_modelmeta().custom_metadata_map
         #: Sizes of the last batches.
         self.batches_run: deque[int] = deque(maxlen=1024)
         self._lock = threading.Lock()
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(places of the items, what the body takes for them); no places after many that cannot be read."""
+        """(indices of the items, the body's input for them); no indices after many items that cannot be read."""
         raise NotImplementedError
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """As `batches`, with the named outputs; what the body takes may be asked for, too."""
-        for places, feeds in self.batches(items, skip):
-            if not places:
+        """(indices of the items, the named outputs) for each of `batches`; an output may be an input of the body."""
+        for indices, feeds in self.batches(items, skip):
+            if not indices:
                 yield [], {}
                 continue
-            self.batches_run.append(len(places))
-            computed = [name for name in outputs if name not in feeds]
-            # Asked for nothing, ONNX Runtime would compute everything.
-            arrays = dict(zip(computed, self.run(computed, feeds) if computed else [], strict=True))
-            yield places, {name: feeds[name] if name in feeds else arrays[name] for name in outputs}
+            self.batches_run.append(len(indices))
+            yield indices, outputs_for(outputs, feeds, self.run)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
-        """Threads for as long as the session is there: to start one costs as much as to run a small model."""
+        """Threads that live as long as the pipeline: starting one costs as much as running a small model."""
         return ThreadPoolExecutor(self.threads, "zoo-prepare")
 
     @cached_property
@@ -114,112 +110,92 @@ class _Pipeline:
 
 
 class ImagePipeline(_Pipeline):
-    """Decoding and the prefix on helper threads, one picture each; the body on the device, a batch at a time.
+    """Decoding and the prefix on helper threads, one image each; the body on the device, one batch at a time.
 
-    Many pictures on a CPU of several cores go through lanes.
+    Many images on a CPU with several cores go through `PerCore` instead.
     """
 
     def __init__(
-        self,
-        preprocess: ImagePreprocess,
-        graphs: Graphs,
-        cut: str | None,
-        device: str,
-        settings: Settings,
+        self, preprocess: ImagePreprocess, graphs: Graphs, cut: str | None, device: str, settings: Settings
     ) -> None:
-        super().__init__(device, settings)
         self.short_side = preprocess.resize
         self.batch = BATCH[device.partition(":")[0]]
-        # A little more than the cores: a decoder waits for the disk, too.
-        self.threads = max(2, settings.threads or cores())
         self.cut = cut or PIXELS
         self.prefix = create_session(graphs.prefix, "cpu", threads=1, tables=graphs.tables)
         sides = 3, preprocess.crop, preprocess.crop
         shapes = {self.cut: ((1, *sides), (self.batch, *sides), (self.batch, *sides))}
-        settings = settings._replace(kind="picture", shapes=shapes)
-        self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
-        self.facts = self.body.get_modelmeta().custom_metadata_map
-        lanes = settings.threads or cores()
-        is_small = isinstance(graphs.body, Path) or len(graphs.body) <= SMALL
-        self._spare = graphs if device == "cpu" and lanes > 1 and not settings.fixed and is_small else None
-        self._lane_count = lanes
-        self._lanes: Lanes | None = None
+        self._cores = settings.threads or cores()
+        # At least two threads, because decoding also waits for the disk.
+        super().__init__(graphs, device, settings._replace(kind="image", shapes=shapes), max(2, self._cores))
+        is_small = isinstance(graphs.body, Path) or len(graphs.body) <= MAX_COPIED
+        #: The graphs for `PerCore`, until it is created.
+        self._spare = graphs if device == "cpu" and self._cores > 1 and not settings.fixed and is_small else None
+        self._per_core: PerCore | None = None
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """As `_Pipeline` has it, in order."""
-        rest = iter(items)
-        taken = 0
-
-        def shared() -> Iterator[Any]:
-            nonlocal taken
-            for item in islice(rest, ALONE if self._spare is not None else None):
-                taken += 1
-                yield item
-
-        if self._lanes is None:
-            yield from super().stream(shared(), outputs, skip)
-            if taken < ALONE or not (first := list(islice(rest, 1))):
+        """(indices of the items, the named outputs) batch by batch, in order."""
+        rest, start = iter(items), 0
+        if self._per_core is None:
+            start = ALONE
+            yield from super().stream(islice(rest, ALONE if self._spare is not None else None), outputs, skip)
+            if not (head := list(islice(rest, 1))):
                 return
-            rest = chain(first, rest)
-        elif len(first := list(islice(rest, self.batch + 1))) <= self.batch:
-            yield from super().stream(first, outputs, skip)
+        elif len(head := list(islice(rest, self.batch + 1))) <= self.batch:
+            yield from super().stream(head, outputs, skip)
             return
-        else:
-            rest = chain(first, rest)
-        lanes = self._opened_lanes()
-        if lanes is None:
-            for places, arrays in super().stream(rest, outputs, lambda place, error: skip(place + taken, error)):
-                yield [place + taken for place in places], arrays
-            return
-        for places, arrays in lanes.stream(rest, outputs, skip, taken):
-            if places:
-                self.batches_run.append(len(places))
-            yield places, arrays
+        per_core = self._open_per_core()
+        answer = super().stream if per_core is None else per_core.stream
+        for indices, arrays in answer(chain(head, rest), outputs, lambda index, error: skip(index + start, error)):
+            if indices and per_core is not None:
+                self.batches_run.append(len(indices))
+            yield [index + start for index in indices], arrays
 
-    def _opened_lanes(self) -> Lanes | None:
+    def _open_per_core(self) -> PerCore | None:
         with self._lock:
-            if self._lanes is None and self._spare is not None:
+            if self._per_core is None and self._spare is not None:
                 graphs, self._spare = self._spare, None
-                # A kept graph may be gone by now. It goes on as it has begun.
+                # The file of an optimised graph may be gone by now; the shared session then goes on alone.
                 with suppress(IntegrityError):
                     body = create_session(graphs.body, "cpu", threads=1, tables=graphs.tables)
-                    self._lanes = Lanes(body, self.cut, self.pixels, self.pool, lot=self.batch, count=self._lane_count)
-            return self._lanes
+                    self._per_core = PerCore(body, self.cut, self.pixels, self.pool, self.batch, self._cores)
+            return self._per_core
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(places of the items, what the body takes for them), in order; no places after many that cannot be read."""
+        """(indices of the items, their pixels) in order; no indices after many items that cannot be read."""
         import numpy as np
 
         rest = iter(items)
-        first = list(islice(rest, 2))
-        # Some batches ahead, or work for every thread: enough to keep the body busy, little enough to hold.
-        depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
-        if len(first) > 1:
-            pixels = _ahead(self.pool, self.pixels, chain(first, rest), depth, skip)
+        head = list(islice(rest, 2))
+        found: Iterator[Floats | DataError]
+        if len(head) > 1:
+            # Some batches ahead, or work for every thread: enough to keep the body busy, little enough to hold.
+            depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
+            found = ahead(self.pool, self._pixels_or_error, chain(head, rest), depth)
         else:
-            pixels = _here(self.pixels, first, skip)
-        positions: list[int] = []
-        arrays: list[Floats] = []
+            # For a single image it is faster not to wake another thread.
+            found = map(self._pixels_or_error, head)
+        pixels: dict[int, Floats] = {}
         skipped = 0
-        for index, each in pixels:
-            if each is None:
+        for index, each in enumerate(found):
+            if isinstance(each, DataError):
+                skip(index, each)
                 skipped += 1
                 if skipped % self.batch == 0:
-                    # Whoever asked can pass on what `skip` was told, and need not hold it until a picture can be read.
+                    # The caller can pass on the skipped items before the next image that can be read.
                     yield [], {}
                 continue
-            positions.append(index)
-            arrays.append(each)
-            if len(arrays) == self.batch:
-                yield positions, {self.cut: np.concatenate(arrays)}
-                positions, arrays = [], []
-        if arrays:
-            yield positions, {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
+            pixels[index] = each
+            if len(pixels) == self.batch:
+                yield list(pixels), {self.cut: np.concatenate(list(pixels.values()))}
+                pixels = {}
+        if pixels:
+            arrays = list(pixels.values())
+            yield list(pixels), {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
 
     def run(self, outputs: Sequence[str], feeds: "Feeds") -> "list[Floats]":
-        """The body's outputs for one batch, filled up with black pictures where every batch has the same size."""
+        """The body's outputs for one batch; with `fixed`, black images fill the batch up to its one size."""
         pixels = feeds[self.cut]
         missing = self.batch - len(pixels) if self.settings.fixed else 0
         if missing <= 0:
@@ -230,131 +206,79 @@ class ImagePipeline(_Pipeline):
         return [array[: len(pixels)] for array in super().run(outputs, {self.cut: full})]
 
     def pixels(self, item: Any) -> "Floats":
-        """One picture through the prefix: float32 [1, 3, crop, crop]."""
-        picture = decode_image(item, self.short_side)
-        pixels: Floats = self.prefix.run([self.cut], {IMAGE: picture[None]})[0]
+        """The output of the prefix for one image: float32 [1, 3, crop, crop]. Raises DataError."""
+        image = decode_image(item, self.short_side)
+        pixels: Floats = self.prefix.run([self.cut], {IMAGE: image[None]})[0]
         return pixels
+
+    def _pixels_or_error(self, item: Any) -> "Floats | DataError":
+        try:
+            return self.pixels(item)
+        except DataError as error:
+            return error
 
 
 class TextPipeline(_Pipeline):
     """Tokens first, then batches of similar length, each within a budget of tokens."""
 
-    threads = 1
-
     def __init__(
-        self,
-        preprocess: TextPreprocess,
-        graphs: Graphs,
-        folder: Path,
-        device: str,
-        settings: Settings,
+        self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings
     ) -> None:
-        super().__init__(device, settings)
+        super().__init__(graphs, device, settings, threads=1)
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
-        self.body = create_session(graphs.body, device, tables=graphs.tables, settings=settings)
-        self.facts = self.body.get_modelmeta().custom_metadata_map
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(places of the items, what the body takes for them), the shortest first, window by window.
+        """(indices of the items, the body's input for them), shortest first within each window.
 
-        No places after a window of which no text can be read.
+        No indices after a window in which no text can be read.
         """
-        coming_windows = windows(items)
-        found = [self._rows(*window) for window in islice(coming_windows, 1)]
+        coming = windows(items, WINDOW)
+        found = [self._tokens(*window) for window in islice(coming, 1)]
         while found:
-            # The next window is tokenised while the body works on this one.
-            coming: list[Future[Rows]] = [self.pool.submit(self._rows, *window) for window in islice(coming_windows, 1)]
-            for rows, refused in found:
-                for index, error in refused:
+            # The next window is tokenised while the body runs on this one.
+            futures: list[Future[Tokens]] = [self.pool.submit(self._tokens, *window) for window in islice(coming, 1)]
+            for tokens, failed in found:
+                for index, error in failed:
                     skip(index, error)
-                if rows:
-                    yield from self._bucketed(rows)
+                if tokens:
+                    yield from self._bucketed(tokens)
                 else:
                     yield [], {}
-            found = [future.result() for future in coming]
+            found = [future.result() for future in futures]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, 0 of one that cannot be read."""
+        """The number of tokens of each text; 0 for a text that cannot be read."""
         found = [0] * len(texts)
-        for window in windows(texts):
-            for index, row in self._rows(*window)[0].items():
-                found[index] = len(row)
+        for window in windows(texts, WINDOW):
+            for index, tokens in self._tokens(*window)[0].items():
+                found[index] = len(tokens)
         return found
 
-    def _bucketed(self, rows: dict[int, list[int]]) -> "Iterator[tuple[list[int], Feeds]]":
-        positions: list[int] = []
-        for index in sorted(rows, key=lambda index: len(rows[index])):
-            # Sorted, so the newcomer is the longest and sets the padded width of the whole batch.
-            if positions and len(rows[index]) * (len(positions) + 1) > self.budget:
-                yield positions, self.encoder.batch([rows[i] for i in positions])
-                positions = []
-            positions.append(index)
-        if positions:
-            yield positions, self.encoder.batch([rows[i] for i in positions])
+    def _bucketed(self, tokens: dict[int, list[int]]) -> "Iterator[tuple[list[int], Feeds]]":
+        indices: list[int] = []
+        for index in sorted(tokens, key=lambda index: len(tokens[index])):
+            # In sorted order the new text is the longest, and sets the padded width of the whole batch.
+            if indices and len(tokens[index]) * (len(indices) + 1) > self.budget:
+                yield indices, self.encoder.batch([tokens[i] for i in indices])
+                indices = []
+            indices.append(index)
+        if indices:
+            yield indices, self.encoder.batch([tokens[i] for i in indices])
 
-    def _rows(self, start: int, items: Sequence[Any]) -> "Rows":
-        """The tokens of every item of a window that can be read, by its place; and the others with what is wrong."""
+    def _tokens(self, start: int, items: Sequence[Any]) -> "Tokens":
         texts: dict[int, str] = {}
-        refused: list[tuple[int, DataError]] = []
+        failed: list[tuple[int, DataError]] = []
         for index, item in enumerate(items, start):
             try:
                 texts[index] = check_text(item, index)
             except DataError as error:
-                refused.append((index, error))
-        rows = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
+                failed.append((index, error))
+        tokens = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
         for index, text in texts.items():
             try:
-                self.encoder.check_known(text, rows[index], index)
+                self.encoder.check_known(text, tokens[index], index)
             except DataError as error:
-                refused.append((index, error))
-                del rows[index]
-        return rows, sorted(refused, key=lambda each: each[0])
-
-
-def windows(items: Iterable[Any], size: int = WINDOW) -> Iterator[tuple[int, list[Any]]]:
-    """(where it starts, the items of a window), one after another as they are asked for."""
-    rest, start = iter(items), 0
-    while window := list(islice(rest, size)):
-        yield start, window
-        start += len(window)
-
-
-def _here(
-    function: "Callable[[Any], Floats]", items: Iterable[Any], skip: Skip
-) -> "Iterator[tuple[int, Floats | None]]":
-    """(place, function(item), None for one that was skipped): for one item no thread need be woken."""
-    for index, item in enumerate(items):
-        pixels: Floats | None = None
-        try:
-            pixels = function(item)
-        except DataError as error:
-            skip(index, error)
-        yield index, pixels
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: "Callable[[Any], Floats]", items: Iterable[Any], depth: int, skip: Skip
-) -> "Iterator[tuple[int, Floats | None]]":
-    """(place, function(item)) on the pool's threads, in order, at most `depth` results ahead of their use.
-
-    None stands for the result of one that was skipped.
-    """
-    todo = enumerate(items)
-    waiting: deque[tuple[int, Future[Floats]]] = deque()
-    try:
-        while True:
-            waiting += [(index, pool.submit(function, item)) for index, item in islice(todo, depth + 1 - len(waiting))]
-            if not waiting:
-                return
-            index, future = waiting.popleft()
-            pixels: Floats | None = None
-            try:
-                pixels = future.result()
-            except DataError as error:
-                skip(index, error)
-            yield index, pixels
-    finally:
-        # Whoever asked has gone, by an error or by a break: what has not begun need not be done.
-        for _, future in waiting:
-            future.cancel()
+                failed.append((index, error))
+                del tokens[index]
+        return tokens, sorted(failed, key=lambda each: each[0])

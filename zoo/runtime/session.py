@@ -1,4 +1,4 @@
-"""Session: a bundle loaded in ONNX Runtime on a device that it names truthfully."""
+"""A loaded model: `Session` runs a bundle in ONNX Runtime, and reports the device that really computes."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +17,9 @@ from zoo.extras import RUNTIME, require
 from zoo.graph import external_data
 from zoo.progress import SILENT, Progress
 from zoo.results import Answer, Placement, RunResult
-from zoo.runtime.answers import ByModel, answer_one, answers
+from zoo.runtime.answers import ModelAnswerer, answer_one, answers
 from zoo.runtime.device import choose, onnxruntime
-from zoo.runtime.optimised_graphs import Keeper
+from zoo.runtime.optimised_graphs import OptimisedGraphs
 from zoo.runtime.ort import Graphs, Settings, write_optimised
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline, cut_model
 from zoo.schema import ImagePreprocess, TextPreprocess
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A bundle, ready to answer.
+    """A bundle, ready to answer. Threads may share a session.
 
-    `device` is `cpu`, `cuda:N` or `tensorrt:N`: what really runs; `placement` says why, and on what each node of the
-    graph lies. Images of any size are prepared one by one by the graph's own preprocessing prefix, on the CPU, and then
-    run through its body in batches; texts are batched by length. Order is kept. Threads may share a session.
+    `device` is the device that really computes: `cpu`, `cuda:N` or `tensorrt:N`. `placement` has the reason, and the
+    nodes of the graph on each device. Images of any size are prepared one by one on the CPU, by the preprocessing
+    prefix of the graph, and run through its body in batches. Texts are batched by length. Results keep the order.
 
-    `threads` are those that compute (every core this process may use by default). `spins` lets them wait busily, which
-    is quicker where nothing else computes; a server does without. `fixed` fills up every batch of pictures, for CUDA to
-    record its kernels once. TensorRT's engines are kept in the folder `engines`,
-    graphs as ONNX Runtime optimised them in `optimised`, for the next start.
+    threads: computing threads; by default one for each core that this process may use.
+    spins: let waiting threads spin, which is faster unless others compute at the same time, as in a server.
+    fixed: fill up every batch of images, so that CUDA records its kernels once.
+    engines, optimised: folders in which TensorRT's engines and optimised graphs are kept for the next start.
 
-    Raises UsageError for an unknown device, DeviceError where the device that was asked for cannot be had or many nodes
-    are left on the CPU (`auto` takes the CPU then, and says so), IntegrityError for a bundle that was changed.
+    Raises UsageError for an unknown device, DeviceError if the requested device cannot be used or many nodes would run
+    on the CPU (`auto` then takes the CPU, with the reason), IntegrityError if a file of the bundle was changed.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class Session:
         optimised: Path | None = None,
     ) -> None:
         preprocess = bundle.manifest.preprocess
-        reads_pictures = isinstance(preprocess, ImagePreprocess)
+        reads_images = isinstance(preprocess, ImagePreprocess)
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}", hint="threads=1, or leave it out")
-        if fixed and not reads_pictures:
-            raise UsageError("batches of texts have no fixed shape", hint="leave out fixed")
+        if fixed and not reads_images:
+            raise UsageError("fixed needs a model of images: batches of texts have no fixed shape", hint="leave it out")
         chosen = choose(device)
-        require("running a model", *RUNTIME, "PIL" if reads_pictures else "tokenizers")
+        require("running a model", *RUNTIME, "PIL" if reads_images else "tokenizers")
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.labels = self.manifest.labels
-        #: Files beside the model that its numbers lie in.
+        #: Names of the files beside the model that hold its external data.
         self.table_files: list[str] = []
-        # On a CPU the threads that decode want the cores on which those of a session would spin.
-        spins = (chosen.used != "cpu" or not reads_pictures) if spins is None else spins
+        # On a CPU, spinning threads of a session would take the cores from those that decode images.
+        spins = (chosen.used != "cpu" or not reads_images) if spins is None else spins
         settings = Settings(threads, spins, fixed=fixed, engines=engines, key=bundle.digest(MODEL)[:16])
         try:
             self._pipeline = self._load(chosen.used, settings, optimised)
@@ -86,30 +86,30 @@ class Session:
         _check_facts(bundle, self._pipeline.facts)
 
     def _load(self, device: str, settings: Settings, optimised: Path | None) -> ImagePipeline | TextPipeline:
-        with Keeper(optimised, self.bundle, device) as keeper:
-            # What is read is hashed while the runtime is imported: each takes a tenth of a second.
+        with OptimisedGraphs(optimised, self.bundle, device) as kept:
+            # Reading and hashing the model takes a tenth of a second, and so does importing the runtime.
             with ThreadPoolExecutor(1, "zoo-read") as pool:
-                reading = pool.submit(lambda: keeper.find() or self._read())
+                reading = pool.submit(lambda: kept.find() or self._read())
                 onnxruntime()
                 graphs = reading.result()
             try:
                 if device == "cpu":
                     pipeline = self._pipeline_of(graphs, device, settings)
-                    # By a second session: the first answer need not wait.
-                    keeper.keep_beside(graphs, lambda folder: write_optimised(graphs.body, device, settings, folder))
+                    # A second session optimises the graph again later, so that the first answer need not wait.
+                    kept.keep_later(graphs, lambda folder: write_optimised(graphs.body, device, settings, folder))
                     return pipeline
-                # Memory of a GPU may not be enough for two.
-                with keeper.making(graphs) as folder:
+                # A GPU may not have the memory for a second session.
+                with kept.making(graphs) as folder:
                     return self._pipeline_of(graphs, device, settings._replace(optimised=folder))
             except IntegrityError:
-                if not keeper.is_used:
+                if not kept.is_used:
                     raise
-            # What was kept, or was to be, does not load; or the disk is full.
-            keeper.drop()
+            # A kept graph did not load or could not be written, for example on a full disk.
+            kept.drop()
             return self._pipeline_of(self._read(), device, settings)
 
     def _read(self) -> Graphs:
-        """The bundle's own graph, checked."""
+        """The graphs from the bundle's own file, checked."""
         model = self.bundle.read_model()
         tables = external_data.files(model, self.bundle.map)
         self.table_files = sorted(tables)
@@ -122,16 +122,16 @@ class Session:
         if isinstance(preprocess, TextPreprocess):
             bundle.check(preprocess.tokenizer)
             return TextPipeline(preprocess, graphs, bundle.path, device, settings)
-        raise IntegrityError(f"{bundle.path}: a bundle's words are tokens", hint="write the bundle again")
+        raise IntegrityError(f"{bundle.path}: a bundle reads images or texts", hint="write the bundle again")
 
     def __repr__(self) -> str:
         return f"Session({self.manifest.name!r}, {len(self.labels)} labels, {self.placement})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the model, what it reads and answers with, where it runs."""
+        """A table for notebooks: the model, its input, outputs and labels, and the device."""
         facts = {
             "model": f"{self.manifest.name}, {self.manifest.precision}",
-            "reads": "pictures" if isinstance(self.manifest.preprocess, ImagePreprocess) else "texts",
+            "reads": "images" if isinstance(self.manifest.preprocess, ImagePreprocess) else "texts",
             "answers with": ", ".join(f"{item.name} {list(item.shape)}" for item in self.manifest.outputs),
             "labels": ", ".join(self.labels) or "none",
             "runs on": str(self.placement),
@@ -142,43 +142,39 @@ class Session:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the tensors the graph answers with: `features`, and `scores` [batch, labels] after fine-tuning."""
+        """Names of the graph's outputs: `features`, and `scores` [batch, labels] after fine-tuning."""
         return tuple(spec.name for spec in self.manifest.outputs)
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Batch by batch, (positions in `items`, the named outputs for them): texts shortest first, window by window.
+        """(indices of the items, the named outputs for them), batch by batch; texts are sorted within each window.
 
-        `items` are taken as they are needed, and not kept: texts two windows ahead at most, pictures a few batches.
-
-        Items are paths, bytes, PIL images or uint8 [height, width, 3] arrays for images; str for texts. One that cannot
-        be read raises DataError; with `skip` that is told instead, and the item is in no batch. What the body takes
-        (`attention_mask`, int64 [batch, sequence]) may be asked for among the outputs.
+        Items are read as needed and not kept: at most two windows of texts, or a few batches of images, ahead. An image
+        is a path, bytes, a PIL image or a uint8 array [height, width, 3]; a text is a str. An item that cannot be read
+        raises DataError, or is left out and passed to `skip` with its error. Inputs of the body may be asked for, too
+        (`attention_mask`, int64 [batch, sequence]).
         """
-        for positions, arrays in self._pipeline.stream(one_or_more(items), outputs, skip or _refuse):
-            if positions:
-                yield positions, arrays
+        for indices, arrays in self._pipeline.stream(one_or_more(items), outputs, skip or _refuse):
+            if indices:
+                yield indices, arrays
 
     def rows(self, items: Iterable[Any], output: str, skip: Skip) -> "Iterator[tuple[list[int], Sequence[Floats]]]":
-        """Batch by batch (positions in `items`, the row of each in one output), as `zoo.runtime.in_order.Rows` has it.
-
-        `skip` is told of an item whose numbers are not finite, too.
-        """
+        """The rows of one output: see `zoo.runtime.in_order.Rows`. A row that is not finite is skipped."""
         import numpy as np
 
-        for positions, arrays in self._pipeline.stream(items, [output], skip):
-            if not positions:
+        for indices, arrays in self._pipeline.stream(items, [output], skip):
+            if not indices:
                 yield [], []
                 continue
             found = arrays[output]
             if not np.isfinite(found).all():
-                is_whole = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
-                for place in np.flatnonzero(~is_whole):
-                    skip(positions[place], _not_finite(output))
-                positions = [positions[place] for place in np.flatnonzero(is_whole)]
-                found = found[is_whole]
-            yield positions, found  # type: ignore[misc]
+                is_finite = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
+                for row in np.flatnonzero(~is_finite):
+                    skip(indices[row], _not_finite(output))
+                indices = [indices[row] for row in np.flatnonzero(is_finite)]
+                found = found[is_finite]
+            yield indices, found  # type: ignore[misc]
 
     @property
     def batches_run(self) -> Sequence[int]:
@@ -186,25 +182,25 @@ class Session:
         return self._pipeline.batches_run
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; 0 of one that cannot be read. Raises UsageError for a model of pictures."""
+        """The number of tokens of each text, 0 if it cannot be read. Raises UsageError for a model of images."""
         if not isinstance(self._pipeline, TextPipeline):
-            raise UsageError("pictures have no tokens")
+            raise UsageError("lengths are for models of texts: images have no tokens")
         return self._pipeline.lengths(texts)
 
     def infer(
         self, items: Iterable[Any], outputs: Sequence[str], progress: Progress = SILENT, skip: Skip | None = None
     ) -> "dict[str, Floats]":
-        """The named outputs, each float32 [len(items), ...], in the order of `items`; NaN for one that `skip` took."""
+        """The named outputs, each float32 [len(items), ...], in the order of `items`; NaN for a skipped item."""
         import numpy as np
 
         items = list(one_or_more(items))
         shapes = {spec.name: spec.shape[1:] for spec in self.manifest.outputs}
         found = {name: np.full((len(items), *map(int, shapes[name])), np.nan, np.float32) for name in outputs}
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
-            for positions, arrays in self.stream(items, outputs, skip):
+            for indices, arrays in self.stream(items, outputs, skip):
                 for name, array in arrays.items():
-                    found[name][positions] = array
-                bar.advance(len(positions))
+                    found[name][indices] = array
+                bar.advance(len(indices))
         return found
 
     def run(
@@ -216,23 +212,22 @@ class Session:
         keep_going: bool = False,
         progress: Progress = SILENT,
     ) -> RunResult:
-        """An answer for each input, in their order: the `top` best labels, a number, or the features without a head.
+        """An answer for each input, in order: the `top` best labels, a number, or the features if there is no head.
 
         `inputs` is one input or any iterable of them: paths, bytes, PIL images or uint8 arrays [height, width, 3] (RGB,
-        0 to 255) of pictures, str of texts; an array [count, height, width, 3] is so many pictures. `names` stand for
-        them in answers and errors. All answers are held: `answers` is for any number of inputs.
+        0 to 255) for images, str for texts; an array [count, height, width, 3] is `count` images. `names` replace the
+        inputs' own names in answers and errors. All answers are in memory; `answers` takes any number of inputs.
 
-        Raises UsageError for a `top` below 1 and for fewer or more names than inputs. Raises DataError, whose `index`
-        is the input's place, for one that cannot be read (no whole picture, an array of
-        another type or shape, an empty text) or whose scores are not finite; with `keep_going` its answer has the
-        error, and the others theirs.
+        Raises UsageError for a `top` below 1 or if the numbers of names and inputs differ. Raises DataError with the
+        `index` of an input that cannot be read (a damaged image, an array of another type or shape, an empty text) or
+        whose scores are not finite; with `keep_going` the answer to that input holds the error instead.
         """
         items = list(one_or_more(inputs))
         each = items if names is None else with_names(items, names)
         if len(items) == 1:
-            # A server's case: what keeps many in order would cost as much as all the rest.
+            # A server's case: keeping many inputs in order would cost as much as all the rest.
             [one] = named_inputs(each)
-            return self._result([answer_one(ByModel(self, top), one, keep_going=keep_going)])
+            return self._result([answer_one(ModelAnswerer(self, top), one, keep_going=keep_going)])
         found = []
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
             for answer in self.answers(each, top=top, keep_going=keep_going):
@@ -250,26 +245,26 @@ class Session:
         )
 
     def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
-        """As `run`, but for any number of inputs: they are read as answers are asked for, in order, and none is kept.
+        """The answers of `run` for any number of inputs, which are read as answers are taken, in order, and not kept.
 
-        Texts are read two windows of 4,096 ahead at most, pictures a few batches; of stdin (`Zoo.each_input`) what has
-        come is answered at once. Raises what `run` does.
+        At most two windows of 4,096 texts, or a few batches of images, are read ahead. Inputs from stdin
+        (`Zoo.each_input`) are answered as they arrive. Raises as `run`.
         """
-        return answers(ByModel(self, top), one_or_more(inputs), keep_going=keep_going)
+        return answers(ModelAnswerer(self, top), one_or_more(inputs), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:
-        """`run` on a thread beside the event loop, for a server: the loop goes on, and runs may overlap.
+        """The result of `run`, computed on a thread so that the event loop of a server goes on; runs may overlap.
 
-        A run whose task is cancelled still ends by itself; its answer is dropped.
+        If the task is cancelled, the run still ends by itself and its result is dropped.
         """
         import asyncio
 
         return await asyncio.to_thread(self.run, inputs, top=top, keep_going=keep_going)
 
     def scores(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
-        """Class probabilities, float32 [len(items), len(labels)]. Raises UsageError on a bundle without a head.
+        """Class probabilities, float32 [len(items), len(labels)].
 
-        Raises DataError as `run` does, for one whose scores are not finite, too.
+        Raises UsageError for a bundle without a head, and DataError as `run`.
         """
         if "scores" not in self.outputs:
             raise UsageError(
@@ -279,7 +274,7 @@ class Session:
         return self._whole(items, "scores", progress)
 
     def features(self, items: Iterable[Any], progress: Progress = SILENT) -> "Floats":
-        """Feature vectors, float32 [len(items), dim]. Raises DataError as `scores` does."""
+        """Feature vectors, float32 [len(items), dim]. Raises DataError as `run`."""
         return self._whole(items, "features", progress)
 
     def _whole(self, items: Iterable[Any], output: str, progress: Progress) -> "Floats":
@@ -292,7 +287,7 @@ class Session:
 
 
 def _not_finite(output: str) -> DataError:
-    return DataError(f"its {output} are not finite", hint="--device cpu, or fp32")
+    return DataError(f"its {output} are not finite numbers", hint="--device cpu, or fp32")
 
 
 def _refuse(index: int, error: DataError) -> None:
@@ -301,11 +296,11 @@ def _refuse(index: int, error: DataError) -> None:
 
 
 def _check_facts(bundle: Bundle, facts: "dict[str, str]") -> None:
-    """Labels and preprocessing stand in `zoo.json` and in the ONNX file: a manifest that was edited shows here."""
+    """Raise IntegrityError if `zoo.json` was edited: the ONNX file has its own copy of labels and preprocessing."""
     stored = json.loads(facts.get("zoo.labels", "[]")), json.loads(facts.get("zoo.preprocess", "null"))
-    told = list(bundle.manifest.labels), json.loads(msgspec.json.encode(bundle.manifest.preprocess))
-    for what, ours, theirs in zip(("labels", "preprocessing"), told, stored, strict=True):
+    listed = list(bundle.manifest.labels), json.loads(msgspec.json.encode(bundle.manifest.preprocess))
+    for what, ours, theirs in zip(("labels", "preprocessing"), listed, stored, strict=True):
         if ours != theirs:
             raise IntegrityError(
-                f"{bundle.path}: the {what} in zoo.json are not those in model.onnx", hint="write the bundle again"
+                f"{bundle.path}: zoo.json and model.onnx differ in {what}", hint="write the bundle again"
             )

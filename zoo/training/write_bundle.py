@@ -13,9 +13,9 @@ from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describ
 from zoo.data.dataset import Dataset
 from zoo.data.items import listed
 from zoo.data.samples import gate_samples
-from zoo.evaluation import report_data
 from zoo.evaluation.metrics import measure
 from zoo.evaluation.report import Drawing, write_report
+from zoo.evaluation.report_data import ReportInputs
 from zoo.export import parity, trunk
 from zoo.export.build import encoder, metadata, versions
 from zoo.export.isolated_session import IsolatedSession
@@ -118,7 +118,7 @@ def report_on(
     notes: Sequence[str],
     scores: "Floats",
     features: "Floats",
-) -> report_data.Report:
+) -> ReportInputs:
     """The report on the held-out items, from the model's `scores` [items, labels] and `features` of them."""
     train, held = parts
     trained, targets = tuned.head, held.targets(tuned.labels)
@@ -128,7 +128,7 @@ def report_on(
     )  # fmt: skip
     skipped = (*train.skipped, *held.skipped)
     left_out = [f"left out, see {SKIPPED}: {listed(skipped)} ({len(skipped)} in all)"] if skipped else []
-    return report_data.Report(
+    return ReportInputs(
         name=base.name,
         backbone=base.lineage.entry.name,
         data=train.source,
@@ -155,7 +155,7 @@ def write_records(
     draft: Manifest,
     tuned: Tuned,
     parts: tuple[Dataset, Dataset],
-    report: report_data.Report,
+    report: ReportInputs,
     drawing: Drawing,
 ) -> Manifest:
     """Write the split, the learning curve and the report into the bundle, and the manifest last."""
