@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 from zoo_cli.output import next_command, say
+from zoo_cli.output_files import end_with_count, print_failures, print_written
 from zoo_cli.state import make_zoo
-from zoo_cli.written import end_with_count, print_failures, print_written
 
 
 def command(

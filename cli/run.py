@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 from zoo_cli.output import flush, next_command, print_json, say, write
+from zoo_cli.output_files import end_with_count, print_failure, print_failures, print_written
 from zoo_cli.progress import Bars
 from zoo_cli.state import make_zoo
-from zoo_cli.written import end_with_count, print_failure, print_failures, print_written
 
 from zoo import Answer, Answers, DataError, Inputs, ProgressBar, UsageError, Zoo, to_plain
 

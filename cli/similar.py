@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 from zoo_cli.output import next_command, print_json, say, write
+from zoo_cli.output_files import end_with_count, print_failures
 from zoo_cli.state import make_zoo
-from zoo_cli.written import end_with_count, print_failures
 
 from zoo import UsageError, to_plain
 

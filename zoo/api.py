@@ -330,7 +330,7 @@ class Zoo(Workspace):
 
     def plugin_states(self, limit: float = 10.0) -> "Sequence[PluginState]":
         """The state of every plugin, loaded in a child process within `limit` seconds, and of every registry file."""
-        from zoo.plugin.isolated import load_all
+        from zoo.plugin.child import load_all
 
         try:
             shelves = self.shelves

@@ -13,7 +13,7 @@ TESTED_BY = {
     "outputs.vector_file": "tests/outputs/test_embed.py, by `zoo embed`",
     "results": "every test that reads an answer of a verb",
     "runtime.in_order": "tests/runtime/test_per_core.py",
-    "testing.child": "tests/plugin/test_isolated.py, by `zoo plugins check`",
+    "testing.child": "tests/plugin/test_child.py, by `zoo plugins check`",
     "testing.families": "tests/testing/test_conformance.py, by `zoo plugins check`",
     "training.write_bundle": "every test that fine-tunes",
     "workspace": "every test that makes a Zoo",

@@ -1,4 +1,4 @@
-"""Raw items to arrays: pictures decoded, texts tokenised. The same functions serve finetune, run, evaluate and serve.
+"""Images as arrays: `decode_image` is what finetune, run and evaluate share.
 
 Decode policy for pictures: JPEG, PNG, WebP and BMP only; EXIF orientation applied; converted to 8-bit RGB; the first
 frame of an animation; a JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.

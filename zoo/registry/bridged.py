@@ -142,9 +142,13 @@ class Bridged:
             )
         entry = bridge.entry(reference.name, reference.revision)
         try:
-            # The entry must follow the rules of a registry row; TypeError: it is something else.
+            # The entry must follow the rules of a registry row.
             checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
-        except (msgspec.ValidationError, TypeError) as error:
+        except TypeError as error:
+            raise PluginError(
+                f"the bridge {reference.prefix}/ gives a {type(entry).__name__}, not an Entry", plugin=reference.prefix
+            ) from error
+        except msgspec.ValidationError as error:
             raise NotFoundError(
                 f"{reference} does not fit zoo's schema: {error}", hint="choose another model"
             ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from zoo.errors import PluginError, ZooError
-from zoo.plugin.isolated import isolated
+from zoo.plugin.child import isolated
 from zoo.plugin.manager import Plugins
 from zoo.progress import SILENT, Progress
 from zoo.schema import Entry

@@ -1,4 +1,4 @@
-"""Plugins loaded in a child process (`python -m zoo.plugin.isolated`), each within a time limit.
+"""Plugins loaded in a child process (`python -m zoo.plugin.child`), each within a time limit.
 
 A plugin that exits, crashes or hangs is reported by name. Everything that plugins print, also from C, goes to stderr.
 """
@@ -28,7 +28,7 @@ def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
     states = {(state.group, state.name): state for state in known if state.state == "not loaded"}
     waiting = list(states)
     while waiting:
-        with isolated("zoo.plugin.isolated", waiting) as child:
+        with isolated("zoo.plugin.child", waiting) as child:
             try:
                 while waiting:
                     states[waiting[0]] = msgspec.convert(child.receive(limit).data, PluginState)
