@@ -68,7 +68,7 @@ def _forks(request: pytest.FixtureRequest) -> Iterator[None]:
         os.environ[forks.COVERAGE] = str(request.config.rootpath / ".coverage")
     server = forks.Server()
     os.environ[forks.ADDRESS] = server.address
-    forks.install()
+    forks.install(server)
     yield
     del os.environ[forks.ADDRESS]
     server.close()

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,8 @@ def _starting(environment: Mapping[str, str]) -> dict[str, str]:
 
 #: What they were when children began to be forked.
 _own: dict[str, str] = {}
+#: The server that this process has to start; the children of this process find it started.
+_server: "Server | None" = None
 
 
 class Popen(_Popen):  # type: ignore[type-arg]
@@ -57,6 +60,8 @@ class Popen(_Popen):  # type: ignore[type-arg]
         if not (address and not (executable or preexec_fn or pass_fds or shell)) or not is_ours(words, environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
             return
+        if _server is not None:
+            _server.start()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(address)
@@ -118,33 +123,39 @@ def _line(connection: socket.socket) -> bytes:
     return found
 
 
-def install() -> None:
-    """Fork the children of this process, and theirs, from now on."""
+def install(server: "Server | None" = None) -> None:
+    """Fork the children of this process, and theirs, from now on; `server` is started with the first of them."""
+    global _server
+    _server = server
     _own.update(_starting(os.environ))
     subprocess.Popen = Popen  # type: ignore[misc]
 
 
 class Server:
-    """The process that children are forked from, started when it is first needed and ended with this process."""
+    """The process that children are forked from; it ends with this process."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="zoo-forks-")
         self.address = str(Path(self._folder.name) / "socket")
-        root = Path(__file__).resolve().parents[2]
-        self._process = _Popen(
-            [sys.executable, "-m", "tests.kit.forks", self.address],
-            cwd=root,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start it, unless it runs already, and wait until it can fork."""
+        with self._lock:
+            if self._process is None:
+                command = [sys.executable, "-m", "tests.kit.forks", self.address]
+                root = Path(__file__).resolve().parents[2]
+                self._process = _Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                assert self._process.stdout is not None
+                assert self._process.stdout.readline() == b"ready\n"
 
     def close(self) -> None:
         """End the server and every child that still runs."""
-        # Leaving the block closes the pipes and waits.
-        with self._process:
-            pass
+        if self._process is not None:
+            # Leaving the block closes the pipes and waits.
+            with self._process:
+                pass
         self._folder.cleanup()
 
 
