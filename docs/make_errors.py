@@ -14,7 +14,7 @@ def error_types() -> list[type[ZooError]]:
     kinds = [ZooError]
     for kind in kinds:
         kinds += [child for child in kind.__subclasses__() if child.__module__ == ZooError.__module__]
-    return sorted(kinds, key=lambda kind: kind.exit_code)
+    return sorted(dict.fromkeys(kinds), key=lambda kind: kind.exit_code)
 
 
 def table() -> str:
@@ -23,7 +23,7 @@ def table() -> str:
     for kind in error_types():
         first_line = (kind.__doc__ or "").partition("\n")[0]
         meaning = first_line.removeprefix("Raised when ").removesuffix(".")
-        parent = f"`{kind.__base__.__name__}`" if kind.__base__ else ""
+        parent = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
         lines.append(f"| `{kind.__name__}` | `{kind.code}` | {kind.exit_code} | {parent} | {meaning} |")
     return "\n".join(lines) + "\n"
 

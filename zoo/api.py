@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from zoo.bundle import Bundle, check_target
-from zoo.errors import DeviceError, NotFoundError, UsageError, ZooError
+from zoo.errors import DeviceError, UsageError, ZooError
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
-from zoo.options import BenchOptions, FinetuneOptions, Variant
+from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
 from zoo.registry.shelves import add_shelves
 from zoo.results import Answer, Answered, Answers, Benchmark, Check, Embedded, Evaluation, Ranking, Row, RunResult
@@ -75,8 +75,8 @@ class Zoo(Workspace):
     def finetune(self, model: str, data: str | Path, out: Path, options: FinetuneOptions | None = None) -> Outcome:
         """Train a head on the features of a registry row and write a checked bundle at `out`.
 
-        `data` is a folder, a table, or a table on the Hub (`hf://datasets/ORG/NAME/PATH.parquet`). Raises DataError,
-        UsageError, DivergedError, GateError; after an error nothing is written.
+        `data` is a folder, a table, or a table on the Hub (`hf://datasets/ORG/NAME/PATH.parquet`). Raises
+        MissingFileError, DataError, UsageError, DivergedError, GateError; after an error nothing is written.
         """
         from zoo.data.dataset import is_hub
         from zoo.export import trunk
@@ -87,12 +87,11 @@ class Zoo(Workspace):
         check_target(out, inside=[] if is_hub(data) else [Path(data)])
         options = options or FinetuneOptions()
         if self.is_path(model):
+            Bundle.open(Path(model))
             raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
         entry = self.entry(model)
         require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
         choose_device(options.device)
-        if not is_hub(data) and not Path(data).exists():
-            raise NotFoundError(f"{data}: no such file or folder", hint="check the path")
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
         folder = self.pull(model)
         backbone = cache(lambda: self.plugins.make(self.lock.effective(entry), folder))
@@ -117,10 +116,10 @@ class Zoo(Workspace):
         """
         from zoo.evaluation.evaluate import evaluate
 
+        options = DataOptions(text=text, image=image, label=label, max_bad=max_bad)
         return evaluate(
-            self.session(model, device), model, data,
-            held_out=held_out, max_bad=max_bad, text=text, image=image, label=label, offline=self.offline,
-            progress=self.progress,
+            self.session(model, device), model, data, options,
+            held_out=held_out, offline=self.offline, progress=self.progress,
         )  # fmt: skip
 
     def export(self, model: str, out: Path, variant: Variant | None = None) -> Bundle:

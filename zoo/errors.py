@@ -3,8 +3,7 @@
 `make docs` writes the table of docs/errors.md from the docstrings, codes and exit codes below.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -47,7 +46,7 @@ class UsageError(ZooError):
 class DataError(UsageError):
     """Raised when the data cannot be used: an empty class, a missing column, a broken image, no known word in a text.
 
-    `path` is the file or folder at fault, `index` that of the item while its name is not known: see `naming`.
+    `path` is the file or folder at fault, `index` the index of the item among those that were given.
     """
 
     code = "data"
@@ -70,6 +69,16 @@ class RegistryError(UsageError):
 
 class NotFoundError(ZooError):
     """Raised when a registry row, a bundle, a file, a bridged model or a word of a table does not exist."""
+
+    exit_code = 3
+    code = "not-found"
+
+
+class MissingFileError(DataError, NotFoundError):
+    """Raised when data or an input file does not exist.
+
+    It is a DataError, too: `path` and `index` are those of a DataError.
+    """
 
     exit_code = 3
     code = "not-found"
@@ -205,17 +214,6 @@ class DivergedError(ZooError):
     def __init__(self, message: str, *, epoch: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.epoch = epoch
-
-
-@contextmanager
-def naming(names: Sequence[str], items: Sequence[object]) -> Iterator[None]:
-    """Put the item's name (`tickets.csv:17`) into a DataError that has only its `index` in `items`."""
-    try:
-        yield
-    except DataError as error:
-        if error.index is not None:
-            named(error, names[error.index], items[error.index])
-        raise
 
 
 def named(error: ZooError, name: str, item: object) -> ZooError:

@@ -12,6 +12,25 @@ from zoo.schema import Precision, Task
 BATCHES = (1, 8, 32)
 
 
+class DataOptions(Struct, frozen=True, kw_only=True):
+    """How labelled data is read. Raises UsageError for invalid values.
+
+    `task`: the kind of its labels.
+    `text`, `image`, `label`: the columns of a table.
+    `max_bad`: the fraction of the items that may be unreadable.
+    """
+
+    task: Task = Task.SINGLE_LABEL
+    text: str | None = None
+    image: str | None = None
+    label: str | None = None
+    max_bad: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="--max-bad 0.01")
+
+
 class Variant(Struct, frozen=True, kw_only=True):
     """How a model is exported. Raises UsageError for invalid values.
 
@@ -37,11 +56,15 @@ class Variant(Struct, frozen=True, kw_only=True):
         if self.precision is not None and self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"unknown --precision {self.precision}", hint=f"--precision {known}")
-        for name, value in (("--max-drop", self.max_drop), ("--max-bad", self.max_bad)):
-            if not 0 <= value < 1:
-                raise UsageError(f"{name} must be in [0, 1), got {value}", hint=f"{name} 0.01")
+        if not 0 <= self.max_drop < 1:
+            raise UsageError(f"--max-drop must be in [0, 1), got {self.max_drop}", hint="--max-drop 0.01")
         if self.calibrate and self.precision != "int8":
             raise UsageError("--calibrate needs --precision int8", hint="--precision int8, or leave --calibrate out")
+        self.reading()
+
+    def reading(self, task: Task = Task.SINGLE_LABEL) -> DataOptions:
+        """How the data of `calibrate` is read. Raises UsageError."""
+        return DataOptions(task=task, text=self.text, image=self.image, label=self.label, max_bad=self.max_bad)
 
 
 class FinetuneOptions(Struct, frozen=True, kw_only=True):
@@ -91,8 +114,6 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
             raise UsageError("--class-weights and --label-smoothing need --task single-label", hint="leave them out")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--label-smoothing must be in [0, 1), got {self.label_smoothing}", hint="0.1 is usual")
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="--max-bad 0.01")
         if min(self.unfreeze, self.augment) < 0:
             given = f"{self.unfreeze} and {self.augment}"
             raise UsageError(f"--unfreeze and --augment must be at least 0, got {given}", hint="leave them out")
@@ -104,6 +125,11 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
             raise UsageError(
                 f"--val must be between 0 and 1, got {self.val}", hint="--val 0.2, or the path of a data set"
             )
+        self.reading()
+
+    def reading(self) -> DataOptions:
+        """How the data is read. Raises UsageError."""
+        return DataOptions(task=self.task, text=self.text, image=self.image, label=self.label, max_bad=self.max_bad)
 
 
 def parse_head(text: str) -> tuple[int, ...]:

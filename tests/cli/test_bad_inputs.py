@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from zoo_cli import app
 
 from tests.kit.items import bomb, encoded
 from zoo import DataError, Zoo, ZooError
@@ -20,20 +19,6 @@ from zoo.bundle import Bundle, describe_files, write_manifest
 #: (verb, its output, what the line of the error count says).
 VERBS = [("run", "a.jsonl", "have no answer"), ("embed", "v.jsonl", "have no vector")]
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The real command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capfd.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return call
 
 
 def lines(out: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def test_what_is_no_picture_is_left_out_and_listed(shelf: Path, zoo_home: Path, 
     assert reasons["outside.png"] == "a link out of the folder"
     assert reasons["dangling.png"] == "a link to nothing"
     assert "4294836225 pixels" in reasons["bomb.png"]
-    assert reasons["eps.jpg"] == "cannot be decoded: not a picture of an accepted format"
+    assert reasons["eps.jpg"] == "cannot be decoded: not an image of an accepted format"
     assert str(tmp_path) not in (out / "skipped.jsonl").read_text()
     assert "skipped.jsonl" in {file["path"] for file in json.loads((out / "zoo.json").read_text())["files"]}
     notes = " ".join(json.loads((out / "report.json").read_text())["notes"])
@@ -130,7 +130,7 @@ def test_more_bad_items_than_allowed(shelf: Path, zoo_home: Path, tmp_path: Path
 def test_a_class_of_nothing_but_bad_pictures(shelf: Path, tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "data", 4)
     for path in (data / "green").iterdir():
-        path.write_bytes(b"not a picture" + path.name.encode())
+        path.write_bytes(b"not an image" + path.name.encode())
     fails(2, "class 'green'", "finetune", "tiny-lite", data, "-o", tmp_path / "out", "--max-bad", 0.9)
     assert not (tmp_path / "out").exists()
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.kit.items import IMAGE, TEXT, write
 from zoo import DataError, UsageError
-from zoo.data.dataset import Dataset, Example, load
-from zoo.data.items import Skipped, check_bad
+from zoo.data.dataset import Dataset, load
+from zoo.data.items import Example, Skipped, Unreadable
+from zoo.options import DataOptions
 from zoo.schema import Task
 
 
@@ -27,7 +28,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 def test_json_lines(tmp_path: Path) -> None:
     rows = [{"words": "one", "kind": 1}, {"words": "two", "kind": 2}]
     path = write(tmp_path, "t.jsonl", "\n\n".join(map(json.dumps, rows)))
-    data = load(path, TEXT, text="words", label="kind")
+    data = load(path, TEXT, DataOptions(text="words", label="kind"))
     assert data.labels == ("1", "2")
 
 
@@ -51,7 +52,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("t.jsonl", '{"text": "x", "label": NaN}', r"t\.jsonl:1 has an empty 'label'"),
         ("t.jsonl", '{"text": null, "label": "a"}', r"t\.jsonl:1 has an empty 'text'"),
         ("t.jsonl", '{"text": ["x"], "label": "a"}', "'text' is not one value"),
-        ("t.jsonl", '{"text": "\\ud800", "label": "a"}', "half a character"),
+        ("t.jsonl", '{"text": "\\ud800", "label": "a"}', "a lone surrogate"),
         ("t.jsonl", '{"text":' + "[" * 100_000, r"t\.jsonl:1 is not JSON"),
     ],
 )
@@ -64,15 +65,15 @@ def test_tables_that_cannot_be_used(tmp_path: Path, name: str, content: str | by
 
 def test_a_kind_of_data_that_the_model_does_not_read(tmp_path: Path) -> None:
     table = write(tmp_path, "t.csv", "text,label\nx,a\n")
-    with pytest.raises(DataError, match="no column 'image'; this model reads pictures") as caught:
+    with pytest.raises(DataError, match="no column 'image'; this model reads images") as caught:
         load(table, IMAGE)
     assert caught.value.hint == "--image COL, one of: text, label"
-    with pytest.raises(DataError, match="no folder and no table; this model reads pictures"):
+    with pytest.raises(DataError, match="neither a folder nor a table; this model reads images"):
         load(write(tmp_path, "t.txt", "x"), IMAGE)
-    with pytest.raises(UsageError, match="--text names a column of texts, and this model reads pictures"):
-        load(table, IMAGE, text="text")
-    with pytest.raises(UsageError, match="--image names a column of pictures, and this model reads text"):
-        load(table, TEXT, image="text")
+    with pytest.raises(UsageError, match="--text names a column of texts, and this model reads images"):
+        load(table, IMAGE, DataOptions(text="text"))
+    with pytest.raises(UsageError, match="--image names a column of images, and this model reads text"):
+        load(table, TEXT, DataOptions(image="text"))
     (tmp_path / "folder.csv").mkdir()
     for folder in (tmp_path, tmp_path / "folder.csv"):
         with pytest.raises(DataError, match="not a table"):
@@ -115,7 +116,7 @@ def test_several_labels(tmp_path: Path) -> None:
     path = write(tmp_path, "t.csv", "text,label\none,b | a\ntwo,\nthree,a||a\nfour, \n")
     with pytest.raises(DataError, match=r"t\.csv:3 has an empty 'label'"):
         load(path, TEXT)
-    data = load(path, TEXT, task=Task.MULTI_LABEL)
+    data = load(path, TEXT, DataOptions(task=Task.MULTI_LABEL))
     assert data.labels == ("a", "b")
     assert [data.labels_of(example) for example in data.examples] == [("b", "a"), (), ("a",), ()]
     targets = data.targets(["b", "a"])
@@ -126,14 +127,14 @@ def test_several_labels(tmp_path: Path) -> None:
         data.targets(["a"])
     with pytest.raises(DataError, match=r"t\.csv:2 has an empty 'label'"):
         # A row that ends early is no statement about labels.
-        load(write(tmp_path, "short.csv", "text,label\none\n"), TEXT, task=Task.MULTI_LABEL)
+        load(write(tmp_path, "short.csv", "text,label\none\n"), TEXT, DataOptions(task=Task.MULTI_LABEL))
     rows = write(tmp_path, "t.jsonl", '{"text": "x", "label": null}\n{"text": "y", "label": "a"}\n')
-    assert load(rows, TEXT, task=Task.MULTI_LABEL).targets(["a"]).tolist() == [[0], [1]]
+    assert load(rows, TEXT, DataOptions(task=Task.MULTI_LABEL)).targets(["a"]).tolist() == [[0], [1]]
 
 
 def test_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, "t.csv", "text,price\none, 1.5 \ntwo,-2e3\n")
-    data = load(path, TEXT, task=Task.REGRESSION, label="price")
+    data = load(path, TEXT, DataOptions(task=Task.REGRESSION, label="price"))
     assert data.labels == ("price",)
     targets = data.targets(data.labels)
     assert targets.dtype == np.float32
@@ -144,10 +145,10 @@ def test_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cell", ["much", "nan", "inf", "-Infinity", "1e39", "1_000", "0x10", "1,5", "true"])
 def test_numbers_that_are_none(tmp_path: Path, cell: str) -> None:
     path = write(tmp_path, "t.csv", f'text,label\none,1\ntwo,"{cell}"\n')
-    with pytest.raises(DataError, match=rf"t\.csv:3: 'label' is no finite number: '{cell}'"):
-        load(path, TEXT, task=Task.REGRESSION)
+    with pytest.raises(DataError, match=rf"t\.csv:3: 'label' is not a finite number: '{cell}'"):
+        load(path, TEXT, DataOptions(task=Task.REGRESSION))
     data = Dataset("x", (Example("t.csv:3", "two", cell, "2"),), Task.REGRESSION)
-    with pytest.raises(DataError, match=r"t\.csv:3: 'label' is no finite number"):
+    with pytest.raises(DataError, match=r"t\.csv:3: 'label' is not a finite number"):
         data.targets(data.labels)
 
 
@@ -161,15 +162,15 @@ def test_every_float32_is_a_number(value: float) -> None:
 def test_the_bound_of_bad_items_is_a_whole_number_of_them(total: int, percent: int) -> None:
     allowed = percent * total // 100
     bad = [Skipped(str(number), "broken") for number in range(total)]
-    check_bad(bad[:allowed], total, percent / 100)
-    if allowed < total:
-        with pytest.raises(DataError, match=f"{allowed + 1} of {total} items"):
-            check_bad(bad[: allowed + 1], total, percent / 100)
+    allowed = min(allowed, total - 1)
+    Unreadable(bad[:allowed], total, percent / 100).check()
+    with pytest.raises(DataError, match=f"{allowed + 1} of {total} items"):
+        Unreadable(bad[: allowed + 1], total, percent / 100).check()
 
 
 def test_the_first_bad_items_are_named_and_the_hint_is_enough() -> None:
     bad = [Skipped(f"{number}.png", "broken") for number in range(7)]
     with pytest.raises(DataError, match=r"7 of 50 .*: 0\.png \(broken\), .*, 4\.png \(broken\) and 2 more$") as caught:
-        check_bad(bad, 50, 0.01)
+        Unreadable(bad, 50, 0.01).check()
     assert caught.value.hint == "repair or remove them, or --max-bad 0.14"
-    check_bad(bad, 50, 0.14)
+    Unreadable(bad, 50, 0.14).check()

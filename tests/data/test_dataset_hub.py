@@ -134,7 +134,7 @@ def test_what_is_not_cached_cannot_be_read_offline(hub: FakeHub) -> None:
 def test_a_table_of_the_hub_holds_its_pictures(hub: FakeHub) -> None:
     [found] = load(hub, "image", "hf://datasets/org/pets/paths.csv")
     assert found["type"] == "DataError"
-    assert "paths.csv:2 names the picture 'a.png', which is not in the table" in found["message"]
+    assert "paths.csv:2 names the image 'a.png', which is not in the table" in found["message"]
 
 
 def test_the_command_line_takes_the_hubs_names(hub: FakeHub, shelf: Path, tmp_path: Path) -> None:

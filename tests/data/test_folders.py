@@ -13,6 +13,7 @@ from tests.kit.items import IMAGE, TEXT, write, write_pictures
 from zoo import DataError, UsageError
 from zoo.data.dataset import load, load_parts
 from zoo.data.items import Skipped
+from zoo.options import DataOptions
 from zoo.schema import Task
 
 
@@ -37,10 +38,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", 2)
     for columns in ({"label": "x"}, {"text": "x"}, {"image": "x"}):
         with pytest.raises(UsageError, match="name columns of a table, and a folder has none"):
-            load(pictures, IMAGE, **columns)  # type: ignore[arg-type]
+            load(pictures, IMAGE, DataOptions(**columns))  # type: ignore[arg-type]
     for task in (Task.MULTI_LABEL, Task.REGRESSION):
-        with pytest.raises(UsageError, match=f"folders give each picture one label, and --task {task}"):
-            load(pictures, IMAGE, task=task)
+        with pytest.raises(UsageError, match=f"a folder gives each image one label, .* --task {task}"):
+            load(pictures, IMAGE, DataOptions(task=task))
     (pictures / "red" / ".DS_Store").touch()
     (pictures / "red" / "Thumbs.db").touch()
     assert len(load(pictures, IMAGE).examples) == 6
@@ -68,7 +69,7 @@ def test_what_loses_a_whole_folder_is_an_error(tmp_path: Path) -> None:
     (pictures / "empty").mkdir()
     write(pictures / "empty", "notes.txt", "x")
     with pytest.raises(DataError, match="the class 'empty' is empty") as caught:
-        load(pictures, IMAGE, max_bad=1.0)
+        load(pictures, IMAGE, DataOptions(max_bad=1.0))
     assert caught.value.exit_code == 2
 
 
@@ -84,12 +85,12 @@ def test_what_cannot_be_used_is_skipped_and_bounded(tmp_path: Path) -> None:
     os.mkfifo(inside / "pipe.png")
     (inside / "same.png").symlink_to("00.png")
     reasons = {
-        "red/notes.txt": "not a picture",
+        "red/notes.txt": "not an image",
         "red/nothing.png": "a link to nothing",
         "red/out.png": "a link out of the folder",
         "red/pipe.png": "not a file",
     }
-    read = load(pictures, IMAGE, max_bad=0.5)
+    read = load(pictures, IMAGE, DataOptions(max_bad=0.5))
     found = {skipped.name: skipped.reason for skipped in read.skipped}
     assert "cannot be read" in found.pop("red/round.png")
     assert found == reasons
@@ -99,10 +100,10 @@ def test_what_cannot_be_used_is_skipped_and_bounded(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"5 of 18 items cannot be used, more than --max-bad 0\.27 allows \(4\)"
     ) as caught:
-        load(pictures, IMAGE, max_bad=0.27)
+        load(pictures, IMAGE, DataOptions(max_bad=0.27))
     assert caught.value.hint == "repair or remove them, or --max-bad 0.28"
-    assert "red/notes.txt (not a picture), red/nothing.png (a link to nothing)" in caught.value.message
-    assert len(load(pictures, IMAGE, max_bad=0.28).skipped) == 5
+    assert "red/notes.txt (not an image), red/nothing.png (a link to nothing)" in caught.value.message
+    assert len(load(pictures, IMAGE, DataOptions(max_bad=0.28)).skipped) == 5
     with pytest.raises(DataError, match=r"more than --max-bad 0\.01 allows \(0\)"):
         load(pictures, IMAGE)
 
@@ -114,12 +115,12 @@ def test_a_file_that_may_not_be_read_is_skipped() -> None:
         pictures = write_pictures(folder / "pictures", 2)
         (pictures / "red" / "00.png").chmod(0)
         with as_nobody():
-            data = load(pictures, IMAGE, max_bad=0.2)
+            data = load(pictures, IMAGE, DataOptions(max_bad=0.2))
             assert data.skipped == (Skipped("red/00.png", "cannot be read: Permission denied"),)
             assert len(data.examples) == 5
         (pictures / "red").chmod(0)
         with as_nobody(), pytest.raises(DataError, match="red cannot be read: Permission denied") as caught:
-            load(pictures, IMAGE, max_bad=0.2)
+            load(pictures, IMAGE, DataOptions(max_bad=0.2))
         assert caught.value.hint == f"chmod u+rx {pictures / 'red'}"
         (pictures / "red").chmod(0o755)
 
@@ -147,7 +148,7 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
         load(root, IMAGE)
     shutil.rmtree(root / "bus")
     (root / "test" / "red" / "extra.txt").touch()
-    with pytest.raises(DataError, match=r"1 of 19 items .*test/red/extra\.txt \(not a picture\)"):
+    with pytest.raises(DataError, match=r"1 of 19 items .*test/red/extra\.txt \(not an image\)"):
         load_parts(root, IMAGE)
 
 

@@ -87,9 +87,9 @@ def bomb(side: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not a picture"),
-        (b"hello, I am text", "not a picture"),
-        (saved(gradient("P"), "GIF"), "not a picture of an accepted format"),
+        (b"", "not an image"),
+        (b"hello, I am text", "not an image"),
+        (saved(gradient("P"), "GIF"), "not an image of an accepted format"),
         (saved(gradient(), "PNG")[:-40], "cannot be decoded"),
         (saved(gradient(), "JPEG")[:400], "cannot be decoded"),
         (bomb(12_000), "above the cap"),
@@ -97,7 +97,7 @@ def bomb(side: int) -> bytes:
         (saved(Image.new("L", (2000, 3)), "PNG"), "too long and thin"),
         (saved(gradient(), "WEBP")[:-1], "cannot be decoded"),
         (saved(gradient(), "BMP")[:-1], "cannot be decoded"),
-        (saved(gradient(), "TIFF"), "not a picture of an accepted format"),
+        (saved(gradient(), "TIFF"), "not an image of an accepted format"),
     ],
 )
 def test_what_is_no_picture(tmp_path: Path, data: bytes, message: str) -> None:
@@ -128,7 +128,7 @@ def test_arrays_are_checked() -> None:
 
 @pytest.mark.parametrize("item", [None, 5, [1], bytearray(b"x"), BytesIO(b"x")])
 def test_what_is_not_even_an_item(item: object) -> None:
-    with pytest.raises(DataError, match="a picture is a path, bytes, a PIL image or an array"):
+    with pytest.raises(DataError, match="an image is a path, bytes, a PIL image or an array"):
         decode_image(item, 20)  # type: ignore[arg-type]
 
 
@@ -240,5 +240,5 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, data: bytes | None) -> 
     if data is not None:
         (tmp_path / "tokenizer.json").write_bytes(data)
     preprocess = TextPreprocess(tokenizer="tokenizer.json", max_length=8, pooling="mean", normalize=True)
-    with pytest.raises(IntegrityError, match=r"^tokenizer.json is no tokenizer that can be read: [^\n]+$"):
+    with pytest.raises(IntegrityError, match=r"^tokenizer.json is not a readable tokenizer: [^\n]+$"):
         TextEncoder(preprocess, tmp_path).tokens(["a text"])

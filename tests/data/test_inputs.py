@@ -38,15 +38,15 @@ def test_pictures_by_name_folder_and_pattern(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("*.bmp", "no pictures there"),
-        ("gone/*", "no pictures there"),
-        ("empty", "no pictures there"),
-        ("gone.png", r"gone\.png: no such picture"),
-        ("hello world", "hello world: no such picture"),
-        ("", "the empty name: no such picture"),
-        ("a\0b", "no such picture"),
-        ("word " * 1000, r"word w\.\.\.: no such picture"),
-        ("t.csv", r"t\.csv is not a picture"),
+        ("*.bmp", "no file matches"),
+        ("gone/*", "no file matches"),
+        ("empty", "no images there"),
+        ("gone.png", r"gone\.png: no such image"),
+        ("hello world", "hello world: no such image"),
+        ("", "an input has an empty name"),
+        ("a\0b", "no such image"),
+        ("word " * 1000, r"word w\.\.\.: no such image"),
+        ("t.csv", r"t\.csv is not an image"),
     ],
 )
 def test_pictures_that_are_not_there(
@@ -57,14 +57,14 @@ def test_pictures_that_are_not_there(
     write(folder, "t.csv", "text\na\n")
     with pytest.raises(DataError, match=message) as caught:
         expand([str(folder / "b.png"), argument], IMAGE)
-    assert caught.value.hint == "this model reads pictures: give files, folders or patterns"
+    assert caught.value.hint == "this model reads images: give files, folders or patterns"
     assert len(caught.value.message) < 100
 
 
 def test_a_folder_with_something_else_in_it(folder: Path) -> None:
     write(folder, "notes.txt", "x")
     (folder / "below").rename(folder.parent / "moved")
-    with pytest.raises(DataError, match=r"notes\.txt is not a picture"):
+    with pytest.raises(DataError, match=r"notes\.txt is not an image"):
         expand([str(folder)], IMAGE)
 
 
@@ -85,7 +85,7 @@ def test_texts_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("", "empty text"), (" \t", "empty text"), ("b.png", r"b\.png is a picture; this model reads text")],
+    [("", "empty text"), (" \t", "empty text"), ("b.png", r"b\.png is an image; this model reads text")],
 )
 def test_texts_that_are_none(folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -197,16 +197,16 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, monkeypatch: 
     os.mkfifo("b.png")
     os.mkfifo("b.txt")
     for argument, preprocess in (("b.png", IMAGE), ("b.txt", TEXT)):
-        with pytest.raises(DataError, match="no regular file"):
+        with pytest.raises(DataError, match="not a regular file"):
             Inputs([argument], preprocess).count()
     Path("b.txt").unlink()
     for argument in ("*.png", "."):
         good, bad = Inputs([argument], IMAGE)
         assert good.item == good.name
-        assert ("no regular file" if argument != "." else "b.png is not a picture") in bad.item.message
+        assert ("not a regular file" if argument != "." else "b.png is not an image") in bad.item.message
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.png\na.png\n")))
     bad, good = Inputs(["-"], IMAGE)
-    assert ("no regular file" in bad.item.message, good.item) == (True, "a.png")
+    assert ("not a regular file" in bad.item.message, good.item) == (True, "a.png")
 
 
 def test_a_file_of_vectors_is_no_text(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from zoo.data.dataset import Dataset, Example
-from zoo.data.items import Skipped
+from zoo.data.dataset import Dataset
+from zoo.data.items import Example, Skipped
 from zoo.data.quality import survey
 from zoo.schema import Task
 
@@ -48,14 +48,14 @@ def test_copies_and_contradictions() -> None:
     notes = survey(dataset(*rows))
     assert notes == (
         "3 of 15 items are copies of others; a split keeps copies together",
-        "the same item stands under different labels, 1 times: t.csv:8 and its copies are 'b' and 'a'",
+        "the same item has different labels, 1 times: t.csv:8 and its copies are 'b' and 'a'",
     )
     several = [("x", "a | b"), ("x", "b|a"), *some("a", 9), *some("b", 9)]
     assert survey(dataset(*several, task=Task.MULTI_LABEL)) == (
         "1 of 20 items are copies of others; a split keeps copies together",
     )
     numbers = survey(dataset(("x", "1"), ("x", "2"), ("y", "3"), task=Task.REGRESSION))
-    assert numbers[1] == "the same item stands under different numbers, 1 times: t.csv:2 and its copies are '1' and '2'"
+    assert numbers[1] == "the same item has different numbers, 1 times: t.csv:2 and its copies are '1' and '2'"
 
 
 def test_imbalance() -> None:
@@ -72,8 +72,8 @@ def test_labels_that_are_several() -> None:
 
 def test_what_was_skipped_comes_first_and_every_note_is_one_line() -> None:
     data = dataset(*some("a\nb", 2), *some("b", 50))
-    data = Dataset(data.source, data.examples, data.task, (Skipped("x.txt", "not a picture"),))
+    data = Dataset(data.source, data.examples, data.task, (Skipped("x.txt", "not an image"),))
     notes = survey(data)
-    assert notes[0] == "skipped: x.txt (not a picture)"
+    assert notes[0] == "skipped: x.txt (not an image)"
     assert len(notes) == 3
     assert not any("\n" in note for note in notes)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.kit.items import IMAGE, TEXT, write, write_pictures
 from tests.kit.pulls import Notes
 from zoo import DataError, FinetuneOptions
-from zoo.data.dataset import Dataset, Example
-from zoo.data.split import divide, iterative_stratification, split, wish
+from zoo.data.dataset import Dataset
+from zoo.data.items import Example
+from zoo.data.split import divide, held_count, iterative_stratification, split
 from zoo.schema import Task
 
 labelled = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abc")), min_size=6, max_size=120)
@@ -128,7 +129,7 @@ def test_labels_that_never_meet_are_held_out_to_the_item(rows: list[str], fracti
     items = {str(number): [label] for number, label in enumerate(rows)}
     held = iterative_stratification(items, fraction)
     for label, count in Counter(rows).items():
-        assert sum(1 for key in held if items[key] == [label]) == (wish(count, fraction) if count > 1 else 0)
+        assert sum(1 for key in held if items[key] == [label]) == (held_count(count, fraction) if count > 1 else 0)
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.5))
@@ -174,7 +175,7 @@ def test_a_split_of_numbers(values: list[float], fraction: float, seed: int) -> 
     train, held = split(data, fraction, seed)
     assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
     assert len(train.examples) + len(held.examples) == len(values)
-    assert len(held.examples) == wish(len(values), fraction)
+    assert len(held.examples) == held_count(len(values), fraction)
     # Whatever number cuts the data, as large a part of both sides lies below it: within two items of a bin.
     ordered = sorted(data.number(example) for example in data.examples)
     for cut in set(ordered):

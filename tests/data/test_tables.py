@@ -16,9 +16,11 @@ from PIL import Image
 
 from tests.kit.items import CLASSES, IMAGE, TEXT, picture, write, write_parquet
 from zoo import DataError, FinetuneOptions, MissingExtraError, Zoo
-from zoo.data.dataset import Dataset, Example, load
+from zoo.data.dataset import Dataset, load
 from zoo.data.images import decode_image
 from zoo.data.inputs import expand
+from zoo.data.items import Example
+from zoo.options import DataOptions
 from zoo.schema import Task
 
 
@@ -65,7 +67,7 @@ def test_a_list_of_labels_is_several(tmp_path: Path, kind: str) -> None:
     else:
         rows = zip("xyz", labels, strict=True)
         path.write_text("".join(json.dumps({"text": text, "label": each}) + "\n" for text, each in rows))
-    data = load(path, TEXT, task=Task.MULTI_LABEL)
+    data = load(path, TEXT, DataOptions(task=Task.MULTI_LABEL))
     assert [example.label for example in data.examples] == ["sea|snow", "sea", ""]
     assert data.targets(("sea", "snow")).tolist() == [[1, 1], [1, 0], [0, 0]]
     with pytest.raises(DataError, match="'label' is not one value"):
@@ -79,7 +81,7 @@ def test_lists_of_numbers_of_classes_have_their_names(tmp_path: Path, kind: str 
     table = pyarrow.table({"text": ["x", "y"], "label": [[0, 1], [1]]})
     table = table.replace_schema_metadata({b"huggingface": json.dumps(facts).encode()})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    data = load(tmp_path / "t.parquet", TEXT, task=Task.MULTI_LABEL)
+    data = load(tmp_path / "t.parquet", TEXT, DataOptions(task=Task.MULTI_LABEL))
     assert [example.label for example in data.examples] == ["sea|snow", "snow"]
 
 
@@ -89,7 +91,7 @@ def test_a_label_in_a_list_is_one(tmp_path: Path) -> None:
     for value, message in wrong.items():
         path.write_text(f'{{"text": "x", "label": {value}}}\n')
         with pytest.raises(DataError, match=re.escape(message)):
-            load(path, TEXT, task=Task.MULTI_LABEL)
+            load(path, TEXT, DataOptions(task=Task.MULTI_LABEL))
 
 
 def test_numbers_of_classes_have_their_names(tmp_path: Path) -> None:
@@ -106,7 +108,9 @@ def test_numbers_of_classes_have_their_names(tmp_path: Path) -> None:
 def test_numbers_of_parquet_are_exact(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, -2.5e-30]
     data = load(
-        write_parquet(tmp_path / "t.parquet", {"text": list("xyz"), "label": values}), TEXT, task=Task.REGRESSION
+        write_parquet(tmp_path / "t.parquet", {"text": list("xyz"), "label": values}),
+        TEXT,
+        DataOptions(task=Task.REGRESSION),
     )
     assert data.targets(data.labels)[:, 0].tolist() == np.asarray(values, np.float32).tolist()
 
@@ -200,7 +204,7 @@ def test_paths_of_pictures(photos: Path, kind: str) -> None:
 def test_paths_never_leave_the_folder(photos: Path, path: str) -> None:
     table = write(photos, "t.csv", f"image,label\none.png,a\n{path},b\n")
     with pytest.raises(DataError, match=r"t\.csv:3: .* leads out of the table's folder") as caught:
-        load(table, IMAGE, max_bad=1)
+        load(table, IMAGE, DataOptions(max_bad=1))
     assert caught.value.hint
 
 
@@ -210,23 +214,23 @@ def test_pictures_that_cannot_be_used_are_skipped(photos: Path) -> None:
     write(photos, "notes.txt", "x")
     paths = ["one.png", "gone.png", "out.png", "away/outside.png", "notes.txt", "below", "x\0.png", "n" * 999 + ".png"]
     rows = "".join(json.dumps({"picture": path, "label": "a"}) + "\n" for path in paths)
-    data = load(write(photos, "t.jsonl", rows), IMAGE, image="picture", max_bad=0.9)
+    data = load(write(photos, "t.jsonl", rows), IMAGE, DataOptions(image="picture", max_bad=0.9))
     assert [example.item for example in data.examples] == [photos / "one.png"]
     reasons = {each.name.partition(" ")[0]: each.reason for each in data.skipped}
     assert reasons == {
         "t.jsonl:2": "no such file",
         "t.jsonl:3": "a link out of the folder",
         "t.jsonl:4": "a link out of the folder",
-        "t.jsonl:5": "not a picture",
-        "t.jsonl:6": "not a picture",
+        "t.jsonl:5": "not an image",
+        "t.jsonl:6": "not an image",
         "t.jsonl:7": reasons["t.jsonl:7"],
         "t.jsonl:8": "cannot be read: File name too long",
     }
     assert data.skipped[0].name == "t.jsonl:2 gone.png"
     with pytest.raises(DataError, match="7 of 8 items cannot be used"):
-        load(photos / "t.jsonl", IMAGE, image="picture")
-    with pytest.raises(DataError, match="has no item that can be used"):
-        load(write(photos, "bad.csv", "image,label\ngone.png,a\n"), IMAGE, max_bad=1)
+        load(photos / "t.jsonl", IMAGE, DataOptions(image="picture"))
+    with pytest.raises(DataError, match="1 of 1 items cannot be used"):
+        load(write(photos, "bad.csv", "image,label\ngone.png,a\n"), IMAGE, DataOptions(max_bad=1))
 
 
 def test_pictures_in_the_table_itself(photos: Path) -> None:
@@ -243,7 +247,7 @@ def test_pictures_in_the_table_itself(photos: Path) -> None:
     assert decode_image(data.items[0], 8).shape == (9, 12, 3)
     plain = write_parquet(photos / "p.parquet", {"image": [one, two], "label": ["a", "b"]})
     assert load(plain, IMAGE).items == [one, two]
-    assert load(plain, IMAGE, task=Task.MULTI_LABEL).targets(["a", "b"]).tolist() == [[1, 0], [0, 1]]
+    assert load(plain, IMAGE, DataOptions(task=Task.MULTI_LABEL)).targets(["a", "b"]).tolist() == [[1, 0], [0, 1]]
     for empty in ({"bytes": None, "path": None}, {"bytes": b"", "path": ""}):
         with pytest.raises(DataError, match=r"e\.parquet:1 has an empty 'image'"):
             load(write_parquet(photos / "e.parquet", {"image": [empty], "label": ["a"]}), IMAGE)
@@ -253,8 +257,7 @@ def test_a_table_of_pictures_goes_into_an_example(photos: Path) -> None:
     data = load(
         write(photos, "t.csv", "image,price\none.png,3\nbelow/two.jpg,4.5\n"),
         IMAGE,
-        label="price",
-        task=Task.REGRESSION,
+        DataOptions(label="price", task=Task.REGRESSION),
     )
     assert isinstance(data.examples[0], Example)
     assert data.labels == ("price",)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.browser import chromium
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.evaluation.metrics import Bin, expected_error, measure
 from zoo.evaluation.report import Drawing, write_report
 from zoo.evaluation.report_data import Facts, ReportInputs, confused, project

@@ -137,7 +137,7 @@ def test_calibration_data_of_the_wrong_kind(older: Path, tmp_path: Path) -> None
     before = files(older)
     texts, pictures = write_texts(tmp_path / "tickets.csv", 4), write_pictures(tmp_path / "pictures", 2)
     int8 = ("-o", older, "--precision", "int8", "--calibrate")
-    assert "--image" in fails(2, "this model reads pictures", "export", "tiny-lite", *int8, texts)
+    assert "--image" in fails(2, "this model reads images", "export", "tiny-lite", *int8, texts)
     fails(2, "this model reads text", "export", "tiny-bert", *int8, pictures)
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 8)))
     shelf = write_shelf(tmp_path / "words.json", {"words": row(tmp_path / "v.bin", None, 8)})

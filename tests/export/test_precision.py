@@ -244,7 +244,7 @@ def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\nhello,a\n")
     assert zoo(*export, "int8", "--calibrate", texts).returncode in (1, 2, 3)
-    fails(2, "nowhere: no such file", *export, "int8", "--calibrate", tmp_path / "nowhere")
+    fails(3, "nowhere: no such file", *export, "int8", "--calibrate", tmp_path / "nowhere")
     assert not out.exists()
     zoo("export", tuned, "-o", out, "--precision", "fp16")
     fails(2, "is fp16 already", "export", out, "-o", tmp_path / "again", "--precision", "int8", "--calibrate", data)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.schema import ImagePreprocess, TextPreprocess
 
 TOPICS = {

@@ -88,7 +88,7 @@ def test_the_command(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> N
     table.write_text("words,n\nmy card,1\nbill,2\nlate parcel,3\n")
     assert parsed(zoo(*command, "--json"))["run"]["rows"] == 4
     fails(2, "--resume needs the file to continue", "run", tuned_bundles / "tickets", "x", "--resume")
-    fails(2, "nowhere.txt: no such file", "run", tuned_bundles / "tickets", "-", "nowhere.txt", "-o", out)
+    fails(3, "nowhere.txt: no such file", "run", tuned_bundles / "tickets", "-", "nowhere.txt", "-o", out)
 
 
 def test_pictures_of_a_table(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_no_items_give_no_rows(shelf: Path) -> None:
 
 def test_an_unreadable_picture_is_named(shelf: Path, tmp_path: Path) -> None:
     paths = photographs(tmp_path, 20)
-    paths[13].write_bytes(b"not a picture")
+    paths[13].write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"013\.png"):
         Zoo().session("tiny-lite", "cpu").features(paths)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from zoo import AccessError, DataError, UsageError, Zoo
 from zoo.bundle import Bundle
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.runtime.pipeline import Skip
 from zoo.runtime.session import Session
 from zoo.training.activation_cache import Activations

@@ -13,7 +13,7 @@ import pytest
 from tests.kit.items import MANY, TEXTS, examples
 from zoo import AccessError, DataError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.runtime.pipeline import Skip
 from zoo.runtime.session import Session
 from zoo.training.feature_cache import FeatureCache

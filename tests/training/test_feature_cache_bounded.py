@@ -12,7 +12,7 @@ from PIL import Image
 from tests.kit.items import TEXTS, examples
 from zoo import Zoo, ZooError
 from zoo.data.augment import View
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.runtime.pipeline import WINDOW
 from zoo.training.feature_cache import FeatureCache
 

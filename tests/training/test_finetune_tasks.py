@@ -171,7 +171,7 @@ def test_what_cannot_be_trained_is_said_at_once(kept_shelf: Path, tmp_path: Path
     out = ("-o", tmp_path / "out")
     hint = fails(
         2,
-        "no finite number: 'account'",
+        "not a finite number: 'account'",
         "finetune",
         "tiny-bert",
         _first(several, "account"),

@@ -1,4 +1,4 @@
-"""Folders of pictures: `DATA/<class>/*.jpg`, or the same below `train/`, `val/` and `test/`."""
+"""Folders of images: `DATA/<class>/*.jpg`, or the same below `train/`, `val/` and `test/`."""
 
 import os
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from zoo.system.files import sha256_file
 LITTER = frozenset({"thumbs.db", "desktop.ini"})
 #: The parts of a data set, and the folders that may hold them.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LAYOUT = "lay the pictures out as DATA/<class>/*.jpg"
+LAYOUT = "lay the images out as DATA/<class>/*.jpg"
 
 
 class Content(NamedTuple):
-    """What was read of a folder."""
+    """The items of a folder or table, and those that are left out."""
 
     examples: list[Example]
     skipped: list[Skipped]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the parts `train`, `val` and `test`, empty for a folder that is not laid out so.
+    """The folders of the parts `train`, `val` and `test`; empty when the folders in `root` are classes.
 
-    It is when all its folders have these names and `train` holds folders itself: with another folder beside them,
-    they are classes. Raises DataError for two folders of one part.
+    They are classes unless all of them have the names of parts and `train` holds folders. Raises DataError for two
+    folders of one part.
     """
     found = {folder.name: folder for folder in _visible(root) if folder.is_dir()}
     names = {name: part for part, folders in SPLITS.items() for name in folders}
@@ -50,10 +50,10 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def read_classes(root: Path, top: Path) -> Content:
-    """The pictures of `root`/<class>/*, named as they lie in `top`.
+    """The images of `root`/<class>/*, named by their paths relative to `top`.
 
-    A link out of `top`, and a file that is no picture or cannot be read, are skipped. Raises DataError for a layout
-    that would lose a whole folder: none of classes, a class without pictures, folders in it, or a link out of `top`.
+    Links out of `top`, other kinds of files and unreadable files are skipped. Raises DataError for a layout that would
+    lose a whole folder: no class folders, a class without images, a folder in a class, a class that links out of `top`.
     """
     visible = _visible(root)
     folders = [path for path in visible if path.is_dir()]
@@ -71,7 +71,7 @@ def read_classes(root: Path, top: Path) -> Content:
             if path.is_dir():
                 raise DataError(f"{path} is a folder in a class folder", path=path, hint=LAYOUT)
             name = str(path.relative_to(top))
-            result = read_picture(path, inside, name, is_below=True)
+            result = read_image(path, inside, name, is_below=True)
             if isinstance(result, Skipped):
                 content.skipped.append(result)
             else:
@@ -83,16 +83,16 @@ def read_classes(root: Path, top: Path) -> Content:
     return content
 
 
-def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False) -> str | Skipped:
-    """The digest of a picture's bytes, or why the item `name` is left out; `inside` is a resolved folder.
+def read_image(path: Path, inside: Path, name: str, *, is_below: bool = False) -> str | Skipped:
+    """The sha256 of an image's bytes, or the reason why the item `name` is left out; nothing is decoded.
 
-    With `is_below` the picture's own folder is known to lie there, and only its last name may be a link. Only
-    names and bytes are looked at: whether it can be decoded is not known yet.
+    `inside` is the resolved folder that the image must lie in. With `is_below` the image's own folder is known to lie
+    there, and only the file itself may be a link.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return Skipped(name, "not a picture")
+        return Skipped(name, "not an image")
     try:
-        # Every folder on the way may be a link, not the last name alone.
+        # Any folder of the path may be a link, not only the file.
         may_leave = not is_below or path.is_symlink()
         if may_leave and not path.resolve(strict=True).is_relative_to(inside):
             return Skipped(name, "a link out of the folder")
@@ -106,9 +106,9 @@ def read_picture(path: Path, inside: Path, name: str, *, is_below: bool = False)
 
 
 def image_files(folder: Path) -> Iterator[str | DataError]:
-    """The paths of the pictures of one folder, sorted; for a file of another kind, or a link out, what is wrong.
+    """The sorted paths of the images in a folder; an error for a file of another kind or a link out of the folder.
 
-    Of a million files only the names are held. Raises DataError for a folder that cannot be read.
+    Only names are held in memory. Raises DataError for a folder that cannot be read.
     """
     inside = folder.resolve()
     try:
@@ -118,10 +118,10 @@ def image_files(folder: Path) -> Iterator[str | DataError]:
         raise _unreadable(folder, error) from error
     for name in names:
         if name.lower() not in LITTER:
-            yield _picture_problem(folder / name, inside) or str(folder / name)
+            yield _image_problem(folder / name, inside) or str(folder / name)
 
 
-def _picture_problem(path: Path, inside: Path) -> DataError | None:
+def _image_problem(path: Path, inside: Path) -> DataError | None:
     try:
         _stay_inside(path, inside)
     except DataError as error:
@@ -131,8 +131,8 @@ def _picture_problem(path: Path, inside: Path) -> DataError | None:
         return None
     hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
     if path.is_dir():
-        hint = f"pictures in folders: a pattern such as '{path.parent}/*/*'"
-    return DataError(f"{path} is not a picture", path=path, hint=hint)
+        hint = f"images in folders: a pattern such as '{path.parent}/*/*'"
+    return DataError(f"{path} is not an image", path=path, hint=hint)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Images as arrays: `decode_image` is what finetune, run and evaluate share.
+"""Images to arrays, the same for every verb.
 
-Decode policy for pictures: JPEG, PNG, WebP and BMP only; EXIF orientation applied; converted to 8-bit RGB; the first
-frame of an animation; a JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
+Accepted are JPEG, PNG, WebP and BMP. The EXIF orientation is applied, the result is 8-bit RGB, of an animation the
+first frame. A JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
 """
 
 import struct
@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zoo.data import augment
-from zoo.errors import DataError
+from zoo.errors import DataError, MissingFileError
 from zoo.schema import ImagePreprocess, TextPreprocess
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[np.uint8]
 
-#: Raised whenever what this module makes of the same bytes changes: it is part of the feature cache's key.
+#: Incremented when the same bytes give another array: part of the key of the feature cache.
 VERSION = 1
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-#: Pictures above this are refused before they are decoded: a few bytes can announce gigabytes.
+#: Larger images are refused before they are decoded: a few bytes can announce gigabytes.
 MAX_PIXELS = 100_000_000
-#: A strip longer than this many times its width would resize to more pixels than it has.
+#: A longer image would be resized to more pixels than it has.
 MAX_ASPECT = 50
 
 _warnings_lock = Lock()
@@ -39,20 +39,19 @@ _warnings_lock = Lock()
 def decode_image(
     item: "str | Path | bytes | PilImage | Pixels | augment.Viewed | DataError", short_side: int
 ) -> "Pixels":
-    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image or an array, or of a view of one of these.
+    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image, an array, or a view of one of these.
 
-    Raises DataError naming the file for anything that is not a whole picture of an accepted format and size.
+    Raises MissingFileError, and DataError for anything but a whole image of an accepted format and size.
     """
     import numpy as np
     from PIL import Image
 
     if isinstance(item, DataError):
-        # Whoever listed the items knows already why there is none.
+        # The item was found to be unreadable when the items were listed.
         raise item
     if isinstance(item, augment.Viewed):
         whole = decode_image(item.item, round(augment.ROOM * short_side))
         return augment.transform(whole, item.digest, item.view)
-    # Without a path an error has its item's place, and whoever has the items names it.
     path = str(item) if isinstance(item, str | Path) else None
     name = type(item).__name__ if path is None else path
     if isinstance(item, np.ndarray):
@@ -62,19 +61,17 @@ def decode_image(
             _check_size(*item.size, name, path)
             return np.asarray(_upright_rgb(item))
         if not isinstance(item, str | Path | bytes):
-            raise DataError(
-                f"a picture is a path, bytes, a PIL image or an array, not {name}", hint="give one of those"
-            )
+            raise DataError(f"an image is a path, bytes, a PIL image or an array, not {name}", hint="give one of those")
         with _quiet():
-            picture = Image.open(BytesIO(item) if isinstance(item, bytes) else item, formats=FORMATS)
-        with picture:
-            _check_size(*picture.size, name, path)
-            picture.draft("RGB", (2 * short_side, 2 * short_side))
-            return np.asarray(_upright_rgb(picture))
+            image = Image.open(BytesIO(item) if isinstance(item, bytes) else item, formats=FORMATS)
+        with image:
+            _check_size(*image.size, name, path)
+            image.draft("RGB", (2 * short_side, 2 * short_side))
+            return np.asarray(_upright_rgb(image))
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file", path=path, hint="check the path") from error
+        raise MissingFileError(f"{name}: no such file", path=path, hint="check the path") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        reason = "not a picture of an accepted format" if "cannot identify" in str(error) else str(error)
+        reason = "not an image of an accepted format" if "cannot identify" in str(error) else str(error)
         raise DataError(
             f"{name}: cannot be decoded: {reason}",
             path=path,
@@ -103,39 +100,39 @@ def _check_size(width: int, height: int, name: str, path: str | None) -> None:
         raise DataError(f"{name}: {width}x{height} is {what}", path=path, hint="remove it, or cut it up")
 
 
-def _upright_rgb(picture: "PilImage") -> "PilImage":
+def _upright_rgb(image: "PilImage") -> "PilImage":
     from PIL import ExifTags, Image
 
     turns = (
         *(None, None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
         *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
     )
-    picture.load()
+    image.load()
     with _quiet():
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     # ImageOps.exif_transpose would write the EXIF block anew, and fail on the many that break their own rules.
     turn = turns[orientation] if isinstance(orientation, int) and 0 < orientation < len(turns) else None
     if turn is not None:
-        picture = picture.transpose(turn)
-    if picture.mode.startswith("I;16"):
+        image = image.transpose(turn)
+    if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         import numpy as np
 
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"the range of mode {picture.mode} is not known")
-    if picture.mode == "P" and "transparency" in picture.info:
-        # Pillow asks for this detour, by a warning; transparency itself is dropped either way.
-        picture = picture.convert("RGBA")
-    # A picture that is RGB already would be copied.
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"the range of mode {image.mode} is not known")
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow asks for this step in a warning; transparency is dropped either way.
+        image = image.convert("RGBA")
+    # convert() would copy an image that is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow's warnings from the user: about large pictures, which we judge, and untidy EXIF blocks.
+    """Hide Pillow's warnings, about large images (checked here) and untidy EXIF blocks.
 
-    Warning filters belong to the process and not to the thread, so only short calls may be made inside.
+    Warning filters belong to the process, not to the thread: only short calls may be made inside.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -143,7 +140,7 @@ def _quiet() -> Iterator[None]:
 
 
 def encoder_version(preprocess: ImagePreprocess | TextPreprocess) -> str:
-    """What, beside the item's bytes, decides the arrays made of it: a part of the feature cache's key."""
+    """The versions that decide, beside an item's bytes, its arrays: part of the key of the feature cache."""
     import importlib.metadata
 
     library = "Pillow" if isinstance(preprocess, ImagePreprocess) else "tokenizers"

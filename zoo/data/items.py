@@ -1,4 +1,4 @@
-"""The nouns of a data set: a labelled item, and one that cannot be used."""
+"""Labelled items, and the one collector of items that cannot be read."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,15 +9,13 @@ from msgspec import Struct
 
 from zoo.errors import DataError, ZooError, named, short
 
-#: Told the place and the error of an item that cannot be read, which is then left out; or it raises.
+#: Called with the index and the error of an item that cannot be read: the item is left out, or the error is raised.
 Skip: TypeAlias = Callable[[int, DataError], None]
 
-#: A picture's path or its bytes, or a text.
+#: An image's path or its bytes, or a text.
 Item: TypeAlias = Path | str | bytes
 #: Between the labels of one cell.
 SEPARATOR = "|"
-#: Names that a message lists before it only counts.
-LISTED = 5
 
 
 class Example(Struct, frozen=True):
@@ -39,8 +37,8 @@ class Skipped(Struct, frozen=True):
         return f"{self.name} ({self.reason})"
 
 
-def listed(names: Iterable[object], limit: int = LISTED) -> str:
-    """The first names, and how many more there are."""
+def listed(names: Iterable[object], limit: int = 5) -> str:
+    """The first `limit` names, and how many more there are."""
     words = [str(name) for name in names]
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
@@ -51,34 +49,60 @@ def quoted(labels: Iterable[str]) -> list[str]:
     return [f"'{short(label)}'" for label in labels]
 
 
-def check_bad(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
-    """Raise DataError when more than `max_bad` (a fraction) of `total` items cannot be used; it names the first."""
-    # A product such as 0.29 * 100 lies a little below the whole number that is meant.
-    allowed = math.floor(max_bad * total + 1e-9)
-    if len(skipped) <= allowed:
-        return
-    enough = math.ceil(100 * len(skipped) / total - 1e-9) / 100
-    remedy = f"--max-bad {enough:g}" if enough < 1 else "give other data"
-    raise DataError(
-        f"{len(skipped)} of {total} items cannot be used, more than --max-bad {max_bad:g} allows ({allowed}): "
-        f"{listed(skipped)}",
-        path=skipped[0].name,
-        hint=f"repair or remove them, or {remedy}",
-    )
+class Unreadable:
+    """Collects the examples that turn out to be unreadable, and raises DataError when there are too many.
+
+    Args:
+        skipped: items of the same data that were left out before.
+        total: all items of the data, those in `skipped` included.
+        max_bad: the fraction of `total` that may be unreadable; one item must always be left.
+    """
+
+    def __init__(self, skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
+        self.skipped, self.total, self.max_bad = skipped, total, max_bad
+        self.found: dict[Example, Skipped] = {}
+
+    def skip(self, examples: Sequence[Example]) -> Skip:
+        """The `skip` for a Session that reads `examples`."""
+
+        def collect(index: int, error: ZooError) -> None:
+            example = examples[index]
+            # The name is enough: `skipped.jsonl`, which is passed on to others, must not show paths.
+            path = f"{example.item}: " if isinstance(example.item, Path) else ""
+            self.found[example] = Skipped(example.name, error.message.removeprefix(path))
+            self.check()
+
+        return collect
+
+    def kept(self, examples: Sequence[Example]) -> list[bool]:
+        """For each example, whether it can be read as far as is known."""
+        return [example not in self.found for example in examples]
+
+    def check(self) -> None:
+        """Raise DataError, naming the first of them, when more items are bad than `max_bad` allows."""
+        # A product such as 0.29 * 100 is a little below the whole number that is meant.
+        allowed = min(math.floor(self.max_bad * self.total + 1e-9), self.total - 1)
+        count = len(self.skipped) + len(self.found)
+        if count <= allowed:
+            return
+        bad = [*self.skipped, *self.found.values()]
+        share = math.ceil(100 * count / self.total - 1e-9) / 100
+        problem = f"{count} of {self.total} items cannot be used"
+        if count < self.total:
+            problem += f", more than --max-bad {self.max_bad:g} allows ({allowed})"
+        raise DataError(
+            f"{problem}: {listed(bad)}",
+            path=bad[0].name,
+            hint=f"repair or remove them, or {f'--max-bad {share:g}' if share < 1 else 'give other data'}",
+        )
 
 
-class Failures:
-    """What is wrong with which item; called as a Session's `skip`. Without `keep_going` the first one is raised."""
+def refuse(examples: Sequence[Example]) -> Skip:
+    """The `skip` for a Session that raises the error of the first unreadable example, with its name and index."""
 
-    def __init__(self, names: Sequence[str], items: Sequence[object], keep_going: bool) -> None:
-        self.names = names
-        self.items = items
-        self.keep_going = keep_going
-        self.found: dict[int, ZooError] = {}
+    def fail(index: int, error: ZooError) -> None:
+        if isinstance(error, DataError):
+            error.index = index
+        raise named(error, examples[index].name, examples[index].item)
 
-    def __call__(self, index: int, error: ZooError) -> None:
-        """Keep the error of the item at this place, or raise it."""
-        error = named(error, self.names[index], self.items[index])
-        if not self.keep_going:
-            raise error
-        self.found[index] = error
+    return fail

@@ -1,4 +1,4 @@
-"""What a run says about its data before anything is computed from it."""
+"""Notes on a data set that are shown before anything is computed."""
 
 import re
 import unicodedata
@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from zoo.data.dataset import Dataset, class_counts
-from zoo.data.items import SEPARATOR, listed, quoted
+from zoo.data.items import SEPARATOR, Example, listed, quoted
 from zoo.schema import Task
 
-#: Classes below this many items are named.
-FEW = 5
-#: The largest class may have this many times the items of the smallest one.
+#: Classes with fewer items are named.
+FEW_ITEMS = 5
+#: The allowed ratio of the largest class to the smallest.
 IMBALANCE = 10
-BLANKS = re.compile(r"[\s_-]+")
 
 
 def survey(data: Dataset) -> tuple[str, ...]:
-    """Notes on a data set, a line each: what was skipped, labels that look mistyped, rare ones, copies, imbalance."""
+    """Notes on a data set, one line each: skipped items, copies, labels that look mistyped, rare labels, imbalance."""
     notes = [f"skipped: {listed(data.skipped)}"] if data.skipped else []
     notes += _copies(data)
     if data.task is not Task.REGRESSION:
@@ -29,43 +28,40 @@ def survey(data: Dataset) -> tuple[str, ...]:
 
 
 def _copies(data: Dataset) -> Iterator[str]:
-    first: dict[str, str] = {}
-    other: dict[str, tuple[str, str]] = {}
+    def meaning(example: Example) -> object:
+        return set(data.labels_of(example)) if data.task is Task.MULTI_LABEL else example.label
+
+    first: dict[str, Example] = {}
+    conflicts: dict[str, Example] = {}
     for example in data.examples:
-        known = first.setdefault(example.digest, example.label)
-        if set(_parts(data, known)) != set(_parts(data, example.label)):
-            other.setdefault(example.digest, (known, example.label))
+        if meaning(first.setdefault(example.digest, example)) != meaning(example):
+            conflicts.setdefault(example.digest, example)
     if copies := len(data.examples) - len(first):
         yield f"{copies:,} of {len(data.examples):,} items are copies of others; a split keeps copies together"
-    if other:
-        digest = next(iter(other))
-        name = next(example.name for example in data.examples if example.digest == digest)
-        what = "numbers" if data.task is Task.REGRESSION else "labels"
+    if conflicts:
+        digest, example = next(iter(conflicts.items()))
+        kind = "numbers" if data.task is Task.REGRESSION else "labels"
         yield (
-            f"the same item stands under different {what}, {len(other):,} times: {name} and its copies are "
-            f"{' and '.join(quoted(other[digest]))}"
+            f"the same item has different {kind}, {len(conflicts):,} times: {first[digest].name} and its copies are "
+            f"{' and '.join(quoted([first[digest].label, example.label]))}"
         )
-
-
-def _parts(data: Dataset, label: str) -> list[str]:
-    return [part.strip() for part in label.split(SEPARATOR)] if data.task is Task.MULTI_LABEL else [label]
 
 
 def _spellings(counts: Mapping[str, int]) -> Iterator[str]:
     alike: dict[str, list[str]] = {}
     for label in counts:
-        alike.setdefault(BLANKS.sub("", unicodedata.normalize("NFKC", label).casefold()), []).append(label)
+        alike.setdefault(re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label).casefold()), []).append(label)
     for labels in alike.values():
         if len(labels) > 1:
-            told = (f"{word} ({counts[label]:,})" for label, word in zip(labels, quoted(labels), strict=True))
-            yield f"labels that differ only in case, spaces, hyphens or underscores: {', '.join(told)}"
+            counted = (f"{word} ({counts[label]:,})" for label, word in zip(labels, quoted(labels), strict=True))
+            yield f"labels that differ only in case, spaces, hyphens or underscores: {', '.join(counted)}"
 
 
 def _rare(counts: Mapping[str, int]) -> Iterator[str]:
-    rare = sorted((count, label) for label, count in counts.items() if count < FEW)
+    rare = sorted((count, label) for label, count in counts.items() if count < FEW_ITEMS)
     if rare:
-        told = (f"{quoted([label])[0]} ({count})" for count, label in rare)
-        yield f"labels of fewer than {FEW} items: {listed(told)}"
+        counted = (f"{quoted([label])[0]} ({count})" for count, label in rare)
+        yield f"labels of fewer than {FEW_ITEMS} items: {listed(counted)}"
 
 
 def _imbalance(counts: Mapping[str, int]) -> Iterator[str]:

@@ -1,12 +1,14 @@
-"""Splits that only the items' bytes and the seed decide, whatever the order of the data; identical items stay together.
+"""Splits into training and held-out items. Only the items' bytes and the seed decide; copies stay together.
 
-Classes are held out one by one, several labels by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011,
-https://doi.org/10.1007/978-3-642-23808-6_10), numbers by the quantiles they lie in.
+Classes are split one by one, several labels by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011,
+https://doi.org/10.1007/978-3-642-23808-6_10), numbers by their quantiles.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+
+import msgspec
 
 from zoo.data.dataset import Dataset, check_kind, load, load_parts, require_classes
 from zoo.data.items import listed
@@ -16,8 +18,6 @@ from zoo.progress import SILENT, Progress
 from zoo.schema import Preprocess, Task
 from zoo.system.files import sha256
 
-#: Quantile bins of a number, where there are items enough to hold one out of each.
-BINS = 10
 OWN_SET = "add items, or give a validation set of your own: --val DATA"
 
 
@@ -29,21 +29,19 @@ def divide(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Dataset, Dataset]:
-    """(training, held out) of the data at `source`, as `options.val` says.
+    """(training, held out) of the data at `source`.
 
-    A path names the data held out. The default fraction takes the folder `val`, or else `test`, of data that has one;
-    any other fraction is held out of the training part. Raises DataError as `zoo.data.dataset.load` and `split` do, for
-    a label that only the held-out data has, and for items that are in both.
+    If `options.val` is a path, its data are held out. With the default fraction the folder `val`, or else `test`, is
+    held out if there is one; any other fraction is held out of the training part. Raises the errors of
+    `zoo.data.dataset.load` and of `split`, and DataError for a label that only held-out data have or items in both.
     """
+    reading = options.reading()
     if not isinstance(options.val, float):
-        check_kind(options.val, preprocess, task=options.task)
-    train, *others = _load(source, preprocess, options, offline, progress)
+        check_kind(options.val, preprocess, reading)
+    train, *others = load_parts(source, preprocess, reading, offline=offline, progress=progress).values()
     require_classes(train)
     if not isinstance(options.val, float):
-        held = load(
-            options.val, preprocess, task=options.task, text=options.text, image=options.image, label=options.label,
-            max_bad=options.max_bad, offline=offline, progress=progress,
-        )  # fmt: skip
+        held = load(options.val, preprocess, reading, offline=offline, progress=progress)
     elif others and options.val == FinetuneOptions().val:
         held = others[0]
         for more in others[1:]:
@@ -54,7 +52,7 @@ def divide(
     if both:
         names = [example.name for example in held.examples if example.digest in both]
         raise DataError(
-            f"{len(both)} items of {held.source} are also in {train.source}: a score on them would mean nothing: "
+            f"{len(both)} items of {held.source} are also in {train.source}: their score would be too good: "
             f"{listed(names)}",
             path=held.source,
             hint="remove them from one of the two",
@@ -63,45 +61,32 @@ def divide(
     return train, held
 
 
-def _load(
-    source: str | Path, preprocess: Preprocess, options: FinetuneOptions, offline: bool, progress: Progress
-) -> list[Dataset]:
-    """The parts of a data set in the order `train`, `val`, `test`; often it is the first alone."""
-    parts = load_parts(
-        source, preprocess, task=options.task, text=options.text, image=options.image, label=options.label,
-        max_bad=options.max_bad, offline=offline, progress=progress,
-    )  # fmt: skip
-    return list(parts.values())
-
-
 def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(training, held out): `fraction` of every class held out, at least one item and never all of them.
+    """(training, held out): `fraction` of every class, label or quantile is held out, at least one and never all items.
 
-    The same of every label where items have several, as far as they allow; a label of one item is only trained on. Of
-    numbers `fraction` of each quantile. Raises DataError for one class only, or a class too small to split.
+    For items with several labels that holds as far as possible, and a label of one item is only trained on. Raises
+    DataError for a single class and for a class that is too small to split.
     """
     require_classes(data)
     ways = {Task.SINGLE_LABEL: _classes, Task.MULTI_LABEL: _several, Task.REGRESSION: _numbers}
     held = ways[data.task](data, fraction, seed)
-    train = data.only(example for example in data.examples if example.digest not in held)
-    # What was skipped is told once, with the training data.
-    return train, Dataset(
-        data.source, tuple(example for example in data.examples if example.digest in held), data.task, (), data.column
-    )
+    train, rest = (data.only(e for e in data.examples if (e.digest in held) is is_held) for is_held in (False, True))
+    # Skipped items are listed once, with the training data.
+    return train, msgspec.structs.replace(rest, skipped=())
 
 
 def ranked(digests: Iterable[str], seed: int) -> list[str]:
-    """Digests in an order that nothing but themselves and the seed decides."""
+    """Digests in a pseudo-random order that only the digests and the seed decide."""
     return sorted(digests, key=lambda digest: sha256(f"{seed} {digest}"))
 
 
-def wish(count: int, fraction: float) -> int:
-    """How many of `count` items to hold out: at least one, and one fewer than all."""
+def held_count(count: int, fraction: float) -> int:
+    """The number of held-out items of `count`: at least one, and at most all but one."""
     return min(max(round(fraction * count), 1), count - 1)
 
 
 def _classes(data: Dataset, fraction: float, seed: int) -> set[str]:
-    # An item that stands under two labels counts for the first of them: on both sides, it would give itself away.
+    # An item with two labels counts for the first: on both sides of the split it would leak.
     owners: dict[str, str] = {}
     for example in data.examples:
         owners[example.digest] = min(example.label, owners.get(example.digest, example.label))
@@ -117,7 +102,7 @@ def _classes(data: Dataset, fraction: float, seed: int) -> set[str]:
                 path=data.source,
                 hint=OWN_SET,
             )
-        held.update(ranked(digests, seed)[: wish(len(digests), fraction)])
+        held.update(ranked(digests, seed)[: held_count(len(digests), fraction)])
     return held
 
 
@@ -126,10 +111,10 @@ def _numbers(data: Dataset, fraction: float, seed: int) -> set[str]:
     for example in data.examples:
         values.setdefault(example.digest, []).append(data.number(example))
     count = _enough(data, len(values))
-    held, rest = wish(count, fraction), count - wish(count, fraction)
+    held, rest = held_count(count, fraction), count - held_count(count, fraction)
     # Sorting is stable: equal numbers stay in the order that the seed gave them.
     ordered = sorted(ranked(values, seed), key=lambda digest: fmean(values[digest]))
-    bins = min(BINS, held, rest)
+    bins = min(10, held, rest)
     chosen: set[str] = set()
     for number in range(bins):
         members = ordered[count * number // bins : count * (number + 1) // bins]
@@ -150,7 +135,7 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
         for label in sorted(labels[digest]):
             members.setdefault(label, []).append(digest)
     for _, digests in sorted(members.items()):
-        # A model learns what it is to be judged on; the other way round, a label without an item has no score.
+        # A label must be trained on to be judged; a label that is only trained on has no score.
         if held.issuperset(digests):
             held.discard(digests[0])
     if not held:
@@ -166,18 +151,18 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
 
 
 def iterative_stratification(items: Mapping[str, Sequence[str]], fraction: float) -> set[str]:
-    """The keys held out of `items`, which gives each key's labels; the order of the keys breaks ties.
+    """The keys to hold out of `items`, which maps keys to labels; the order of the keys breaks ties.
 
-    The rarest label is dealt first, each of its items to the side that still misses most of this label, then most items
-    at all: Algorithm 1 of the paper with two subsets. What a side should get of a label is rounded, and neither side
-    gets nothing of a label of two items or more.
+    Algorithm 1 of the paper with two subsets: the rarest label is dealt first, each of its items to the side that lacks
+    most items of this label, then most items at all. The wanted counts are rounded, and each side wants at least one
+    item of a label that has two or more.
     """
     members: dict[str, dict[str, None]] = {}
     for key, labels in items.items():
         for label in labels:
             members.setdefault(label, {})[key] = None
-    total = wish(len(items), fraction)
-    # What is still missing, (training, held out), of every label and altogether.
+    total = held_count(len(items), fraction)
+    # The items that are still missing (training, held out), of every label and in all.
     missing = {label: _sides(len(keys), fraction) for label, keys in members.items()}
     room = [len(items) - total, total]
     held: set[str] = set()
@@ -202,7 +187,7 @@ def iterative_stratification(items: Mapping[str, Sequence[str]], fraction: float
 
 
 def _sides(count: int, fraction: float) -> list[int]:
-    held = wish(count, fraction) if count > 1 else 0
+    held = held_count(count, fraction) if count > 1 else 0
     return [count - held, held]
 
 

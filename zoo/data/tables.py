@@ -1,4 +1,4 @@
-"""Tables: CSV, JSON lines and Parquet files, a row an item, with a column of texts or of pictures and one of labels."""
+"""CSV, JSON lines and Parquet files: one row for each item, with a column of texts or images and one of labels."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar
 
-from zoo.data.folders import Content, read_picture
+from zoo.data.folders import Content, read_image
 from zoo.data.items import SEPARATOR, Example, Skipped
 from zoo.errors import DataError, quote
 from zoo.extras import require
@@ -18,14 +18,12 @@ from zoo.system.files import sha256
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
 Made = TypeVar("Made")
-#: Letters of one cell of CSV.
-LARGEST_CELL = 1 << 30
-#: Rows of a Parquet file that are in memory at once, beside the items themselves.
+#: Rows of a Parquet file that are decoded at once.
 PARQUET_ROWS = 256
 
 
 class Row(NamedTuple):
-    """One row: the line (of Parquet: the row, from 1) that messages name, and the columns, or what is wrong with it."""
+    """One row: the line (in Parquet the row, from 1) for messages, and its cells, or the error of the row."""
 
     line: int
     cells: Mapping[str, Any]
@@ -33,7 +31,7 @@ class Row(NamedTuple):
 
 
 def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> Content:
-    """The rows of a table of texts. Raises DataError for a missing column, or a cell that cannot be used."""
+    """The examples in a table of texts. Raises DataError for a missing column and for a cell that cannot be used."""
     text, label = text or DEFAULT_TEXT, label or DEFAULT_LABEL
     examples = []
     for line, row in _rows(path, {text: "--text", label: "--label"}):
@@ -43,63 +41,63 @@ def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> C
     return Content(examples, [])
 
 
-def read_pictures(path: Path, image: str | None, label: str | None, task: Task, *, has_files: bool = True) -> Content:
-    """The rows of a table of pictures: their bytes, or paths relative to the table's folder and inside of it.
+def read_images(path: Path, image: str | None, label: str | None, task: Task, *, has_files: bool = True) -> Content:
+    """The examples in a table of images: bytes, or paths relative to the table's folder and inside of it.
 
-    A path with nothing usable behind it, or a link out of the folder, is skipped. Raises DataError as `read_texts`
-    does, and for a path that leaves the folder by its words; with `has_files` false for any path.
+    Missing files, other kinds of files and links out of the folder are skipped. Raises DataError as `read_texts` does,
+    and for a path that leaves the folder; without `has_files` for any path.
     """
     image, label = image or DEFAULT_IMAGE, label or DEFAULT_LABEL
     content, inside = Content([], []), path.parent.resolve()
     for line, row in _rows(path, {image: "--image", label: "--label"}):
         name, truth = f"{path.name}:{line}", _label(row[label], label, path, line, task)
-        picture = _picture(row[image], image, path, line)
-        if isinstance(picture, bytes):
-            content.examples.append(Example(name, picture, truth, sha256(picture)))
+        item = _image(row[image], image, path, line)
+        if isinstance(item, bytes):
+            content.examples.append(Example(name, item, truth, sha256(item)))
             continue
         if not has_files:
             raise DataError(
-                f"{name} names the picture {quote(picture)}, which is not in the table",
+                f"{name} names the image {quote(item)}, which is not in the table",
                 path=path,
-                hint="download the repository, and give the table that lies beside its pictures",
+                hint="download the repository, and give the table in its folder of images",
             )
-        found = read_picture(path.parent / picture, inside, f"{name} {picture}")
+        found = read_image(path.parent / item, inside, f"{name} {item}")
         if isinstance(found, Skipped):
             content.skipped.append(found)
         else:
-            content.examples.append(Example(f"{name} {picture}", path.parent / picture, truth, found))
+            content.examples.append(Example(f"{name} {item}", path.parent / item, truth, found))
     return content
 
 
 def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
-    """(line number, text) of one column of a table, or what is wrong with that row; read as it is asked for.
+    """(line number, text, or the error of the row) for one column of a table, read lazily.
 
-    Raises DataError for what is wrong with the table as a whole: no such column, or a file that cannot be read.
+    Raises DataError for a missing column and for a file that cannot be read.
     """
     for row in _each_row(path, {name: "--text"}):
         yield row.line, _try(_cell, row.cells[name], name, path, row.line) if row.error is None else row.error
 
 
-def picture_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
-    """As `cells`, of a column of pictures: their bytes, or paths relative to the table's folder and inside of it."""
+def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
+    """`cells` for a column of images: bytes, or paths relative to the table's folder and inside of it."""
     inside = path.parent.resolve()
 
-    def picture(value: Any, line: int) -> bytes | Path:
-        found = _picture(value, name, path, line)
+    def image(value: Any, line: int) -> bytes | Path:
+        found = _image(value, name, path, line)
         if isinstance(found, bytes):
             return found
         if not (path.parent / found).resolve().is_relative_to(inside):
-            raise DataError(f"{path}:{line}: {quote(found)} is a link out of the folder", path=path, hint="copy it")
+            raise _bad_row(path, line, f": {quote(found)} is a link out of the folder", "copy the file")
         return path.parent / found
 
     for row in _each_row(path, {name: "--image"}):
-        yield row.line, _try(picture, row.cells[name], row.line) if row.error is None else row.error
+        yield row.line, _try(image, row.cells[name], row.line) if row.error is None else row.error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """(number, text) of every line of a UTF-8 file that is not blank, or what is wrong with it.
+    """(line number, text, or the error of the line) for every line of a UTF-8 file that is not blank.
 
-    Only a line feed ends a line: JSON and texts may hold Unicode's other separators. Raises DataError for a file that
+    Only a line feed ends a line: JSON and texts may contain other Unicode separators. Raises DataError for a file that
     cannot be read.
     """
     try:
@@ -110,7 +108,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
 
 
 def lines_of(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """As `lines`, of an open file that messages call `path`."""
+    """`lines` for an open file; error messages call it `path`."""
     for number, line in enumerate(file, 1):
         text = _try(_decoded, line, path, number)
         if isinstance(text, DataError) or text.strip():
@@ -118,15 +116,15 @@ def lines_of(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str | Dat
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a Parquet file has, by its footer. Raises DataError as `cells` does."""
+    """The number of rows in the footer of a Parquet file. Raises DataError as `cells` does."""
     with _parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def parse_number(cell: str) -> float | None:
-    """A finite number that float32 can hold, None for any other words."""
+    """The finite float32 number that a cell holds, None for any other text."""
     try:
-        # Python also reads 1_000, which no table means as a number.
+        # Python reads 1_000 as a number.
         value = float("_" if "_" in cell else cell)
     except ValueError:
         return None
@@ -135,7 +133,7 @@ def parse_number(cell: str) -> float | None:
 
 
 def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line, cells) of the rows of a table; each of `columns`, which an option names, is in every row."""
+    """(line, cells) of the rows of a table. `columns` maps the columns that every row has to the options for them."""
     for row in _each_row(path, columns):
         if row.error is not None:
             raise row.error
@@ -143,7 +141,7 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping
 
 
 def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    """As `_rows`; a row that is wrong by itself has its error, and others follow."""
+    """The rows of a table; one that cannot be read has an error, and the next rows follow."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_rows(path, columns)
@@ -152,29 +150,30 @@ def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     for row in (_csv_rows if suffix == ".csv" else _json_rows)(path):
         problem = row.error or _try(_check_columns, columns, list(row.cells), f"{path}:{row.line}", path)
         if problem is not None and row.error is None and is_first:
-            # The whole table lacks it: a thousand more such rows would say no more.
+            # The first row lacks a column, so the whole table does.
             raise problem
         is_first = is_first and row.error is not None
         yield row if problem is None else Row(row.line, {}, problem)
 
 
 def _try(function: Callable[..., Made], *arguments: Any) -> Made | DataError:
-    """What `function` returns, or the DataError that it raised."""
+    """The result of `function`, or the DataError that it raises."""
     try:
         return function(*arguments)
     except DataError as error:
         return error
 
 
+def _bad_row(path: Path, line: int, problem: str, hint: str) -> DataError:
+    return DataError(f"{path}:{line}{problem}", path=path, hint=hint)
+
+
 def _decoded(line: bytes, path: Path, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number} is not UTF-8: {error.reason} at its byte {error.start}",
-            path=path,
-            hint="save it as UTF-8",
-        ) from error
+        problem = f" is not UTF-8: {error.reason} at byte {error.start}"
+        raise _bad_row(path, number, problem, "save it as UTF-8") from error
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
@@ -185,14 +184,14 @@ def _check_columns(columns: Mapping[str, str], present: list[str], where: str, p
     for name, option in columns.items():
         if name not in present:
             known = ", ".join(word for word in present if word)
-            reads = "; this model reads pictures" if option == "--image" else ""
+            reads = "; this model reads images" if option == "--image" else ""
             raise DataError(f"{where} has no column '{name}'{reads}", path=path, hint=f"{option} COL, one of: {known}")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    # The library's own limit is 128 KB, for the whole process.
-    csv.field_size_limit(LARGEST_CELL)
-    # Strict: a quote that never closes would swallow the rows after it.
+    # The default is 128 KB. The limit belongs to the whole process.
+    csv.field_size_limit(1 << 30)
+    # Without `strict` a quote that is never closed would swallow the next rows.
     reader = csv.DictReader(_csv_lines(path), strict=True)
     try:
         names = [name for name in reader.fieldnames or () if name]
@@ -201,20 +200,17 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         _check_names(path, names)
         for row in reader:
             error = _not_utf8(row, path, reader.line_num)
-            # A comma in a text without quotes would move the label.
+            # The label would be in the wrong column after an unquoted comma.
             if None in row:
-                error = DataError(
-                    f"{path}:{reader.line_num} has more cells than the header",
-                    path=path,
-                    hint='put texts with commas in "quotes"',
-                )
+                hint = 'put texts with commas in "quotes"'
+                error = _bad_row(path, reader.line_num, " has more cells than the header", hint)
             yield Row(reader.line_num, row, error)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} is not CSV: {error}", path=path, hint="save it again") from error
+        raise _bad_row(path, reader.line_num, f" is not CSV: {error}", "save it again") from error
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
-    """The lines of a file; half a surrogate stands for each byte that is not UTF-8, so that the others can be read."""
+    """The lines of a file, with a lone surrogate for each byte that is not UTF-8, so that other rows can be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
             yield from file
@@ -231,7 +227,7 @@ def _not_utf8(row: Mapping[Any, Any], path: Path, line: int) -> DataError | None
             cell.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
             bad = f"{error.reason}: byte 0x{error.object[error.start]:02x}"
-            return DataError(f"{path}:{line} is not UTF-8: {bad}", path=path, hint="save it as UTF-8")
+            return _bad_row(path, line, f" is not UTF-8: {bad}", "save it as UTF-8")
     return None
 
 
@@ -250,9 +246,9 @@ def _json_object(record: str, path: Path, line: int) -> dict[str, Any]:
     try:
         row = json.loads(record)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{line} is not JSON: {error}", path=path, hint="one JSON object a line") from error
+        raise _bad_row(path, line, f" is not JSON: {error}", "write one JSON object in each line") from error
     if not isinstance(row, dict):
-        raise DataError(f"{path}:{line} is not a JSON object", path=path, hint="one JSON object a line")
+        raise _bad_row(path, line, " is not a JSON object", "write one JSON object in each line")
     return row
 
 
@@ -271,7 +267,7 @@ def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
-    """The opened file; what pyarrow says of it inside becomes a DataError."""
+    """The opened file. Raises DataError for the errors of pyarrow inside the context."""
     require(f"reading {path.name}", "pyarrow")
     import pyarrow
     import pyarrow.parquet
@@ -287,7 +283,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of columns of classes, which the library `datasets` stores as numbers (features.ClassLabel)."""
+    """The class names of each column that the library `datasets` stores as numbers (features.ClassLabel)."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         found = {name: _each(feature) for name, feature in features.items()}
@@ -301,7 +297,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def _each(feature: Any) -> Any:
-    """What the items of a list are, as the library writes it: `[item]`, or a Sequence or List of it."""
+    """The feature of a list's items: the library writes `[item]`, or a Sequence or List of it."""
     if isinstance(feature, list) and len(feature) == 1:
         return feature[0]
     if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
@@ -314,7 +310,7 @@ def _named(value: Any, names: list[str] | None) -> Any:
         return [_named(each, names) for each in value]
     if names is None or not isinstance(value, int):
         return value
-    # The library's number for "not known", as in a test set without answers.
+    # Other numbers mean that the class is not known, as in a test set without answers.
     return names[value] if 0 <= value < len(names) else None
 
 
@@ -322,53 +318,45 @@ def _label(value: Any, column: str, path: Path, line: int, task: Task) -> str:
     if task is Task.MULTI_LABEL and isinstance(value, list):
         value = _joined(value, column, path, line)
     is_missing = value is None and path.suffix.lower() == ".csv"
-    # A table written by pandas has NaN where a cell was empty.
+    # pandas writes NaN for an empty cell.
     if task is Task.MULTI_LABEL and not is_missing and (value is None or value != value or value == ""):
         return ""
     if task is Task.MULTI_LABEL and isinstance(value, str) and not value.strip():
         return ""
     words = _cell(value, column, path, line).strip()
     if task is Task.REGRESSION and parse_number(words) is None:
-        raise DataError(
-            f"{path}:{line}: '{column}' is no finite number: {quote(words)}", path=path, hint="correct or remove it"
-        )
+        raise _bad_row(path, line, f": '{column}' is not a finite number: {quote(words)}", "correct or remove it")
     return words
 
 
 def _joined(value: list[Any], column: str, path: Path, line: int) -> str:
-    """A list of labels, as JSON and Parquet have them, in the form that a cell of CSV has."""
+    """The labels in a list (of JSON or Parquet), joined as in a cell of CSV."""
     labels = [_cell(each, column, path, line).strip() for each in value]
     if divided := [label for label in labels if SEPARATOR in label]:
-        raise DataError(
-            f"{path}:{line}: the label {quote(divided[0])} contains '{SEPARATOR}', which stands between labels",
-            path=path,
-            hint="call it otherwise",
-        )
+        problem = f": the label {quote(divided[0])} contains '{SEPARATOR}', which separates labels"
+        raise _bad_row(path, line, problem, "rename the label")
     return SEPARATOR.join(labels)
 
 
-def _picture(value: Any, column: str, path: Path, line: int) -> bytes | str:
-    """A picture's bytes, or its path: both may stand in a struct of the fields `bytes` and `path` (datasets.Image)."""
+def _image(value: Any, column: str, path: Path, line: int) -> bytes | str:
+    """An image's bytes or its path, also from a struct with the fields `bytes` and `path` (datasets.Image)."""
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value
     name = _cell(value, column, path, line).strip()
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PureWindowsPath(name).parts:
-        raise DataError(
-            f"{path}:{line}: {quote(name)} leads out of the table's folder",
-            path=path,
-            hint="write paths relative to the table's folder, and keep the pictures in it",
-        )
+        hint = "write paths relative to the table's folder, and keep the images in it"
+        raise _bad_row(path, line, f": {quote(name)} leads out of the table's folder", hint)
     return name
 
 
 def _cell(value: Any, column: str, path: Path, line: int) -> str:
     if isinstance(value, list | dict | bytes):
-        raise DataError(f"{path}:{line}: '{column}' is not one value", path=path, hint="give a text or a number")
+        raise _bad_row(path, line, f": '{column}' is not one value", "give a text or a number")
     if value is None or value != value or not str(value).strip():
-        raise DataError(f"{path}:{line} has an empty '{column}'", path=path, hint="fill or remove the row")
+        raise _bad_row(path, line, f" has an empty '{column}'", "fill or remove the row")
     words = str(value)
     if any("\ud800" <= character <= "\udfff" for character in words):
-        raise DataError(f"{path}:{line}: '{column}' holds half a character", path=path, hint="repair or remove the row")
+        raise _bad_row(path, line, f": '{column}' contains a lone surrogate", "repair or remove the row")
     return words

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: The tokenizer of a bundle whose row has none.
+#: The name of a tokenizer that zoo writes into a bundle.
 TOKENIZER = "tokenizer.json"
 UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"
-#: Read as one token where a text spells them out, as far as the vocabulary has them.
+#: Read as one token in a text, if the vocabulary has them.
 SPECIAL = ("[PAD]", UNKNOWN, FIRST, LAST, "[MASK]")
 HINT = "the file is not the vocabulary that this row describes"
 
 
 class TextEncoder:
-    """Texts to token ids by a `tokenizer.json`, cut at the row's limit, padded to the longest of the batch."""
+    """Texts to token ids by a `tokenizer.json`, truncated at the row's limit and padded to the longest of a batch."""
 
     def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
         self.preprocess = preprocess
@@ -36,13 +36,13 @@ class TextEncoder:
         try:
             tokenizer = Tokenizer.from_file(str(self.path))
         except Exception as error:
-            # The library raises plain Exception for whatever it cannot read.
+            # The library raises plain Exception.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise IntegrityError(
-                f"{self.path.name} is no tokenizer that can be read: {reason}",
+                f"{self.path.name} is not a readable tokenizer: {reason}",
                 hint="choose another model, or pull again",
             ) from error
-        # Published files may carry a shorter limit and a fixed padding of their own: the row decides.
+        # Published files may have a shorter limit and a fixed padding; the row decides.
         tokenizer.enable_truncation(self.preprocess.max_length)
         tokenizer.no_padding()
         return tokenizer
@@ -51,16 +51,13 @@ class TextEncoder:
         """Token ids of each text, special tokens included, at most `max_length` of them."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
-    def check_known(self, text: str, row: Sequence[int], index: int | None = None) -> None:
-        """Raise DataError, with its `index`, when `row` holds no word of `text` that the model knows.
-
-        Only where the row of the registry wants that refused.
-        """
+    def check_known(self, text: str, row: Sequence[int]) -> None:
+        """Raise DataError when `row`, the tokens of `text`, has no known word and the model refuses such texts."""
         if self._unknown is not None and all(token == self._unknown for token in row):
-            # The token for unknown words is none of the words.
+            # The token for unknown words does not count.
             count = self._tokenizer.get_vocab_size() - 1
             problem = f"no word of {quote(text)} is among the {count:,} words"
-            raise DataError(problem, index=index, hint="remove it, or reword it")
+            raise DataError(problem, hint="remove it, or reword it")
 
     @cached_property
     def _unknown(self) -> int | None:
@@ -68,7 +65,7 @@ class TextEncoder:
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def sample(self, count: int) -> list[str]:
-        """About `count` of the tokenizer's words, spread evenly over its ids."""
+        """About `count` of the tokenizer's words, evenly spread over its ids."""
         size = self._tokenizer.get_vocab_size()
         return [self._tokenizer.id_to_token(index) for index in range(0, size, max(1, size // count))]
 
@@ -87,11 +84,11 @@ class TextEncoder:
 
 
 def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: Path) -> TextPreprocess:
-    """Write a `tokenizer.json` whose ids are the places of `words`, and return how a bundle with it prepares texts.
+    """Write a `tokenizer.json` whose ids are the indices of `words`; returns the preprocessing for a bundle with it.
 
-    A text falls into runs of letters, digits and underscores, and runs of other signs. Whatever is not among `words`
-    becomes one token more, which no word is called, or with `unknown: token` the row's own unknown token.
-    Raises RegistryError when that is not among the words.
+    A text is split into runs of letters, digits and underscores, and runs of other characters. Unknown words become an
+    additional token, or with `unknown: token` the row's unknown token. Raises RegistryError when that is not among the
+    words.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -120,33 +117,33 @@ def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: 
 
 
 def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
-    """Whether a text is one word, as it stands, to the tokenizers that `write_word_level` writes."""
+    """Whether a tokenizer of `write_word_level` keeps a text unchanged, as one word."""
     from tokenizers import normalizers, pre_tokenizers
 
     normal = normalizers.Lowercase().normalize_str(text) if preprocess.lowercase else text
     return [text] == [part for part, _ in pre_tokenizers.Whitespace().pre_tokenize_str(normal)]
 
 
-def check_text(item: object, index: int | None = None) -> str:
-    """The text itself. Raises DataError, with its `index`, unless it is a str with a visible character."""
+def check_text(item: object) -> str:
+    """The text itself. Raises DataError unless it is a str with a visible character."""
     if isinstance(item, DataError):
-        # Whoever listed the items knows already why there is none.
+        # The item was found to be unreadable when the items were listed.
         raise item
     if not isinstance(item, str):
-        raise DataError(f"a text model reads str, not {type(item).__name__}", index=index)
+        raise DataError(f"a text model reads str, not {type(item).__name__}")
     try:
         item.encode()
     except UnicodeEncodeError as error:
-        raise DataError("a text is not UTF-8", index=index, hint="iconv -t UTF-8 | zoo run MODEL -") from error
+        raise DataError("a text is not UTF-8", hint="iconv -t UTF-8 | zoo run MODEL -") from error
     if not item.strip():
-        raise DataError("an empty text has no answer", index=index, hint="remove the row, or fill it")
+        raise DataError("an empty text has no answer", hint="remove the row, or fill it")
     return item
 
 
 def place_tokenizer(preprocess: TextPreprocess, weights: Path, folder: Path) -> TextPreprocess:
     """Write the row's tokenizer into `folder` as a `tokenizer.json`; returns the preprocessing that names it.
 
-    A file that is one already is copied as it is. Raises IntegrityError for a vocabulary that is not whole.
+    A `tokenizer.json` is copied unchanged. Raises IntegrityError for an incomplete vocabulary.
     """
     source = weights / preprocess.tokenizer
     if preprocess.wordpiece is None:
@@ -180,17 +177,17 @@ def tokenizer_json(path: Path, wordpiece: WordPiece) -> str:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Ids of the pieces. Raises IntegrityError for invalid UTF-8, a piece listed twice or a missing special token."""
+    """The id of each piece. Raises IntegrityError for invalid UTF-8, duplicates and missing special tokens."""
     try:
-        # Only a line feed ends a line: vocabularies hold other separators as pieces.
+        # Only a line feed ends a line: other separators are pieces.
         pieces = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise IntegrityError(f"{path.name} is not UTF-8: {error.reason}", hint=HINT) from error
     vocabulary: dict[str, int] = {}
-    for number, piece in enumerate(pieces):
-        first = vocabulary.setdefault(piece, number)
-        if first != number:
-            raise IntegrityError(f"{path.name} lists {piece!r} in line {first + 1} and {number + 1}", hint=HINT)
+    for index, piece in enumerate(pieces):
+        first = vocabulary.setdefault(piece, index)
+        if first != index:
+            raise IntegrityError(f"{path.name} lists {piece!r} in line {first + 1} and {index + 1}", hint=HINT)
     if missing := [token for token in (UNKNOWN, FIRST, LAST) if token not in vocabulary]:
         raise IntegrityError(f"{path.name} lacks {', '.join(missing)}", hint=HINT)
     return vocabulary

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
-from zoo.data.dataset import Example
+from zoo.data.items import Example
 from zoo.evaluation.metrics import Bin, reliability
 from zoo.runtime.answers import decide, predicted_labels
 from zoo.schema import Epoch, Metrics, Task

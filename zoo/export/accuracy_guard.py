@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import msgspec
 
 from zoo.bundle import MODEL, Bundle, Held, describe_files, read_split
-from zoo.data.dataset import Dataset, Item, is_hub, load, load_parts
-from zoo.data.items import Example, Skip, Skipped, check_bad
+from zoo.data.dataset import Dataset, is_hub, load, load_parts
+from zoo.data.items import Example, Item, Unreadable
 from zoo.data.samples import GATE_SAMPLES, gate_samples
 from zoo.data.split import split
 from zoo.errors import DataError, GateError, ZooError
+from zoo.evaluation.evaluate import infer_readable
 from zoo.evaluation.metrics import measure
 from zoo.export import precision
 from zoo.graph import edit, head
@@ -29,33 +30,6 @@ if TYPE_CHECKING:
 CALIBRATED, COMPARED = 128, 4
 #: How often layers are left in float, and the fraction of all layers each time.
 ROUNDS, PART = 3, 0.1
-
-
-class Unreadable:
-    """Items that turn out to be unreadable when they are used; more than `max_bad` of `total` raise DataError."""
-
-    def __init__(self, skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
-        self.skipped, self.total, self.max_bad = skipped, total, max_bad
-        self.found: dict[str, Skipped] = {}
-
-    def skip(self, examples: Sequence[Example]) -> Skip:
-        """The `skip` of a session that gets the items of `examples`."""
-
-        def report(index: int, error: DataError) -> None:
-            example = examples[index]
-            self.found[example.digest] = Skipped(example.name, error.message)
-            check_bad([*self.skipped, *self.found.values()], self.total, self.max_bad)
-
-        return report
-
-    def readable(self, data: Dataset) -> Dataset:
-        """The examples without the unreadable ones."""
-        return data.only(example for example in data.examples if example.digest not in self.found)
-
-    def infer(self, session: Session, data: Dataset, output: str) -> "tuple[Floats, Dataset]":
-        """(the named output for the readable items of `data`, these items)."""
-        rows = session.infer(data.items, [output], skip=self.skip(data.examples))[output]
-        return rows[[example.digest not in self.found for example in data.examples]], self.readable(data)
 
 
 class GuardData(NamedTuple):
@@ -105,10 +79,8 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     manifest = source.manifest
     assert variant.calibrate is not None
     task = manifest.task if manifest.head else FinetuneOptions().task
-    parts = load_parts(
-        variant.calibrate, manifest.preprocess, task=task, text=variant.text, image=variant.image,
-        label=variant.label, max_bad=variant.max_bad, offline=offline, progress=progress,
-    )  # fmt: skip
+    reading = variant.reading(task)
+    parts = load_parts(variant.calibrate, manifest.preprocess, reading, offline=offline, progress=progress)
     data, *others = parts.values()
     skipped = [each for part in parts.values() for each in part.skipped]
     everything = [example for part in parts.values() for example in part.examples]
@@ -131,7 +103,7 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
             path=whole.source,
             hint="add items that the model was trained on",
         )
-    scores, held = unreadable.infer(session, held, "scores")
+    scores, held = infer_readable(session, held, "scores", unreadable)
     if not held.examples:
         raise DataError(f"no held-out item of {held.source} can be read", path=held.source, hint="repair the items")
     return GuardData(
@@ -244,10 +216,7 @@ def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Data
     if isinstance(options.val, float) or not (is_hub(options.val) or Path(options.val).exists()):
         return None
     try:
-        return load(
-            options.val, manifest.preprocess, task=manifest.task, text=options.text, image=options.image,
-            label=options.label, max_bad=options.max_bad, offline=offline, progress=progress,
-        )  # fmt: skip
+        return load(options.val, manifest.preprocess, options.reading(), offline=offline, progress=progress)
     except ZooError as error:
         # The data may have moved or changed, and there may be other items to measure on.
         progress.note(f"{options.val}, which held items out, cannot be read: {error.message}")
@@ -266,13 +235,13 @@ def _split_gate(
     while pool.examples:
         owners = {id(example.item): example for example in pool.examples}
         chosen = pool.only(owners[id(item)] for item in gate_samples(pool))
-        gate = unreadable.infer(session, chosen, "features")[1]
+        gate = infer_readable(session, chosen, "features", unreadable)[1]
         if gate.examples == chosen.examples:
             break
-        pool = unreadable.readable(pool)
+        pool = pool.readable(unreadable)
     if not pool.examples:
         raise DataError(f"no item of {pool.source} for the gate can be read", path=pool.source, hint="repair the items")
-    rest = unreadable.readable(data)
+    rest = data.readable(unreadable)
     if len(rest.examples) < 2 * GATE_SAMPLES and not others.examples:
         return rest, (gate.items, "the calibration items")
     digests = {example.digest for example in gate.examples}

@@ -11,7 +11,7 @@ import onnx
 from zoo.backbone import Backbone
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
 from zoo.data import samples
-from zoo.data.dataset import Item
+from zoo.data.items import Item
 from zoo.errors import IntegrityError, UsageError
 from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead

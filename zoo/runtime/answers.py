@@ -100,7 +100,7 @@ class WordAnswerer:
             known: dict[int, list[int]] = {}
             for index, text in enumerate(window, start):
                 try:
-                    known[index] = self.table.ids(check_text(text, index))
+                    known[index] = self.table.ids(check_text(text))
                 except ZooError as error:
                     skip(index, error)  # type: ignore[arg-type]
             yield list(known), self.table.around(list(known.values()), self.top)
@@ -118,7 +118,7 @@ def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> I
     parts: Iterable[Iterable[Any]] = [inputs]
     if isinstance(inputs, Inputs) and inputs.is_piped:
         # Few images at a time: beside the pipe there may be a table, whose images are in memory.
-        parts = arriving(inputs, 64 if inputs.reads_pictures else WINDOW)
+        parts = arriving(inputs, 64 if inputs.reads_images else WINDOW)
     first = 0
     for part in parts:
         ordered = InOrder(answerer.rows, named_inputs(part), strict=not keep_going, first=first)

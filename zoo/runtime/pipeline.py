@@ -271,13 +271,13 @@ class TextPipeline(_Pipeline):
         failed: list[tuple[int, DataError]] = []
         for index, item in enumerate(items, start):
             try:
-                texts[index] = check_text(item, index)
+                texts[index] = check_text(item)
             except DataError as error:
                 failed.append((index, error))
         tokens = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
         for index, text in texts.items():
             try:
-                self.encoder.check_known(text, tokens[index], index)
+                self.encoder.check_known(text, tokens[index])
             except DataError as error:
                 failed.append((index, error))
                 del tokens[index]

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from zoo.data.augment import View
-from zoo.data.dataset import Example
-from zoo.data.items import Skip
+from zoo.data.items import Example, Skip
 from zoo.errors import UsageError
 from zoo.progress import SILENT, Progress
 from zoo.runtime.session import Session

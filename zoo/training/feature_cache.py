@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo.data.augment import View
-from zoo.data.dataset import Example
-from zoo.data.items import Skip
+from zoo.data.items import Example, Skip
 from zoo.progress import SILENT, Progress
 from zoo.store import caches
 from zoo.store.append_file import Records, Row

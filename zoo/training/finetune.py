@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from zoo.bundle import Bundle
 from zoo.data.augment import View
 from zoo.data.dataset import Dataset, require_classes
-from zoo.data.items import Skipped, check_bad
+from zoo.data.items import Unreadable
 from zoo.data.quality import survey
 from zoo.data.split import divide
 from zoo.errors import DataError, UsageError
@@ -190,33 +188,16 @@ def _write(
 def _features(
     cache: FeatureCache, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress
 ) -> "tuple[tuple[Dataset, Dataset], tuple[Floats, Floats], int]":
-    """(parts without unreadable items, their features, the number of computed features)."""
+    """(parts without unreadable items, their features, the number of items that were computed)."""
     examples = [*parts[0].examples, *parts[1].examples]
     skipped = [*parts[0].skipped, *parts[1].skipped]
-    total, bad = len(examples) + len(skipped), dict[int, Skipped]()
-
-    def skip(index: int, error: DataError) -> None:
-        # The record has the item's name already, and it should not reveal the item's folder.
-        example = examples[index]
-        where = str(example.item) if isinstance(example.item, Path) else example.name
-        reason = error.message.removeprefix(f"{where}: ")
-        bad[index] = Skipped(example.name, reason)
-        check_bad([*skipped, *bad.values()], total, options.max_bad)
-
-    vectors = cache.features(examples, progress, skip)
-    border = len(parts[0].examples)
-    ranges = range(border), range(border, len(examples))
-    kept = [[index for index in each if index not in bad] for each in ranges]
-    left = [
-        msgspec.structs.replace(
-            part.only(examples[index] for index in indices),
-            skipped=(*part.skipped, *(bad[index] for index in each if index in bad)),
-        )
-        for part, indices, each in zip(parts, kept, ranges, strict=True)
-    ]
-    if bad:
-        _check_left(left, parts)
-    return (left[0], left[1]), (vectors[kept[0]], vectors[kept[1]]), cache.computed
+    unreadable = Unreadable(skipped, len(examples) + len(skipped), options.max_bad)
+    vectors = cache.features(examples, progress, unreadable.skip(examples))
+    train, held = (part.readable(unreadable) for part in parts)
+    if unreadable.found:
+        _check_left((train, held), parts)
+    vectors, border = vectors[unreadable.kept(examples)], len(train.examples)
+    return (train, held), (vectors[:border], vectors[border:]), cache.computed
 
 
 def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:

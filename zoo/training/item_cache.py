@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from zoo.data.augment import View, Viewed, key
-from zoo.data.dataset import Example
 from zoo.data.images import encoder_version
-from zoo.data.items import Skip
-from zoo.errors import AccessError, DataError, named, naming
+from zoo.data.items import Example, Skip, refuse
+from zoo.errors import AccessError, DataError
 from zoo.progress import Progress
 from zoo.runtime.device import onnxruntime
 from zoo.runtime.session import Session
@@ -88,25 +87,21 @@ class ItemCache(ABC):
         if not missing:
             progress.note(f"{self.kind}: all from the cache {self.path}")
             return
+        skip = skip or refuse(examples)
         indices = defaultdict[str, list[int]](list)
         for index, example in enumerate(examples):
             indices[example.digest].append(index)
 
-        def refuse(position: int, error: DataError) -> None:
-            if skip is None:
-                raise error
-            example = missing[position].example
-            named(error, example.name, example.item)
+        def skip_copies(position: int, error: DataError) -> None:
             # Taken out: an item that is unreadable in several views is reported once.
-            for index in indices.pop(example.digest, ()):
-                error.index = index
+            for index in indices.pop(missing[position].example.digest, ()):
                 skip(index, error)
 
         title = f"{self.kind} by {self.session.manifest.lineage.entry.name} on {self.session.device}"
         pending: list[Row] = []
         with progress.task(title, len(missing)) as bar:
             try:
-                for batch in self.stream(missing, refuse):
+                for batch in self.stream(missing, skip_copies):
                     pending += [self.packed(missing[index].key, arrays) for index, arrays in batch]
                     bar.advance(len(batch))
                     if len(pending) >= CHUNK_ITEMS or sum(len(row.data) for row in pending) >= CHUNK_BYTES:
@@ -118,13 +113,12 @@ class ItemCache(ABC):
 
     def stream(self, items: Sequence[CacheItem], skip: Skip | None = None) -> "Iterator[list[tuple[int, TensorMap]]]":
         """Batch by batch, the index of each item in `items` and its arrays by name. Errors name the item."""
-        inputs = [each.input for each in items]
-        with naming([each.example.name for each in items], inputs):
-            for positions, arrays in self.session.stream(inputs, self.outputs, skip):
-                yield [
-                    (position, {name: array[row] for name, array in arrays.items()})
-                    for row, position in enumerate(positions)
-                ]
+        skip = skip or refuse([each.example for each in items])
+        for positions, arrays in self.session.stream([each.input for each in items], self.outputs, skip):
+            yield [
+                (position, {name: array[row] for name, array in arrays.items()})
+                for row, position in enumerate(positions)
+            ]
 
     def _write(self, records: Records, rows: Sequence[Row]) -> None:
         if rows:

@@ -4,7 +4,9 @@ import msgspec
 
 from zoo.bundle import Bundle
 from zoo.data.dataset import Dataset
-from zoo.export.accuracy_guard import Refitted, Unreadable, training_options
+from zoo.data.items import Unreadable
+from zoo.evaluation.evaluate import infer_readable
+from zoo.export.accuracy_guard import Refitted, training_options
 from zoo.runtime.session import Session
 from zoo.system.interrupt import Interrupt
 from zoo.training.fit_head import Problem, fit
@@ -18,7 +20,7 @@ def refit_head(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: 
     options = msgspec.structs.replace(
         training_options(manifest), lr=spec.lr, weight_decay=spec.weight_decay, unfreeze=0, augment=0
     )
-    features, trained = unreadable.infer(Session(candidate, "cpu"), trained, "features")
+    features, trained = infer_readable(Session(candidate, "cpu"), trained, "features", unreadable)
     problem = Problem(features, trained.targets(manifest.labels), len(manifest.labels) or 1, options)
     found = fit(problem, TrainingRun(stop=Interrupt()))
     return Refitted(found.layers, found.thresholds)

@@ -1,12 +1,13 @@
-"""Published files of word vectors, read by memory map and checked: what a header says must fit the file's size first.
+"""Readers of published word-vector files: memory-mapped and checked, with the header compared with the file's size.
 
 word2vec-binary    "N dim" and a newline; then, N times, a word, a space, dim float32 and often a newline (word2vec.c)
-word2vec-text      "N dim" and a newline; then a line a word: it and dim numbers, one space between; fastText's .vec
-glove-text         the same lines without the first one, and a word may hold spaces
-npy, safetensors   the table alone; its words are a list of their own: Parquet, text (a word a line) or JSON
+word2vec-text      "N dim" and a newline; then one line for each word: the word and dim numbers, separated by a space
+                   (fastText's .vec)
+glove-text         the same lines without the header; words may contain spaces
+npy, safetensors   the table alone; the words are in another file: Parquet, text (one word in each line) or JSON
 
-Words are read as gensim's load_word2vec_format reads them: strictly UTF-8, and of a word that comes twice the first row
-counts. Whatever else is wrong with a file is an IntegrityError that names the file and the row.
+Words are read as by gensim's load_word2vec_format: strictly UTF-8, and of duplicates the first row counts. Any other
+defect is an IntegrityError that names the file and the row.
 """
 
 import re
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Bytes: TypeAlias = mmap.mmap | bytes
     Order: TypeAlias = Literal["C", "F"]
 
-#: The layout of a file that a row does not name itself, by the file's suffix.
+#: The layout of a file by its suffix, for registry rows that name none.
 SUFFIXES = {
     ".bin": "word2vec-binary",
     ".vec": "word2vec-text",
@@ -43,16 +44,16 @@ SUFFIXES = {
     ".safetensors": "safetensors",
 }
 LAYOUTS = tuple(SUFFIXES.values())
-#: Layouts whose words are a list of their own.
+#: Layouts whose words are in another file.
 TABLES = ("npy", "safetensors")
-#: Rows handed on at once.
+#: Rows in a batch.
 ROWS = 2048
-#: Bytes of one word at most: without a bound a file of another kind would be searched to its end.
-LONGEST = 1 << 16
-#: Bytes of one number in a text at most.
-NUMBER = 64
+#: The largest size of a word in bytes: without it a file of another kind would be searched to its end.
+MAX_WORD_BYTES = 1 << 16
+#: The largest size of a number in a text, in bytes.
+MAX_NUMBER_BYTES = 64
 DECIMAL = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-#: numpy's dtypes of the kinds of number that are read, by safetensors' names of them.
+#: The accepted number types: safetensors' names -> numpy's dtypes.
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 NPY = re.compile(
     rb"\{\s*'descr':\s*'([^']*)',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\((\d{1,18}),\s*(\d{1,18})\),?\s*\}\s*"
@@ -66,26 +67,23 @@ class _Tensor(msgspec.Struct):
 
 
 def layout(entry: Entry) -> str | None:
-    """The layout of a row's table: `config.format`, or what its suffix says; None where that is none of LAYOUTS."""
+    """The layout of a registry row's table, by `config.format` or the suffix; None if it is not one of LAYOUTS."""
     assert isinstance(entry.preprocess, WordsPreprocess)
     found = entry.config.get("format") or SUFFIXES.get(Path(entry.preprocess.table).suffix)
     return found if found in LAYOUTS else None
 
 
 def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
-    """(words, vectors float32 [len(words), dim]) of a file that holds both, part after part, checked.
-
-    Raises IntegrityError.
-    """
+    """Checked batches (words, vectors float32 [len(words), dim]) of a file with both. Raises IntegrityError."""
     if layout == "word2vec-binary":
         return checked(path, _binary(path, dim))
     return checked(path, _text(path, dim, with_header=layout == "word2vec-text"))
 
 
 def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
-    """(the table [words, dim] as it is mapped, the offset at which it begins in the file). Raises IntegrityError.
+    """(the memory-mapped table [words, dim], its offset in the file). Raises IntegrityError.
 
-    A table may be in Fortran order, as published ones are.
+    Published tables may be in Fortran order.
     """
     import numpy as np
 
@@ -100,10 +98,10 @@ def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
 
 
 def read_words(path: Path, column: str | None = None) -> list[bytes]:
-    """The words of a list, in the order of the table's rows. Raises IntegrityError.
+    """The words in a file, in the order of the table's rows. Raises IntegrityError.
 
-    By its suffix: .parquet (the column `column`, or the only one), .json (a list of words, or their ids by word), any
-    other: text, a word a line.
+    The suffix decides: .parquet (the column `column`, or the only one), .json (a list of words, or a mapping to their
+    ids), any other: one word in each line.
     """
     if path.suffix not in (".parquet", ".json"):
         text = bytes(_map(path)).removeprefix(BOM_UTF8).removesuffix(b"\n")
@@ -116,7 +114,7 @@ def read_words(path: Path, column: str | None = None) -> list[bytes]:
 
 
 def pair(path: Path, words: list[bytes], table: "NDArray[Any]") -> "Iterator[Batch]":
-    """The rows of a table with their words from the list at `path`, part after part, checked. Raises IntegrityError."""
+    """Checked batches of a table and the `words` that were read from `path`. Raises IntegrityError."""
     if len(words) != len(table):
         _fail(path, f"it lists {len(words):,} words, the table has {len(table):,} rows")
     parts = range(0, len(words), ROWS)
@@ -124,7 +122,7 @@ def pair(path: Path, words: list[bytes], table: "NDArray[Any]") -> "Iterator[Bat
 
 
 def checked(path: Path, batches: "Iterable[Batch]") -> "Iterator[Batch]":
-    """The same rows without those of a word that came before. Raises IntegrityError for what is no word or number."""
+    """The batches without duplicates. Raises IntegrityError for invalid words and for numbers that are not finite."""
     import numpy as np
 
     seen: set[bytes] = set()
@@ -155,11 +153,11 @@ def _binary(path: Path, dim: int) -> "Iterator[Batch]":
     for first in range(0, count, ROWS):
         words, rows = [], []
         for row in range(first, min(first + ROWS, count)):
-            space = data.find(b" ", at, at + LONGEST)
+            space = data.find(b" ", at, at + MAX_WORD_BYTES)
             end = space + 1 + 4 * dim
             if space < 0 or end > len(data):
                 _fail(path, f"it breaks off in row {row + 1} of {count:,}")
-            # word2vec.c ends each row with a newline, other writers do not.
+            # word2vec.c ends each row with a newline; other writers do not.
             words.append(data[at:space].lstrip(b"\n"))
             rows.append(data[space + 1 : end])
             at = end
@@ -171,7 +169,7 @@ def _binary(path: Path, dim: int) -> "Iterator[Batch]":
 def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
     data = _map(path)
     count, at = _header(path, data, dim, smallest=2 * dim + 2) if with_header else (None, 0)
-    lines = _lines(path, data, at, LONGEST + NUMBER * dim)
+    lines = _lines(path, data, at, MAX_WORD_BYTES + MAX_NUMBER_BYTES * dim)
     row = 0
     while part := list(islice(lines, ROWS)):
         words, numbers = [], []
@@ -194,16 +192,16 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
 
 
 def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
-    """(word, numbers) of a line with too many fields: some of GloVe's words hold spaces, as `. . .` in glove.840B.
+    """(word, numbers) of a line with too many fields: GloVe's words may contain spaces (`. . .` in glove.840B).
 
-    A field that is a number is no part of a word: such a line has too many numbers, and stays as it was.
+    A line whose additional fields are numbers is returned unchanged: it has too many numbers.
     """
     *more, numbers = rest.split(b" ", rest.count(b" ") + 1 - dim)
     return (word, rest) if any(map(DECIMAL.fullmatch, more)) else (b" ".join([word, *more]), numbers)
 
 
 def _parse(path: Path, words: list[bytes], rows: list[bytes], dim: int, before: int) -> "NDArray[np.float32]":
-    """Numbers as C's strtod reads them, rounded to float32 once: what gensim does, to the bit."""
+    """Numbers as C's strtod reads them, rounded to float32 once, bit for bit as by gensim."""
     import numpy as np
 
     try:
@@ -213,7 +211,7 @@ def _parse(path: Path, words: list[bytes], rows: list[bytes], dim: int, before: 
             try:
                 list(map(float, row.split(b" ")))
             except ValueError:
-                _fail(path, f"row {number} ({_show(word)}) holds something that is no number")
+                _fail(path, f"row {number} ({_show(word)}) contains something that is not a number")
         raise
 
 
@@ -228,7 +226,7 @@ def _lines(path: Path, data: "Bytes", at: int, longest: int) -> Iterator[bytes]:
 
 
 def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int, int]:
-    """(words, where the first one begins), once the file is large enough for so many rows of `smallest` bytes."""
+    """(number of words, offset of the first), if the file is large enough for so many rows of `smallest` bytes."""
     end = data.find(b"\n", 0, 128)
     found = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", data[: max(end, 0)])
     if found is None:
@@ -243,13 +241,13 @@ def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int,
 
 
 def _npy(path: Path, data: "Bytes") -> "tuple[str, Order, tuple[int, int], int]":
-    """The format of numpy (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html)."""
+    """The header of a .npy file (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html)."""
     version = data[6:8]
     width = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}.get(version)
     if data[:6] != b"\x93NUMPY" or width is None:
         _fail(path, "it is not numpy's .npy")
     offset = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
-    found = NPY.fullmatch(data[8 + width : min(offset, 8 + width + LONGEST)])
+    found = NPY.fullmatch(data[8 + width : min(offset, 8 + width + MAX_WORD_BYTES)])
     if found is None:
         _fail(path, "its header is not that of a table of numbers with two axes")
     dtype = found[1].decode("ascii", "replace")
@@ -259,7 +257,7 @@ def _npy(path: Path, data: "Bytes") -> "tuple[str, Order, tuple[int, int], int]"
 
 
 def _safetensors(path: Path, data: "Bytes") -> "tuple[str, Order, tuple[int, int], int]":
-    """The one tensor of a file (https://huggingface.co/docs/safetensors, "Format")."""
+    """The header of a file with one tensor (https://huggingface.co/docs/safetensors, "Format")."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, 100_000_000):
         _fail(path, "it is not a safetensors file: its header is longer than the file")
@@ -310,7 +308,7 @@ def _json(path: Path) -> list[str]:
 def _float32(numbers: "NDArray[Any]") -> "NDArray[np.float32]":
     import numpy as np
 
-    # What float32 cannot hold becomes infinite, which `checked` then refuses.
+    # Too large numbers become infinite, which `checked` refuses.
     with np.errstate(over="ignore"):
         return numbers.astype("<f4", copy=False)
 

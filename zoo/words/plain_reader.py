@@ -1,7 +1,7 @@
-"""Words and their vectors from published files, each format in the plainest way there is to read it.
+"""Reference readers of word-vector files: each format in the simplest way, slow and without checks.
 
-Slow, and without the checks that a reader for use needs: such readers, zoo.words.formats' and those of plugins, are
-compared with it, so no code of theirs is used here. A file that is not as expected raises whatever comes of it.
+The readers of zoo.words.formats and of plugins are compared with these, so none of their code is used here. A file that
+is not as expected may raise any exception.
 """
 
 import json
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
 
-#: Bytes of a header or a word at most: a file of another kind is not searched to its end.
-LONGEST = 1 << 16
+#: The largest size of a header or a word in bytes: a file of another kind is not searched to its end.
+MAX_BYTES = 1 << 16
 
 
 def rows(entry: Entry, weights: Path, layout: str) -> Iterator[tuple[bytes, Any]]:
-    """(word, vector as the file has it, for `parse`) of every row of the entry's files in `weights`.
+    """(word, vector in the form of the file, for `parse`) of every row in the entry's files in `weights`.
 
-    `layout` is one of zoo.words.formats.LAYOUTS; a list with several columns needs `config.column`.
+    `layout` is one of zoo.words.formats.LAYOUTS. A list of words with several columns needs `config.column`.
     """
     import numpy as np
 
@@ -52,7 +52,7 @@ def rows(entry: Entry, weights: Path, layout: str) -> Iterator[tuple[bytes, Any]
         raise ValueError("it has a list of words beside it")
     with path.open("rb") as file:
         if layout != "glove-text":
-            count, width = map(int, file.readline(LONGEST).split())
+            count, width = map(int, file.readline(MAX_BYTES).split())
             if width != dim:
                 raise ValueError(f"its vectors have {width} numbers, not {dim}")
         if layout == "word2vec-binary":
@@ -60,13 +60,13 @@ def rows(entry: Entry, weights: Path, layout: str) -> Iterator[tuple[bytes, Any]
                 yield _word(file), file.read(4 * dim)
             return
         for line in file:
-            # Only a word of GloVe's may hold spaces, and then the numbers are what stands last.
+            # Words of GloVe may contain spaces; the last fields are the numbers.
             word, *numbers = line.rstrip().rsplit(b" ", dim if layout == "glove-text" else -1)
             yield word, numbers
 
 
 def listed(path: Path, column: str | None = None) -> list[bytes]:
-    """The words of a list in the order of the table: Parquet, JSON (a list, or ids by word) or a word a line."""
+    """The words in a file, in the order of the table: Parquet, JSON (a list, or a mapping to ids) or lines."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -86,7 +86,7 @@ def listed(path: Path, column: str | None = None) -> list[bytes]:
 
 
 def parse(vector: Any) -> "Vector":
-    """A vector as `rows` gives it, as float32 [dim]."""
+    """A vector from `rows` as float32 [dim]."""
     import numpy as np
 
     if isinstance(vector, bytes):
@@ -95,11 +95,11 @@ def parse(vector: Any) -> "Vector":
 
 
 def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector], str | None]":
-    """(about `count` words from the first row to the last, with their vectors; one of them that comes twice, or None).
+    """(about `count` words, evenly spread over the rows, with their vectors; a word that has two rows, or None).
 
-    They are words that a text can name, and whose vector is not that of an unknown word: all zeros. Of one that comes
-    twice the first row counts; it is taken beside the others. Raises ValueError where there are none, or the files are
-    in no layout that is known here.
+    All are words that a text can contain and whose vector is not zero, the vector of unknown words. The word with two
+    rows is one of them, with the vector of its first row. Raises ValueError when there are no such words and for files
+    in another layout.
     """
     preprocess, layout = entry.preprocess, formats.layout(entry)
     assert isinstance(preprocess, WordsPreprocess)
@@ -113,16 +113,16 @@ def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector],
         if wrong := [len(vector) for vector in read.values() if vector.shape != (entry.dim,)]:
             raise ValueError(f"a row has {wrong[0]} numbers, not {entry.dim}")
     except Exception as error:
-        # A family's own format may have the suffix of one of these, and break its reader in any way.
+        # A plugin's own format may have one of these suffixes, and raise any exception here.
         raise ValueError(f"{preprocess.table} cannot be read as {layout}: {brief(str(error))}") from error
     found = {word.decode(): vector for word, vector in read.items() if vector.any()}
     if not found:
-        raise ValueError(f"no word of {preprocess.words or preprocess.table} is one that a text can name")
+        raise ValueError(f"no word of {preprocess.words or preprocess.table} can stand in a text")
     return found, twice if twice in found else None
 
 
 def _choose(words: list[bytes], count: int, preprocess: WordsPreprocess) -> tuple[set[int], str | None]:
-    """(the rows of `count` words and of the first that comes twice, that word)."""
+    """(the rows of `count` words and of the first word with two rows, that word)."""
     first: dict[bytes, int] = {}
     again = [word for row, word in enumerate(words) if first.setdefault(word, row) != row]
     distinct = list(first)
@@ -140,10 +140,10 @@ def _choose(words: list[bytes], count: int, preprocess: WordsPreprocess) -> tupl
 
 
 def _word(file: BinaryIO) -> bytes:
-    """The bytes up to the next space, without the newline with which word2vec.c ends the row before."""
+    """The bytes up to the next space, without the newline that word2vec.c writes after the previous row."""
     word = bytearray()
     while (byte := file.read(1)) != b" ":
-        if not byte or len(word) > LONGEST:
+        if not byte or len(word) > MAX_BYTES:
             raise ValueError("it breaks off in a word")
         word += byte
     return bytes(word).lstrip(b"\n")

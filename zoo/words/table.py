@@ -1,13 +1,13 @@
-"""Word vectors: the prepared form beside a row's files, memory-mapped; its index of words, and exact search.
+"""Word vectors in a prepared, memory-mapped form beside a registry row's files, with look-up and exact search.
 
 prepared/  vectors.bin    float32 [words, dim], unless a file of the row already holds the table in this form
-           words.bin      the UTF-8 of all words, one after another;  offsets.bin  int64 [words + 1], where each begins
-           order.bin      int32 [words], the ids in the order of their words' bytes, for binary search
+           words.bin      all words in UTF-8, concatenated
+           offsets.bin    int64 [words + 1], the start of each word
+           order.bin      int32 [words], the ids sorted by their words' bytes, for binary search
            norms.bin      float32 [words]
-           prepared.json  the digests, sizes and times of these, so that opening reads none of them
+           prepared.json  the sha256, size and time of each file, so that opening reads none of them
 
-Everything is little-endian and in C order. Nothing is read before it is asked for: a look-up touches a few pages, a
-search the whole table once.
+Everything is little-endian and in C order. A look-up reads a few pages, a search the whole table once.
 """
 
 import re
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 FOLDER, MANIFEST, SCHEMA_VERSION = "prepared", "prepared.json", 1
 VECTORS, WORDS, OFFSETS, ORDER, NORMS = "vectors.bin", "words.bin", "offsets.bin", "order.bin", "norms.bin"
 PARTS = (VECTORS, WORDS, OFFSETS, ORDER, NORMS)
-#: Bytes of similarities held at once: more queries than fit go through the table in several passes.
+#: Bytes of similarities in memory at once; more queries need several passes over the table.
 BUDGET = 1 << 28
-#: Spelling is only looked into for words of ordinary length: the candidates grow with it.
-LONGEST = 40
-#: What the pre-tokenizer `Whitespace` makes of a text: https://docs.rs/tokenizers, pre_tokenizers::whitespace.
+#: The longest word for which similar spellings are looked up: their number grows with its length.
+MAX_SPELLING = 40
+#: The pre-tokenizer `Whitespace`: https://docs.rs/tokenizers, pre_tokenizers::whitespace.
 PIECES = re.compile(r"\w+|[^\w\s]+")
-#: What a norm of zero is raised to, so that such a vector is similar to nothing.
+#: The least norm: a vector of zeros is similar to nothing.
 TINY = 1e-30
 
 
 class InPlace(msgspec.Struct, frozen=True):
-    """A file of the row whose bytes from `offset` on are the table itself."""
+    """A file of the registry row whose bytes from `offset` on are the table."""
 
     file: str
     offset: int
@@ -62,7 +62,7 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[StoredFile, ...]
 
     def fits(self, weights: Path) -> bool:
-        """Whether the recorded files are those that a table of this shape has, in the sizes that it gives them."""
+        """Whether the recorded files and their sizes are those of a table of this shape."""
         sizes = {file.path: file.size for file in self.files}
         numbers = 4 * self.count * self.dim
         wanted = {NORMS: 4 * self.count, ORDER: 4 * self.count, OFFSETS: 8 * (self.count + 1)}
@@ -79,10 +79,10 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
 def prepare(
     weights: Path, batches: "Iterable[tuple[list[bytes], Floats]]", dim: int, table: InPlace | None = None
 ) -> None:
-    """Write the prepared form of (words, vectors [len(words), dim]) into `weights`, whole or not at all.
+    """Write the prepared form of batches (words, vectors [len(words), dim]) into `weights`, whole or not at all.
 
-    Words are distinct and UTF-8, numbers finite: the caller has checked. With `table` the vectors stay where they are.
-    Raises AccessError when there is no space or no right to write.
+    Words must be distinct and UTF-8, numbers finite. With `table` the vectors stay in that file. Raises AccessError for
+    a full disk and without the right to write.
     """
     with storage_errors(weights), staged_dir(weights / FOLDER) as stage:
         count = _write_rows(stage, batches, with_vectors=table is None)
@@ -94,15 +94,15 @@ def prepare(
 
 
 def is_prepared(weights: Path) -> bool:
-    """Whether `WordTable.open` will find a prepared form there whose bytes are those that were written."""
+    """Whether `weights` has a prepared form with the bytes that were written, for `WordTable.open`."""
     return _read_manifest(weights) is not None
 
 
 def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
-    """Hash every file of the prepared form in `weights` again: (expected, whether it is still so).
+    """(expected file, whether it is unchanged) for every file of the prepared form in `weights`; all are hashed.
 
-    A damaged part is hashed again by the next look, which then prepares the form anew. There is no file where nothing
-    is prepared, or by another version; a form whose manifest is damaged is that one file.
+    After that the next `is_prepared` hashes damaged files again, so that the form is prepared anew. The list is empty
+    without a prepared form of this version, and has only the manifest when that is damaged.
     """
     manifest = weights / FOLDER / MANIFEST
     if not (weights / FOLDER).exists():
@@ -131,7 +131,7 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
 
 
 class WordTable:
-    """An opened table: `vectors` float32 [len(table), dim], an id for each word. All of it is memory-mapped."""
+    """A memory-mapped table: `vectors` float32 [len(table), dim], with an id for each word."""
 
     def __init__(
         self,
@@ -151,9 +151,9 @@ class WordTable:
 
     @classmethod
     def open(cls, weights: Path, *, lowercase: bool = False) -> "WordTable":
-        """The prepared form in `weights`; `lowercase` lowers every word that is looked up.
+        """The prepared form in `weights`; with `lowercase` words are looked up in lower case.
 
-        Raises NotFoundError when there is none, one of another version, or one whose bytes have changed.
+        Raises NotFoundError when there is none, for another version, and when bytes have changed.
         """
         require("word vectors", "numpy")
         found = _read_manifest(weights)
@@ -191,13 +191,13 @@ class WordTable:
     def find(self, word: str) -> int | None:
         """The id of a word, None when the table does not have it."""
         wanted = (word.lower() if self.lowercase else word).encode(errors="surrogateescape")
-        place = bisect_left(self._order, wanted, key=self._bytes)
-        if place == len(self) or self._bytes(self._order[place]) != wanted:
+        index = bisect_left(self._order, wanted, key=self._bytes)
+        if index == len(self) or self._bytes(self._order[index]) != wanted:
             return None
-        return int(self._order[place])
+        return int(self._order[index])
 
     def id(self, word: str) -> int:
-        """The id of a word. Raises NotFoundError with words that are spelt nearly so."""
+        """The id of a word. Raises NotFoundError with similarly spelt words in its hint."""
         found = self.find(word)
         if found is None:
             near = self.near(word)
@@ -206,12 +206,12 @@ class WordTable:
         return found
 
     def near(self, word: str, count: int = 3) -> list[str]:
-        """Words that one edit (a letter more, less or changed, two swapped) makes of `word`, lowest ids first.
+        """Words that differ from `word` by one edit (a letter added, removed, changed, or two swapped), by their ids.
 
-        Candidates are made and looked up, as Norvig's corrector does (https://norvig.com/spell-correct.html): a
-        comparison with every word of the table would take seconds.
+        Candidates are generated and looked up, as in https://norvig.com/spell-correct.html: comparing every word of the
+        table would take seconds.
         """
-        if len(word) > LONGEST:
+        if len(word) > MAX_SPELLING:
             return []
         letters = sorted({*"abcdefghijklmnopqrstuvwxyz-' ", *word} - {" "})
         splits = [(word[:at], word[at:]) for at in range(len(word) + 1)]
@@ -245,10 +245,10 @@ class WordTable:
         return found
 
     def ids(self, text: str) -> list[int]:
-        """The ids of the words of `text` that the table has; the whole text may be one.
+        """The ids of the known words in `text`, or of the whole text if it is one word of the table.
 
-        A text falls apart as in a bundle's tokenizer (zoo.data.tokenizers.write_word_level). Raises NotFoundError for
-        an unknown word, DataError for a text without any known one.
+        A text is split as by a bundle's tokenizer (zoo.data.tokenizers.write_word_level). Raises NotFoundError for one
+        unknown word, DataError for a text without any known word.
         """
         words = PIECES.findall(text)
         whole = self.find(text.strip())
@@ -317,7 +317,7 @@ def _write_rows(stage: Path, batches: "Iterable[tuple[list[bytes], Floats]]", *,
 
 
 def _read_manifest(weights: Path) -> _Prepared | None:
-    """What is prepared in `weights`; files with another time are hashed again, None when one is not the same."""
+    """The manifest in `weights`, None if a file has changed; files with another time are hashed again."""
     folder = weights / FOLDER
     found = find_record(folder / MANIFEST, _Prepared, SCHEMA_VERSION)
     if found is None or not found.fits(weights):
@@ -333,7 +333,7 @@ def _read_manifest(weights: Path) -> _Prepared | None:
     except (OSError, ValueError):
         return None
     if moved:
-        # A copied home has other times. Only a saving for the next look: a read-only one does without it.
+        # A copied ZOO_HOME has other times. Recording them saves hashing; a read-only one does without.
         with suppress(OSError):
             # Their digests are those of the record: a file with another time was hashed above.
             files = tuple(
@@ -361,7 +361,7 @@ def _unit(vectors: "Floats") -> "Floats":
 
 
 def _best(scores: "Floats", top: int) -> list[tuple[int, float]]:
-    """The `top` highest scores with their positions; of equal ones the first."""
+    """(index, score) of the `top` highest scores; of equal scores the first."""
     import numpy as np
 
     top = min(top, len(scores))
