@@ -187,7 +187,7 @@ def test_bad_data(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
     fails(2, "reads images", *finetune("tiny-lite", table))
     fails(3, "no such file or folder", *finetune("tiny-lite", tmp_path / "nowhere"))
     fails(2, "unknown head", *finetune("tiny-bert", table, "--head", "huge"))
-    fails(2, "not a fraction", *finetune("tiny-bert", table, "--val", "1.5"))
+    fails(2, "--val must be between 0 and 1, got 1.5", *finetune("tiny-bert", table, "--val", "1.5"))
     assert sorted(str(path) for path in zoo_home.rglob("*")) == before
     (pictures / "red" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     fails(2, "00.png", *finetune("tiny-lite", pictures))
