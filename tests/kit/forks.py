@@ -146,7 +146,10 @@ class Server:
             if self._process is None:
                 command = [sys.executable, "-m", "tests.kit.forks", self.address]
                 root = Path(__file__).resolve().parents[2]
-                self._process = _Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                # In a session of its own: a signal that a test sends to its process group is not meant for the server.
+                self._process = _Popen(
+                    command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                )
                 assert self._process.stdout is not None
                 assert self._process.stdout.readline() == b"ready\n"
 
