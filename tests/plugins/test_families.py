@@ -11,7 +11,7 @@ from zoo_plugins.backbones.efficientnet import EfficientNet
 from tests.kit.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
 from zoo.runtime.ort import create_session
-from zoo.schema import Entry
+from zoo.schema import Entry, ImagePreprocess
 
 
 def tokens(batch: int, length: int) -> dict[str, np.ndarray]:
@@ -145,7 +145,10 @@ def check_lite(zoo: Zoo, name: str) -> None:
 
     model = onnx.load_from_string(zoo.graph(name).read_model())
     body = create_session(edit.extract(model, ["pixels"], ["features"]).SerializeToString(), "cpu")
-    pixels = np.random.default_rng(0).normal(size=(3, 3, 224, 224)).astype(np.float32)
+    preprocess = zoo.entry(name).preprocess
+    assert isinstance(preprocess, ImagePreprocess)
+    side = preprocess.crop
+    pixels = np.random.default_rng(0).normal(size=(3, 3, side, side)).astype(np.float32)
     wanted = lite_reference(next(zoo.pull(name).glob("*.pth")), pixels)
     assert np.abs(wanted).max() > 0.1
     np.testing.assert_allclose(body.run(None, {"pixels": pixels})[0], wanted, atol=1e-4)
