@@ -225,9 +225,11 @@ def test_a_bridge_that_breaks_its_contract_is_named(shelf: Path, tmp_path: Path)
     import msgspec
 
     row, model = Zoo().entry("tiny-bert"), Reference("odd", "x", None)
-    for answer in (None, object(), {"name": "odd/x"}):
+    for answer in (None, {"name": "odd/x"}):
         with pytest.raises(NotFoundError, match="odd/x does not fit zoo's schema"):
             bridged(tmp_path, answer).entry(model)
+    with pytest.raises(PluginError, match="the bridge odd/ gives a object, not an Entry"):
+        bridged(tmp_path, object()).entry(model)
     with pytest.raises(PluginError, match="calls odd/x 'tiny-bert'"):
         bridged(tmp_path, row).entry(model)
     with pytest.raises(NotFoundError, match="does not fit zoo's schema"):
@@ -271,14 +273,14 @@ def test_a_damaged_kept_entry_costs_that_model_alone(
         assert len(warnings) == 1
         assert str(path) in warnings[0]
         hint = fails(5, said, "show", "odd/x")
-        assert hint == "hint: delete it, and pull that model again"
+        assert hint == "hint: delete it, and pull the model again"
     fails(5, "of odd/y", "pull", "odd/x")
     verified = zoo("verify")
     assert (verified.returncode, verified.stderr.count("warning: ")) == (0, 1), verified.stderr
     found = zoo("doctor", "--json", HF_ENDPOINT=NOWHERE)
     assert found.returncode == 5
     problems = [each for each in json.loads(found.stdout)["checks"] if each["state"] == "fail"]
-    assert [(each["name"], each["fix"]) for each in problems] == [("model", "delete it, and pull that model again")]
+    assert [(each["name"], each["fix"]) for each in problems] == [("model", "delete it, and pull the model again")]
 
 
 def test_a_revision_that_is_empty_or_not_there(server: FakeHub, tmp_path: Path) -> None:
