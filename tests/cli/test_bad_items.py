@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
@@ -73,6 +74,7 @@ def caches(home: Path) -> list[Path]:
     return sorted((home / "features").glob("*"))
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_what_is_no_picture_is_left_out_and_listed(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     clean, out = write_pictures(tmp_path / "clean", 12), tmp_path / "out"
     _, _, usual = peak(["finetune", "tiny-lite", clean, "-o", tmp_path / "usual", "--epochs", 2])
