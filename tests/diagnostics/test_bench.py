@@ -205,7 +205,7 @@ def test_a_bundle_that_was_changed(shelf: Path, tuned: Path, tmp_path: Path) -> 
 def test_a_process_that_fails_says_why(shelf: Path, tmp_path: Path) -> None:
     bundle = Zoo().graph("tiny-bert")
     np.savez(tmp_path / "feeds.npz", wrong=np.zeros((32, 4), np.int64))
-    with pytest.raises(ZooError, match="what is timed fails"):
+    with pytest.raises(ZooError, match="the timed system fails"):
         Stopwatch(System(kind="graph", bundle=str(bundle.path), feeds=str(tmp_path / "feeds.npz")))
 
 

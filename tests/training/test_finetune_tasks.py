@@ -180,7 +180,17 @@ def test_what_cannot_be_trained_is_said_at_once(kept_shelf: Path, tmp_path: Path
         "regression",
     )
     assert "correct" in hint
-    fails(2, "one label an item", "finetune", "tiny-bert", several, *out, "--task", "multi-label", "--class-weights")
+    fails(
+        2,
+        "need --task single-label",
+        "finetune",
+        "tiny-bert",
+        several,
+        *out,
+        "--task",
+        "multi-label",
+        "--class-weights",
+    )
     same = tmp_path / "same.csv"
     same.write_text("text,label\n" + "".join(f"card {number},1.5\n" for number in range(9)))
     fails(2, "every 'label' of", "finetune", "tiny-bert", same, *out, "--task", "regression")
