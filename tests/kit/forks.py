@@ -109,7 +109,10 @@ def is_ours(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     if len(words) < 3 or words[0] != sys.executable or _starting(environment) != _own:
         return False
     folders = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    if any((Path(folder) / "sitecustomize.py").exists() for folder in folders):
+    # A package there would be imported in place of the one that the server has imported.
+    names = {name.partition(".")[0] for name in IMPORTED}
+    hiding = {"sitecustomize.py", *names, *(f"{name}.py" for name in names)}
+    if any((Path(folder) / name).exists() for folder in folders for name in hiding):
         return False
     rest = words[2:] if words[1] == "-P" else words[1:]
     return rest[0] == "-m" and rest[1].split(".")[0] in ("zoo", "zoo_cli")
