@@ -163,7 +163,7 @@ BROKEN = {
     "cut.vec": (GOOD_TEXT[: GOOD_TEXT.rindex(b" ")], "has 11 numbers, not 12"),
     "latin.vec": (text(["caf\xe9".encode("latin-1"), *WORDS[1:]], TABLE), "not UTF-8"),
     "words.vec": (GOOD_TEXT.replace(b"\nthe ", b"\nthe end "), "has 13 numbers"),
-    "no-number.txt": (b"the" + b" x" * DIM + b"\n", "row 1 .*no number"),
+    "no-number.txt": (b"the" + b" x" * DIM + b"\n", "row 1 .*not a number"),
     "overflow.txt": (b"the" + b" 1e39" * DIM + b"\n", "not finite"),
     "wide.txt": (text(WORDS, vectors(N, DIM + 1), header=False), "has 13 numbers, not 12"),
     "blank.txt": (text(WORDS, TABLE, header=False) + b"\n", "has 0 numbers"),
