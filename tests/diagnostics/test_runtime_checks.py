@@ -235,7 +235,9 @@ def test_two_builds_of_cudnn(site: Site, libraries: Path) -> None:
 
 
 @with_gpu_wheel
-@pytest.mark.parametrize(("cuda", "words"), [("'12.6'", "built for CUDA 12.6, onnxruntime"), ("None", "does not use the GPU")])
+@pytest.mark.parametrize(
+    ("cuda", "words"), [("'12.6'", "built for CUDA 12.6, onnxruntime"), ("None", "does not use the GPU")]
+)
 def test_torch_for_another_cuda(site: Site, libraries: Path, cuda: str, words: str) -> None:
     metadata(site, "torch", "2.14.1")
     (site.folder / "torch").mkdir()

@@ -67,7 +67,7 @@ def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
 
 
 def test_fused_graphs_too(body: onnx.ModelProto) -> None:
-    fused = fuse.fuse(body).model
+    fused = fuse.fuse(body)
     small = precision_texts.quantise_encoder(fused)
     assert operators(small, "QuantizeLinear") == 4 * 3
     feeds = tokens(7, 40)
