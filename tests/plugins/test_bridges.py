@@ -293,7 +293,7 @@ def sharded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (dense, UsageError, "made of Transformer, Pooling, Dense"),
+        (dense, UsageError, "has the modules Transformer, Pooling, Dense"),
         (
             settings("1_Pooling/config.json", pooling_mode_max_tokens=True),
             UsageError,
