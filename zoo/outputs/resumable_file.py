@@ -7,6 +7,7 @@ cannot be appended to: its rows are kept in hidden files beside it, from which P
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -142,7 +143,7 @@ class File:
                 self.path.unlink()
 
 
-class Writer:
+class Writer(ABC):
     """Appends rows to the files of an output, from where `record` ends. It locks them, and `start` first changes them.
 
     `paths` are the files by their names in the record. `parquet` is set if a Parquet file is made of them at the end:
@@ -175,9 +176,9 @@ class Writer:
         for file in self.files.values():
             file.start()
 
+    @abstractmethod
     def append(self, rows: Sequence[NamedRow]) -> None:
         """Write the next inputs' rows and errors."""
-        raise NotImplementedError
 
     def flush(self) -> None:
         """Put the appended rows on disk."""

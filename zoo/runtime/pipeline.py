@@ -1,6 +1,7 @@
 """Raw items to batches of arrays and through the model: images by the preprocessing prefix, texts sorted by length."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,7 +61,7 @@ def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Ma
     return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
 
 
-class _Pipeline:
+class _Pipeline(ABC):
     """The part that images and texts share: a session of the body on the device, and threads that prepare its input.
 
     `facts` is the metadata of the ONNX file, `threads` the number of threads that prepare items.
@@ -76,9 +77,9 @@ class _Pipeline:
         self.batches_run: deque[int] = deque(maxlen=1024)
         self._lock = threading.Lock()
 
+    @abstractmethod
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """(indices of the items, the body's input for them); no indices after many items that cannot be read."""
-        raise NotImplementedError
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
