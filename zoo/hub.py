@@ -159,7 +159,7 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
 
 
 def _missing(error: BaseException | None) -> str | None:
-    """What is not on the Hub (repository, commit or file), None for another error."""
+    """The part of the Hub that is missing (repository, commit or file); None for any other error."""
     return next((noun for kind, noun in MISSING.items() if isinstance(error, kind)), None)
 
 

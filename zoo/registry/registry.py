@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from zoo.errors import RegistryError, UnknownEntryError, quote
-from zoo.registry.strict_yaml import HINT, Document, Place, spell
+from zoo.registry.strict_yaml import HINT, Document, KeyPath, spell
 from zoo.schema import Entry, ImagePreprocess, TextPreprocess, canonical
 
 SCHEMA_VERSION = 1
@@ -117,11 +117,11 @@ class _RegistryFile:
         """`file:line` of a row."""
         return self._document.at(("models", name))
 
-    def fail(self, problem: str, place: Place = (), hint: str = HINT) -> NoReturn:
-        """Raise RegistryError for the value at `place`, with its row and field."""
-        row = f"row {quote(place[1])}: " if len(place) > 1 else ""
-        field = f"{spell(place[2:])}: " if len(place) > 2 else ""
-        raise RegistryError(f"{self._document.at(place)}: {row}{field}{problem}", source=self.path, hint=hint)
+    def fail(self, problem: str, key_path: KeyPath = (), hint: str = HINT) -> NoReturn:
+        """Raise RegistryError for the value at `key_path`, with its row and field."""
+        row = f"row {quote(key_path[1])}: " if len(key_path) > 1 else ""
+        field = f"{spell(key_path[2:])}: " if len(key_path) > 2 else ""
+        raise RegistryError(f"{self._document.at(key_path)}: {row}{field}{problem}", source=self.path, hint=hint)
 
     def rows(self) -> Iterable[tuple[str, object]]:
         """Names and unchecked rows. Raises RegistryError for other keys, or another schema version."""
@@ -147,24 +147,24 @@ class _RegistryFile:
 
     def entry(self, name: str, row: object) -> Entry:
         """The row as an entry, checked."""
-        place: Place = ("models", name)
+        key_path: KeyPath = ("models", name)
         if not isinstance(row, dict):
-            self.fail("a row is a mapping of fields", place)
+            self.fail("a row is a mapping of fields", key_path)
         if "/" in name:
-            self.fail(FORMS["name"], place)
+            self.fail(FORMS["name"], key_path)
         if "name" in row:
-            self.fail("a row's name is its key under models", (*place, "name"))
+            self.fail("a row's name is its key under models", (*key_path, "name"))
         try:
             entry = msgspec.convert({**row, "name": name}, Entry)
         except msgspec.ValidationError as error:
             inside, problem = _in_words(str(error), row)
-            self.fail(problem, (*place, *inside))
+            self.fail(problem, (*key_path, *inside))
         for inside, problem in _inconsistencies(entry):
-            self.fail(problem, (*place, *inside))
+            self.fail(problem, (*key_path, *inside))
         return entry
 
 
-def _inconsistencies(entry: Entry) -> Iterator[tuple[Place, str]]:
+def _inconsistencies(entry: Entry) -> Iterator[tuple[KeyPath, str]]:
     """(path, problem) for fields that are valid one by one and contradict each other."""
     preprocess, seen = entry.preprocess, set()
     if isinstance(preprocess, ImagePreprocess):
@@ -185,9 +185,9 @@ def _inconsistencies(entry: Entry) -> Iterator[tuple[Place, str]]:
             yield ("files", index, "path"), f"{quote(path)} is listed twice (upper and lower case are the same)"
         seen.add(path.lower())
     named = [((), entry.name), *((("files", index, "path"), path) for index, path in enumerate(paths))]
-    for place, name in named:
+    for key_path, name in named:
         if name.split(".")[0].lower() in RESERVED or name.endswith("."):
-            yield place, f"{quote(name)} cannot be a file name on Windows"
+            yield key_path, f"{quote(name)} cannot be a file name on Windows"
 
 
 #: The constraints of zoo/schema.py on a field, in words.
@@ -200,30 +200,30 @@ FORMS = {
 }
 
 
-def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[Place, str]:
+def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[KeyPath, str]:
     """(path in `row`, problem in plain words) of an error of msgspec."""
     match = re.fullmatch(r"(.*) - at `\$(.*)`", problem, re.DOTALL)
     problem, path = match.groups() if match else (problem, "")
     steps = re.findall(r"\.([^.\[]+)|\[([0-9]+)\]", path)
-    place: Place = tuple(int(index) if index else key for key, index in steps)
-    keys, choices = _expected(place, row)
+    key_path: KeyPath = tuple(int(index) if index else key for key, index in steps)
+    keys, choices = _expected(key_path, row)
     # A key that itself has backticks is cut at the second one.
     word = (re.findall(r"`([^`]*)`", problem) or [""])[0]
     if problem.startswith("Object contains unknown field"):
-        return (*place, word), f"unknown key{_did_you_mean(word, keys)}"
+        return (*key_path, word), f"unknown key{_did_you_mean(word, keys)}"
     if problem.startswith("Object missing required field"):
-        return place, f"the key {quote(word)} is missing"
+        return key_path, f"the key {quote(word)} is missing"
     if choices:
-        return place, f"must be one of: {', '.join(choices)}"
-    form = re.sub(r"\[[0-9]+\]", "[]", spell(place))
+        return key_path, f"must be one of: {', '.join(choices)}"
+    form = re.sub(r"\[[0-9]+\]", "[]", spell(key_path))
     if form in FORMS:
         # The name is the row's key, so the error is at the row itself.
-        return (() if form == "name" else place), FORMS[form]
-    return place, problem.replace("`", "")
+        return (() if form == "name" else key_path), FORMS[form]
+    return key_path, problem.replace("`", "")
 
 
-def _expected(place: Place, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(keys, words) that the schema allows at `place` of a row."""
+def _expected(key_path: KeyPath, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(keys, words) that the schema allows at `key_path` of a row."""
     from msgspec import inspect
 
     def unwrapped(kind: inspect.Type) -> list[inspect.Type]:
@@ -235,7 +235,7 @@ def _expected(place: Place, row: Mapping[str, Any]) -> tuple[list[str], list[str
 
     kinds = unwrapped(inspect.type_info(Entry))
     value: Any = row
-    for step in place:
+    for step in key_path:
         structs = [kind for kind in kinds if isinstance(kind, inspect.StructType)]
         if step in {kind.tag_field for kind in structs}:
             return [], [str(kind.tag) for kind in structs]

@@ -17,7 +17,7 @@ MAX_DEPTH = 20
 MAX_NODES = 50_000
 
 #: The path of a value in a document: the keys and indices that lead to it.
-Place: TypeAlias = tuple[str | int, ...]
+KeyPath: TypeAlias = tuple[str | int, ...]
 
 HINT = "the comment at the top of zoo's own registry.yaml shows the form"
 
@@ -40,7 +40,7 @@ class Document:
         import yaml
 
         self.path = path
-        self.lines: dict[Place, int] = {(): 1}
+        self.lines: dict[KeyPath, int] = {(): 1}
         self._nodes = 0
         # The type stubs of yaml lack anchor, tag and marks of its event classes.
         self._events: Iterator[Any] = yaml.parse(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -51,11 +51,11 @@ class Document:
         except yaml.reader.ReaderError as error:
             self._fail(f"not valid YAML: {error.reason} (character {error.position})")
 
-    def at(self, place: Place) -> str:
-        """`file:line` of the value at `place`, or of the innermost value that contains it."""
-        while place not in self.lines:
-            place = place[:-1]
-        return f"{self.path}:{self.lines[place]}"
+    def at(self, key_path: KeyPath) -> str:
+        """`file:line` of the value at `key_path`, or of the innermost value that contains it."""
+        while key_path not in self.lines:
+            key_path = key_path[:-1]
+        return f"{self.path}:{self.lines[key_path]}"
 
     def _only_document(self) -> Any:
         import yaml
@@ -70,30 +70,30 @@ class Document:
             self._fail("a second document begins here, and only one is allowed", after.start_mark)
         return value
 
-    def _value(self, event: Any, place: Place) -> Any:
+    def _value(self, event: Any, key_path: KeyPath) -> Any:
         import yaml
 
-        self._refuse(event, place)
-        self.lines.setdefault(place, event.start_mark.line + 1)
+        self._refuse(event, key_path)
+        self.lines.setdefault(key_path, event.start_mark.line + 1)
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(place)
+            return self._mapping(key_path)
         values: list[Any] = []
         while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
-            values.append(self._value(item, (*place, len(values))))
+            values.append(self._value(item, (*key_path, len(values))))
         return values
 
-    def _mapping(self, place: Place) -> dict[str, Any]:
+    def _mapping(self, key_path: KeyPath) -> dict[str, Any]:
         import yaml
 
         values: dict[str, Any] = {}
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
-            self._refuse(key, place)
+            self._refuse(key, key_path)
             mark = key.start_mark
             if not isinstance(key, yaml.ScalarEvent):
                 self._fail("a key must be a word", mark)
-            inside, line = (*place, key.value), mark.line + 1
+            inside, line = (*key_path, key.value), mark.line + 1
             if key.value in values:
                 lines = f"in lines {self.lines[inside]} and {line}"
                 self._fail(f"the key {quote(spell(inside))} is given twice, {lines}", mark)
@@ -101,12 +101,12 @@ class Document:
             values[key.value] = self._value(next(self._events), inside)
         return values
 
-    def _refuse(self, event: Any, place: Place) -> None:
+    def _refuse(self, event: Any, key_path: KeyPath) -> None:
         """Raise RegistryError for legal YAML that is not allowed here."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             self._fail(f"more than {MAX_NODES} values", event.start_mark)
-        if len(place) > MAX_DEPTH:
+        if len(key_path) > MAX_DEPTH:
             self._fail(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         if event.anchor is not None:
             self._fail(f"anchors and aliases are not allowed ({short(event.anchor)})", event.start_mark)
@@ -130,8 +130,8 @@ class Document:
         return text
 
     def _fail(self, problem: str, mark: Any = None) -> NoReturn:
-        place = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
-        raise RegistryError(f"{self.path}{place}: {problem}", source=self.path, hint=HINT)
+        position = "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
+        raise RegistryError(f"{self.path}{position}: {problem}", source=self.path, hint=HINT)
 
 
 def read_text(path: Path) -> str:
@@ -157,7 +157,7 @@ def read_text(path: Path) -> str:
         raise RegistryError(f"{path}: not UTF-8 at byte {error.start}", source=path, hint=hint) from error
 
 
-def spell(place: Place) -> str:
+def spell(key_path: KeyPath) -> str:
     """`files[0].sha256` for ("files", 0, "sha256")."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{short(step)}" for step in place)
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{short(step)}" for step in key_path)
     return text.removeprefix(".")
