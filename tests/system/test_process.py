@@ -142,6 +142,15 @@ def test_a_parent_that_closes_ends_the_messages() -> None:
         assert ended(running).code == 5
 
 
+def test_a_child_that_is_closed_before_a_message_is_sent() -> None:
+    running = child("parent.receive()")
+    running.close()
+    running.send({}, [b"nobody reads this"])
+    assert ended(running).code == -signal.SIGKILL
+    with pytest.raises(TypeError):
+        running.send(object())
+
+
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Child([str(tmp_path / "absent")])

@@ -86,10 +86,13 @@ class Child:
         return self.process.poll() is None
 
     def send(self, data: object, blobs: Sequence[Blob] = ()) -> None:
-        """Send a message. If the child has ended, nothing is sent, and `receive` raises EndedError."""
+        """Send a message. If the child has ended or is closed, nothing is sent, and `receive` raises EndedError."""
         assert self.process.stdin is not None
-        with suppress(OSError):
-            _write(self.process.stdin, data, blobs)
+        parts = _encode(data, blobs)
+        # ValueError: another thread has closed the pipe.
+        with suppress(OSError, ValueError):
+            self.process.stdin.writelines(parts)
+            self.process.stdin.flush()
 
     def receive(self, seconds: float | None = None, limit: float | None = None) -> Message:
         """The next message, waiting at most `seconds`; an error names `limit` seconds if that is given.
@@ -157,7 +160,8 @@ class Parent:
 
     def send(self, data: object, blobs: Sequence[Blob] = ()) -> None:
         """Send a message."""
-        _write(self._answers, data, blobs)
+        self._answers.writelines(_encode(data, blobs))
+        self._answers.flush()
 
     def fail(self, error: ZooError) -> None:
         """Send an error, which `Child.receive` raises in the parent."""
@@ -172,14 +176,12 @@ def last_words(code: int) -> str:
     return f"ended the process with exit code {code}"
 
 
-def _write(pipe: "IO[bytes]", data: object, blobs: Sequence[Blob]) -> None:
+def _encode(data: object, blobs: Sequence[Blob]) -> list[Blob]:
+    """The parts of a message, in order."""
     if blobs:
         data = {**msgspec.to_builtins(data), "blobs": [len(blob) for blob in blobs]}
     # msgspec escapes line feeds, so the message is one line.
-    pipe.write(msgspec.json.encode(data) + b"\n")
-    for blob in blobs:
-        pipe.write(blob)
-    pipe.flush()
+    return [msgspec.json.encode(data), b"\n", *blobs]
 
 
 def _receive(pipe: "IO[bytes]") -> Message | None:
