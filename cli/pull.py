@@ -12,7 +12,8 @@ def command(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Names from the registry, or of other libraries: timm/NAME, hf/ORG/NAME[@REVISION].", metavar="NAME..."
+            help="Names from the registry, or of other libraries: timm/NAME, hf/ORG/NAME, hf/ORG/NAME@REVISION.",
+            metavar="NAME...",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be downloaded.")] = False,
