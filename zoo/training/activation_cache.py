@@ -5,15 +5,14 @@ than the size limit of caches (`zoo.store.caches.limit`), nothing is kept and th
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import finalize
 
 from zoo.data.augment import View
-from zoo.data.items import Example, Skip
+from zoo.data.items import Example
 from zoo.errors import UsageError
 from zoo.progress import SILENT, Progress
 from zoo.runtime.session import Session
@@ -37,7 +36,7 @@ TRIAL_ITEMS = 64
 
 
 class Activations(ItemCache):
-    """The tensors that a tail takes, for every row of a data set; made by `open`, to be closed after use.
+    """The tensors that a tail takes, for every row of a data set; made by `open`.
 
     Row v * items + i is example i in view v: view 0 is the item as it is, 1 to `views` are the random ones.
     """
@@ -55,19 +54,17 @@ class Activations(ItemCache):
         self.examples = examples
         self.views: list[View | None] = [None, *(View(seed, number) for number in range(1, views + 1))]
         self.items = [CacheItem(example, view) for view in self.views for example in examples]
-        #: False if the data set is too large: each batch is then computed when it is asked for.
-        self.is_cached = True
-        #: Bytes on disk of all rows in half precision.
-        self.nbytes = 0
-        #: The trunk's time in an epoch of one row for each example; 0 if everything is kept.
-        self.seconds_per_epoch = 0.0
+        #: None if the data set is too large: each batch is then computed when it is asked for.
+        self.records: Records | None = None
         self._specs: tuple[TensorSpec, ...] = session.manifest.outputs
         self._keys = [item.key for item in self.items]
-        self._stack = ExitStack()
-        self._close = finalize(self, self._stack.close)
-        self._records: Records | None = None
+        #: One item for each key: copies are kept once.
+        self._distinct: dict[bytes, CacheItem] = {}
+        for key, item in zip(self._keys, self.items, strict=True):
+            self._distinct.setdefault(key, item)
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         folder: Path,
@@ -77,45 +74,24 @@ class Activations(ItemCache):
         *,
         views: int = 0,
         seed: int = 0,
-        skip: Skip | None = None,
-    ) -> "Activations":
-        """Open the activations in `folder` (`Store.features`), after computing those that are missing.
+    ) -> "Iterator[Activations]":
+        """The activations in `folder` (`Store.features`) by the trunk in `session`; missing ones are computed first.
 
-        Args:
-            session: runs the trunk.
-            skip: is called with the index of an unreadable example, whose rows must not be asked for; None raises
-                DataError. If nothing can be kept, an unreadable item is found only when a batch needs it.
-
-        Raises AccessError when the disk is full or the folder cannot be written to: rows computed before are kept.
+        Inside, no process removes the cache. Raises DataError for an unreadable item, AccessError when the disk is full
+        or the folder cannot be written to: rows computed before are kept.
         """
         self = cls(folder, session, examples, views, seed)
-        try:
-            self._fill(progress, skip)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __enter__(self) -> "Activations":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let other processes remove the cache when they need the space."""
-        self._close()
+        with ExitStack() as in_use:
+            self._fill(in_use, progress)
+            yield self
 
     def batch(self, rows: Sequence[int]) -> "TensorMap":
         """The tensors of these rows, float32 [len(rows), ...] by name; texts padded with 0 to the longest of the batch.
 
         Of texts also `attention_mask` and `input_ids`, int64 [len(rows), longest], the mask 0 at the padding.
         """
-        if self._records is not None:
-            return self._joined([self._unpacked(self._records, self._keys[row]) for row in rows])
+        if self.records is not None:
+            return self._joined([self._unpacked(self.records, self._keys[row]) for row in rows])
         stream = self.stream([self.items[row] for row in rows])
         found = {index: self._without_padding(arrays) for batch in stream for index, arrays in batch}
         return self._joined([found[index] for index in range(len(rows))])
@@ -141,65 +117,51 @@ class Activations(ItemCache):
             data += np.asarray(tensors[IDS], np.int32).tobytes()
         return Row(name, length, HALF if fits else SINGLE, data)
 
-    def _fill(self, progress: Progress, skip: Skip | None) -> None:
+    def _fill(self, in_use: ExitStack, progress: Progress) -> None:
         with unusable(self.folder):
             limit = caches.limit(self.folder)
-        self.nbytes = self._needed(limit)
-        for _ in range(2 if self.nbytes <= limit else 0):
-            records, missing = self._opened()
-            if self._make_room(len(missing), limit):
-                self.compute(records, missing, self.examples, progress, skip)
-                self._records = records
+        needed = self._needed(limit)
+        for _ in range(2 if needed <= limit else 0):
+            with unusable(self.folder):
+                in_use.enter_context(caches.in_use(self.folder, self.key))
+                records = Records(self.path, self._size, self._distinct)
+            missing = [item for name, item in self._distinct.items() if name not in records]
+            if not missing or self._make_room(needed * len(missing) // len(self._distinct), limit):
+                self.compute(records, missing, self.examples, progress)
+                self.records = records
                 return
             # Rows of other data by the same trunk are removed too, unless another process uses them.
-            self._stack.close()
-            caches.trim(self.folder, limit - self.nbytes)
-        self._do_without(progress, limit)
+            in_use.close()
+            caches.trim(self.folder, limit - needed)
+        self._report_cost(progress, needed, limit)
 
-    def _opened(self) -> tuple[Records, list[CacheItem]]:
-        """The cache, held from now on, and the distinct items that it lacks."""
-        with unusable(self.folder):
-            self._stack.enter_context(caches.in_use(self.folder, self.key))
-            records = Records(self.path, self._size, frozenset(self._keys))
-        first: dict[bytes, CacheItem] = {}
-        for name, item in zip(self._keys, self.items, strict=True):
-            first.setdefault(name, item)
-        return records, [item for name, item in first.items() if name not in records]
+    def _make_room(self, size: int, limit: int) -> bool:
+        """Whether `size` bytes more fit within the limit, after removing caches that are not in use."""
+        caches.trim(self.folder, max(0, limit - size))
+        return sum(cache.size for cache in caches.caches(self.folder)) + size <= limit
 
-    def _make_room(self, missing: int, limit: int) -> bool:
-        """Whether so many rows more fit within the limit, after removing caches that are not in use."""
-        new = self.nbytes * missing // max(1, len(set(self._keys)))
-        if not new:
-            return True
-        caches.trim(self.folder, max(0, limit - new))
-        return sum(cache.size for cache in caches.caches(self.folder)) + new <= limit
-
-    def _do_without(self, progress: Progress, limit: int) -> None:
-        """Report the cost of keeping nothing, measured on a few items."""
-        self.is_cached = False
+    def _report_cost(self, progress: Progress, needed: int, limit: int) -> None:
+        """Report the time of an epoch of which nothing is kept, measured on a few items."""
         items = self.items[:TRIAL_ITEMS]
         started = time.perf_counter()
-        for _ in self.stream(items, lambda index, error: None):
+        for _ in self.stream(items):
             pass
-        self.seconds_per_epoch = (time.perf_counter() - started) / max(1, len(items)) * len(self.examples)
+        seconds = (time.perf_counter() - started) / len(items) * len(self.examples)
         progress.note(
-            f"activations: {self.nbytes / 1e9:.1f} GB would be needed and {limit / 1e9:.1f} GB may be used "
+            f"activations: {needed / 1e9:.1f} GB would be needed and {limit / 1e9:.1f} GB may be used "
             f"(ZOO_CACHE_LIMIT, and a fifth of the free disk): they are computed again in every epoch, "
-            f"about {self.seconds_per_epoch:,.0f} s each time"
+            f"about {seconds:,.0f} s each time"
         )
 
     def _needed(self, limit: int) -> int:
         """Bytes of all distinct rows in half precision, or an upper bound that is within the limit."""
-        rows = len(set(self._keys))
-        if not self.is_text:
-            return rows * self._size(0, HALF)
         preprocess = self.session.manifest.preprocess
-        assert not isinstance(preprocess, ImagePreprocess)
-        most = rows * self._size(preprocess.max_length, HALF)
+        if isinstance(preprocess, ImagePreprocess):
+            return len(self._distinct) * self._size(0, HALF)
+        most = len(self._distinct) * self._size(preprocess.max_length, HALF)
         if most <= limit:
             return most
-        distinct = {example.digest: example.item for example in self.examples}
-        lengths = self.session.lengths([str(item) for item in distinct.values()])
+        lengths = self.session.lengths([str(item.example.item) for item in self._distinct.values()])
         return sum(self._size(length, HALF) for length in lengths)
 
     def _size(self, length: int, kind: int) -> int:

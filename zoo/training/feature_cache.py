@@ -39,10 +39,32 @@ class FeatureCache(ItemCache):
         An unreadable item raises DataError; with `skip` it is reported there instead, with the item's index, and its
         row is NaN. Raises AccessError when the cache cannot be written; its former contents are kept.
         """
+        import numpy as np
+
         caches.chosen_limit()
-        self.computed = 0
+        self.computed, dim = 0, self.session.manifest.dim
+        found = np.full((len(examples), dim), np.nan, np.float32)
+        indices: dict[bytes, list[int]] = {}
+        for index, example in enumerate(examples):
+            indices.setdefault(CacheItem(example, view).key, []).append(index)
         with unusable(self.path), caches.in_use(self.folder, self.key):
-            found = self._found(examples, progress, skip, view)
+            records = Records(self.path, lambda *_: 4 * dim, indices)
+
+            def is_read(name: bytes) -> bool:
+                if name not in records:
+                    return False
+                data, checksum, _ = records.get(name)
+                if zlib.crc32(data) != checksum:
+                    records.forget(name)
+                    return False
+                found[indices[name]] = np.frombuffer(data, np.float32)
+                return True
+
+            missing = [name for name in indices if not is_read(name)]
+            items = [CacheItem(examples[indices[name][0]], view) for name in missing]
+            self.compute(records, items, examples, progress, skip)
+            for name in missing:
+                is_read(name)
         with unusable(self.path):
             caches.trim(self.folder, caches.limit(self.folder))
         return found
@@ -51,31 +73,3 @@ class FeatureCache(ItemCache):
         """The vector's bytes and their CRC-32."""
         data = arrays["features"].tobytes()
         return Row(name, zlib.crc32(data), 0, data)
-
-    def _found(
-        self, examples: Sequence[Example], progress: Progress, skip: Skip | None, view: View | None
-    ) -> "NDArray[np.float32]":
-        import numpy as np
-
-        indices: dict[bytes, list[int]] = {}
-        for index, example in enumerate(examples):
-            indices.setdefault(CacheItem(example, view).key, []).append(index)
-        found = np.full((len(examples), self.session.manifest.dim), np.nan, np.float32)
-        records = Records(self.path, lambda *_: 4 * self.session.manifest.dim, indices)
-
-        def is_read(name: bytes) -> bool:
-            if name not in records:
-                return False
-            data, checksum, _ = records.get(name)
-            if zlib.crc32(data) != checksum:
-                records.forget(name)
-                return False
-            found[indices[name]] = np.frombuffer(data, np.float32)
-            return True
-
-        missing = [name for name in indices if not is_read(name)]
-        items = [CacheItem(examples[indices[name][0]], view) for name in missing]
-        self.compute(records, items, examples, progress, skip)
-        for name in missing:
-            is_read(name)
-        return found

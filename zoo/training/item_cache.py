@@ -78,7 +78,7 @@ class ItemCache(ABC):
         missing: Sequence[CacheItem],
         examples: Sequence[Example],
         progress: Progress,
-        skip: Skip | None,
+        skip: Skip | None = None,
     ) -> None:
         """Compute the `missing` items of `examples` and write them to `records`.
 
@@ -92,9 +92,8 @@ class ItemCache(ABC):
         for index, example in enumerate(examples):
             indices[example.digest].append(index)
 
-        def skip_copies(position: int, error: DataError) -> None:
-            # Taken out: an item that is unreadable in several views is reported once.
-            for index in indices.pop(missing[position].example.digest, ()):
+        def skip_copies(item: int, error: DataError) -> None:
+            for index in indices[missing[item].example.digest]:
                 skip(index, error)
 
         title = f"{self.kind} by {self.session.manifest.lineage.entry.name} on {self.session.device}"
@@ -114,11 +113,8 @@ class ItemCache(ABC):
     def stream(self, items: Sequence[CacheItem], skip: Skip | None = None) -> "Iterator[list[tuple[int, TensorMap]]]":
         """Batch by batch, the index of each item in `items` and its arrays by name. Errors name the item."""
         skip = skip or refuse([each.example for each in items])
-        for positions, arrays in self.session.stream([each.input for each in items], self.outputs, skip):
-            yield [
-                (position, {name: array[row] for name, array in arrays.items()})
-                for row, position in enumerate(positions)
-            ]
+        for indices, arrays in self.session.stream([each.input for each in items], self.outputs, skip):
+            yield [(index, {name: array[row] for name, array in arrays.items()}) for row, index in enumerate(indices)]
 
     def _write(self, records: Records, rows: Sequence[Row]) -> None:
         if rows:
