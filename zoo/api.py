@@ -127,10 +127,11 @@ class Zoo(Workspace):
 
         Raises GateError, and writes nothing, if the file differs from the original model or loses too much accuracy.
         """
+        require("exporting", *RUNTIME)
+
         from zoo.export.export import check_needs, export
         from zoo.training.refit import refit_head
 
-        require("exporting", *RUNTIME)
         if variant is not None:
             # Fails for missing data or packages before anything is pulled or exported.
             check_needs(Bundle.open(Path(model)).manifest if self.is_path(model) else self.entry(model), variant)

@@ -155,7 +155,7 @@ def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
     here = {part: {sha256_file(path) for path in (data / part).rglob("*.png")} for part in ("train", "val", "test")}
     assert {example.digest for example in chosen.calibrate} == here["train"]
     assert chosen.held is not None
-    assert {example.digest for example in chosen.held.examples} == here["val"]
+    assert {example.digest for example in chosen.held.data.examples} == here["val"]
     # Nor does what a backbone, which knows of no training, is calibrated with.
     bare = guard_data(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
     assert {example.digest for example in bare.calibrate} == here["train"]

@@ -44,12 +44,12 @@ def same(tmp_path: Path) -> Path:
 
 def killed(session: IsolatedSession | Stopwatch) -> None:
     """End the child, as the system does when memory is short."""
-    session._child.process.kill()
+    session.process.kill()
 
 
 def is_gone(session: IsolatedSession | Stopwatch) -> bool:
     """Whether the child was waited for, and its pipes are closed."""
-    child = session._child.process
+    child = session.process
     assert child.stdin is not None
     assert child.stdout is not None
     return child.returncode is not None and child.stdin.closed and child.stdout.closed
@@ -59,7 +59,7 @@ def test_a_child_that_ends_before_the_file_is_opened(same: Path) -> None:
     session = IsolatedSession()
     assert session.is_alive
     killed(session)
-    session._child.process.wait()
+    session.process.wait()
     assert not session.is_alive
     with pytest.raises(IntegrityError, match=r"ended \(exit code -9\)") as caught, session:
         session.open(same, 1)
@@ -74,7 +74,7 @@ def test_a_child_that_ends_between_two_questions(same: Path, is_waited_for: bool
     assert session.run(["features"], MUCH)[0].shape == (1, 1_000_000)
     killed(session)
     if is_waited_for:
-        session._child.process.wait()
+        session.process.wait()
     with pytest.raises(IntegrityError, match=r"ended \(exit code -9\)"), session:
         session.run(["features"], MUCH)
     assert is_gone(session)
@@ -85,7 +85,7 @@ def test_the_gate_takes_another_child_for_one_that_ended_early(same: Path) -> No
     expected = Expected("ones", [Case(each, {"features": each["x"]}) for each in feeds])
     with IsolatedSession() as fresh:
         killed(fresh)
-        fresh._child.process.wait()
+        fresh.process.wait()
         assert parity.check(same, expected, fresh=fresh).passed
     # One that serves is not replaced, and is not left running.
     with IsolatedSession() as fresh:

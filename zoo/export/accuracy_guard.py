@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
+import onnx
 
 from zoo.bundle import MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
@@ -22,8 +23,6 @@ from zoo.runtime.session import Session
 from zoo.schema import Guard, Manifest, Metrics
 
 if TYPE_CHECKING:
-    import onnx
-
     from zoo.graph.head import Floats, Layer
 
 #: Items whose activations give the ranges, and those on which layers are compared when too much accuracy was lost.
@@ -32,26 +31,39 @@ CALIBRATED, COMPARED = 128, 4
 ROUNDS, PART = 3, 0.1
 
 
-class GuardData(NamedTuple):
-    """Items to calibrate with, labelled items that were trained on (`trained`) and that the guard measures on (`held`).
+class HeldOut(NamedTuple):
+    """The labelled items that the guard measures on, called `origin`, and the metrics of the exact model there.
 
-    `origin` names the latter, and `before` are the metrics of the exact model on them. `gate` are the items that the
-    parity gate compares, all readable, and their name in the report. Unreadable ones go to `unreadable`.
+    `trained` are other items, on which the model was trained; there may be none.
     """
 
-    calibrate: Sequence[Example]
-    trained: Dataset | None
-    held: Dataset | None
-    before: Metrics | None
+    data: Dataset
     origin: str
+    before: Metrics
+    trained: Dataset
+
+
+class GuardData(NamedTuple):
+    """The data to convert `source` with, of which at most `max_drop` of the accuracy may be lost.
+
+    calibrate: the items to calibrate with.
+    gate: the items that the parity gate compares, all readable, and their name in the report.
+    held: None for a model without labels, which is not measured.
+    unreadable: collects the items that cannot be read.
+    """
+
+    source: Bundle
+    max_drop: float
+    calibrate: Sequence[Example]
     gate: tuple[Sequence[Item], str]
+    held: HeldOut | None
     unreadable: Unreadable
 
 
 class Quantised(NamedTuple):
     """A quantised graph, the layers of its head if that was fitted again, and its manifest with metrics and guard."""
 
-    model: "onnx.ModelProto"
+    model: onnx.ModelProto
     layers: "list[Layer] | None"
     manifest: Manifest
 
@@ -88,7 +100,7 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     session = Session(source, "cpu")
     if manifest.head is None:
         rest, gate = _split_gate(session, data, data.only(e for part in others for e in part.examples), unreadable)
-        return GuardData(_some(rest), None, None, None, data.source, gate, unreadable)
+        return GuardData(source, variant.max_drop, _some(rest), gate, None, unreadable)
     known = read_split(source)
     whole = msgspec.structs.replace(data, source=variant.calibrate, examples=tuple(everything))
     whole.targets(manifest.labels)
@@ -106,36 +118,34 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     scores, held = infer_readable(session, held, "scores", unreadable)
     if not held.examples:
         raise DataError(f"no held-out item of {held.source} can be read", path=held.source, hint="repair the items")
-    return GuardData(
-        _some(calibrate), trained if trained.examples else None, held, _metrics(scores, held, manifest), origin,
-        (gate_samples(held), "the held-out items"), unreadable,
-    )  # fmt: skip
+    measured_on = HeldOut(held, origin, _metrics(scores, held, manifest), trained)
+    gate = gate_samples(held), "the held-out items"
+    return GuardData(source, variant.max_drop, _some(calibrate), gate, measured_on, unreadable)
 
 
 def quantise(
-    source: Bundle, plain: Manifest, model: "onnx.ModelProto", data: GuardData, max_drop: float,
-    folder: Path, refit_head: RefitHead, progress: Progress,
-) -> Quantised:  # fmt: skip
-    """The `model` of `source` in eight bits, with its accuracy measured in `folder`, which holds the other files.
+    data: GuardData, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead, progress: Progress
+) -> Quantised:
+    """The `model` of `data.source` in eight bits, with its accuracy measured in `folder`, which holds the other files.
 
     `plain` is its manifest without metrics. If more than `max_drop` (or one item) is lost, the head is fitted again to
     the new features, then the layers that lose most stay in float. Raises GateError, which names these layers, if too
     much is still lost.
     """
     items = [example.item for example in data.calibrate]
-    batches = list(precision.calibration(Session(source, "cpu"), items, data.unreadable.skip(data.calibrate)))
+    batches = list(precision.calibration(Session(data.source, "cpu"), items, data.unreadable.skip(data.calibrate)))
     if not batches:
         raise DataError("no item to calibrate with can be read", hint="repair them, or give other data")
-    before = data.before
-    if data.held is None or before is None:
+    held = data.held
+    if held is None:
         return Quantised(precision.int8(model, batches), None, plain)
     excluded: list[str] = []
     ranked: list[str] = []
     for attempt in range(ROUNDS + 1):
         with progress.task("quantising and measuring the accuracy" + f", attempt {attempt + 1}" * bool(attempt), None):
             converted = precision.int8(model, batches, excluded)
-            found, after = _measured(source, plain, converted, data, folder, refit_head)
-        guard = _guard(data.origin, before, after, max_drop, excluded, refitted=found.layers is not None)
+            found, after = _measured(data, held, plain, converted, folder, refit_head)
+        guard = _guard(held, after, data.max_drop, excluded, refitted=found.layers is not None)
         if _is_kept(guard):
             return found._replace(manifest=msgspec.structs.replace(found.manifest, guard=guard, metrics=after))
         if attempt < ROUNDS:
@@ -143,43 +153,38 @@ def quantise(
             ranked = ranked or precision.worst_layers(model, batches[:COMPARED])
             excluded = ranked[: max(1, round(PART * len(ranked))) * (attempt + 1)]
             progress.note(
-                f"{before.score:.4f} became {after.score:.4f}: these layers stay in float: {', '.join(excluded)}"
+                f"{guard.before:.4f} became {guard.after:.4f}: these layers stay in float: {', '.join(excluded)}"
             )
-    raise _too_much(
-        guard, "int8", data.origin,
-        f" (the layers that lose most: {', '.join(excluded[:5])})",
-        hint="calibrate with the data that the model was trained on, allow more with --max-drop, or export fp32",
-    )  # fmt: skip
+    layers = f" (the layers that lose most: {', '.join(excluded[:5])})"
+    hint = "calibrate with the data that the model was trained on, allow more with --max-drop, or export fp32"
+    raise _too_much(guard, "int8", held.origin, layers, hint=hint)
 
 
-def judge(source: Bundle, candidate: Bundle, data: GuardData, max_drop: float) -> tuple[Guard, Metrics]:
-    """The accuracy that `candidate`, which is `source` in fewer bits, loses on held-out items, and its metrics there.
+def judge(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
+    """The accuracy that `candidate`, `data.source` in fewer bits, loses on held-out items, and its metrics there.
 
     Raises GateError if it loses more than `max_drop` (or one item).
     """
     assert data.held is not None
-    assert data.before is not None
-    after = _run(candidate, data.held, source.manifest)
-    guard = _guard(data.origin, data.before, after, max_drop)
+    after = _run(candidate, data.held.data, data.source.manifest)
+    guard = _guard(data.held, after, data.max_drop)
     if not _is_kept(guard):
         hint = "allow more with --max-drop, or export fp16"
-        raise _too_much(guard, candidate.manifest.precision, data.origin, hint=hint)
+        raise _too_much(guard, candidate.manifest.precision, data.held.origin, hint=hint)
     return guard, after
 
 
 def _measured(
-    source: Bundle, plain: Manifest, model: "onnx.ModelProto", data: GuardData, folder: Path, refit_head: RefitHead
+    data: GuardData, held: HeldOut, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead
 ) -> tuple[Quantised, Metrics]:
     """The converted `model` with its metrics; with its head fitted again if that does better."""
-    assert data.held is not None
-    assert data.before is not None
     candidate = _bundle(model, plain, folder)
-    after = _run(candidate, data.held, plain)
-    if data.before.score > after.score and data.trained is not None:
-        fitted = refit_head(candidate, source, data.trained, data.unreadable)
+    after = _run(candidate, held.data, plain)
+    if held.before.score > after.score and held.trained.examples:
+        fitted = refit_head(candidate, data.source, held.trained, data.unreadable)
         manifest = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
         refitted = _with_head(model, fitted.layers, manifest)
-        again = _run(_bundle(refitted, manifest, folder), data.held, manifest)
+        again = _run(_bundle(refitted, manifest, folder), held.data, manifest)
         if again.score > after.score:
             return Quantised(refitted, fitted.layers, manifest), again
     return Quantised(model, None, plain), after
@@ -250,13 +255,13 @@ def _split_gate(
 
 
 def _guard(
-    origin: str, before: Metrics, after: Metrics, max_drop: float, excluded: Sequence[str] = (), *,
-    refitted: bool = False,
-) -> Guard:  # fmt: skip
+    held: HeldOut, after: Metrics, max_drop: float, excluded: Sequence[str] = (), *, refitted: bool = False
+) -> Guard:
+    before = held.before
     chosen = ["the head that was fitted again"] * refitted + ["the layers left in float"] * bool(excluded)
     return Guard(
         n=before.n,
-        items=origin + (f"; they also chose {' and '.join(chosen)}" if chosen else ""),
+        items=held.origin + (f"; they also chose {' and '.join(chosen)}" if chosen else ""),
         before=before.score,
         after=after.score,
         allowed=_allowed(before, max_drop),
@@ -290,7 +295,7 @@ def _some(data: Dataset) -> list[Example]:
     return sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]
 
 
-def _bundle(model: "onnx.ModelProto", manifest: Manifest, folder: Path) -> Bundle:
+def _bundle(model: onnx.ModelProto, manifest: Manifest, folder: Path) -> Bundle:
     """The model as a bundle in `folder`, which a session can open."""
     edit.save(model, folder / MODEL)
     return Bundle(folder, msgspec.structs.replace(manifest, files=describe_files(folder)))
@@ -316,6 +321,6 @@ def training_options(manifest: Manifest) -> FinetuneOptions:
     )
 
 
-def _with_head(model: "onnx.ModelProto", layers: "Sequence[Layer]", manifest: Manifest) -> "onnx.ModelProto":
+def _with_head(model: onnx.ModelProto, layers: "Sequence[Layer]", manifest: Manifest) -> onnx.ModelProto:
     top = head.as_graph(layers, manifest.activation or "softmax")
     return precision.join_parts(precision.split_parts(model)._replace(head=top), edit.metadata_of(model))

@@ -119,13 +119,10 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
 
 def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelProto":
     """The graph that takes raw input: images get the preprocessing in front, token ids need none."""
-    import onnx
-
     if not isinstance(preprocess, ImagePreprocess):
         return body
-    crop = preprocess.crop
     whole = edit.join(prefix.image_prefix(preprocess), body)
-    edit.declare(whole, PIXELS, onnx.TensorProto.FLOAT, ["batch", 3, crop, crop])
+    whole.graph.value_info.append(edit.floats(PIXELS, ["batch", 3, preprocess.crop, preprocess.crop]))
     return whole
 
 

@@ -17,7 +17,7 @@ from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead
 from zoo.export.build import encoder, gate_words
 from zoo.export.parity import Top
-from zoo.export.reference import expect
+from zoo.export.reference import expect, pillow_pixels
 from zoo.export.trunk import TAIL_FILE, reference_of
 from zoo.graph import edit, external_data, head
 from zoo.options import Variant
@@ -99,7 +99,7 @@ def _gate(folder: Path, source: Bundle, backbone: Backbone, converted: Converted
     items, origin = own or samples.bundled(manifest.preprocess, gate_words(manifest.lineage.entry, reader))
     return parity.check(
         folder / MODEL,
-        expect(reference_of(source, backbone), items, origin, reader, raw=_is_raw(draft)),
+        expect(reference_of(source, backbone), items, origin, reader, None if _is_raw(draft) else pillow_pixels),
         top=_top(layers, manifest),
         # The guard has accepted that some predictions change, and may have fitted the head again.
         former=_top(source.path / HEAD, manifest) if own and layers.is_file() else None,
@@ -157,13 +157,11 @@ def check_needs(model: Entry | Manifest, variant: Variant) -> None:
         raise UsageError(f"there is no attention to fuse in {entry.name}", hint="leave --fuse out")
     if variant.precision != "int8" or variant.calibrate or _has_table(entry):
         return
-    if isinstance(entry.preprocess, ImagePreprocess):
+    is_image = isinstance(entry.preprocess, ImagePreprocess)
+    if is_image or has_head:
         raise UsageError(
-            "int8 needs data to read ranges from", hint="--calibrate DATA, the data that it was fine-tuned on"
-        )
-    if has_head:
-        raise UsageError(
-            "int8 needs data to measure its accuracy on", hint="--calibrate DATA, the data that it was fine-tuned on"
+            f"int8 needs data to {'read ranges from' if is_image else 'measure its accuracy on'}",
+            hint="--calibrate DATA, the data that it was fine-tuned on",
         )
 
 
@@ -195,9 +193,9 @@ class _Conversion(NamedTuple):
         if is_same and not self.variant.fuse:
             shutil.copyfile(source.path / MODEL, self.folder / MODEL)
             return Converted(manifest)
-        if _has_table(manifest.lineage.entry):
-            return Converted(self._table(wanted))
         model = onnx.load_from_string(source.read_model())
+        if _has_table(manifest.lineage.entry):
+            return Converted(self._table(wanted, model))
         if self.variant.fuse:
             with self.progress.task("fusing", None):
                 model = precision.fused(model, manifest.lineage.entry.family)
@@ -217,25 +215,22 @@ class _Conversion(NamedTuple):
                 edit.save(precision.int8(model, []), self.folder / MODEL)
             return Converted(draft)
         data = self._guard_data()
-        found = accuracy_guard.quantise(
-            self.source, draft, model, data, self.variant.max_drop, self.folder, self.refit_head, self.progress
-        )
+        found = accuracy_guard.quantise(data, draft, model, self.folder, self.refit_head, self.progress)
         edit.save(found.model, self.folder / MODEL)
         if found.layers is not None:
             head.save(found.layers, self.folder / HEAD)
         return Converted(found.manifest, data.gate)
 
-    def _table(self, wanted: Precision) -> Manifest:
+    def _table(self, wanted: Precision, model: onnx.ModelProto) -> Manifest:
         """Write the model with its word table in fewer bits; its accuracy is measured if there are data for it."""
         with self.progress.task(f"converting the word table to {wanted}", None):
-            model = onnx.load_from_string(self.source.read_model())
             converted = precision_words.convert_table(model, wanted, self.source.map, self.folder)
             edit.save(converted, self.folder / MODEL)
         manifest = msgspec.structs.replace(self.source.manifest, precision=wanted)
         if not self.variant.calibrate:
             return manifest
         candidate = Bundle(self.folder, msgspec.structs.replace(manifest, files=describe_files(self.folder)))
-        guard, metrics = accuracy_guard.judge(self.source, candidate, self._guard_data(), self.variant.max_drop)
+        guard, metrics = accuracy_guard.judge(candidate, self._guard_data())
         return msgspec.structs.replace(manifest, guard=guard, metrics=metrics)
 
     def _guard_data(self) -> GuardData:

@@ -8,15 +8,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import IntegrityError
 from zoo.system.process import Blob, Child, EndedError, Message, Parent, python
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from numpy.typing import NDArray
 
     from zoo.backbone import TensorMap
@@ -25,34 +23,15 @@ if TYPE_CHECKING:
 TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
 
 
-class Output(NamedTuple):
-    """One output of the graph, with the attribute of onnxruntime's `NodeArg` that the gate reads."""
-
-    name: str
-
-
-class IsolatedSession:
-    """A context manager with the two methods of an onnxruntime session that the gate calls.
+class IsolatedSession(Child):
+    """A child process with the two methods of an onnxruntime session that the gate calls.
 
     `IsolatedSession()` starts the child, possibly before the file exists; `open` makes it read the file.
     """
 
     def __init__(self) -> None:
-        self._child = Child(
-            python("-m", "zoo.export.isolated_session"), env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-        )
+        super().__init__(python("-m", "zoo.export.isolated_session"), env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"})
         self._names: list[str] = []
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._child.close()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the child still runs."""
-        return self._child.is_alive
 
     def open(self, path: Path, threads: int) -> None:
         """Open the file at `path`. Raises IntegrityError when onnxruntime refuses it, or the child has ended."""
@@ -63,9 +42,9 @@ class IsolatedSession:
             raise IntegrityError(f"ONNX Runtime refuses the file: {answer['error']}", hint=hint)
         self._names = answer["outputs"]
 
-    def get_outputs(self) -> list[Output]:
-        """The graph's outputs."""
-        return [Output(name) for name in self._names]
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """The graph's outputs, each with its `name`."""
+        return [SimpleNamespace(name=name) for name in self._names]
 
     def run(self, names: list[str], feeds: "TensorMap") -> "list[NDArray[Any]]":
         """The outputs `names` for `feeds`.
@@ -82,7 +61,7 @@ class IsolatedSession:
 
     def _ask(self, request: dict[str, Any], blobs: Sequence[Blob] = ()) -> Message:
         try:
-            return self._child.ask(request, blobs)
+            return self.ask(request, blobs)
         except EndedError as ended:
             raise IntegrityError(
                 f"the process that opened the file ended (exit code {ended.code})",

@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
 from zoo.data.items import Skip
 from zoo.export import precision_images, precision_texts
 from zoo.graph import edit, fuse, pooling
@@ -19,10 +24,6 @@ from zoo.runtime.ort import create_session
 from zoo.schema import FEATURES, IMAGE, PIXELS, SCORES
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
     from zoo.backbone import TensorMap
 
 #: Operators that are quantised: they quantise well and are most of a CNN's work.
@@ -45,7 +46,7 @@ class Parts(NamedTuple):
     head: "onnx.ModelProto | None"
 
 
-def split_parts(model: "onnx.ModelProto") -> Parts:
+def split_parts(model: onnx.ModelProto) -> Parts:
     """The model cut at the end of its preprocessing and at the start of its head."""
     inputs = [item.name for item in model.graph.input]
     outputs = [item.name for item in model.graph.output]
@@ -55,7 +56,7 @@ def split_parts(model: "onnx.ModelProto") -> Parts:
     return Parts(prefix, body, head)
 
 
-def join_parts(parts: Parts, metadata: Mapping[str, str]) -> "onnx.ModelProto":
+def join_parts(parts: Parts, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The model of these parts, with `metadata`."""
     model = parts.body
     if parts.prefix is not None:
@@ -68,7 +69,7 @@ def join_parts(parts: Parts, metadata: Mapping[str, str]) -> "onnx.ModelProto":
     return model
 
 
-def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
+def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its body in half precision; inputs and outputs stay single precision."""
     onnxruntime()
     with _quiet():
@@ -82,13 +83,13 @@ def fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return _with_body(model, parts, body)
 
 
-def fused(model: "onnx.ModelProto", family: str) -> "onnx.ModelProto":
+def fused(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
     """The model with its body, a text encoder of `family`, in ONNX Runtime's own operators (zoo.graph.fuse)."""
     parts = split_parts(model)
     return _with_body(model, parts, fuse.fuse(parts.body, family))
 
 
-def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> "onnx.ModelProto":
+def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
     """The model with its body in eight bits, except the nodes `exclude`. Equal on processors with and without VNNI.
 
     Images: every channel of a weight and every activation has its own scale; the ranges of activations are read from
@@ -102,31 +103,24 @@ def int8(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequ
     return _with_body(model, parts._replace(prefix=prefix), quantise_cnn(parts.body, batches, exclude))
 
 
-def quantise_cnn(
-    body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
-) -> "onnx.ModelProto":
+def quantise_cnn(body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
     """A graph from `pixels` to `features` in eight bits, except the nodes `exclude`."""
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
         return edit.load(_quantise_static(body, batches, exclude, Path(folder))[1])
 
 
-def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> list[str]:
-    """Names of the layers with weights, sorted by how much quantising each alone changes the features on `batches`.
-
-    The worst comes first. The nodes `exclude`, which stay in float already, are not among them.
-    """
-    import numpy as np
-
+def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list[str]:
+    """Layers with weights, the worst first: by how much quantising each alone changes the features on `batches`."""
     parts = split_parts(model)
     if parts.prefix is None:
-        return precision_texts.worst_layers(parts.body, batches, exclude)
+        return precision_texts.worst_layers(parts.body, batches)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        exact, quantised = _quantise_static(parts.body, batches, exclude, Path(folder))
+        exact, quantised = _quantise_static(parts.body, batches, (), Path(folder))
         names, probe = _with_switches(edit.load(exact), edit.load(quantised))
     session = create_session(probe.SerializeToString(), "cpu")
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def features(switches: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    def features(switches: NDArray[np.float32]) -> NDArray[np.float64]:
         [found] = session.run(None, {**together, SWITCHES: switches})
         return np.asarray(found, np.float64)
 
@@ -135,86 +129,62 @@ def worst_layers(model: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclu
     return [names[index] for index in np.argsort(-np.array(cost), kind="stable")]
 
 
-def _with_switches(exact: "onnx.ModelProto", quantised: "onnx.ModelProto") -> "tuple[list[str], onnx.ModelProto]":
+def _with_switches(exact: onnx.ModelProto, quantised: onnx.ModelProto) -> tuple[list[str], onnx.ModelProto]:
     """Returns the quantised layers and a copy of the float model with a switch for each of them.
 
     The copy has one more input, SWITCHES [layers]: if switch i is 1, the inputs of layer i are quantised. One graph for
     all layers is faster than a session for each.
     """
-    import onnx
-    from onnx import helper
-
     probe = edit.copied(exact)
     producers = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
     rounded = {node.name: [producers.get(name) for name in node.input] for node in quantised.graph.node}
-    writer = _SwitchWriter(probe.graph, {tensor.name: tensor for tensor in quantised.graph.initializer})
+    writer = _SwitchWriter(probe.graph, quantised.graph)
     names: list[str] = []
     for node in probe.graph.node:
         sources = rounded.get(node.name, [])
         if node.op_type in LAYERS and any(sources):
             prefix = f"switched/{len(names)}"
-            index = writer.constant(f"{prefix}/index", len(names), "int64")
-            switch = writer.add("Gather", [SWITCHES, index], f"{prefix}/switch")
+            layer = writer.constant(f"{prefix}/layer", len(names), "int64")
+            switch = writer.add("Gather", [SWITCHES, layer], f"{prefix}/switch")
             names.append(node.name)
             # The quantised layer may have a bias where the exact one has none.
             inputs = zip([*node.input, *[""] * (len(sources) - len(node.input))], sources, strict=True)
             node.input[:] = [
-                given if source is None else writer.switched(f"{prefix}/{position}", given, source, switch)
-                for position, (given, source) in enumerate(inputs)
+                given if source is None else writer.switched(f"{prefix}/{index}", given, source, switch)
+                for index, (given, source) in enumerate(inputs)
             ]
         writer.nodes.append(node)
     writer.replace(probe)
-    probe.graph.input.append(helper.make_tensor_value_info(SWITCHES, onnx.TensorProto.FLOAT, [len(names)]))
+    probe.graph.input.append(edit.floats(SWITCHES, [len(names)]))
     return names, probe
 
 
 class _SwitchWriter(edit.GraphBuilder):
-    """Writes `given + switch * (quantised - given)` for the inputs of layers.
+    """Writes `given + switch * (quantised - given)` for the inputs of layers."""
 
-    `quantised` are the constants of the quantised graph.
-    """
-
-    def __init__(self, exact: "onnx.GraphProto", quantised: "Mapping[str, onnx.TensorProto]") -> None:
+    def __init__(self, exact: onnx.GraphProto, quantised: onnx.GraphProto) -> None:
         super().__init__(exact)
-        self.quantised = quantised
+        self.quantised = {tensor.name: tensor for tensor in quantised.initializer}
 
-    def switched(self, name: str, given: str, source: "onnx.NodeProto", switch: str) -> str:
+    def switched(self, name: str, given: str, source: onnx.NodeProto, switch: str) -> str:
         """The tensor `given`, or with the switch at 1 the output of the DequantizeLinear node `source`.
 
         `given` is empty for a bias that quantisation added, to correct rounding errors: it is 0 otherwise.
         """
-        import numpy as np
-        from onnx import numpy_helper
-
-        if source.input[0] in self.quantised:
-            rounded = _dequantised(source, self.quantised)
-            given = given or self.constant(f"{name}/none", np.zeros_like(rounded))
-            error = self.constant(f"{name}/error", rounded - numpy_helper.to_array(self.constants[given]))
-        else:
-            arrays = (numpy_helper.to_array(self.quantised[each]) for each in source.input[1:3])
-            scale, zero = (self.constant(f"{name}/{array.dtype}", array, str(array.dtype)) for array in arrays)
-            stored = self.add("QuantizeLinear", [given, scale, zero], f"{name}/bytes")
-            back = self.add("DequantizeLinear", [stored, scale, zero], f"{name}/rounded")
-            error = self.add("Sub", [back, given], f"{name}/error")
+        levels, *scale = source.input
+        self.constants.update((each, self.quantised[each]) for each in source.input if each in self.quantised)
+        if levels not in self.quantised:
+            levels = self.add("QuantizeLinear", [given, *scale], f"{name}/levels")
+        rounded = self.add("DequantizeLinear", [levels, *scale], f"{name}/rounded", **edit.attributes(source))
+        if not given:
+            return self.add("Mul", [rounded, switch], f"{name}/switched")
+        error = self.add("Sub", [rounded, given], f"{name}/error")
         part = self.add("Mul", [error, switch], f"{name}/part")
         return self.add("Add", [given, part], f"{name}/switched")
 
 
-def _dequantised(node: "onnx.NodeProto", constants: "Mapping[str, onnx.TensorProto]") -> "NDArray[np.float32]":
-    """The output of a DequantizeLinear of constants."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    levels, scale, *zero = (numpy_helper.to_array(constants[name]) for name in node.input)
-    axis = edit.attributes(node).get("axis", 1)
-    shape = [-1 if index == axis % levels.ndim else 1 for index in range(levels.ndim)] if scale.size > 1 else []
-    origin = zero[0].astype(np.int64).reshape(shape) if zero else 0
-    found: NDArray[np.float32] = ((levels.astype(np.int64) - origin) * scale.reshape(shape)).astype(np.float32)
-    return found
-
-
 def _quantise_static(
-    body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Sequence[str], folder: Path
+    body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str], folder: Path
 ) -> tuple[Path, Path]:
     """(the body ready for quantisation, the body quantised), as files in `folder`."""
     onnxruntime()
@@ -262,16 +232,13 @@ def _quantise_static(
     return ready, quantised
 
 
-def _with_final_reshape(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
+def _with_final_reshape(prefix: onnx.ModelProto) -> onnx.ModelProto:
     """The preprocessing with a Reshape at its end, to the shape that its output has already.
 
     Eight-bit convolutions want channels last, and ONNX Runtime 1.31 moves the Transpose for it up into the
     preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match the
     number of axes (1)"). It moves none through a Reshape, which costs nothing.
     """
-    import numpy as np
-    from onnx import helper, numpy_helper
-
     changed = edit.copied(prefix)
     body = changed.graph
     shape = [axis.dim_value for axis in body.output[0].type.tensor_type.shape.dim]
@@ -284,7 +251,7 @@ def _with_final_reshape(prefix: "onnx.ModelProto") -> "onnx.ModelProto":
     return changed
 
 
-def _with_body(model: "onnx.ModelProto", parts: Parts, body: "onnx.ModelProto") -> "onnx.ModelProto":
+def _with_body(model: onnx.ModelProto, parts: Parts, body: onnx.ModelProto) -> onnx.ModelProto:
     """The `parts` of `model` joined again with a converted `body`, which gets the old inputs and outputs."""
     before = parts.body.graph
     for ours, theirs in ((before.input, body.graph.input), (before.output, body.graph.output)):

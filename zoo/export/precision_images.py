@@ -10,34 +10,30 @@ https://arxiv.org/abs/1906.04721, here with means over images.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
 from zoo.graph import edit
 from zoo.runtime.ort import create_session
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
     from zoo.backbone import TensorMap
 
-    Ranges = Mapping[str, "NDArray[np.float32]"]
+    Ranges = Mapping[str, NDArray[np.float32]]
 
 #: The largest weight, and the largest sum of two neighbours of one sign. Rounded up, 255 * 128 still fits sixteen bits.
 LEVELS = 127
 
 
-def weight_ranges(model: "onnx.ModelProto") -> "dict[str, NDArray[np.float32]]":
+def weight_ranges(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     """By the name of each convolution's weight: the value that becomes LEVELS in each output channel, float32 [out]."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = edit.GraphBuilder(model.graph)
     ranges: dict[str, NDArray[np.float32]] = {}
     for node in _convolutions(model):
-        weight = numpy_helper.to_array(values[node.input[1]])
-        bias = numpy_helper.to_array(values[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
+        weight = graph.array(node.input[1])
         # The bias has to fit 32 bits in steps of the weights' scale.
-        least = np.maximum(1e-4 * np.abs(bias), np.finfo(np.float32).tiny * LEVELS)
+        least = np.maximum(1e-4 * np.abs(_bias(graph, node)), np.finfo(np.float32).tiny * LEVELS)
         # Depthwise convolutions do not add in pairs, but a coarser scale costs them little.
         found = np.maximum(fitting_range(weight), least).astype(np.float32)
         ranges[node.input[1]] = np.maximum(found, ranges.get(node.input[1], found))
@@ -53,37 +49,34 @@ def overrides(ranges: "Ranges") -> dict[str, list[dict[str, Any]]]:
 
 
 def correct_biases(
-    model: "onnx.ModelProto", ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
-) -> "onnx.ModelProto":
+    model: onnx.ModelProto, ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
+) -> onnx.ModelProto:
     """`model` with biases that make up for the rounding of its weights: each channel keeps its mean over `batches`.
 
     The weights stay exact. Every convolution that is not in `exclude` has its own bias afterwards.
     """
-    import numpy as np
-    from onnx import numpy_helper
-
     if not _convolutions(model, exclude):
         return model
-    values = {tensor.name: tensor for tensor in model.graph.initializer}
     shifts = _mean_shifts(model, ranges, batches, exclude)
     corrected = edit.copied(model)
-    builder = edit.GraphBuilder(corrected.graph)
+    graph = edit.GraphBuilder(corrected.graph)
     for index, (node, shift) in enumerate(zip(_convolutions(corrected, exclude), shifts, strict=True)):
-        bias = numpy_helper.to_array(values[node.input[2]]) if len(node.input) > 2 else np.zeros(len(shift))
-        node.input[2:] = [builder.constant(f"rounding/bias_{index}", bias - shift)]
-    builder.nodes.extend(corrected.graph.node)
-    builder.replace(corrected)
+        node.input[2:] = [graph.constant(f"rounding/bias_{index}", _bias(graph, node) - shift)]
+    graph.nodes.extend(corrected.graph.node)
+    graph.replace(corrected)
     return corrected
 
 
-def _mean_shifts(
-    model: "onnx.ModelProto", ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str]
-) -> "list[NDArray[np.float64]]":
-    """For each convolution: what rounding its weights adds to the mean of each channel over `batches`, [out]."""
-    import numpy as np
-    import onnx
-    from onnx import helper, numpy_helper
+def _bias(graph: edit.GraphBuilder, convolution: onnx.NodeProto) -> NDArray[np.floating]:
+    """The bias of a convolution [out]; zeros if it has none."""
+    _, weight, *bias = convolution.input
+    return graph.array(bias[0]) if bias else np.zeros(len(graph.array(weight)))
 
+
+def _mean_shifts(
+    model: onnx.ModelProto, ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """For each convolution: what rounding its weights adds to the mean of each channel over `batches`, [out]."""
     probe = edit.copied(model)
     del probe.graph.output[:]
     builder = edit.GraphBuilder(probe.graph)
@@ -91,12 +84,11 @@ def _mean_shifts(
     axes = builder.constant("rounding/axes", [0, 2, 3], "int64")
     for index, node in enumerate(_convolutions(model, exclude)):
         # The same convolution of the exact input, with the errors of the weights in place of the weights.
-        weight = numpy_helper.to_array(builder.constants[node.input[1]])
+        weight = builder.array(node.input[1])
         error = builder.constant(f"rounding/error_{index}", _rounded(weight, ranges[node.input[1]]) - weight)
-        inputs, output = [node.input[0], error], f"rounding/shift_{index}"
-        shift = builder.add("Conv", inputs, output, **edit.attributes(node))
+        shift = builder.add("Conv", [node.input[0], error], f"rounding/shift_{index}", **edit.attributes(node))
         mean = builder.add("ReduceMean", [shift, axes], f"rounding/mean_{index}", keepdims=0)
-        probe.graph.output.append(helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, [len(weight)]))
+        probe.graph.output.append(edit.floats(mean, [len(weight)]))
     builder.replace(probe)
     session = create_session(probe.SerializeToString(), "cpu", spins=False)
     shifts = [np.zeros(output.shape) for output in session.get_outputs()]
@@ -106,7 +98,7 @@ def _mean_shifts(
     return shifts
 
 
-def _convolutions(model: "onnx.ModelProto", exclude: Sequence[str] = ()) -> "list[onnx.NodeProto]":
+def _convolutions(model: onnx.ModelProto, exclude: Sequence[str] = ()) -> list[onnx.NodeProto]:
     """The two-axis convolutions with constant weights, in the order of the graph, without the nodes `exclude`."""
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     return [
@@ -119,13 +111,11 @@ def _convolutions(model: "onnx.ModelProto", exclude: Sequence[str] = ()) -> "lis
     ]
 
 
-def fitting_range(weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """The value that becomes LEVELS in each channel of `weight` [out, in, height, width]: float32 [out].
 
     This is the largest weight, or the largest sum of two neighbours of one sign if that is more.
     """
-    import numpy as np
-
     found: NDArray[np.float32] = np.abs(weight).reshape(len(weight), -1).max(1)
     # Kernels store a window channels first or channels last.
     for order in (weight, weight.transpose(0, 2, 3, 1)):
@@ -136,8 +126,7 @@ def fitting_range(weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
     return found
 
 
-def _rounded(weight: "NDArray[np.float32]", ranges: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    import numpy as np
+def _rounded(weight: NDArray[np.float32], ranges: NDArray[np.float32]) -> NDArray[np.float32]:
 
     scale = (ranges / LEVELS).reshape(-1, 1, 1, 1)
     rounded: NDArray[np.float32] = (np.clip(np.round(weight / scale), -LEVELS, LEVELS) * scale).astype(np.float32)

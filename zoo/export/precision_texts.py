@@ -12,16 +12,17 @@ The literature calls this "token-wise dynamic quantisation": Yao et al., https:/
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
 from zoo.errors import UsageError
 from zoo.export.precision_images import fitting_range
 from zoo.graph import edit
 from zoo.runtime.ort import create_session
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
     from zoo.backbone import TensorMap
 
 #: Levels on each side of zero.
@@ -50,7 +51,7 @@ class Columns(NamedTuple):
     sums: "NDArray[np.float32]"
 
 
-def quantise_encoder(body: "onnx.ModelProto", exclude: Collection[str] = ()) -> "onnx.ModelProto":
+def quantise_encoder(body: onnx.ModelProto, exclude: Collection[str] = ()) -> onnx.ModelProto:
     """`body` with its large MatMuls [..., in] x [in, out] and its embedding tables in eight bits.
 
     The nodes `exclude` stay in float. Raises UsageError for a model without a large MatMul.
@@ -72,43 +73,39 @@ def quantise_encoder(body: "onnx.ModelProto", exclude: Collection[str] = ()) -> 
     return model
 
 
-def quantisable_layers(body: "onnx.ModelProto") -> "list[onnx.NodeProto]":
+def quantisable_layers(body: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The MatMul nodes with a large constant weight."""
     large = _large(body)
     return [node for node in body.graph.node if node.op_type == "MatMul" and node.input[1] in large]
 
 
-def worst_layers(body: "onnx.ModelProto", batches: "Sequence[TensorMap]", exclude: Collection[str] = ()) -> list[str]:
+def worst_layers(body: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list[str]:
     """Names of the large MatMuls, sorted by how much quantising each alone changes the outputs; the worst first."""
-    import numpy as np
+    names = [node.name for node in quantisable_layers(body)]
 
-    names = [node.name for node in quantisable_layers(body) if node.name not in exclude]
-
-    def outputs(model: "onnx.ModelProto") -> "list[NDArray[Any]]":
+    def outputs(model: onnx.ModelProto) -> list[NDArray[Any]]:
         session = create_session(model.SerializeToString(), "cpu")
         return [session.run(None, dict(batch))[0] for batch in batches]
 
     exact = outputs(body)
 
     def cost(name: str) -> float:
-        others = [*(other for other in names if other != name), *exclude]
+        others = [other for other in names if other != name]
         pairs = zip(outputs(quantise_encoder(body, others)), exact, strict=True)
         return float(sum(np.square(found - right).sum() for found, right in pairs))
 
     return sorted(names, key=cost, reverse=True)
 
 
-def _lookups(body: "onnx.ModelProto") -> set[str]:
+def _lookups(body: onnx.ModelProto) -> set[str]:
     """Names of the nodes that gather rows of a large table."""
     large = _large(body)
     gathers = [node for node in body.graph.node if node.op_type == "Gather" and node.input[0] in large]
     return {node.name for node in gathers if edit.attributes(node).get("axis", 0) == 0}
 
 
-def _large(body: "onnx.ModelProto") -> set[str]:
+def _large(body: onnx.ModelProto) -> set[str]:
     """Names of the constants that are large float matrices, stored in the file itself."""
-    from onnx import TensorProto
-
     return {
         tensor.name
         for tensor in body.graph.initializer
@@ -122,14 +119,14 @@ def _large(body: "onnx.ModelProto") -> set[str]:
 class _Writer(edit.GraphBuilder):
     """Writes the quantised graph node by node; tensors that several nodes need are written once."""
 
-    def __init__(self, graph: "onnx.GraphProto") -> None:
+    def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph)
         self.name = graph.name
         self.operators: dict[str, str] = {}
         self.known_rows: dict[str, Rows] = {}
         self.known_columns: dict[str, Columns] = {}
 
-    def keep(self, node: "onnx.NodeProto") -> None:
+    def keep(self, node: onnx.NodeProto) -> None:
         """Write a node as it is."""
         self.nodes.append(node)
         self.operators.update(dict.fromkeys(node.output, node.op_type))
@@ -152,10 +149,7 @@ class _Writer(edit.GraphBuilder):
 
     def lookup(self, table: str, index: str, output: str) -> None:
         """Write the gathering of rows of a table, each of which has its own scale."""
-        import numpy as np
-        from onnx import TensorProto, numpy_helper
-
-        rows = numpy_helper.to_array(self.constants[table])
+        rows = self.array(table)
         scale, rounded = _rounded(rows.T, np.abs(rows).max(1))
         stored = self.constant(f"{table}/bytes", np.ascontiguousarray(rounded.T), "int8")
         scales = self.constant(f"{table}/scale", scale[:, None])
@@ -185,10 +179,8 @@ class _Writer(edit.GraphBuilder):
         return Rows(self.add("DequantizeLinear", [stored, scale, zero], f"{values}/rounded"), largest, is_shifted)
 
     def _columns(self, weight: str) -> Columns:
-        import numpy as np
-        from onnx import numpy_helper
 
-        columns = numpy_helper.to_array(self.constants[weight])
+        columns = self.array(weight)
         scale, rounded = _rounded(columns, fitting_range(columns.T[:, :, None, None]))
         inputs = [
             self.constant(f"{weight}/bytes", rounded, "int8"),
@@ -200,10 +192,8 @@ class _Writer(edit.GraphBuilder):
 
 
 def _rounded(
-    weight: "NDArray[np.float32]", ranges: "NDArray[np.float32]"
-) -> "tuple[NDArray[np.float32], NDArray[np.int8]]":
+    weight: NDArray[np.float32], ranges: "NDArray[np.float32]"
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """(the scale of each column, by which its range has LEVELS steps; the weight in steps)."""
-    import numpy as np
-
     scale: NDArray[np.float32] = (np.maximum(ranges, TINY) / LEVELS).astype(np.float32)
     return scale, np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8)

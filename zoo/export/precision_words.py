@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
 from zoo.errors import UsageError
 from zoo.graph import edit, external_data
 from zoo.schema import Precision
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
     from zoo.graph.external_data import Bytes
 
 #: Rows converted at once, and the levels of a signed byte on each side of zero.
@@ -27,16 +28,13 @@ SCALES = "scales.bin"
 
 
 def convert_table(
-    model: "onnx.ModelProto", precision: Precision, read: "Callable[[str], Bytes]", folder: Path
-) -> "onnx.ModelProto":
+    model: onnx.ModelProto, precision: Precision, read: "Callable[[str], Bytes]", folder: Path
+) -> onnx.ModelProto:
     """`model` with its external table [words, dim] as float16, or as int8 with a float32 scale for each row.
 
     `read` returns the bytes of a file beside the model; the new table is written to `folder` under the same name.
     Raises UsageError for a model without such a table, and for numbers beyond half precision.
     """
-    import onnx
-    from onnx import TensorProto, helper
-
     converted = edit.copied(model)
     table = _table(converted)
     [tensor] = external_data.references(converted)
@@ -68,10 +66,8 @@ def convert_table(
     return converted
 
 
-def _table(model: "onnx.ModelProto") -> "onnx.TensorProto":
+def _table(model: onnx.ModelProto) -> onnx.TensorProto:
     """The only external tensor: a matrix of single floats that is read by Gather nodes of its rows alone."""
-    from onnx import TensorProto
-
     names = [external.name for external in external_data.references(model)]
     tensor: onnx.TensorProto
     for tensor in model.graph.initializer:
@@ -84,18 +80,16 @@ def _table(model: "onnx.ModelProto") -> "onnx.TensorProto":
     raise UsageError("this model has no word table in single precision to convert", hint="--precision fp32")
 
 
-def _rows(data: "Bytes", offset: int, shape: tuple[int, ...]) -> "NDArray[np.float32]":
-    import numpy as np
+def _rows(data: "Bytes", offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
     return np.frombuffer(data, "<f4", math.prod(shape), offset).reshape(shape)
 
 
-def _batches(rows: "NDArray[np.float32]") -> "Iterator[NDArray[np.float32]]":
+def _batches(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     return (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
 
 
-def _write_halves(rows: "NDArray[np.float32]", path: Path) -> None:
-    import numpy as np
+def _write_halves(rows: NDArray[np.float32], path: Path) -> None:
 
     with path.open("wb") as file, np.errstate(over="ignore"):
         for batch in _batches(rows):
@@ -109,10 +103,8 @@ def _write_halves(rows: "NDArray[np.float32]", path: Path) -> None:
             file.write(halves.tobytes())
 
 
-def _write_bytes(rows: "NDArray[np.float32]", path: Path, scales: Path) -> None:
+def _write_bytes(rows: NDArray[np.float32], path: Path, scales: Path) -> None:
     """Write the rows as int8 and their scales; a row's largest number becomes LEVELS, a row of zeros has scale 0."""
-    import numpy as np
-
     with path.open("wb") as levels, scales.open("wb") as factors:
         for batch in _batches(rows):
             scale = (np.abs(batch).max(1, keepdims=True) / np.float32(LEVELS)).astype("<f4")
@@ -123,10 +115,8 @@ def _write_bytes(rows: "NDArray[np.float32]", path: Path, scales: Path) -> None:
             factors.write(scale.tobytes())
 
 
-def _set_external(tensor: "onnx.TensorProto", kind: int, shape: tuple[int, ...], file: str) -> None:
+def _set_external(tensor: onnx.TensorProto, kind: int, shape: tuple[int, ...], file: str) -> None:
     """Make a tensor of this type and shape the whole contents of `file`."""
-    from onnx import helper
-
     tensor.data_type, tensor.dims[:] = kind, shape
     tensor.data_location = tensor.EXTERNAL
     del tensor.external_data[:]

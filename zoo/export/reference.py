@@ -37,33 +37,6 @@ class Expected(NamedTuple):
     preprocess: ImagePreprocess | None = None
 
 
-def expect(
-    reference: "Reference",
-    samples: Sequence[Any],
-    origin: str,
-    preprocess: ImagePreprocess | TextEncoder,
-    pixels_of: "PixelsOf | None" = None,
-    *,
-    raw: bool = False,
-) -> Expected:
-    """The outputs of `reference` for `samples` in batches of 1, 2 and 7; `origin` names the samples in the report.
-
-    `pixels_of` computes the pixels that the graph's preprocessing must give, `pillow_pixels` by default. A `raw` graph
-    has no preprocessing: it takes pixels.
-    """
-    named = f"{len(samples)} of {origin}"
-    if isinstance(preprocess, ImagePreprocess):
-        return _expect_images(reference, samples, named, preprocess, None if raw else pixels_of or pillow_pixels)
-    # The shortest text alone, then longer ones: many lengths, padded to each other in a batch.
-    rows = sorted(preprocess.tokens(samples), key=len)
-    starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
-    batches = [
-        preprocess.batch([rows[(start + index) % len(rows)] for index in range(batch)])
-        for start, batch in zip(starts, BATCHES, strict=True)
-    ]
-    return Expected(named, [Case(feeds, reference(feeds)) for feeds in batches])
-
-
 def pillow_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
     """One RGB image resized by Pillow (width first, as torchvision), cropped, normalised: float32 [3, crop, crop]."""
     import numpy as np
@@ -100,6 +73,30 @@ def torchvision_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) 
     return pixels
 
 
+def expect(
+    reference: "Reference",
+    samples: Sequence[Any],
+    origin: str,
+    preprocess: ImagePreprocess | TextEncoder,
+    pixels_of: "PixelsOf | None" = pillow_pixels,
+) -> Expected:
+    """The outputs of `reference` for `samples` in batches of 1, 2 and 7; `origin` names the samples in the report.
+
+    `pixels_of` computes the pixels that the graph's preprocessing must give; None for a graph that takes pixels.
+    """
+    named = f"{len(samples)} of {origin}"
+    if isinstance(preprocess, ImagePreprocess):
+        return _expect_images(reference, samples, named, preprocess, pixels_of)
+    # The shortest text alone, then longer ones: many lengths, padded to each other in a batch.
+    rows = sorted(preprocess.tokens(samples), key=len)
+    starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
+    batches = [
+        preprocess.batch([rows[(start + index) % len(rows)] for index in range(batch)])
+        for start, batch in zip(starts, BATCHES, strict=True)
+    ]
+    return Expected(named, [Case(feeds, reference(feeds)) for feeds in batches])
+
+
 def _expect_images(
     reference: "Reference",
     samples: Sequence[Any],
@@ -107,7 +104,7 @@ def _expect_images(
     preprocess: ImagePreprocess,
     pixels_of: "PixelsOf | None",
 ) -> Expected:
-    """Batches of images; without `pixels_of`, which computes what preprocessing must give, batches of pixels."""
+    """Batches of images, with the pixels of each image by `pixels_of`; without that, batches of pixels."""
     import numpy as np
 
     images = [decode_image(sample, preprocess.resize) for sample in samples]

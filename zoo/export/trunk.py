@@ -5,10 +5,13 @@ preprocessing in front, whose outputs are the inputs of the tail. The tail is a 
 changes neither the trunk nor parameters that both share.
 """
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from zoo.backbone import Backbone
 from zoo.bundle import Bundle
@@ -46,8 +49,6 @@ def tail(backbone: Backbone, cut: int) -> "torch.nn.ModuleList":
 
     Parameters that stages of the tail share stay shared in the copy; those shared with the trunk do not.
     """
-    import copy
-
     from torch import nn
 
     stages = backbone.stages()
@@ -63,10 +64,9 @@ def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
     inputs = {spec.name for spec in backbone.entry.inputs}
     specs = tensors_at(backbone, cut)
     if PIXELS in {spec.name for spec in specs}:
-        family = backbone.entry.family
         raise PluginError(
             "a stage behind the cut reads the pixels: an earlier stage must compute what it needs of them",
-            plugin=family,
+            plugin=backbone.entry.family,
         )
     return tuple(spec for spec in specs if spec.name not in inputs)
 
@@ -96,21 +96,16 @@ def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
     return tuned_reference(backbone, stages)
 
 
-def export_tail(
-    path: Path,
-    stages: "Sequence[torch.nn.Module]",
-    backbone: Backbone,
-    options: ExportOptions | None = None,
-) -> None:
+def export_tail(path: Path, stages: "Sequence[torch.nn.Module]", backbone: Backbone) -> None:
     """Write the last stages of a backbone as ONNX, from the tensors that the first of them takes to `features`.
 
     They are copied to the CPU in their present state, in eval mode. Raises PluginError for a graph with other inputs or
     outputs.
     """
-    entry, options = backbone.entry, options or ExportOptions()
+    entry = backbone.entry
     inputs = tensors_at(backbone, len(backbone.stages()) - len(stages))
     module = positional(list(_frozen_copy(stages)), [spec.name for spec in inputs], [FEATURES])
-    export_module(module.eval(), path, inputs, [FEATURES], options)
+    export_module(module.eval(), path, inputs, [FEATURES], ExportOptions())
     body = edit.clean(edit.load(path), TAIL_NAME)
     check_contract(body, entry, inputs, (features_spec(entry),))
     edit.save(body, path)
@@ -164,15 +159,7 @@ def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
     from torch import nn
 
     module = nn.ModuleList(stages)
-    modes = [(part, part.training) for part in module.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        load_state(path, module)
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, gradient in wanted:
-            parameter.requires_grad_(gradient)
+    module.load_state_dict(load_state(path, copy.deepcopy(module)).state_dict())
 
 
 def check_contract(
@@ -181,9 +168,7 @@ def check_contract(
     """Raise PluginError unless the graph has these inputs and outputs; names of axes of any length may differ."""
     given = edit.tensor_specs(body)
     for what, declared, found in zip(("inputs", "outputs"), (inputs, outputs), given, strict=True):
-        if [(spec.name, spec.dtype, _kinds(spec)) for spec in declared] != [
-            (spec.name, spec.dtype, _kinds(spec)) for spec in found
-        ]:
+        if list(map(_fixed, declared)) != list(map(_fixed, found)):
             shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found)
             raise PluginError(
                 f"the family {entry.family} exported the {what} {shown}, but the row {entry.name} declares others",
@@ -196,9 +181,9 @@ def features_spec(entry: Entry) -> TensorSpec:
     return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
 
 
-def _kinds(spec: TensorSpec) -> tuple[int | None, ...]:
-    """The fixed sizes, and None for an axis of any length."""
-    return tuple(axis if isinstance(axis, int) else None for axis in spec.shape)
+def _fixed(spec: TensorSpec) -> TensorSpec:
+    """`spec` without the names of axes of any length."""
+    return msgspec.structs.replace(spec, shape=tuple(axis if isinstance(axis, int) else "" for axis in spec.shape))
 
 
 def _run(stages: "Sequence[torch.nn.Module]", feeds: "TensorMap") -> "TensorMap":
@@ -211,8 +196,6 @@ def _run(stages: "Sequence[torch.nn.Module]", feeds: "TensorMap") -> "TensorMap"
 
 
 def _frozen_copy(stages: "Sequence[torch.nn.Module]") -> "torch.nn.ModuleList":
-    import copy
-
     from torch import nn
 
     return copy.deepcopy(nn.ModuleList(stages)).cpu().float().eval().requires_grad_(False)

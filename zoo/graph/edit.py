@@ -15,6 +15,7 @@ from zoo.schema import TensorSpec
 if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
+    from numpy.typing import NDArray
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -64,7 +65,7 @@ def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
-    """The part of `model` between those tensors, which `model` must declare (see `declare`)."""
+    """The part of `model` between those tensors, whose type and shape `model` must declare."""
     from onnx import helper
 
     wanted, needed = [], set(outputs)
@@ -80,11 +81,11 @@ def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[s
     return new_model(graph)
 
 
-def declare(model: "onnx.ModelProto", name: str, dtype: int, shape: Sequence[int | str]) -> None:
-    """Declare the type and shape of an inner tensor, so that `extract` can cut the graph there."""
-    from onnx import helper
+def floats(name: str, shape: Sequence[int | str]) -> "onnx.ValueInfoProto":
+    """The declaration of a float32 tensor: an input, an output, or an inner tensor at which `extract` can cut."""
+    from onnx import TensorProto, helper
 
-    model.graph.value_info.append(helper.make_tensor_value_info(name, dtype, shape))
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
@@ -210,6 +211,12 @@ class GraphBuilder:
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
         return name
+
+    def array(self, name: str) -> "NDArray[Any]":
+        """The numbers of the constant `name`."""
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.constants[name])
 
     def model(
         self, name: str, inputs: "Sequence[onnx.ValueInfoProto]", outputs: "Sequence[onnx.ValueInfoProto]"

@@ -88,7 +88,7 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     axes = [axis.dim_param for axis in inputs[words.input[1]].type.tensor_type.shape.dim]
-    edit.declare(model, norm.output[0], TensorProto.FLOAT, [*axes, positions.shape[1]])
+    model.graph.value_info.append(edit.floats(norm.output[0], [*axes, positions.shape[1]]))
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return model
 
@@ -189,9 +189,6 @@ def _producer(node: "ir.Node") -> "ir.Node | None":
     return value.producer() if value is not None else None
 
 
-def _axes(shape: "ir.Value | None") -> int | None:
-    """The number of axes that the second input of a Reshape gives its output."""
-    if shape is None or shape.shape is None or len(shape.shape) != 1:
-        return None
-    first = shape.shape[0]
-    return first if isinstance(first, int) else None
+def _axes(shape: "ir.Value | None") -> object:
+    """The number of axes that the second input of a Reshape gives its output; None if that is not known."""
+    return shape.shape[0] if shape is not None and shape.shape is not None else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zoo.graph.edit import GraphBuilder
+from zoo.graph.edit import GraphBuilder, floats
 from zoo.schema import FEATURES, SCORES
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ def load(path: Path) -> "list[Layer]":
 
 def as_graph(layers: "Sequence[Layer]", activation: str) -> "onnx.ModelProto":
     """`features` [batch, dim] -> `scores` [batch, outputs]: Gemm, (ReLU, Gemm)*, then softmax, sigmoid or identity."""
-    from onnx import TensorProto, helper
-
     graph, value = GraphBuilder(), FEATURES
     for index, (weight, bias) in enumerate(layers):
         constants = graph.constant(f"weight_{index}", weight), graph.constant(f"bias_{index}", bias)
@@ -65,6 +63,5 @@ def as_graph(layers: "Sequence[Layer]", activation: str) -> "onnx.ModelProto":
         value = graph.add("Gemm", [value, *constants], f"linear_{index}", transB=1)
     extra: dict[str, Any] = {"axis": -1} if activation == "softmax" else {}
     graph.add(activation.capitalize(), [value], SCORES, **extra)
-    inputs = [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
-    outputs = [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
-    return graph.model("head", inputs, outputs)
+    inputs, outputs = layers[0][0].shape[1], layers[-1][0].shape[0]
+    return graph.model("head", [floats(FEATURES, ["batch", inputs])], [floats(SCORES, ["batch", outputs])])

@@ -6,21 +6,12 @@ average pooling has none, and takes a third of Inception v3's time.
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from zoo.graph.edit import attributes, copied
 
 if TYPE_CHECKING:
     import onnx
-
-
-class PooledConvolution(NamedTuple):
-    """An average pooling of stride 1, and the 1x1 convolution that alone reads it."""
-
-    pool: "onnx.NodeProto"
-    convolution: "onnx.NodeProto"
-    kernel: tuple[int, int]
-    pads: tuple[int, ...]
 
 
 def convolve_before_pooling(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", int]:
@@ -30,52 +21,48 @@ def convolve_before_pooling(model: "onnx.ModelProto") -> tuple["onnx.ModelProto"
     convolution's bias is added after the average.
     """
     changed = copied(model)
-    sites = _sites(changed)
-    for site in sites:
-        _swap(changed, site)
-    return changed, len(sites)
+    pairs = _pairs(changed)
+    for pool, convolution in pairs:
+        _swap(changed, pool, convolution)
+    return changed, len(pairs)
 
 
-def _sites(model: "onnx.ModelProto") -> list[PooledConvolution]:
+def _pairs(model: "onnx.ModelProto") -> "list[tuple[onnx.NodeProto, onnx.NodeProto]]":
+    """Each average pooling that commutes with the 1x1 convolution that alone reads it, and this convolution."""
     graph = model.graph
     readers = Counter(name for node in graph.node for name in node.input)
-    public = {value.name for value in graph.output}
+    readers.update(value.name for value in graph.output)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     pools = {
         node.output[0]: node
         for node in graph.node
-        if node.op_type == "AveragePool" and readers[node.output[0]] == 1 and node.output[0] not in public
+        if node.op_type == "AveragePool" and readers[node.output[0]] == 1 and _is_plain(node)
     }
-    found = []
-    for node in graph.node:
-        if node.op_type != "Conv" or node.input[0] not in pools or node.input[1] not in weights:
-            continue
-        pool = pools[node.input[0]]
-        kernel = _window(pool)
-        if kernel is not None and _is_pointwise(node, weights[node.input[1]]):
-            found.append(PooledConvolution(pool, node, kernel, tuple(attributes(pool).get("pads", (0, 0, 0, 0)))))
-    return found
+    return [
+        (pools[node.input[0]], node)
+        for node in graph.node
+        if node.op_type == "Conv" and node.input[0] in pools and _is_pointwise(node, weights.get(node.input[1]))
+    ]
 
 
-def _window(pool: "onnx.NodeProto") -> tuple[int, int] | None:
-    """The window of a two-axis pooling of stride 1 that divides by the window's whole size everywhere; else None."""
+def _is_plain(pool: "onnx.NodeProto") -> bool:
+    """Whether a pooling has two axes and stride 1, and divides by the window's whole size everywhere."""
     facts = attributes(pool)
-    kernel, pads = tuple(facts["kernel_shape"]), facts.get("pads", (0, 0, 0, 0))
-    plain = (
-        len(kernel) == 2
+    return (
+        len(facts["kernel_shape"]) == 2
         and set(facts.get("strides", (1, 1))) == {1}
         and set(facts.get("dilations", (1, 1))) == {1}
         and facts.get("auto_pad", b"NOTSET") == b"NOTSET"
         and not facts.get("ceil_mode", 0)
-        and (facts.get("count_include_pad", 0) or not any(pads))
+        and (facts.get("count_include_pad", 0) or not any(facts.get("pads", ())))
     )
-    return (kernel[0], kernel[1]) if plain else None
 
 
-def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto") -> bool:
+def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto | None") -> bool:
     facts = attributes(convolution)
     return (
-        list(weight.dims[2:]) == [1, 1]
+        weight is not None
+        and list(weight.dims[2:]) == [1, 1]
         and facts.get("group", 1) == 1
         and set(facts.get("strides", (1, 1))) == {1}
         and not any(facts.get("pads", ()))
@@ -83,19 +70,20 @@ def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto") -> 
     )
 
 
-def _swap(model: "onnx.ModelProto", site: PooledConvolution) -> None:
+def _swap(model: "onnx.ModelProto", pool: "onnx.NodeProto", convolution: "onnx.NodeProto") -> None:
     """Have the convolution read the pooling's input, and a depthwise convolution average its output."""
     import numpy as np
     from onnx import helper, numpy_helper
 
-    graph, pool, convolution = model.graph, site.pool, site.convolution
-    [channels] = [tensor.dims[0] for tensor in graph.initializer if tensor.name == convolution.input[1]]
+    facts, constants = attributes(pool), model.graph.initializer
+    height, width = facts["kernel_shape"]
+    [channels] = [tensor.dims[0] for tensor in constants if tensor.name == convolution.input[1]]
     name = f"{pool.name or pool.output[0]}/average"
-    share = np.full((channels, 1, *site.kernel), 1 / (site.kernel[0] * site.kernel[1]), np.float32)
-    graph.initializer.append(numpy_helper.from_array(share, name))
+    share = np.full((channels, 1, height, width), 1 / (height * width), np.float32)
+    constants.append(numpy_helper.from_array(share, name))
     average = helper.make_node(
         "Conv", [pool.output[0], name, *convolution.input[2:]], list(convolution.output), name=pool.name,
-        kernel_shape=site.kernel, pads=site.pads, group=channels,
+        kernel_shape=[height, width], pads=facts.get("pads", [0, 0, 0, 0]), group=channels,
     )  # fmt: skip
     convolution.input[:] = [pool.input[0], convolution.input[1]]
     convolution.output[:] = [pool.output[0]]

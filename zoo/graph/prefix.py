@@ -5,7 +5,7 @@ Specification: https://onnx.ai/onnx/operators/ (Resize 19, Slice 13).
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.graph.edit import GraphBuilder
+from zoo.graph.edit import GraphBuilder, floats
 from zoo.schema import IMAGE, PIXELS, ImagePreprocess
 
 if TYPE_CHECKING:
@@ -29,20 +29,12 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
 
     crop, graph = preprocess.crop, GraphBuilder()
     mean, std = (np.array(side, "float64").reshape(1, 3, 1, 1) * 255 for side in (preprocess.mean, preprocess.std))
-    integers = {
-        "short": preprocess.resize,
-        "crop": [crop, crop],
-        "y": [2],
-        "x": [3],
-        "zero": [0],
-        "one": [1],
-        "two": [2],
-    }
-    floats = {"half": 0.5, "black": 0, "white": 255, "mean": mean, "inverse_std": 1 / std}
-    for name, value in integers.items():
+    sizes = {"short": preprocess.resize, "crop": [crop, crop]}
+    indices = {"y": [2], "x": [3], "zero": [0], "one": [1], "two": [2]}
+    for name, value in {**sizes, **indices}.items():
         graph.constant(name, value, "int64")
-    for name, value in floats.items():
-        graph.constant(name, value)
+    for name, number in {"half": 0.5, "black": 0, "white": 255, "mean": mean, "inverse_std": 1 / std}.items():
+        graph.constant(name, number)
     graph.add("Transpose", [IMAGE], "planes_u8", perm=[0, 3, 1, 2])
     _add_crop_bounds(graph)
     graph.add("Cast", ["planes_u8"], "planes", to=TensorProto.FLOAT)
@@ -50,8 +42,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     graph.add("Sub", ["levels", "mean"], "centred")
     graph.add("Mul", ["centred", "inverse_std"], PIXELS)
     inputs = [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", "height", "width", 3])]
-    outputs = [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, crop, crop])]
-    return graph.model("preprocess", inputs, outputs)
+    return graph.model("preprocess", inputs, [floats(PIXELS, ["batch", 3, crop, crop])])
 
 
 def _add_crop_bounds(graph: GraphBuilder) -> None:

@@ -68,31 +68,27 @@ class Wire:
                 needed.update(name for name in node.inputs if name and name not in inputs)
         if undeclared := [name for name in (*inputs, *outputs) if name not in self._declared]:
             raise IntegrityError(f"the model declares no shape of '{undeclared[0]}'", hint="write the bundle again")
-        graph = [
-            *(part for node in reversed(wanted) for part in _field(NODE, node.data)),
-            *_field(NAME, self._name),
-            *(part for name, data in self._tensors if name in needed for part in _field(INITIALIZER, data)),
-            *(part for name in inputs for part in _field(INPUT, self._declared[name])),
-            *(part for name in outputs for part in _field(OUTPUT, self._declared[name])),
+        fields = [
+            *((NODE, node.data) for node in reversed(wanted)),
+            (NAME, self._name),
+            *((INITIALIZER, data) for name, data in self._tensors if name in needed),
+            *((INPUT, self._declared[name]) for name in inputs),
+            *((OUTPUT, self._declared[name]) for name in outputs),
         ]
+        graph = [part for number, value in fields for part in (_head(number, len(value)), value)]
         return b"".join([*self._kept, _head(GRAPH, sum(map(len, graph))), *graph])
 
     def _read(self, graph: memoryview) -> None:
         for number, _, value in _fields(graph):
             if number == NODE:
-                taken, given = [], []
-                for inner, _, string in _fields(value):
-                    if inner == 1:
-                        taken.append(str(string, "utf-8"))
-                    elif inner == 2:
-                        given.append(str(string, "utf-8"))
-                self.nodes.append(Node(taken, given, value))
+                inputs, outputs = _strings(value, 1, 2)
+                self.nodes.append(Node(inputs, outputs, value))
             elif number == NAME:
                 self._name = value
             elif number == INITIALIZER:
-                self._tensors.append((_text(value, TENSOR_NAME), value))
+                self._tensors.append((_name(value, TENSOR_NAME), value))
             elif number in (INPUT, OUTPUT, VALUE):
-                name = _text(value, 1)
+                name = _name(value, 1)
                 self._declared[name] = value
                 if number != VALUE:
                     (self.inputs if number == INPUT else self.outputs).append(name)
@@ -134,17 +130,19 @@ def _varint(data: memoryview, index: int) -> tuple[int, int]:
             raise ValueError("a varint of more than 64 bits")
 
 
-def _text(data: memoryview, number: int) -> str:
+def _strings(data: memoryview, *numbers: int) -> list[list[str]]:
+    """The strings in the fields of each of these numbers."""
+    found: dict[int, list[str]] = {number: [] for number in numbers}
+    for number, _, value in _fields(data):
+        if number in found:
+            found[number].append(str(value, "utf-8"))
+    return list(found.values())
+
+
+def _name(data: memoryview, number: int) -> str:
     """The string field of that number; empty if there is none. The last one counts, as protobuf wants it."""
-    found = ""
-    for each, _, value in _fields(data):
-        if each == number:
-            found = str(value, "utf-8")
-    return found
-
-
-def _field(number: int, value: memoryview) -> tuple[bytes, memoryview]:
-    return _head(number, len(value)), value
+    [found] = _strings(data, number)
+    return found[-1] if found else ""
 
 
 def _head(number: int, size: int) -> bytes:
