@@ -68,7 +68,10 @@ def build(
         trunk.check_contract(body, entry, entry.inputs, outputs)
         whole = with_prefix(body, preprocess)
         options = {"cut": cut} if cut else {}
-        lineage = Lineage(entry=entry, weights=_digests(entry), versions=versions(), options=options)
+        digests = tuple(
+            FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
+        )
+        lineage = Lineage(entry=entry, weights=digests, versions=versions(), options=options)
         edit.describe(whole, metadata(lineage, preprocess, ()))
         edit.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
@@ -171,28 +174,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _digests(entry: Entry) -> tuple[FileDigest, ...]:
-    return tuple(
-        FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
-    )
-
-
 def _serve_parent() -> None:
     """The child process: build one bundle as the parent requests, then send {} or the error."""
     from zoo.plugin.manager import Plugins
-
-    class Request(msgspec.Struct):
-        entry: Entry
-        weights: str
-        target: str
-        cut: int | None = None
 
     parent = Parent()
     message = parent.receive()
     assert message is not None
     try:
-        request = msgspec.convert(message.data, Request)
-        build(request.entry, Path(request.weights), Plugins().make, Path(request.target), request.cut)
+        request = message.data
+        entry = msgspec.convert(request["entry"], Entry)
+        build(entry, Path(request["weights"]), Plugins().make, Path(request["target"]), request["cut"])
         parent.send({})
     except ZooError as error:
         parent.fail(error)

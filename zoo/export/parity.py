@@ -113,7 +113,7 @@ def check(
     model = path.read_bytes()
     # The paths of external data are checked before a runtime may open them.
     tables = external_data.files(model, external_data.beside(path.parent))
-    checks = list(_check_pixels(model, expected, expected.preprocess, tables)) if expected.preprocess else []
+    checks = list(_check_pixels(model, expected, tables))
     with fresh if fresh and fresh.is_alive else IsolatedSession() as session:
         session.open(path, cores())
         for case in expected.cases:
@@ -135,16 +135,16 @@ def check(
     return report
 
 
-def _check_pixels(
-    model: bytes, expected: Expected, preprocess: ImagePreprocess, tables: "Mapping[str, Bytes] | None"
-) -> Iterator[ParityCheck]:
-    """Compare the graph's own preprocessing of each image with the expected pixels; run it on each batch."""
+def _check_pixels(model: bytes, expected: Expected, tables: "Mapping[str, Bytes]") -> Iterator[ParityCheck]:
+    """Compare the graph's own preprocessing, if it has one, with the expected pixels; run it on each batch."""
     import numpy as np
     import onnx
 
+    if expected.preprocess is None:
+        return
     cut = edit.extract(onnx.load_from_string(model), [IMAGE], [PIXELS])
     prefix = create_session(cut.SerializeToString(), "cpu", tables=tables, spins=False)
-    grey = 255 * np.array(preprocess.std, np.float32).reshape(3, 1, 1)
+    grey = 255 * np.array(expected.preprocess.std, np.float32).reshape(3, 1, 1)
 
     def levels(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
         return np.abs((got - wanted) * grey).max()

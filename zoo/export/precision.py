@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
 #: Operators that are quantised: they quantise well and are most of a CNN's work.
-QUANTISED = (
-    *("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"),
-)
+QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"]
 #: Operators with weights, whose nodes may be left in float.
 LAYERS = ("Conv", "Gemm", "MatMul")
 #: The input of the graph of `_with_switches` that says which layers are quantised.
@@ -105,8 +103,7 @@ def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequen
 
 def quantise_cnn(body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
     """A graph from `pixels` to `features` in eight bits, except the nodes `exclude`."""
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        return edit.load(_quantise_static(body, batches, exclude, Path(folder))[1])
+    return _quantise_static(body, batches, exclude)[1]
 
 
 def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list[str]:
@@ -114,9 +111,7 @@ def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list
     parts = split_parts(model)
     if parts.prefix is None:
         return precision_texts.worst_layers(parts.body, batches)
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        exact, quantised = _quantise_static(parts.body, batches, (), Path(folder))
-        names, probe = _with_switches(edit.load(exact), edit.load(quantised))
+    names, probe = _with_switches(*_quantise_static(parts.body, batches, ()))
     session = create_session(probe.SerializeToString(), "cpu")
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -184,52 +179,46 @@ class _SwitchWriter(edit.GraphBuilder):
 
 
 def _quantise_static(
-    body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str], folder: Path
-) -> tuple[Path, Path]:
-    """(the body ready for quantisation, the body quantised), as files in `folder`."""
+    body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """(the body ready for quantisation, the body quantised)."""
     onnxruntime()
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.rest = iter(batches)
 
         def get_next(self) -> "TensorMap | None":
             return next(self.rest, None)
 
-    original, ready, corrected, quantised = (
-        folder / f"{name}.onnx" for name in ("original", "ready", "corrected", "quantised")
-    )
-    original.write_bytes(pooling.convolve_before_pooling(body)[0].SerializeToString())
-    quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
-    exact = edit.load(ready)
-    ranges = precision_images.weight_ranges(exact)
-    corrected.write_bytes(
-        precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude).SerializeToString()
-    )
-    quantize_static(
-        str(corrected),
-        str(quantised),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(QUANTISED),
-        per_channel=True,
-        # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
-        reduce_range=True,
-        extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(exclude),
-        calibrate_method=CalibrationMethod.MinMax,
-    )
-    return ready, quantised
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
+        original, ready, corrected, quantised = (
+            Path(folder, f"{name}.onnx") for name in ("original", "ready", "corrected", "quantised")
+        )
+        original.write_bytes(pooling.convolve_before_pooling(body)[0].SerializeToString())
+        quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
+        exact = edit.load(ready)
+        ranges = precision_images.weight_ranges(exact)
+        rounded = precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude)
+        corrected.write_bytes(rounded.SerializeToString())
+        quantization.quantize_static(
+            str(corrected),
+            str(quantised),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=QUANTISED,
+            per_channel=True,
+            # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
+            reduce_range=True,
+            extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(exclude),
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
+        return exact, edit.load(quantised)
 
 
 def _with_final_reshape(prefix: onnx.ModelProto) -> onnx.ModelProto:

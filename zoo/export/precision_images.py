@@ -85,7 +85,8 @@ def _mean_shifts(
     for index, node in enumerate(_convolutions(model, exclude)):
         # The same convolution of the exact input, with the errors of the weights in place of the weights.
         weight = builder.array(node.input[1])
-        error = builder.constant(f"rounding/error_{index}", _rounded(weight, ranges[node.input[1]]) - weight)
+        levels, scale = rounded(weight, ranges[node.input[1]].reshape(-1, 1, 1, 1))
+        error = builder.constant(f"rounding/error_{index}", levels * scale - weight)
         shift = builder.add("Conv", [node.input[0], error], f"rounding/shift_{index}", **edit.attributes(node))
         mean = builder.add("ReduceMean", [shift, axes], f"rounding/mean_{index}", keepdims=0)
         probe.graph.output.append(edit.floats(mean, [len(weight)]))
@@ -126,8 +127,7 @@ def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-def _rounded(weight: NDArray[np.float32], ranges: NDArray[np.float32]) -> NDArray[np.float32]:
-
-    scale = (ranges / LEVELS).reshape(-1, 1, 1, 1)
-    rounded: NDArray[np.float32] = (np.clip(np.round(weight / scale), -LEVELS, LEVELS) * scale).astype(np.float32)
-    return rounded
+def rounded(weight: NDArray[np.float32], ranges: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(the weight in levels, the scale that it has to be multiplied by); a weight as large as its range gets LEVELS."""
+    scale: NDArray[np.float32] = (ranges / LEVELS).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8), scale

@@ -10,7 +10,7 @@ The literature calls this "token-wise dynamic quantisation": Yao et al., https:/
 """
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,37 +18,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from zoo.errors import UsageError
-from zoo.export.precision_images import fitting_range
+from zoo.export.precision_images import LEVELS, fitting_range, rounded
 from zoo.graph import edit
 from zoo.runtime.ort import create_session
 
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: Levels on each side of zero.
-LEVELS = 127
-#: Activations are uint8 with this zero point; behind a GELU, whose values are at least -LEAST, with 0 (see `Rows`).
+#: Activations are uint8 with this zero point; behind a GELU, whose values are at least -LEAST, LEAST is added and the
+#: zero point is 0.
 MIDDLE = 128
 GELU, LEAST = ("Gelu", "BiasGelu"), 0.17
 #: The smallest scale: a row of zeros needs one too.
 TINY = 1e-9
 #: Smaller weights and tables than this gain nothing.
 SMALLEST_MATRIX = 1024
-
-
-class Rows(NamedTuple):
-    """Activations quantised to uint8 with one scale per row (`largest`) and back; LEAST was added if `is_shifted`."""
-
-    rounded: str
-    largest: str
-    is_shifted: bool
-
-
-class Columns(NamedTuple):
-    """The tensor of a weight quantised and back, and the sums [out] of its columns after that."""
-
-    rounded: str
-    sums: "NDArray[np.float32]"
 
 
 def quantise_encoder(body: onnx.ModelProto, exclude: Collection[str] = ()) -> onnx.ModelProto:
@@ -68,7 +52,7 @@ def quantise_encoder(body: onnx.ModelProto, exclude: Collection[str] = ()) -> on
         elif node.name in lookups:
             writer.lookup(node.input[0], node.input[1], node.output[0])
         else:
-            writer.keep(node)
+            writer.nodes.append(node)
     writer.replace(model)
     return model
 
@@ -122,14 +106,9 @@ class _Writer(edit.GraphBuilder):
     def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph)
         self.name = graph.name
-        self.operators: dict[str, str] = {}
-        self.known_rows: dict[str, Rows] = {}
-        self.known_columns: dict[str, Columns] = {}
-
-    def keep(self, node: onnx.NodeProto) -> None:
-        """Write a node as it is."""
-        self.nodes.append(node)
-        self.operators.update(dict.fromkeys(node.output, node.op_type))
+        self.gelus = {node.output[0] for node in graph.node if node.op_type in GELU}
+        self.known_rows: dict[str, tuple[str, str]] = {}
+        self.known_columns: dict[str, tuple[str, NDArray[np.float32]]] = {}
 
     def matmul(self, values: str, weight: str, output: str) -> None:
         """Write `values` [..., in] times `weight` [in, out]."""
@@ -137,31 +116,31 @@ class _Writer(edit.GraphBuilder):
             self.known_rows[values] = self._rows(values)
         if weight not in self.known_columns:
             self.known_columns[weight] = self._columns(weight)
-        rows, columns = self.known_rows[values], self.known_columns[weight]
-        relative = self.add("MatMul", [rows.rounded, columns.rounded], f"{output}/relative")
-        if not rows.is_shifted:
-            self.add("Mul", [relative, rows.largest], output)
+        (rows, largest), (columns, sums) = self.known_rows[values], self.known_columns[weight]
+        relative = self.add("MatMul", [rows, columns], f"{output}/relative")
+        if values not in self.gelus:
+            self.add("Mul", [relative, largest], output)
             return
-        # (largest * rounded - LEAST) @ weight: the second part is the same for all rows.
-        rest = self.constant(f"{output}/rest", -LEAST * columns.sums)
-        shifted = self.add("Mul", [relative, rows.largest], f"{output}/shifted")
+        # (largest * rows - LEAST) @ weight: the second part is the same for all rows.
+        rest = self.constant(f"{output}/rest", -LEAST * sums)
+        shifted = self.add("Mul", [relative, largest], f"{output}/shifted")
         self.add("Add", [shifted, rest], output)
 
     def lookup(self, table: str, index: str, output: str) -> None:
         """Write the gathering of rows of a table, each of which has its own scale."""
         rows = self.array(table)
-        scale, rounded = _rounded(rows.T, np.abs(rows).max(1))
-        stored = self.constant(f"{table}/bytes", np.ascontiguousarray(rounded.T), "int8")
-        scales = self.constant(f"{table}/scale", scale[:, None])
+        levels, scale = rounded(rows, np.maximum(np.abs(rows).max(1, keepdims=True), TINY))
+        stored = self.constant(f"{table}/bytes", levels, "int8")
+        scales = self.constant(f"{table}/scale", scale)
         found = self.add("Gather", [stored, index], f"{output}/bytes")
         exact = self.add("Cast", [found], f"{output}/whole", to=TensorProto.FLOAT)
         self.add("Mul", [exact, self.add("Gather", [scales, index], f"{output}/scale")], output)
 
-    def _rows(self, values: str) -> Rows:
+    def _rows(self, values: str) -> tuple[str, str]:
+        """(activations quantised to uint8 with one scale per row and back, the largest number of each row)."""
         last = self.constant(f"{self.name}/last_axis", [-1], "int64")
         most = self.add("ReduceMax", [values, last], f"{values}/max", keepdims=1)
-        is_shifted = self.operators.get(values) in GELU
-        if is_shifted:
+        if values in self.gelus:
             least = self.constant(f"{self.name}/least", LEAST)
             largest = self.add("Add", [most, least], f"{values}/size")
             given = self.add("Add", [values, least], f"{values}/positive")
@@ -176,24 +155,16 @@ class _Writer(edit.GraphBuilder):
         zero = self.constant(f"{self.name}/origin_{origin}", origin, "uint8")
         relative = self.add("Div", [given, largest], f"{values}/relative")
         stored = self.add("QuantizeLinear", [relative, scale, zero], f"{values}/bytes")
-        return Rows(self.add("DequantizeLinear", [stored, scale, zero], f"{values}/rounded"), largest, is_shifted)
+        return self.add("DequantizeLinear", [stored, scale, zero], f"{values}/rounded"), largest
 
-    def _columns(self, weight: str) -> Columns:
-
+    def _columns(self, weight: str) -> tuple[str, NDArray[np.float32]]:
+        """(a weight quantised with one scale per column and back, the sums [out] of its columns after that)."""
         columns = self.array(weight)
-        scale, rounded = _rounded(columns, fitting_range(columns.T[:, :, None, None]))
+        levels, scale = rounded(columns, np.maximum(fitting_range(columns.T[:, :, None, None]), TINY))
         inputs = [
-            self.constant(f"{weight}/bytes", rounded, "int8"),
+            self.constant(f"{weight}/bytes", levels, "int8"),
             self.constant(f"{weight}/scale", scale),
             self.constant(f"{weight}/origin", np.zeros(len(scale)), "int8"),
         ]
-        sums: NDArray[np.float32] = rounded.sum(0, dtype=np.int64).astype(np.float32) * scale
-        return Columns(self.add("DequantizeLinear", inputs, f"{weight}/rounded", axis=1), sums)
-
-
-def _rounded(
-    weight: NDArray[np.float32], ranges: "NDArray[np.float32]"
-) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(the scale of each column, by which its range has LEVELS steps; the weight in steps)."""
-    scale: NDArray[np.float32] = (np.maximum(ranges, TINY) / LEVELS).astype(np.float32)
-    return scale, np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8)
+        sums: NDArray[np.float32] = levels.sum(0, dtype=np.int64).astype(np.float32) * scale
+        return self.add("DequantizeLinear", inputs, f"{weight}/rounded", axis=1), sums

@@ -112,12 +112,7 @@ def export_tail(path: Path, stages: "Sequence[torch.nn.Module]", backbone: Backb
 
 
 def merge(
-    base: Bundle,
-    tail: Path | None,
-    path: Path,
-    *,
-    head: "onnx.ModelProto | None" = None,
-    facts: Mapping[str, str],
+    base: Bundle, tail: Path | None, path: Path, *, head: "onnx.ModelProto", facts: Mapping[str, str]
 ) -> "onnx.ModelProto":
     """Write the whole model at `path` and return it: `base`, then the file of `export_tail` at `tail`, then the `head`.
 
@@ -132,8 +127,7 @@ def merge(
     whole = onnx.load_from_string(data)
     if tail is not None:
         whole = edit.join(whole, edit.load(tail))
-    if head is not None:
-        whole = edit.join(whole, head, keep=[FEATURES])
+    whole = edit.join(whole, head, keep=[FEATURES])
     edit.describe(whole, facts)
     edit.save(whole, path)
     return whole

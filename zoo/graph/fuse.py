@@ -149,19 +149,13 @@ def _simplify_attention(inner: "ir.Graph") -> None:
             for user, index in list(node.outputs[0].uses()):
                 user.replace_input_with(index, source)
     ids = next(value for value in inner.inputs if value.name == "input_ids")
-    length: ir.Value | None = None
-    for node in list(inner):
-        bias = node.inputs[BIAS_INDEX] if node.op_type == ATTENTION and len(node.inputs) > BIAS_INDEX else None
-        expand = bias.producer() if bias is not None else None
-        if expand is None or expand.op_type != "Expand":
-            continue
-        if length is None:
-            one = ir.Node("", "Shape", [ids], attributes=[ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)])
-            inner.insert_before(inner[0], one)
-            length = one.outputs[0]
-        shape = expand.inputs[1].producer() if expand.inputs[1] is not None else None
+    length = ir.Node("", "Shape", [ids], attributes=[ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)])
+    inner.insert_before(inner[0], length)
+    for node in inner:
+        expand = _producer(node, BIAS_INDEX) if node.op_type == ATTENTION else None
+        shape = _producer(expand, 1) if expand is not None and expand.op_type == "Expand" else None
         if shape is not None and shape.op_type == "Concat" and len(shape.inputs) == 4:
-            shape.replace_input_with(2, length)
+            shape.replace_input_with(2, length.outputs[0])
 
 
 def _before_reshape(node: "ir.Node") -> "ir.Value | None":
@@ -183,9 +177,9 @@ def _before_reshape(node: "ir.Node") -> "ir.Value | None":
     return before.inputs[0] if restores else None
 
 
-def _producer(node: "ir.Node") -> "ir.Node | None":
-    """The node that computes the first input of `node`."""
-    value = node.inputs[0]
+def _producer(node: "ir.Node", index: int = 0) -> "ir.Node | None":
+    """The node that computes an input of `node`; None if there is no such input or no node computes it."""
+    value = node.inputs[index] if index < len(node.inputs) else None
     return value.producer() if value is not None else None
 
 
