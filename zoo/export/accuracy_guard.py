@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import msgspec
 import onnx
 
-from zoo.bundle import MODEL, Bundle, Held, describe_files, read_split
+from zoo.bundle import HEAD, MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
 from zoo.data.items import Example, Item, Unreadable
 from zoo.data.samples import GATE_SAMPLES, gate_samples
@@ -32,14 +32,12 @@ ROUNDS, PART = 3, 0.1
 
 
 class HeldOut(NamedTuple):
-    """The labelled items that the guard measures on, called `origin`, and the metrics of the exact model there.
-
-    `trained` are other items, on which the model was trained; there may be none.
-    """
+    """The labelled items that the guard measures on, called `origin`, and the metrics of the exact model there."""
 
     data: Dataset
     origin: str
     before: Metrics
+    #: Other items, on which the model was trained; there may be none.
     trained: Dataset
 
 
@@ -61,11 +59,12 @@ class GuardData(NamedTuple):
 
 
 class Quantised(NamedTuple):
-    """A quantised graph, the layers of its head if that was fitted again, and its manifest with metrics and guard."""
+    """A quantised graph, its manifest and metrics, and the layers of its head if that was fitted again."""
 
     model: onnx.ModelProto
-    layers: "list[Layer] | None"
     manifest: Manifest
+    metrics: Metrics
+    layers: "list[Layer] | None" = None
 
 
 class Refitted(NamedTuple):
@@ -125,12 +124,12 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
 
 def quantise(
     data: GuardData, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead, progress: Progress
-) -> Quantised:
-    """The `model` of `data.source` in eight bits, with its accuracy measured in `folder`, which holds the other files.
+) -> Manifest:
+    """Write the `model` of `data.source` in eight bits into `folder`, which holds the other files of the bundle.
 
-    `plain` is its manifest without metrics. If more than `max_drop` (or one item) is lost, the head is fitted again to
-    the new features, then the layers that lose most stay in float. Raises GateError, which names these layers, if too
-    much is still lost.
+    Returns the manifest `plain` with the metrics and the guard. If more than `max_drop` (or one item) is lost, the head
+    is fitted again to the new features, then the layers that lose most stay in float. Raises GateError, which names
+    these layers, if too much is still lost.
     """
     items = [example.item for example in data.calibrate]
     batches = list(precision.calibration(Session(data.source, "cpu"), items, data.unreadable.skip(data.calibrate)))
@@ -138,16 +137,20 @@ def quantise(
         raise DataError("no item to calibrate with can be read", hint="repair them, or give other data")
     held = data.held
     if held is None:
-        return Quantised(precision.int8(model, batches), None, plain)
+        edit.save(precision.int8(model, batches), folder / MODEL)
+        return plain
     excluded: list[str] = []
     ranked: list[str] = []
     for attempt in range(ROUNDS + 1):
         with progress.task("quantising and measuring the accuracy" + f", attempt {attempt + 1}" * bool(attempt), None):
             converted = precision.int8(model, batches, excluded)
-            found, after = _measured(data, held, plain, converted, folder, refit_head)
-        guard = _guard(held, after, data.max_drop, excluded, refitted=found.layers is not None)
+            found = _measured(data, held, plain, converted, folder, refit_head)
+        guard = _guard(held, found.metrics, data.max_drop, excluded, refitted=found.layers is not None)
         if _is_kept(guard):
-            return found._replace(manifest=msgspec.structs.replace(found.manifest, guard=guard, metrics=after))
+            edit.save(found.model, folder / MODEL)
+            if found.layers is not None:
+                head.save(found.layers, folder / HEAD)
+            return msgspec.structs.replace(found.manifest, guard=guard, metrics=found.metrics)
         if attempt < ROUNDS:
             # The loss of each layer alone does not depend on the excluded ones: they are ranked once.
             ranked = ranked or precision.worst_layers(model, batches[:COMPARED])
@@ -176,18 +179,17 @@ def judge(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
 
 def _measured(
     data: GuardData, held: HeldOut, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead
-) -> tuple[Quantised, Metrics]:
+) -> Quantised:
     """The converted `model` with its metrics; with its head fitted again if that does better."""
     candidate = _bundle(model, plain, folder)
-    after = _run(candidate, held.data, plain)
-    if held.before.score > after.score and held.trained.examples:
-        fitted = refit_head(candidate, data.source, held.trained, data.unreadable)
-        manifest = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
-        refitted = _with_head(model, fitted.layers, manifest)
-        again = _run(_bundle(refitted, manifest, folder), held.data, manifest)
-        if again.score > after.score:
-            return Quantised(refitted, fitted.layers, manifest), again
-    return Quantised(model, None, plain), after
+    found = Quantised(model, plain, _run(candidate, held.data, plain))
+    if not (held.before.score > found.metrics.score and held.trained.examples):
+        return found
+    fitted = refit_head(candidate, data.source, held.trained, data.unreadable)
+    manifest = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
+    refitted = _with_head(model, fitted.layers, manifest)
+    metrics = _run(_bundle(refitted, manifest, folder), held.data, manifest)
+    return Quantised(refitted, manifest, metrics, fitted.layers) if metrics.score > found.metrics.score else found
 
 
 def _held(
@@ -236,7 +238,6 @@ def _split_gate(
     The gate gets items of `others`; if there are none, items of `data`, which then do not calibrate if enough are left.
     """
     pool = others if others.examples else data
-    chosen = gate = pool
     while pool.examples:
         owners = {id(example.item): example for example in pool.examples}
         chosen = pool.only(owners[id(item)] for item in gate_samples(pool))
@@ -244,7 +245,7 @@ def _split_gate(
         if gate.examples == chosen.examples:
             break
         pool = pool.readable(unreadable)
-    if not pool.examples:
+    else:
         raise DataError(f"no item of {pool.source} for the gate can be read", path=pool.source, hint="repair the items")
     rest = data.readable(unreadable)
     if len(rest.examples) < 2 * GATE_SAMPLES and not others.examples:
@@ -315,10 +316,7 @@ def _metrics(scores: "Floats", held: Dataset, manifest: Manifest) -> Metrics:
 
 def training_options(manifest: Manifest) -> FinetuneOptions:
     """The options that the model was trained with, as far as they are recorded."""
-    recorded = manifest.lineage.options
-    return msgspec.convert(
-        {name: recorded[name] for name in recorded if name in FinetuneOptions.__struct_fields__}, FinetuneOptions
-    )
+    return msgspec.convert(manifest.lineage.options, FinetuneOptions)
 
 
 def _with_head(model: onnx.ModelProto, layers: "Sequence[Layer]", manifest: Manifest) -> onnx.ModelProto:

@@ -143,14 +143,12 @@ def _check(source: Bundle, variant: Variant) -> None:
 
 
 def _top(layers: Path, manifest: Manifest) -> Top | None:
-    """The head in the file `layers`; None if there is no such file."""
     return Top(head.load(layers), manifest.activation or "softmax") if layers.is_file() else None
 
 
 def check_needs(model: Entry | Manifest, variant: Variant) -> None:
     """Raise UsageError if `variant` needs data that it does not name, or another kind of model."""
     entry = model if isinstance(model, Entry) else model.lineage.entry
-    has_head = isinstance(model, Manifest) and model.head is not None
     if isinstance(model, Manifest) and variant.precision in (None, model.precision) and not variant.fuse:
         return
     if variant.fuse and not isinstance(entry.preprocess, TextPreprocess):
@@ -158,7 +156,7 @@ def check_needs(model: Entry | Manifest, variant: Variant) -> None:
     if variant.precision != "int8" or variant.calibrate or _has_table(entry):
         return
     is_image = isinstance(entry.preprocess, ImagePreprocess)
-    if is_image or has_head:
+    if is_image or (isinstance(model, Manifest) and model.head):
         raise UsageError(
             f"int8 needs data to {'read ranges from' if is_image else 'measure its accuracy on'}",
             hint="--calibrate DATA, the data that it was fine-tuned on",
@@ -215,11 +213,8 @@ class _Conversion(NamedTuple):
                 edit.save(precision.int8(model, []), self.folder / MODEL)
             return Converted(draft)
         data = self._guard_data()
-        found = accuracy_guard.quantise(data, draft, model, self.folder, self.refit_head, self.progress)
-        edit.save(found.model, self.folder / MODEL)
-        if found.layers is not None:
-            head.save(found.layers, self.folder / HEAD)
-        return Converted(found.manifest, data.gate)
+        draft = accuracy_guard.quantise(data, draft, model, self.folder, self.refit_head, self.progress)
+        return Converted(draft, data.gate)
 
     def _table(self, wanted: Precision, model: onnx.ModelProto) -> Manifest:
         """Write the model with its word table in fewer bits; its accuracy is measured if there are data for it."""

@@ -6,7 +6,7 @@ The parity gate so checks the file itself, without help of anything in the paren
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,8 @@ class IsolatedSession(Child):
         Raises RuntimeError with the runtime's message, and IntegrityError when the child ended, for example because
         there was not enough memory.
         """
-        arrays = list(feeds.values())
-        request = {"names": names, "feeds": list(feeds), "arrays": _described(arrays)}
-        answer, blobs = self._ask(request, [array.tobytes() for array in arrays])
+        described, given = _encoded(feeds.values())
+        answer, blobs = self._ask({"names": names, "feeds": list(feeds), "arrays": described}, given)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return _arrays(answer["arrays"], blobs)
@@ -87,8 +86,8 @@ def main() -> None:
                 parent.send({"outputs": [output.name for output in session.get_outputs()]})
             else:
                 feeds = dict(zip(request["feeds"], _arrays(request["arrays"], message.blobs), strict=True))
-                found = session.run(request["names"], feeds)
-                parent.send({"arrays": _described(found)}, [array.tobytes() for array in found])
+                described, blobs = _encoded(session.run(request["names"], feeds))
+                parent.send({"arrays": described}, blobs)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
                 # The file may be right: the parent must not take this for a refusal.
@@ -97,8 +96,8 @@ def main() -> None:
             parent.send({"error": reason, "version": onnxruntime.__version__})
 
 
-def _described(arrays: "Sequence[NDArray[Any]]") -> list[tuple[str, tuple[int, ...]]]:
-    return [(array.dtype.str, array.shape) for array in arrays]
+def _encoded(arrays: "Collection[NDArray[Any]]") -> tuple[list[tuple[str, tuple[int, ...]]], list[bytes]]:
+    return [(array.dtype.str, array.shape) for array in arrays], [array.tobytes() for array in arrays]
 
 
 def _arrays(described: Sequence[Any], blobs: Sequence[bytes]) -> "list[NDArray[Any]]":

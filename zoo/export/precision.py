@@ -197,7 +197,7 @@ def _quantise_static(
         original, ready, corrected, quantised = (
             Path(folder, f"{name}.onnx") for name in ("original", "ready", "corrected", "quantised")
         )
-        original.write_bytes(pooling.convolve_before_pooling(body)[0].SerializeToString())
+        original.write_bytes(pooling.convolve_before_pooling(body).SerializeToString())
         quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
         exact = edit.load(ready)
         ranges = precision_images.weight_ranges(exact)

@@ -47,22 +47,21 @@ def convert_table(
         _set_external(table, TensorProto.INT8, rows.shape, tensor.file)
         scales = converted.graph.initializer.add(name=f"{table.name}_scales")
         _set_external(scales, TensorProto.FLOAT, (len(rows), 1), SCALES)
-    node, nodes = helper.make_node, list[onnx.NodeProto]()
+    node, graph = helper.make_node, edit.GraphBuilder(converted.graph)
     for gather in converted.graph.node:
-        nodes.append(gather)
+        graph.nodes.append(gather)
         if table.name not in gather.input:
             continue
         ids, wanted, name = gather.input[1], gather.output[0], gather.name
         single = wanted if precision == "fp16" else f"{wanted}_levels"
         gather.output[:] = [f"{wanted}_narrow"]
-        nodes.append(node("Cast", [f"{wanted}_narrow"], [single], name=f"{name}_wide", to=TensorProto.FLOAT))
+        graph.nodes.append(node("Cast", [f"{wanted}_narrow"], [single], name=f"{name}_wide", to=TensorProto.FLOAT))
         if precision != "fp16":
-            nodes += [
+            graph.nodes += [
                 node("Gather", [f"{table.name}_scales", ids], [f"{wanted}_scales"], name=f"{name}_scales"),
                 node("Mul", [single, f"{wanted}_scales"], [wanted], name=f"{name}_scaled"),
             ]
-    del converted.graph.node[:]
-    converted.graph.node.extend(nodes)
+    graph.replace(converted)
     return converted
 
 

@@ -1,6 +1,6 @@
 """Expected outputs of an exported file: samples as the graph takes them, and outputs of the family's torch code."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from zoo.data.images import decode_image
@@ -85,43 +85,45 @@ def expect(
     `pixels_of` computes the pixels that the graph's preprocessing must give; None for a graph that takes pixels.
     """
     named = f"{len(samples)} of {origin}"
-    if isinstance(preprocess, ImagePreprocess):
-        return _expect_images(reference, samples, named, preprocess, pixels_of)
-    # The shortest text alone, then longer ones: many lengths, padded to each other in a batch.
-    rows = sorted(preprocess.tokens(samples), key=len)
-    starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
-    batches = [
-        preprocess.batch([rows[(start + index) % len(rows)] for index in range(batch)])
-        for start, batch in zip(starts, BATCHES, strict=True)
-    ]
-    return Expected(named, [Case(feeds, reference(feeds)) for feeds in batches])
-
-
-def _expect_images(
-    reference: "Reference",
-    samples: Sequence[Any],
-    named: str,
-    preprocess: ImagePreprocess,
-    pixels_of: "PixelsOf | None",
-) -> Expected:
-    """Batches of images, with the pixels of each image by `pixels_of`; without that, batches of pixels."""
-    import numpy as np
-
-    images = [decode_image(sample, preprocess.resize) for sample in samples]
-    # An image of several megapixels too: the more it is shrunk, the wider is the resize filter.
-    times = 1 + 8 * preprocess.resize // min(images[0].shape[:2])
-    images.append(np.tile(images[0], (times, times, 1)))
+    if not isinstance(preprocess, ImagePreprocess):
+        return Expected(named, [Case(feeds, reference(feeds)) for feeds in _text_batches(samples, preprocess)])
+    images = _decoded(samples, preprocess)
     # `reference` gets pixels of a new preprocessing graph, not of the file that is checked.
     prefix = create_session(image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
     cases = []
-    for batch in BATCHES:
-        # A batch is one array, so its images are cut to a common size, which is odd.
-        chosen = [images[index % len(images)] for index in range(batch)]
-        height, width = ((min(image.shape[axis] for image in chosen) - 1) | 1 for axis in (0, 1))
-        feeds = {IMAGE: np.stack([image[:height, :width] for image in chosen])}
+    for feeds in _image_batches(images):
         [pixels] = prefix.run([PIXELS], dict(feeds))
         prepared = {PIXELS: pixels}
         cases.append(Case(feeds if pixels_of else prepared, reference(prepared)))
     if pixels_of is None:
         return Expected(named, cases)
     return Expected(named, cases, [(image, pixels_of(image, preprocess)) for image in images], preprocess)
+
+
+def _text_batches(samples: Sequence[str], encoder: TextEncoder) -> "list[TensorMap]":
+    """The shortest text alone, then longer ones: many lengths, padded to each other in a batch."""
+    rows = sorted(encoder.tokens(samples), key=len)
+    starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
+    return [
+        encoder.batch([rows[(start + index) % len(rows)] for index in range(batch)])
+        for start, batch in zip(starts, BATCHES, strict=True)
+    ]
+
+
+def _decoded(samples: Sequence[Any], preprocess: ImagePreprocess) -> "list[NDArray[np.uint8]]":
+    """The images, and one of several megapixels: the more it is shrunk, the wider is the resize filter."""
+    import numpy as np
+
+    images = [decode_image(sample, preprocess.resize) for sample in samples]
+    times = 1 + 8 * preprocess.resize // min(images[0].shape[:2])
+    return [*images, np.tile(images[0], (times, times, 1))]
+
+
+def _image_batches(images: "Sequence[NDArray[np.uint8]]") -> "Iterator[TensorMap]":
+    """Batches of images, which are cut to a common size, because a batch is one array; the size is odd."""
+    import numpy as np
+
+    for batch in BATCHES:
+        chosen = [images[index % len(images)] for index in range(batch)]
+        height, width = ((min(image.shape[axis] for image in chosen) - 1) | 1 for axis in (0, 1))
+        yield {IMAGE: np.stack([image[:height, :width] for image in chosen])}

@@ -35,10 +35,7 @@ NAME, TAIL_NAME = "trunk", "tail"
 
 
 def cut_at(backbone: Backbone, unfreeze: int) -> int:
-    """The number of stages that stay frozen when the last `unfreeze` are trained.
-
-    Raises UsageError, with the largest possible number, if `unfreeze` is more.
-    """
+    """The number of stages that stay frozen when the last `unfreeze` are trained. Raises UsageError for too many."""
     stages = len(backbone.stages())
     check_cut(backbone.entry.family, stages, stages - unfreeze)
     return stages - unfreeze

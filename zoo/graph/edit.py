@@ -92,16 +92,11 @@ def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
     """An exporter's model as zoo ships it: our IR version, the graph called `name`, no stack traces or local paths."""
     graph = model.graph
     graph.name = name
-    graph.doc_string = ""
-    for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
     # Inner shapes of an exporter name axes that joining renames; the runtime infers them anyway.
     del graph.value_info[:]
-    del graph.metadata_props[:]
     prefix_names(graph)
     return new_model(graph)
 

@@ -6,7 +6,7 @@ Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import PluginError, UsageError
 from zoo.extras import require
@@ -68,8 +68,9 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     if norm is None:
         return model
     terms, constants = _terms(norm.input[0], producers)
-    words = next((node for node in terms if _looks_up(node, tables) and node.input[1] in inputs), None)
-    places = next((node for node in terms if node is not words and _looks_up(node, tables, "Slice")), None)
+    lookups = [node for node in terms if node.op_type in ("Gather", "Slice") and node.input[0] in tables]
+    words = next((node for node in lookups if node.op_type == "Gather" and node.input[1] in inputs), None)
+    places = next((node for node in lookups if node is not words), None)
     if words is None or places is None or len(terms) > 2 or not all(each in tables for each in constants):
         return model
     # All tokens of a text have the first token type: its vector can be added to every position's.
@@ -102,11 +103,6 @@ def _terms(name: str, producers: "Mapping[str, onnx.NodeProto]") -> "tuple[list[
         return [node], []
     left, right = (_terms(each, producers) for each in node.input)
     return [*left[0], *right[0]], [*left[1], *right[1]]
-
-
-def _looks_up(node: "onnx.NodeProto", tables: Mapping[str, Any], *more: str) -> bool:
-    """Whether a node reads rows of a constant table by Gather or an operator of `more`."""
-    return node.op_type in ("Gather", *more) and node.input[0] in tables
 
 
 def _rewritten(model: "onnx.ModelProto") -> "onnx.ModelProto":

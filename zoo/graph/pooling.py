@@ -14,17 +14,16 @@ if TYPE_CHECKING:
     import onnx
 
 
-def convolve_before_pooling(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", int]:
-    """(`model` with every AveragePool -> 1x1 Conv replaced by 1x1 Conv -> depthwise Conv, how many were replaced).
+def convolve_before_pooling(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """`model` with every AveragePool -> 1x1 Conv replaced by 1x1 Conv -> depthwise Conv.
 
     Only those are replaced that stay equal at the borders: the padding's zeros must count in the average. The
     convolution's bias is added after the average.
     """
     changed = copied(model)
-    pairs = _pairs(changed)
-    for pool, convolution in pairs:
+    for pool, convolution in _pairs(changed):
         _swap(changed, pool, convolution)
-    return changed, len(pairs)
+    return changed
 
 
 def _pairs(model: "onnx.ModelProto") -> "list[tuple[onnx.NodeProto, onnx.NodeProto]]":
