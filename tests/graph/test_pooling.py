@@ -106,7 +106,7 @@ def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
     features = run(model, feed)
     np.testing.assert_allclose(run(changed, feed), features, atol=1e-5 * np.abs(features).max())
     # What eight bits are made of has none either, and every convolution is in eight bits.
-    small = precision.quantise_cnn(model, [{PIXELS: feed[:1]}])
+    _, small = precision.quantise_cnn(model, [{PIXELS: feed[:1]}])
     kinds = [node.op_type for node in small.graph.node]
     assert "AveragePool" not in kinds
     assert kinds.count("Conv") == 94 + POOLS

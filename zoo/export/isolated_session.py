@@ -49,8 +49,7 @@ class IsolatedSession(Child):
     def run(self, names: list[str], feeds: "TensorMap") -> "list[NDArray[Any]]":
         """The outputs `names` for `feeds`.
 
-        Raises RuntimeError with the runtime's message, and IntegrityError when the child ended, for example because
-        there was not enough memory.
+        Raises RuntimeError with the runtime's message, and IntegrityError when the child ended.
         """
         described, given = _encoded(feeds.values())
         answer, blobs = self._ask({"names": names, "feeds": list(feeds), "arrays": described}, given)

@@ -6,6 +6,7 @@ onnxruntime's own converters are used (onnxruntime.transformers.float16, onnxrun
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +40,9 @@ CORRECTED = 32
 class Parts(NamedTuple):
     """A model cut in three: images to pixels, pixels (or token ids) to features, features to scores."""
 
-    prefix: "onnx.ModelProto | None"
-    body: "onnx.ModelProto"
-    head: "onnx.ModelProto | None"
+    prefix: onnx.ModelProto | None
+    body: onnx.ModelProto
+    head: onnx.ModelProto | None
 
 
 def split_parts(model: onnx.ModelProto) -> Parts:
@@ -98,12 +99,50 @@ def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequen
     if parts.prefix is None:
         return _with_body(model, parts, precision_texts.quantise_encoder(parts.body, exclude))
     prefix = _with_final_reshape(parts.prefix)
-    return _with_body(model, parts._replace(prefix=prefix), quantise_cnn(parts.body, batches, exclude))
+    return _with_body(model, parts._replace(prefix=prefix), quantise_cnn(parts.body, batches, exclude)[1])
 
 
-def quantise_cnn(body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
-    """A graph from `pixels` to `features` in eight bits, except the nodes `exclude`."""
-    return _quantise_static(body, batches, exclude)[1]
+def quantise_cnn(
+    body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """(a graph from `pixels` to `features` as it is quantised, the graph in eight bits except the nodes `exclude`)."""
+    onnxruntime()
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(batches)
+
+        def get_next(self) -> "TensorMap | None":
+            return next(self.rest, None)
+
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
+        original, ready, corrected, quantised = (
+            Path(folder, f"{name}.onnx") for name in ("original", "ready", "corrected", "quantised")
+        )
+        original.write_bytes(pooling.convolve_before_pooling(body).SerializeToString())
+        quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
+        exact = edit.load(ready)
+        ranges = precision_images.weight_ranges(exact)
+        rounded = precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude)
+        corrected.write_bytes(rounded.SerializeToString())
+        quantization.quantize_static(
+            str(corrected),
+            str(quantised),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=QUANTISED,
+            per_channel=True,
+            # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
+            reduce_range=True,
+            extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(exclude),
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
+        return exact, edit.load(quantised)
 
 
 def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list[str]:
@@ -111,7 +150,7 @@ def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list
     parts = split_parts(model)
     if parts.prefix is None:
         return precision_texts.worst_layers(parts.body, batches)
-    names, probe = _with_switches(*_quantise_static(parts.body, batches, ()))
+    names, probe = _with_switches(*quantise_cnn(parts.body, batches))
     session = create_session(probe.SerializeToString(), "cpu")
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -178,49 +217,6 @@ class _SwitchWriter(edit.GraphBuilder):
         return self.add("Add", [given, part], f"{name}/switched")
 
 
-def _quantise_static(
-    body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str]
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """(the body ready for quantisation, the body quantised)."""
-    onnxruntime()
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(batches)
-
-        def get_next(self) -> "TensorMap | None":
-            return next(self.rest, None)
-
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, _quiet():
-        original, ready, corrected, quantised = (
-            Path(folder, f"{name}.onnx") for name in ("original", "ready", "corrected", "quantised")
-        )
-        original.write_bytes(pooling.convolve_before_pooling(body).SerializeToString())
-        quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
-        exact = edit.load(ready)
-        ranges = precision_images.weight_ranges(exact)
-        rounded = precision_images.correct_biases(exact, ranges, batches[:CORRECTED], exclude)
-        corrected.write_bytes(rounded.SerializeToString())
-        quantization.quantize_static(
-            str(corrected),
-            str(quantised),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
-            per_channel=True,
-            # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
-            reduce_range=True,
-            extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=list(exclude),
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-        )
-        return exact, edit.load(quantised)
-
-
 def _with_final_reshape(prefix: onnx.ModelProto) -> onnx.ModelProto:
     """The preprocessing with a Reshape at its end, to the shape that its output has already.
 
@@ -253,17 +249,13 @@ def _with_body(model: onnx.ModelProto, parts: Parts, body: onnx.ModelProto) -> o
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the converters' warnings and log messages."""
-    import warnings
-
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        root.setLevel(level)
+        logging.root.setLevel(level)
 
 
 def calibration(session: Any, items: Sequence[object], skip: Skip | None = None) -> "Iterator[TensorMap]":

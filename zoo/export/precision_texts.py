@@ -25,8 +25,7 @@ from zoo.runtime.ort import create_session
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: Activations are uint8 with this zero point; behind a GELU, whose values are at least -LEAST, LEAST is added and the
-#: zero point is 0.
+#: The zero point of activations, which are uint8. To those behind a GELU LEAST is added: they are positive, from 0 on.
 MIDDLE = 128
 GELU, LEAST = ("Gelu", "BiasGelu"), 0.17
 #: The smallest scale: a row of zeros needs one too.

@@ -5,6 +5,7 @@ bias-GELU and skip-layer-norm; this file fuses the embeddings and removes superf
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 DOMAIN = "com.microsoft"
 ATTENTION, EMBEDDINGS = "MultiHeadAttention", "EmbedLayerNormalization"
 SKIP_NORM, BIAS_GELU = "SkipLayerNormalization", "BiasGelu"
-NORM = "LayerNormalization"
 #: The index of the attention bias among the inputs of ATTENTION.
 BIAS_INDEX = 5
 
@@ -64,7 +64,7 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     producers = {output: node for node in nodes for output in node.output}
     tables = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = {item.name: item for item in model.graph.input}
-    norm = next((node for node in nodes if node.op_type == NORM), None)
+    norm = next((node for node in nodes if node.op_type == "LayerNormalization"), None)
     if norm is None:
         return model
     terms, constants = _terms(norm.input[0], producers)
@@ -107,13 +107,10 @@ def _terms(name: str, producers: "Mapping[str, onnx.NodeProto]") -> "tuple[list[
 
 def _rewritten(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """The graph after onnxscript's fusions, without superfluous nodes around each attention."""
-    import warnings
-
     import onnx_ir as ir
     import onnx_ir.passes.common as passes
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         from onnxscript.rewriter import ort_fusions
 
         inner = ir.from_proto(model)
