@@ -63,8 +63,7 @@ def export(
     the data it was checked on are not here.
 
     Raises IntegrityError for a file that differs from its manifest, UsageError for a variant that this model cannot
-    have, GateError for numbers that differ and for too much lost accuracy, AccessError if there is no space. `out` is
-    then unchanged.
+    have, GateError for numbers that differ and for too much lost accuracy, AccessError for lack of space; `out` stays.
     """
     variant = variant or Variant()
     _check(source, variant)
