@@ -4,8 +4,9 @@ import numpy as np
 
 from zoo import FinetuneOptions
 from zoo.system.interrupt import Interrupt
-from zoo.training.fit_head import Problem, TrainedHead, fit
+from zoo.training.fit_head import TrainedHead, fit
 from zoo.training.loop import TrainingRun
+from zoo.training.problem import Problem
 
 
 def blobs(count: int = 200, dim: int = 24, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from zoo.progress import SILENT
 from zoo.schema import Task
 from zoo.training import hyperparameters
 from zoo.training.hyperparameters import GRID
-from zoo.training.objective import Objective
+from zoo.training.problem import Problem
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,7 @@ def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.Mon
     grid = ((3e-3, 0.1), (3e-3, 1.0), (1e-2, 3.0), (3e-2, 3.0))
     features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     targets = np.arange(60) % 2
-    options = FinetuneOptions()
-    objective = Objective(options, targets, 2)
+    problem = Problem(features, targets, 2, FinetuneOptions())
     room = hyperparameters.CLOSE * math.log(2)
     monkeypatch.setattr(hyperparameters, "_grid", lambda *_: grid)
     for losses, wanted in (
@@ -123,7 +122,7 @@ def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.Mon
         ([0.4, 0.3, 0.3, 0.2], ("global", 3e-2, 3.0)),
     ):
         monkeypatch.setattr(hyperparameters, "_losses", lambda *_, losses=losses: losses)
-        found = hyperparameters.search(features, targets, (features, targets), objective, options, SILENT)
+        found = hyperparameters.search(problem, SILENT)
         assert (found.scaling, found.lr, found.weight_decay) == wanted
 
 

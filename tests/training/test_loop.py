@@ -22,8 +22,9 @@ from zoo.system.interrupt import Interrupt, noticing
 from zoo.torchkit import as_stage
 from zoo.training.adamw import AdamW
 from zoo.training.checkpoints import MARKER, Checkpoints
-from zoo.training.fit_head import Problem, TrainedHead, fit
+from zoo.training.fit_head import TrainedHead, fit
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun, rate
+from zoo.training.problem import Problem
 from zoo.training.unfreeze import fit_tail
 
 PLAN = Plan(count=60, batch=16, seed=3, weight_decay=0.1, decay=5)
@@ -153,11 +154,11 @@ def test_a_head_is_trained_without_torchs_compiler() -> None:
 
 
 def test_the_rate_rises_and_falls_and_knows_no_end() -> None:
-    rates = [rate(PLAN, step / 4) for step in range(40)]
+    rates = [rate(step / 4, 4, decay=5) for step in range(40)]
     assert rates[0] == pytest.approx(0.25)
     assert max(rates) <= 1
     assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rate(PLAN, 5) == pytest.approx(0.5)
+    assert rate(5, 4, decay=5) == pytest.approx(0.5)
 
 
 def options(**changed: Any) -> FinetuneOptions:
@@ -215,8 +216,9 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     curve = iter([1.0, 0.5, 0.49999, 0.7, 0.8, 0.3])
     run = training()
-    phase = Phase(run, None, Interrupt(), lambda: (next(curve), 0.0), tolerance=0.001)
-    phase.run(50, patience=3)
+    phase = Phase(TrainingRun(stop=Interrupt()), "net", run, lambda: (next(curve), 0.0), tolerance=0.001)
+    with SILENT.task("training", None) as bar:
+        phase.train(bar, 50, patience=3)
     # A loss that is lower by next to nothing is no better one.
     assert (phase.best_epoch, run.epoch) == (2, 5)
     two = training()
@@ -298,14 +300,16 @@ def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> None:
-    run, notes = training(), Notes()
-    phase = Phase(run, Checkpoints(tmp_path / "run"), Interrupt(), lambda: (1.0, 0.0))
-    phase.run(1)
+    notes = Notes()
+    run = TrainingRun(stop=Interrupt(), checkpoints=tmp_path, progress=notes)  # type: ignore[arg-type]
+    phase = Phase(run, "run", training(), lambda: (1.0, 0.0))
+    with notes.task("training", None) as bar:
+        phase.train(bar, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
-        phase.run(2, progress=notes)  # type: ignore[arg-type]
+        phase.train(bar, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -366,8 +370,8 @@ def test_too_little_memory_halves_the_batch_when_it_may() -> None:
         trained = fit(problem, TrainingRun(stop=Interrupt()))
         if auto_batch:
             run = TrainingRun(stop=Interrupt(), progress=notes)  # type: ignore[arg-type]
-            found = fit_tail(problem, trained, scarce, tail, run)  # type: ignore[arg-type]
-            assert len(found.head.curve) == 3
+            head, _ = fit_tail(problem, trained, scarce, tail, run)  # type: ignore[arg-type]
+            assert len(head.curve) == 3
         else:
             with pytest.raises(OutOfMemoryError, match="a step of 32 items needs more memory than cpu has") as caught:
                 fit_tail(problem, trained, scarce, tail, TrainingRun(stop=Interrupt()))  # type: ignore[arg-type]

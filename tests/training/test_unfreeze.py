@@ -10,9 +10,10 @@ from torch import nn
 from zoo import FinetuneOptions
 from zoo.system.interrupt import Interrupt
 from zoo.torchkit import as_stage, run_stages
-from zoo.training.fit_head import Problem, fit
+from zoo.training.fit_head import TrainedHead, fit
 from zoo.training.loop import TrainingRun
-from zoo.training.unfreeze import TunedTail, fit_tail
+from zoo.training.problem import Problem
+from zoo.training.unfreeze import fit_tail
 
 ITEMS, CLASSES = 96, 3
 
@@ -49,43 +50,43 @@ def tail() -> nn.ModuleList:
     return nn.ModuleList(stages).eval()
 
 
-def trained(device: str, **options: object) -> tuple[Patches, TunedTail]:
+def trained(device: str, **options: object) -> tuple[TrainedHead, nn.ModuleList]:
     patches = Patches()
     with torch.inference_mode():
         features = run_stages(tail(), {"activations": torch.from_numpy(patches.arrays)})["features"].numpy()
     problem = Problem(features, patches.targets, CLASSES, FinetuneOptions(epochs=30, patience=30, **options))  # type: ignore[arg-type]
     head = fit(problem, TrainingRun(stop=Interrupt()))
-    return patches, fit_tail(problem, head, patches, tail, TrainingRun(stop=Interrupt()), device=device)  # type: ignore[arg-type]
+    return fit_tail(problem, head, patches, tail, TrainingRun(stop=Interrupt()), device=device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_the_last_stages_learn(device: str) -> None:
-    _, found = trained(device, lr=0.01)
-    assert found.best_epoch > 0
-    assert found.head.curve[0].epoch == 0
-    best = min(found.head.curve, key=lambda line: line.val_loss)
-    assert best.val_loss < 0.9 * found.head.curve[0].val_loss
-    before, after = tail().state_dict(), found.stages.state_dict()
+    head, stages = trained(device, lr=0.01)
+    assert head.best_epoch > 0
+    assert head.curve[0].epoch == 0
+    best = min(head.curve, key=lambda line: line.val_loss)
+    assert best.val_loss < 0.9 * head.curve[0].val_loss
+    before, after = tail().state_dict(), stages.state_dict()
     assert all(tensor.device.type == "cpu" for tensor in after.values())
     statistics = [name for name in before if "running" in name or "tracked" in name]
     assert len(statistics) == 3
     assert all(torch.equal(before[name], after[name]) for name in statistics)
     assert not any(torch.equal(before[name], after[name]) for name in before if name not in statistics)
-    assert not any(part.training for part in found.stages.modules())
+    assert not any(part.training for part in stages.modules())
 
 
 def test_a_rate_that_only_spoils_leaves_the_stages_as_they_were() -> None:
-    _, found = trained("cpu", lr=3.0)
-    assert found.best_epoch == 0
+    head, stages = trained("cpu", lr=3.0)
+    assert head.best_epoch == 0
     assert all(
-        torch.equal(a, b) for a, b in zip(tail().state_dict().values(), found.stages.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(tail().state_dict().values(), stages.state_dict().values(), strict=True)
     )
 
 
 def test_an_earlier_stage_moves_less() -> None:
     """Its rate is half of the next one's; batch norm aside, both are convolutions."""
-    _, found = trained("cpu", lr=0.01)
-    before, after = tail().state_dict(), found.stages.state_dict()
+    _, stages = trained("cpu", lr=0.01)
+    before, after = tail().state_dict(), stages.state_dict()
 
     def moved(stage: int) -> float:
         name = next(name for name in before if name.startswith(f"{stage}.") and name.endswith("0.weight"))

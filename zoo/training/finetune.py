@@ -29,8 +29,9 @@ from zoo.system.interrupt import Interrupt, noticing
 from zoo.training import resume, write_bundle
 from zoo.training.activation_cache import Activations
 from zoo.training.feature_cache import FeatureCache
-from zoo.training.fit_head import Problem, TrainedHead, fit, is_narrow, training_threads
+from zoo.training.fit_head import TrainedHead, fit, is_narrow, training_threads
 from zoo.training.loop import SAVED, TrainingRun
+from zoo.training.problem import Problem
 from zoo.training.unfreeze import fit_tail
 from zoo.training.write_bundle import Materials, Tuned
 
@@ -233,11 +234,13 @@ def _unfrozen(
         noticing() as stop,
     ):
         run = _run(stop, checkpoints, options, progress)
-        found = fit_tail(problem, trained, activations, lambda: trunk.tail(backbone, cut), run, device=known.device)
-    if not found.best_epoch:
+        top, stages = fit_tail(
+            problem, trained, activations, lambda: trunk.tail(backbone, cut), run, device=known.device
+        )
+    if not top.best_epoch:
         progress.note(f"training the last {options.unfreeze} stages brought no better loss: they stay as they were")
         return Tuned(frozen=materials.base, head=trained, labels=known.labels)
-    return Tuned(frozen=frozen, head=found.head, labels=known.labels, stages=found.stages)
+    return Tuned(frozen=frozen, head=top, labels=known.labels, stages=stages)
 
 
 def _run(stop: Interrupt, checkpoints: Path, options: FinetuneOptions, progress: Progress) -> TrainingRun:

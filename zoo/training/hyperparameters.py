@@ -7,7 +7,6 @@ the one with the smallest rate and then the largest decay is taken.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -17,14 +16,16 @@ from zoo.options import FinetuneOptions
 from zoo.progress import Bar
 from zoo.training import head
 from zoo.training.adamw import AdamW
-from zoo.training.loop import Plan, rate
-from zoo.training.objective import Objective
+from zoo.training.loop import rate
+from zoo.training.problem import Problem
 
 if TYPE_CHECKING:
     import torch
 
     from zoo.graph.head import Floats
     from zoo.training.objective import Targets
+
+    Items = tuple[Floats, Targets]
 
 #: Epochs of the search, independent of --epochs, so that N epochs and N more equal 2N.
 EPOCHS = 12
@@ -54,15 +55,8 @@ class Choice(Struct, frozen=True):
     weight_decay: float
 
 
-def search(
-    features: "Floats",
-    targets: "Targets",
-    inner: "tuple[Floats, Targets]",
-    objective: Objective,
-    options: FinetuneOptions,
-    bar: Bar,
-) -> Choice:
-    """Of the choices whose loss on `inner` (features, targets) is nearly the lowest, the most regularised one.
+def search(problem: Problem, bar: Bar) -> Choice:
+    """Of the choices whose loss on the inner items is nearly the lowest, the most regularised one.
 
     As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), a loss within CLOSE
     of the lowest does not justify the less regularised model: items of one source, such as crops of one photograph,
@@ -70,18 +64,21 @@ def search(
     """
     import numpy as np
 
-    one = _work(options, features.shape[1], objective.outputs)
-    items = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * one))))
-    chosen = np.random.default_rng(options.seed).permutation(len(features))[:items]
-    features, targets = features[chosen], targets[chosen]
-    inner = inner[0][:ITEMS], inner[1][:ITEMS]
-    grid = _grid(options, max(FEWEST, int(WORK / (one * len(features)))))
-    losses = [_losses(features, targets, inner, objective, options, each, grid, bar) for each in head.SCALINGS]
+    options = problem.options
+    # Operations for one item and candidate: a multiplication and an addition each, once forward and twice backward.
+    work = 6 * EPOCHS * problem.head_weights * len(head.SCALINGS)
+    count = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * work))))
+    features, targets = problem.rows(problem.fit)
+    chosen = np.random.default_rng(options.seed).permutation(len(features))[:count]
+    inner = problem.features[problem.inner][:ITEMS], problem.targets[problem.inner][:ITEMS]
+    grid = _grid(options, max(FEWEST, int(WORK / (work * len(chosen)))))
+    items = features[chosen], targets[chosen]
+    losses = [_losses(problem, items, inner, scaling, grid, bar) for scaling in head.SCALINGS]
     best = min(map(min, losses))
     if not math.isfinite(best):
         lower = "--lr auto" if options.lr else "the features are not finite: choose another model"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
-    within = best + CLOSE * objective.chance(inner[1])
+    within = best + CLOSE * problem.objective.chance(inner[1])
     close = [
         Choice(scaling, lr, decay)
         for index, (lr, decay) in enumerate(grid)
@@ -96,13 +93,6 @@ def batch_of(options: FinetuneOptions, items: int) -> int:
     return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
 
 
-def _work(options: FinetuneOptions, dim: int, outputs: int) -> int:
-    """Floating-point operations that one candidate takes for one item."""
-    widths = (dim, *options.hidden, outputs)
-    # A multiplication and an addition each, once forward and twice backward.
-    return 6 * EPOCHS * sum(a * b for a, b in pairwise(widths)) * len(head.SCALINGS)
-
-
 def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, float]]:
     """The first `affordable` candidates (rate, decay) that agree with the options."""
     given = [
@@ -115,22 +105,16 @@ def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, fl
 
 
 def _losses(
-    features: "Floats",
-    targets: "Targets",
-    inner: "tuple[Floats, Targets]",
-    objective: Objective,
-    options: FinetuneOptions,
-    scaling: str,
-    grid: Sequence[tuple[float, float]],
-    bar: Bar,
+    problem: Problem, items: "Items", inner: "Items", scaling: str, grid: Sequence[tuple[float, float]], bar: Bar
 ) -> list[float]:
-    """The lowest inner loss of each candidate over the epochs; infinity for a diverged candidate."""
+    """The lowest loss on `inner` of each candidate trained on `items`; infinity for a diverged candidate."""
     import torch
 
-    scaled = head.affine(features, scaling)
+    options, objective = problem.options, problem.objective
+    scaled = head.affine(items[0], scaling)
     mean, scale = (torch.from_numpy(side) for side in scaled)
-    x, inner_x = ((torch.from_numpy(each) - mean) / scale for each in (features, inner[0]))
-    y, inner_y = objective.tensor(targets), objective.tensor(inner[1])
+    x, inner_x = ((torch.from_numpy(features) - mean) / scale for features, _ in (items, inner))
+    y, inner_y = (objective.tensor(targets) for _, targets in (items, inner))
     first = head.build(scaled, options.hidden, objective.outputs, options.seed)
     stacked = [p.detach().expand(len(grid), *p.shape).clone().requires_grad_() for p in first.parameters()]
     rates, decays = (
@@ -138,12 +122,10 @@ def _losses(
         for column in zip(*grid, strict=True)
     )
     optimizer = AdamW(stacked, rates, decays)
-    batch = batch_of(options, len(x))
-    plan = Plan(count=len(x), batch=batch, seed=options.seed, weight_decay=0, decay=EPOCHS)
     generator = torch.Generator().manual_seed(options.seed)
     best = [math.inf] * len(grid)
     for epoch in range(EPOCHS):
-        batches = torch.randperm(len(x), generator=generator).split(batch)  # type: ignore[no-untyped-call]
+        batches = torch.randperm(len(x), generator=generator).split(batch_of(options, len(x)))  # type: ignore[no-untyped-call]
         for index, rows in enumerate(batches):
             logits = _stacked_logits(stacked, x[rows])
             wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
@@ -151,7 +133,7 @@ def _losses(
             loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step(rate(plan, epoch + index / len(batches)))
+            optimizer.step(rate(epoch + index / len(batches), len(batches), EPOCHS))
         with torch.inference_mode():
             found = [objective.loss(each, inner_y).item() for each in _stacked_logits(stacked, inner_x)]
         best = [min(old, new) if math.isfinite(new) else math.inf for old, new in zip(best, found, strict=True)]

@@ -42,7 +42,7 @@ class Part(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """`count` items, `batch` of them in a step; after `decay` epochs the rate has halved."""
+    """`count` items, `batch` of them in a step; after `decay` epochs the rates have halved."""
 
     count: int
     batch: int
@@ -51,10 +51,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     decay: float
 
 
-def rate(plan: Plan, epoch: float) -> float:
-    """The factor on the peak rate at `epoch` (with a fraction): rising over the first, then 1 / (1 + t / decay)."""
-    steps = math.ceil(plan.count / plan.batch)
-    return min(1.0, epoch + 1 / steps) / (1 + epoch / plan.decay)
+def rate(epoch: float, steps: int, decay: float) -> float:
+    """The factor on the peak rate at `epoch` (with a fraction): rising over the first, then 1 / (1 + t / decay).
+
+    `steps` is the number of steps in an epoch.
+    """
+    return min(1.0, epoch + 1 / steps) / (1 + epoch / decay)
 
 
 class Training:
@@ -95,7 +97,7 @@ class Training:
             value = loss.item()
             if not math.isfinite(value):
                 raise self.diverged()
-            self.optimizer.step(rate(plan, self.epoch + index / len(batches)))
+            self.optimizer.step(rate(self.epoch + index / len(batches), len(batches), plan.decay))
             self.total += value * len(batches[index])
             self.step += 1
             if stop.is_asked and self.step < len(batches):
@@ -121,9 +123,7 @@ class Training:
     def load_weights(self, tensors: "Mapping[str, torch.Tensor]") -> None:
         """Restore tensors returned by `weights`."""
         for part in self.parts:
-            prefix = f"{part.name}."
-            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            part.module.load_state_dict(own)
+            part.module.load_state_dict(_inside(tensors, f"{part.name}."))
 
     def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
         """(tensors, facts) from which `restore` continues."""
@@ -139,8 +139,19 @@ class Training:
         self.epoch, self.step, self.total = facts["epoch"], facts["step"], facts["total"]
 
 
+class TrainingRun(Struct, frozen=True, kw_only=True):
+    """How a training is stopped, saved, resumed and shown; each of its phases has a folder in `checkpoints`."""
+
+    stop: Interrupt
+    checkpoints: Path | None = None
+    resume: bool = False
+    progress: Progress = SILENT
+
+
 class Phase:
     """A training with a learning curve, a best epoch, early stopping and checkpoints.
+
+    If the run resumes, it continues from the newest complete checkpoint of the phase `name`.
 
     Args:
         judge: returns (loss, score) on items that are not trained on; without it no epoch is chosen.
@@ -150,17 +161,16 @@ class Phase:
 
     def __init__(
         self,
+        run: TrainingRun,
+        name: str,
         training: Training,
-        checkpoints: Checkpoints | None,
-        stop: Interrupt,
         judge: "Judge | None" = None,
         *,
         tolerance: float = 0.0,
         from_start: bool = False,
     ) -> None:
+        self.run = run
         self.training = training
-        self.checkpoints = checkpoints
-        self.stop = stop
         self.judge = judge
         self.tolerance = tolerance
         self.from_start = from_start
@@ -168,22 +178,17 @@ class Phase:
         self.best_epoch = 0
         #: Tensors of the modules after the best epoch.
         self.best: dict[str, torch.Tensor] = training.weights() if judge else {}
+        self._checkpoints = Checkpoints(run.checkpoints / name) if run.checkpoints else None
         self._saved = time.monotonic()
-
-    def continued(self, resume: bool) -> "Phase":
-        """This phase; with `resume` in the state of its newest complete checkpoint, if there is one."""
-        saved = self.checkpoints.newest() if self.checkpoints and resume else None
+        saved = self._checkpoints.newest() if self._checkpoints and run.resume else None
         # A checkpoint with another batch size belongs to an attempt that --auto-batch has given up.
-        if saved is not None and saved.facts["batch"] == self.training.plan.batch:
-            self.training.restore(saved.tensors, saved.facts)
+        if saved is not None and saved.facts["batch"] == training.plan.batch:
+            training.restore(saved.tensors, saved.facts)
             self.curve = convert(saved.facts["curve"], list[Epoch])
             self.best_epoch = saved.facts["best_epoch"]
             self.best = _inside(saved.tensors, "best.")
-        return self
 
-    def run(
-        self, epochs: int, patience: int | None = None, bar: Bar | None = None, progress: Progress = SILENT
-    ) -> None:
+    def train(self, bar: Bar, epochs: int, patience: int | None = None) -> None:
         """Train until `epochs` are done, or until `patience` of them brought no better loss.
 
         On Ctrl-C the step is finished, the state saved and KeyboardInterrupt raised. Raises DivergedError, with the
@@ -195,77 +200,53 @@ class Phase:
                 hint=f"--epochs {self.training.epoch} or more, or leave --resume out",
             )
         if self.from_start and not self.curve:
-            self._measure(math.nan)
+            self._measure(None)
         while self.training.epoch < epochs and not self._is_stale(patience):
-            loss = self.training.train_epoch(self.stop)
+            loss = self.training.train_epoch(self.run.stop)
             if loss is not None:
                 self._measure(loss)
-                if bar:
-                    bar.advance()
-            if self.stop.is_asked:
-                # The message only if there is a checkpoint to continue from.
-                raise KeyboardInterrupt(*[SAVED] * self.save(progress))
+                bar.advance()
+            if self.run.stop.is_asked:
+                break
             if time.monotonic() - self._saved > SAVE_EVERY:
-                self.save(progress)
-        saved = self.save(progress)
-        if self.stop.is_asked:
+                self._save()
+        saved = self._save()
+        if self.run.stop.is_asked:
+            # The message only if there is a checkpoint to continue from.
             raise KeyboardInterrupt(*[SAVED] * saved)
 
-    def save(self, progress: Progress = SILENT) -> bool:
+    def _save(self) -> bool:
         """Write a checkpoint and return whether one was written; a failure is a note and does not end the training."""
-        if self.checkpoints is None:
+        if self._checkpoints is None:
             return False
         tensors, facts = self.training.state()
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         facts |= {"curve": to_builtins(self.curve), "best_epoch": self.best_epoch}
         self._saved = time.monotonic()
         try:
-            self.checkpoints.save(tensors, facts)
+            self._checkpoints.save(tensors, facts)
         except OSError as error:
-            progress.note(f"no checkpoint could be written: {error.strerror}; the one before it is whole")
+            self.run.progress.note(f"no checkpoint could be written: {error.strerror}; the one before it is whole")
             return False
         return True
 
-    def _measure(self, loss: float) -> None:
+    def _measure(self, loss: float | None) -> None:
+        """Judge the epoch that ended with this training loss; None before the first."""
         if self.judge is None:
             return
         val_loss, score = self.judge()
         if not math.isfinite(val_loss):
             raise self.training.diverged()
         # Epoch 0 has no training loss: it gets the loss on the judge's items.
-        trained = val_loss if math.isnan(loss) else loss
-        line = Epoch(epoch=self.training.epoch, train_loss=trained, val_loss=val_loss, val_score=score)
+        trained = val_loss if loss is None else loss
         lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
-        self.curve.append(line)
+        epoch = self.training.epoch
+        self.curve.append(Epoch(epoch=epoch, train_loss=trained, val_loss=val_loss, val_score=score))
         if val_loss < lowest - self.tolerance:
-            self.best_epoch = line.epoch
-            self.best = self.training.weights()
+            self.best_epoch, self.best = epoch, self.training.weights()
 
     def _is_stale(self, patience: int | None) -> bool:
         return patience is not None and self.training.epoch - self.best_epoch >= patience
-
-
-class TrainingRun(Struct, frozen=True, kw_only=True):
-    """How a training is stopped, saved, resumed and shown; each of its phases has a folder in `checkpoints`."""
-
-    stop: Interrupt
-    checkpoints: Path | None = None
-    resume: bool = False
-    progress: Progress = SILENT
-
-    def phase(
-        self,
-        name: str,
-        training: Training,
-        judge: "Judge | None" = None,
-        *,
-        tolerance: float = 0.0,
-        from_start: bool = False,
-    ) -> Phase:
-        """The phase `name`, resumed from its newest checkpoint if this run is to be resumed."""
-        saved = None if self.checkpoints is None else Checkpoints(self.checkpoints / name)
-        phase = Phase(training, saved, self.stop, judge, tolerance=tolerance, from_start=from_start)
-        return phase.continued(self.resume)
 
 
 def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":

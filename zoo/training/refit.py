@@ -9,8 +9,9 @@ from zoo.evaluation.evaluate import infer_readable
 from zoo.export.accuracy_guard import Refitted, training_options
 from zoo.runtime.session import Session
 from zoo.system.interrupt import Interrupt
-from zoo.training.fit_head import Problem, fit
+from zoo.training.fit_head import fit
 from zoo.training.loop import TrainingRun
+from zoo.training.problem import Problem
 
 
 def refit_head(candidate: Bundle, source: Bundle, trained: Dataset, unreadable: Unreadable) -> Refitted:

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
 
 from zoo.errors import OutOfMemoryError
 from zoo.torchkit import run_stages
 from zoo.training import head
 from zoo.training.activation_cache import Activations
-from zoo.training.fit_head import Problem, TrainedHead
-from zoo.training.loop import Part, Plan, Training, TrainingRun
+from zoo.training.fit_head import TrainedHead
+from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
+from zoo.training.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,21 +45,14 @@ NO_MEMORY = re.compile(r"out of memory|(can't|not enough memory: you tried to) a
 HALVINGS = 5
 
 
-class TunedTail(Struct, frozen=True, kw_only=True):
-    """The trained stages and the head trained with them; `best_epoch` is 0 if no epoch lowered the inner loss."""
-
-    stages: "torch.nn.ModuleList"
-    head: TrainedHead
-    best_epoch: int
-
-
 class _Task:
-    """The inputs of both trainings: problem, activations and device."""
+    """The inputs of both trainings; `batch` is the number of items in a step."""
 
-    def __init__(self, problem: Problem, activations: Activations, device: str) -> None:
+    def __init__(self, problem: Problem, activations: Activations, device: str, batch: int) -> None:
         self.problem = problem
         self.activations = activations
         self.device = device
+        self.batch = batch
         self.targets = problem.objective.tensor(problem.targets).to(device)
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "torch.Tensor":
@@ -72,8 +65,8 @@ class _Task:
         views = np.concatenate([view * count + items for view in range(len(self.activations.views))])
         return torch.from_numpy(views)
 
-    def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]", lrs: Sequence[float]) -> Training:
-        """A training of the model on these items; `lrs` are the rates of its stages and, last, of its head."""
+    def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]") -> Training:
+        """A training of the model's stages and head on these items."""
         problem, rows = self.problem, self.rows(chosen)
 
         def loss(picked: "torch.Tensor") -> "torch.Tensor":
@@ -83,14 +76,17 @@ class _Task:
 
         options = problem.options
         plan = Plan(
-            count=len(rows), batch=options.batch or TAIL_BATCH, seed=options.seed,
+            count=len(rows), batch=self.batch, seed=options.seed,
             weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay, decay=TAIL_DECAY,
         )  # fmt: skip
         stages: Any = model.stages
+        kind = "text" if self.activations.is_text else "image"
+        last = options.lr * STAGE_FRACTION if options.lr else STAGE_RATES[kind]
         parts = [
-            Part(f"tail.{index}", stage, lr) for index, (stage, lr) in enumerate(zip(stages, lrs[:-1], strict=True))
+            Part(f"tail.{index}", stage, last / 2 ** (len(stages) - 1 - index)) for index, stage in enumerate(stages)
         ]
-        return Training(model, [*parts, Part("head", model.head, lrs[-1])], loss, plan)  # type: ignore[arg-type]
+        parts.append(Part("head", model.head, options.lr or HEAD_RATE))  # type: ignore[arg-type]
+        return Training(model, parts, loss, plan)
 
     def logits(self, model: "torch.nn.Module", rows: Sequence[int]) -> "torch.Tensor":
         """The model's logits for these rows."""
@@ -113,8 +109,7 @@ class _Task:
         model.eval()
         rows = np.flatnonzero(self.problem.inner).tolist()
         with torch.inference_mode():
-            step = self.problem.options.batch or TAIL_BATCH
-            parts = [self.logits(model, rows[start : start + step]) for start in range(0, len(rows), step)]
+            parts = [self.logits(model, rows[start : start + self.batch]) for start in range(0, len(rows), self.batch)]
         return torch.cat(parts), self.targets[rows]
 
 
@@ -126,8 +121,10 @@ def fit_tail(
     run: TrainingRun,
     *,
     device: str = "cpu",
-) -> TunedTail:
-    """Train the stages of `tail` together with the head `trained`, in the phases `tail-inner` and `tail-all`.
+) -> "tuple[TrainedHead, torch.nn.ModuleList]":
+    """(head, stages): the stages of `tail` trained together with the head `trained`, in two phases.
+
+    The head's `best_epoch` is 0 if no epoch lowered the inner loss.
 
     Args:
         activations: of the training items, in the order of `problem`.
@@ -137,16 +134,16 @@ def fit_tail(
     were tried), KeyboardInterrupt, with the state saved, on Ctrl-C.
     """
     batch = problem.options.batch or TAIL_BATCH
-    for halved in range(HALVINGS + 1):
-        options = msgspec.structs.replace(problem.options, batch=max(1, batch >> halved))
+    smallest = max(1, batch >> HALVINGS) if problem.options.auto_batch else batch
+    while True:
         try:
-            with _memory(options.batch or 1, device):
-                return _fit_once(_Task(problem.with_options(options), activations, device), trained, tail, run)
+            with _memory(batch, device):
+                return _fit_once(_Task(problem, activations, device, batch), trained, tail, run)
         except OutOfMemoryError as error:
-            if not options.auto_batch or halved == HALVINGS or options.batch == 1:
+            if batch == smallest:
                 raise
             run.progress.note(f"{error.message}: trying half as many")
-    raise AssertionError("the last attempt returns or raises")
+            batch //= 2
 
 
 @contextmanager
@@ -167,38 +164,38 @@ def _memory(batch: int, device: str) -> Iterator[None]:
 
 def _fit_once(
     task: _Task, trained: TrainedHead, tail: "Callable[[], torch.nn.ModuleList]", run: TrainingRun
-) -> TunedTail:
+) -> "tuple[TrainedHead, torch.nn.ModuleList]":
     import numpy as np
     import torch
 
     problem, options, objective = task.problem, task.problem.options, task.problem.objective
+    everything = np.ones(len(problem.targets), bool)
     with run.progress.task("training the last stages", 2 * options.epochs, "epoch") as bar, torch.random.fork_rng():
         model = _tail_with_head(tail(), trained.modules[0], task.device)
-        rates = _rates(problem, len(model.stages), is_text=task.activations.is_text)  # type: ignore[arg-type]
-        training = task.training(model, problem.fit, rates)
-        phase = run.phase(
+        training = task.training(model, problem.fit)
+        phase = Phase(
+            run,
             "tail-inner",
             training,
             lambda: objective.judge(*task.inner(model)),
             tolerance=MIN_TAIL_GAIN * problem.chance,
             from_start=True,
         )
-        phase.run(options.epochs, options.patience, bar, run.progress)
+        phase.train(bar, options.epochs, options.patience)
         training.load_weights(phase.best)
         thresholds = problem.thresholds(*task.inner(model))
         model = _tail_with_head(tail(), trained.modules[1], task.device)
         if phase.best_epoch:
-            training = task.training(model, np.ones(len(problem.targets), bool), rates)
-            run.phase("tail-all", training).run(phase.best_epoch, None, bar, run.progress)
+            Phase(run, "tail-all", task.training(model, everything)).train(bar, phase.best_epoch)
     model = model.cpu().eval()
-    layers = objective.finish(head.folded(model.head))  # type: ignore[arg-type]
-    return TunedTail(
-        stages=model.stages,  # type: ignore[arg-type]
-        head=msgspec.structs.replace(
-            trained, layers=layers, thresholds=thresholds, curve=tuple(phase.curve), best_epoch=phase.best_epoch
-        ),
+    fitted = msgspec.structs.replace(
+        trained,
+        layers=objective.finish(head.folded(model.head)),  # type: ignore[arg-type]
+        thresholds=thresholds,
+        curve=tuple(phase.curve),
         best_epoch=phase.best_epoch,
     )
+    return fitted, model.stages  # type: ignore[return-value]
 
 
 def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -> "torch.nn.Module":
@@ -226,10 +223,3 @@ def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", devic
 
     model: nn.Module = Whole().to(device).to(memory_format=torch.channels_last)
     return model
-
-
-def _rates(problem: Problem, stages: int, *, is_text: bool) -> list[float]:
-    """The peak rate of each stage, earliest first, then the head's."""
-    given = problem.options.lr
-    last = given * STAGE_FRACTION if given else STAGE_RATES["text" if is_text else "image"]
-    return [*(last / 2 ** (stages - 1 - index) for index in range(stages)), given or HEAD_RATE]

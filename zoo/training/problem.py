@@ -1,0 +1,85 @@
+"""The training items of a head: features, targets, and the inner split that chooses hyperparameters and epochs."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from zoo.options import FinetuneOptions
+from zoo.schema import Task
+from zoo.training.objective import Objective, best_thresholds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from zoo.graph.head import Floats
+    from zoo.training.objective import Targets
+
+#: Fraction of the training items in the inner split.
+INNER = 0.15
+
+
+class Problem:
+    """The training items: their features [items, dim], targets, and the inner split.
+
+    `views` are features of random views of the same items: only training uses them, never the inner loss.
+    """
+
+    def __init__(
+        self,
+        features: "Floats",
+        targets: "Targets",
+        outputs: int,
+        options: FinetuneOptions,
+        views: "Sequence[Floats]" = (),
+    ) -> None:
+        self.features = features
+        self.targets = targets
+        self.options = options
+        self.views = views
+        self.objective = Objective(options, targets, outputs)
+        self.fit, self.inner = _inner_split(options.task, targets, options.seed)
+        #: The inner loss of a constant guess.
+        self.chance = self.objective.chance(targets[self.inner])
+
+    @property
+    def head_weights(self) -> int:
+        """The number of weights of the head, which is that of the multiplications for one item."""
+        widths: tuple[int, ...] = (self.features.shape[1], *self.options.hidden, self.objective.outputs)
+        return sum(a * b for a, b in pairwise(widths))
+
+    def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
+        """Features and targets of the chosen items and of their views."""
+        import numpy as np
+
+        together = [each[chosen] for each in (self.features, *self.views)]
+        return np.concatenate(together), np.concatenate([self.targets[chosen]] * len(together))
+
+    @cached_property
+    def judged(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Features and targets of the inner items, as tensors."""
+        import torch
+
+        return torch.from_numpy(self.features[self.inner]), self.objective.tensor(self.targets[self.inner])
+
+    def thresholds(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, ...]:
+        """The threshold of each label, chosen on these logits; empty unless the task is multi-label."""
+        if self.options.task is not Task.MULTI_LABEL:
+            return ()
+        return best_thresholds(logits.sigmoid().cpu().numpy(), wanted.cpu().numpy())
+
+
+def _inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
+    """(items to fit, inner items): a random fraction INNER; of single-label tasks from every class with two items."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(targets), bool)
+    groups = [np.flatnonzero(targets == value) for value in np.unique(targets)] if task is Task.SINGLE_LABEL else []
+    for group in groups or [np.arange(len(targets))]:
+        members = random.permutation(group)
+        chosen[members[: min(max(1, round(INNER * len(members))), len(members) - 1)]] = True
+    # With one item in each class there is nothing to spare: the training items are the inner items too.
+    return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)
