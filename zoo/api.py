@@ -100,10 +100,10 @@ class Zoo(Workspace):
             trunk.cut_at(backbone(), options.unfreeze)
         base = self.graph(model)
         materials = Materials(
-            base=base, trunk=lambda cut: self.graph(model, cut), backbone=backbone,
+            options=options, base=base, trunk=lambda cut: self.graph(model, cut), backbone=backbone,
             cache=self.store.features, trainings=self.store.trainings,
         )  # fmt: skip
-        return finetune(materials, parts, out, options, self.progress)
+        return finetune(materials, parts, out, self.progress)
 
     def evaluate(
         self, model: str, data: str | Path, *, held_out: bool = False, max_bad: float = 0.0, text: str | None = None,

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from zoo.bundle import Bundle
+from msgspec.structs import replace
+
 from zoo.data.augment import View
 from zoo.data.dataset import Dataset, require_classes
 from zoo.data.items import Unreadable
@@ -19,86 +20,56 @@ from zoo.errors import DataError, UsageError
 from zoo.evaluation.report import Drawing
 from zoo.export import trunk
 from zoo.export.isolated_session import IsolatedSession
-from zoo.graph import head
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
 from zoo.runtime.session import Session
-from zoo.schema import ImagePreprocess, Manifest, Metrics, Outcome, Preprocess
+from zoo.schema import ImagePreprocess, Outcome, Preprocess
 from zoo.system.files import staged_dir, storage_errors
-from zoo.system.interrupt import Interrupt, noticing
-from zoo.training import resume, write_bundle
+from zoo.system.interrupt import noticing
+from zoo.training import resume
 from zoo.training.activation_cache import Activations
 from zoo.training.feature_cache import FeatureCache
-from zoo.training.fit_head import TrainedHead, fit, is_narrow, training_threads
+from zoo.training.fit_head import fit, is_narrow, training_threads
 from zoo.training.loop import SAVED, TrainingRun
 from zoo.training.problem import Problem
 from zoo.training.unfreeze import fit_tail
-from zoo.training.write_bundle import Materials, Tuned
+from zoo.training.write_bundle import Features, Materials, Tuned, expectation, write_bundle
 
 if TYPE_CHECKING:
     from zoo.export.reference import Expected
-    from zoo.graph.head import Floats
 
 
-class Known(NamedTuple):
-    """The readable items of both parts (training, held out) and the features [items, dim] of them and their views.
-
-    `computed` counts the features that were not in the cache; `device` is where the backbone ran.
-    """
-
-    parts: tuple[Dataset, Dataset]
-    train: "Floats"
-    held: "Floats"
-    views: "Sequence[Floats]"
-    computed: int
-    device: str
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels of the training items."""
-        return self.parts[0].labels
-
-
-def finetune(
-    materials: Materials,
-    parts: tuple[Dataset, Dataset],
-    out: Path,
-    options: FinetuneOptions,
-    progress: Progress = SILENT,
-) -> Outcome:
+def finetune(materials: Materials, parts: tuple[Dataset, Dataset], out: Path, progress: Progress = SILENT) -> Outcome:
     """Train on `parts` (training, held out) and write a checked bundle at `out`.
 
     Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
-    is finished and saved, KeyboardInterrupt is raised, and `options.resume` continues from there.
+    is finished and saved, KeyboardInterrupt is raised, and the option `resume` continues from there.
     """
+    base, trainings, options = materials.base, materials.trainings, materials.options
     notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
     for note in notes:
         progress.note(note)
     if options.resume:
         # Checked before anything is computed: only the same training can be resumed.
-        resume.check(
-            materials.trainings, out, resume.identity(materials.base, parts, parts[0].labels, options), parts=False
-        )
+        resume.check(trainings, out, resume.identity(base, parts, options), parts=False)
     with Drawing() as drawing:
-        known = _known(materials, parts, options, progress)
-        facts = resume.identity(materials.base, known.parts, known.labels, options)
-        with storage_errors(materials.trainings):
-            checkpoints = resume.open_run(materials.trainings, out, facts, resume=options.resume)
+        features = _features(materials, parts, progress)
+        with storage_errors(trainings):
+            facts = resume.identity(base, features.parts, options)
+            checkpoints = resume.open_run(trainings, out, facts, resume=options.resume)
         # The process that will open the file imports its runtime during the training.
         with IsolatedSession() as fresh:
-            model, expected = _train(materials, known, options, checkpoints, progress)
+            tuned, expected = _train(materials, features, checkpoints, progress)
             with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
-                write = partial(write_bundle.write_model, expected=expected, fresh=fresh)
-                manifest, metrics = _write(folder, materials, model, known, options, notes, write, drawing)
-    train, held = known.parts
+                manifest, metrics = write_bundle(folder, tuned, notes, expected, fresh, drawing)
     return Outcome(
         manifest=manifest,
         metrics=metrics,
-        curve=model.head.curve,
-        best_epoch=model.head.best_epoch,
-        computed=known.computed,
-        items=len(train.examples) + len(held.examples),
-        skipped=tuple(str(each) for each in (*train.skipped, *held.skipped)),
+        curve=tuned.head.curve,
+        best_epoch=tuned.head.best_epoch,
+        computed=features.computed,
+        items=len(features.train) + len(features.held),
+        skipped=tuple(map(str, features.skipped)),
     )
 
 
@@ -123,82 +94,31 @@ def load(
     return train, held
 
 
-def _known(materials: Materials, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress) -> Known:
+def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Progress) -> Features:
     """The features of all readable items, from the cache where it has them."""
-    session = Session(materials.base, options.device)
+    options, session = materials.options, Session(materials.base, materials.options.device)
     cache = FeatureCache(materials.cache, session)
-    parts, (vectors, held), computed = _features(cache, parts, options, progress)
-    views = []
-    for number in range(options.augment):
-        views.append(cache.features(parts[0].examples, progress, view=View(options.seed, number + 1)))
-        computed += cache.computed
-    return Known(parts, vectors, held, views, computed, session.device)
-
-
-def _train(
-    materials: Materials, known: Known, options: FinetuneOptions, checkpoints: Path, progress: Progress
-) -> "tuple[Tuned, Callable[[], Expected] | None]":
-    """(the trained model, the file's expected answers if they are computed already)."""
-    train, held = known.parts
-    backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
-    expected: Future[Expected] | None = None
-    try:
-        with noticing() as stop:
-            problem = Problem(known.train, train.targets(known.labels), len(known.labels), options, known.views)
-            with training_threads(problem):
-                if is_narrow(problem) and not options.unfreeze and backbone.load():
-                    # The head trains on one core; another one computes the answers that the file must give.
-                    expected = beside.submit(write_bundle.expectation, materials.base, backbone.reference, held)
-                trained = fit(problem, _run(stop, checkpoints, options, progress))
-                if expected:
-                    wait([expected])
-            if stop.is_asked:
-                raise KeyboardInterrupt(SAVED)
-    finally:
-        # After an error, or a second Ctrl-C, no file is compared with the expected answers.
-        beside.shutdown(wait=False, cancel_futures=True)
-    if options.unfreeze:
-        return _unfrozen(materials, problem, trained, known, checkpoints, progress), None
-    return Tuned(frozen=materials.base, head=trained, labels=known.labels), expected.result if expected else None
-
-
-def _write(
-    folder: Path,
-    materials: Materials,
-    model: Tuned,
-    known: Known,
-    options: FinetuneOptions,
-    notes: Sequence[str],
-    write_model: "Callable[..., Manifest]",
-    drawing: Drawing,
-) -> tuple[Manifest, Metrics]:
-    """Write the whole bundle; the report is drawn at the same time, once its numbers are known."""
-    held, report = known.parts[1], None
-    report_on = partial(write_bundle.report_on, materials.base.manifest, model, known.parts, options, notes)
-    if model.stages is None:
-        scores = head.apply(model.head.layers, known.held, model.head.activation)
-        drawing.begin(report := report_on(scores, known.held))
-    draft = write_model(folder, materials.base, materials.backbone(), model, known.parts, options)
-    if report is None:
-        # The features differ from those in the cache: the file itself computes them.
-        found = Session(Bundle(folder, draft), options.device).infer(held.items, ["scores", "features"])
-        drawing.begin(report := report_on(found["scores"], found["features"]))
-    return write_bundle.write_records(folder, draft, model, known.parts, report, drawing), report.metrics
-
-
-def _features(
-    cache: FeatureCache, parts: tuple[Dataset, Dataset], options: FinetuneOptions, progress: Progress
-) -> "tuple[tuple[Dataset, Dataset], tuple[Floats, Floats], int]":
-    """(parts without unreadable items, their features, the number of items that were computed)."""
     examples = [*parts[0].examples, *parts[1].examples]
     skipped = [*parts[0].skipped, *parts[1].skipped]
     unreadable = Unreadable(skipped, len(examples) + len(skipped), options.max_bad)
     vectors = cache.features(examples, progress, unreadable.skip(examples))
+    computed = cache.computed
     train, held = (part.readable(unreadable) for part in parts)
     if unreadable.found:
         _check_left((train, held), parts)
     vectors, border = vectors[unreadable.kept(examples)], len(train.examples)
-    return (train, held), (vectors[:border], vectors[border:]), cache.computed
+    views = []
+    for k in range(1, options.augment + 1):
+        views.append(cache.features(train.examples, progress, view=View(options.seed, k)))
+        computed += cache.computed
+    return Features(
+        parts=(train, held),
+        train=vectors[:border],
+        held=vectors[border:],
+        views=views,
+        computed=computed,
+        device=session.device,
+    )
 
 
 def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
@@ -213,35 +133,58 @@ def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
     require_classes(left[0])
 
 
-def _unfrozen(
-    materials: Materials,
-    problem: Problem,
-    trained: TrainedHead,
-    known: Known,
-    checkpoints: Path,
-    progress: Progress,
-) -> Tuned:
-    """The model with its last stages trained together with the head; the head alone if that lowered no loss."""
-    options, backbone = problem.options, materials.backbone()
+def _train(
+    materials: Materials, features: Features, checkpoints: Path, progress: Progress
+) -> "tuple[Tuned, Callable[[], Expected] | None]":
+    """(the trained model, the file's expected answers if they are computed already)."""
+    (train, held), labels, options = features.parts, features.labels, materials.options
+    backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
+    run = partial(TrainingRun, checkpoints=checkpoints, resume=options.resume, progress=progress)
+    expected: Future[Expected] | None = None
+    try:
+        with noticing() as stop:
+            problem = Problem(features.train, train.targets(labels), len(labels), options, features.views)
+            with training_threads(problem):
+                if is_narrow(problem) and not options.unfreeze and backbone.load():
+                    # The head trains on one core; another one computes the answers that the file must give.
+                    expected = beside.submit(expectation, materials.base, backbone.reference, held)
+                trained = fit(problem, run(stop=stop))
+                if expected:
+                    wait([expected])
+            if stop.is_asked:
+                raise KeyboardInterrupt(SAVED)
+    finally:
+        # After an error, or a second Ctrl-C, no file is compared with the expected answers.
+        beside.shutdown(wait=False, cancel_futures=True)
+    tuned = Tuned(materials=materials, features=features, frozen=materials.base, head=trained)
+    if options.unfreeze:
+        tuned = _unfrozen(tuned, problem, run, progress)
+    return tuned, expected.result if expected else None
+
+
+def _unfrozen(tuned: Tuned, problem: Problem, run: Callable[..., TrainingRun], progress: Progress) -> Tuned:
+    """The model with its last stages trained together with the head; unchanged if that lowered no loss."""
+    materials, features, options = tuned.materials, tuned.features, problem.options
+    backbone = materials.backbone()
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen = materials.trunk(cut)
-    session = Session(frozen, known.device)
+    session, examples = Session(frozen, features.device), features.parts[0].examples
     # Ctrl-C stops the computing of activations at once, and keeps the computed ones.
     with (
         Activations.open(
-            materials.cache, session, known.parts[0].examples, progress, views=options.augment, seed=options.seed
+            materials.cache, session, examples, progress, views=options.augment, seed=options.seed
         ) as activations,
         noticing() as stop,
     ):
-        run = _run(stop, checkpoints, options, progress)
-        top, stages = fit_tail(
-            problem, trained, activations, lambda: trunk.tail(backbone, cut), run, device=known.device
+        head, stages = fit_tail(
+            problem,
+            tuned.head,
+            activations,
+            lambda: trunk.tail(backbone, cut),
+            run(stop=stop),
+            device=features.device,
         )
-    if not top.best_epoch:
+    if not head.best_epoch:
         progress.note(f"training the last {options.unfreeze} stages brought no better loss: they stay as they were")
-        return Tuned(frozen=materials.base, head=trained, labels=known.labels)
-    return Tuned(frozen=frozen, head=top, labels=known.labels, stages=stages)
-
-
-def _run(stop: Interrupt, checkpoints: Path, options: FinetuneOptions, progress: Progress) -> TrainingRun:
-    return TrainingRun(stop=stop, checkpoints=checkpoints, resume=options.resume, progress=progress)
+        return tuned
+    return replace(tuned, frozen=frozen, head=head, stages=stages)

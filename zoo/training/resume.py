@@ -29,9 +29,7 @@ MAY_CHANGE = frozenset(
 PARTS = frozenset({"training items", "held-out items", "labels"})
 
 
-def identity(
-    base: Bundle, parts: tuple[Dataset, Dataset], labels: tuple[str, ...], options: FinetuneOptions
-) -> dict[str, Any]:
+def identity(base: Bundle, parts: tuple[Dataset, Dataset], options: FinetuneOptions) -> dict[str, Any]:
     """The facts that must be equal for a training to be resumed."""
     # Through JSON, which turns tuples into lists: they are compared with facts read from JSON.
     facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
@@ -40,7 +38,7 @@ def identity(
         "features graph": base.digest("model.onnx")[:16],
         "training items": f"{len(parts[0].examples)} ({parts[0].digest[:16]})",
         "held-out items": f"{len(parts[1].examples)} ({parts[1].digest[:16]})",
-        "labels": list(labels),
+        "labels": list(parts[0].labels),
         **facts,
     }
 

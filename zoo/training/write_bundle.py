@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from zoo.backbone import Backbone
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data.dataset import Dataset
-from zoo.data.items import listed
+from zoo.data.items import Skipped, listed
 from zoo.data.samples import gate_samples
 from zoo.evaluation.metrics import measure
 from zoo.evaluation.report import Drawing, write_report
@@ -23,9 +25,9 @@ from zoo.export.parity import Top
 from zoo.export.reference import Expected, expect
 from zoo.graph import edit
 from zoo.graph import head as head_graph
-from zoo.graph.head import as_graph
 from zoo.options import FinetuneOptions
-from zoo.schema import HeadSpec, Manifest, TextPreprocess
+from zoo.runtime.session import Session
+from zoo.schema import HeadSpec, Lineage, Manifest, Metrics, TextPreprocess
 from zoo.system.files import sha256
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ if TYPE_CHECKING:
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
 
 
-class Materials(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs of fine-tuning: the features bundle, a trunk for each cut, the family, and two folders."""
+class Materials(Struct, frozen=True, kw_only=True):
+    """The inputs of fine-tuning: options, the features bundle, a trunk for each cut, the family, and two folders."""
 
+    options: FinetuneOptions
     base: Bundle
     trunk: Callable[[int], Bundle]
     backbone: Callable[[], Backbone]
@@ -50,134 +53,73 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
     trainings: Path
 
 
-class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+class Features(Struct, frozen=True, kw_only=True):
+    """The readable items of both `parts` (training, held out) and the features [items, dim] of them and their views.
+
+    `computed` counts the features that were not in the cache; `device` is where the backbone ran.
+    """
+
+    parts: tuple[Dataset, Dataset]
+    train: "Floats"
+    held: "Floats"
+    views: "Sequence[Floats]"
+    computed: int
+    device: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the training items."""
+        return self.parts[0].labels
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The items of both parts that were left out."""
+        return (*self.parts[0].skipped, *self.parts[1].skipped)
+
+
+class Tuned(Struct, frozen=True, kw_only=True):
     """A trained model: the frozen part (features bundle, or trunk), the head, and the tuned stages between them."""
 
+    materials: Materials
+    features: Features
     frozen: Bundle
     head: "TrainedHead"
-    labels: tuple[str, ...]
     stages: "torch.nn.ModuleList | None" = None
 
 
-def write_model(
+def write_bundle(
     folder: Path,
-    base: Bundle,
-    backbone: Backbone,
     tuned: Tuned,
-    parts: tuple[Dataset, Dataset],
-    options: FinetuneOptions,
-    expected: "Callable[[], Expected] | None" = None,
-    fresh: IsolatedSession | None = None,
-) -> Manifest:
-    """Write the ONNX file and the trained weights into `folder`, and return the manifest so far.
+    notes: Sequence[str],
+    expected: Callable[[], Expected] | None,
+    fresh: IsolatedSession,
+    drawing: Drawing,
+) -> tuple[Manifest, Metrics]:
+    """Write the whole bundle; the report is drawn at the same time, once its numbers are known.
 
     Args:
+        notes: lines about the data, for the report.
         expected: returns the result of `expectation`, if it is being computed already.
-        fresh: the process that opens the file, if it is running already.
+        fresh: the process that opens the file.
 
     Raises GateError when the file's answers are not the model's.
     """
-    source, preprocess, trained = base.manifest, base.manifest.preprocess, tuned.head
-    digest = sha256("".join(part.digest for part in parts))
-    lineage = msgspec.structs.replace(
-        source.lineage, data=digest, seed=options.seed, options=recorded(options), versions=versions()
-    )
-    if isinstance(preprocess, TextPreprocess):
-        shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
-    top = Top(trained.layers, trained.activation)
-    whole, reference = _merge(folder, backbone, tuned, top, metadata(lineage, preprocess, tuned.labels))
-    wanted = expected() if expected else expectation(base, reference, parts[1])
-    report = parity.check(folder / MODEL, wanted, top=top, fresh=fresh)
-    head_graph.save(trained.layers, folder / HEAD)
-    inputs, outputs = edit.tensor_specs(whole)
-    choice = trained.choice
-    spec = HeadSpec(hidden=options.hidden, scaling=choice.scaling, lr=choice.lr, weight_decay=choice.weight_decay)
-    return msgspec.structs.replace(
-        source,
-        schema_version=SCHEMA_VERSION,
-        task=options.task,
-        inputs=inputs,
-        outputs=outputs,
-        files=describe_files(folder),
-        lineage=lineage,
-        parity=report,
-        activation=trained.activation,
-        labels=tuned.labels,
-        thresholds=trained.thresholds,
-        class_weights=trained.class_weights,
-        unfrozen=len(tuned.stages or ()),
-        head=spec,
-    )
-
-
-def report_on(
-    base: Manifest,
-    tuned: Tuned,
-    parts: tuple[Dataset, Dataset],
-    options: FinetuneOptions,
-    notes: Sequence[str],
-    scores: "Floats",
-    features: "Floats",
-) -> ReportInputs:
-    """The report on the held-out items, from the model's `scores` [items, labels] and `features` of them."""
-    train, held = parts
-    trained, targets = tuned.head, held.targets(tuned.labels)
-    metrics = measure(
-        options.task, scores, targets, tuned.labels,
-        thresholds=trained.thresholds, class_weights=trained.class_weights,
-    )  # fmt: skip
-    skipped = (*train.skipped, *held.skipped)
-    left_out = [f"left out, see {SKIPPED}: {listed(skipped)} ({len(skipped)} in all)"] if skipped else []
-    return ReportInputs(
-        name=base.name,
-        backbone=base.lineage.entry.name,
-        data=train.source,
-        task=options.task,
-        labels=tuned.labels,
-        metrics=metrics,
-        trained_on=len(train.examples),
-        curve=trained.curve,
-        best_epoch=trained.best_epoch,
-        examples=held.examples,
-        scores=scores,
-        targets=targets,
-        features=features,
-        thresholds=trained.thresholds,
-        class_weights=trained.class_weights,
-        options=recorded(options),
-        versions=versions(),
-        notes=(*notes, *left_out),
-    )
-
-
-def write_records(
-    folder: Path,
-    draft: Manifest,
-    tuned: Tuned,
-    parts: tuple[Dataset, Dataset],
-    report: ReportInputs,
-    drawing: Drawing,
-) -> Manifest:
-    """Write the split, the learning curve and the report into the bundle, and the manifest last."""
-    train, held = parts
-    lines = [Held(example.digest, example.label, False) for example in train.examples]
-    rows = zip(held.examples, report.scores.tolist(), strict=True)
-    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
-    (folder / SPLIT).write_bytes(_lines(lines))
-    if skipped := (*train.skipped, *held.skipped):
-        (folder / SKIPPED).write_bytes(_lines(skipped))
-    curve = {"best_epoch": report.best_epoch, "curve": [msgspec.to_builtins(epoch) for epoch in report.curve]}
-    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    features, lineage = tuned.features, _lineage(tuned)
+    if tuned.stages is None:
+        scores = head_graph.apply(tuned.head.layers, features.held, tuned.head.activation)
+        drawing.begin(report := _report(tuned, lineage, notes, scores, features.held))
+        draft = _write_model(folder, tuned, lineage, expected, fresh)
+    else:
+        draft = _write_model(folder, tuned, lineage, expected, fresh)
+        # The features differ from those in the cache: the file itself computes them.
+        session = Session(Bundle(folder, draft), tuned.materials.options.device)
+        found = session.infer(features.parts[1].items, ["scores", "features"])
+        drawing.begin(report := _report(tuned, lineage, notes, found["scores"], found["features"]))
+    _write_records(folder, features, report)
     write_report(folder, report, drawing.result())
-    manifest = msgspec.structs.replace(draft, files=describe_files(folder), metrics=report.metrics)
+    manifest = replace(draft, files=describe_files(folder), metrics=report.metrics)
     write_manifest(folder, manifest)
-    return manifest
-
-
-def recorded(options: FinetuneOptions) -> dict[str, object]:
-    """The options that shape a model: without those of how the training was run."""
-    facts: dict[str, object] = msgspec.to_builtins(options)
-    return {name: value for name, value in facts.items() if name not in ("resume", "auto_batch", "device")}
+    return manifest, report.metrics
 
 
 def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected:
@@ -186,11 +128,53 @@ def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected
     return expect(reference, gate_samples(held), "the held-out items", reader)
 
 
-def _merge(
-    folder: Path, backbone: Backbone, tuned: Tuned, top: Top, facts: dict[str, str]
-) -> "tuple[onnx.ModelProto, Reference]":
+def _lineage(tuned: Tuned) -> Lineage:
+    """The origin of the bundle; `options` are those that shape a model, without those of how the training was run."""
+    options = tuned.materials.options
+    facts = msgspec.to_builtins(options)
+    for name in ("resume", "auto_batch", "device"):
+        del facts[name]
+    digest = sha256("".join(part.digest for part in tuned.features.parts))
+    source = tuned.materials.base.manifest.lineage
+    return replace(source, data=digest, seed=options.seed, options=facts, versions=versions())
+
+
+def _write_model(
+    folder: Path, tuned: Tuned, lineage: Lineage, expected: Callable[[], Expected] | None, fresh: IsolatedSession
+) -> Manifest:
+    """Write the ONNX file and the trained weights into `folder`, and return the manifest so far."""
+    base, options, trained = tuned.materials.base, tuned.materials.options, tuned.head
+    preprocess, labels, top = base.manifest.preprocess, tuned.features.labels, Top(trained.layers, trained.activation)
+    if isinstance(preprocess, TextPreprocess):
+        shutil.copyfile(base.path / preprocess.tokenizer, folder / preprocess.tokenizer)
+    whole, reference = _merge(folder, tuned, top, metadata(lineage, preprocess, labels))
+    wanted = expected() if expected else expectation(base, reference, tuned.features.parts[1])
+    report = parity.check(folder / MODEL, wanted, top=top, fresh=fresh)
+    head_graph.save(trained.layers, folder / HEAD)
+    inputs, outputs = edit.tensor_specs(whole)
+    choice = trained.choice
+    spec = HeadSpec(hidden=options.hidden, scaling=choice.scaling, lr=choice.lr, weight_decay=choice.weight_decay)
+    return replace(
+        base.manifest,
+        schema_version=SCHEMA_VERSION,
+        task=options.task,
+        inputs=inputs,
+        outputs=outputs,
+        files=describe_files(folder),
+        lineage=lineage,
+        parity=report,
+        activation=trained.activation,
+        labels=labels,
+        thresholds=trained.thresholds,
+        class_weights=trained.class_weights,
+        unfrozen=len(tuned.stages or ()),
+        head=spec,
+    )
+
+
+def _merge(folder: Path, tuned: Tuned, top: Top, facts: dict[str, str]) -> "tuple[onnx.ModelProto, Reference]":
     """(the model as written, its reference), merged from the frozen part, the tuned stages and the head."""
-    layers = as_graph(top.layers, top.activation)
+    layers, backbone = head_graph.as_graph(top.layers, top.activation), tuned.materials.backbone()
     if tuned.stages is None:
         return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
     stages, tail = list(tuned.stages), folder / ".tail.onnx"
@@ -201,5 +185,46 @@ def _merge(
     return whole, trunk.tuned_reference(backbone, stages)
 
 
-def _lines(rows: Sequence[msgspec.Struct]) -> bytes:
-    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+def _report(tuned: Tuned, lineage: Lineage, notes: Sequence[str], scores: "Floats", features: "Floats") -> ReportInputs:
+    """The report on the held-out items, from the model's `scores` [items, labels] and `features` of them."""
+    data, trained = tuned.features, tuned.head
+    (train, held), skipped = data.parts, data.skipped
+    task, targets = tuned.materials.options.task, held.targets(data.labels)
+    metrics = measure(
+        task, scores, targets, data.labels, thresholds=trained.thresholds, class_weights=trained.class_weights
+    )
+    left_out = [f"left out, see {SKIPPED}: {listed(skipped)} ({len(skipped)} in all)"] if skipped else []
+    return ReportInputs(
+        name=tuned.materials.base.manifest.name,
+        backbone=lineage.entry.name,
+        data=train.source,
+        task=task,
+        labels=data.labels,
+        metrics=metrics,
+        trained_on=len(train.examples),
+        curve=trained.curve,
+        best_epoch=trained.best_epoch,
+        examples=held.examples,
+        scores=scores,
+        targets=targets,
+        features=features,
+        thresholds=trained.thresholds,
+        class_weights=trained.class_weights,
+        options=lineage.options,
+        versions=lineage.versions,
+        notes=(*notes, *left_out),
+    )
+
+
+def _write_records(folder: Path, features: Features, report: ReportInputs) -> None:
+    """Write the split, the skipped items and the learning curve."""
+    train, held = features.parts
+    lines = [Held(example.digest, example.label, False) for example in train.examples]
+    rows = zip(held.examples, report.scores.tolist(), strict=True)
+    lines += [Held(example.digest, example.label, True, tuple(row)) for example, row in rows]
+    as_json = msgspec.json.Encoder()
+    (folder / SPLIT).write_bytes(as_json.encode_lines(lines))
+    if features.skipped:
+        (folder / SKIPPED).write_bytes(as_json.encode_lines(features.skipped))
+    curve = {"best_epoch": report.best_epoch, "curve": msgspec.to_builtins(report.curve)}
+    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
