@@ -67,8 +67,8 @@ class Variant(Struct, frozen=True, kw_only=True):
         return DataOptions(task=task, text=self.text, image=self.image, label=self.label, max_bad=self.max_bad)
 
 
-class FinetuneOptions(Struct, frozen=True, kw_only=True):
-    """How a model is trained. Raises UsageError for invalid values.
+class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
+    """How labelled data is read and a model is trained on it. Raises UsageError for invalid values.
 
     `hidden`: widths of the head's hidden layers; none for a linear head.
     `lr`, `weight_decay`: None searches for them on the features.
@@ -77,10 +77,8 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
     `patience`: stop after so many epochs without a better loss on the inner validation part.
     `unfreeze`: last stages that are trained with the head. `augment`: random views of each image that are added.
     `val`: the fraction of the data that is held out, or the path of a data set to hold out.
-    `max_bad`: the fraction of the items that may be unreadable. `text`, `image`, `label`: columns of a table.
     """
 
-    task: Task = Task.SINGLE_LABEL
     epochs: int = 100
     hidden: tuple[int, ...] = ()
     lr: float | None = None
@@ -94,12 +92,8 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
     augment: int = 0
     seed: int = 0
     val: float | str = 0.2
-    max_bad: float = 0.01
     resume: bool = False
     device: str = "auto"
-    text: str | None = None
-    image: str | None = None
-    label: str | None = None
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "patience": self.patience}
@@ -125,11 +119,7 @@ class FinetuneOptions(Struct, frozen=True, kw_only=True):
             raise UsageError(
                 f"--val must be between 0 and 1, got {self.val}", hint="--val 0.2, or the path of a data set"
             )
-        self.reading()
-
-    def reading(self) -> DataOptions:
-        """How the data is read. Raises UsageError."""
-        return DataOptions(task=self.task, text=self.text, image=self.image, label=self.label, max_bad=self.max_bad)
+        super().__post_init__()
 
 
 def parse_head(text: str) -> tuple[int, ...]:

@@ -35,13 +35,12 @@ def divide(
     held out if there is one; any other fraction is held out of the training part. Raises the errors of
     `zoo.data.dataset.load` and of `split`, and DataError for a label that only held-out data have or items in both.
     """
-    reading = options.reading()
     if not isinstance(options.val, float):
-        check_kind(options.val, preprocess, reading)
-    train, *others = load_parts(source, preprocess, reading, offline=offline, progress=progress).values()
+        check_kind(options.val, preprocess, options)
+    train, *others = load_parts(source, preprocess, options, offline=offline, progress=progress).values()
     require_classes(train)
     if not isinstance(options.val, float):
-        held = load(options.val, preprocess, reading, offline=offline, progress=progress)
+        held = load(options.val, preprocess, options, offline=offline, progress=progress)
     elif others and options.val == FinetuneOptions().val:
         held = others[0]
         for more in others[1:]:

@@ -223,7 +223,7 @@ def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Data
     if isinstance(options.val, float) or not (is_hub(options.val) or Path(options.val).exists()):
         return None
     try:
-        return load(options.val, manifest.preprocess, options.reading(), offline=offline, progress=progress)
+        return load(options.val, manifest.preprocess, options, offline=offline, progress=progress)
     except ZooError as error:
         # The data may have moved or changed, and there may be other items to measure on.
         progress.note(f"{options.val}, which held items out, cannot be read: {error.message}")
