@@ -151,13 +151,12 @@ class TorchBackbone(Backbone):
         With `options.cut` only that number of first stages is exported. The graph's outputs are the tensors that the
         next stage takes, without inputs that are passed on unchanged. Raises UsageError for an impossible cut.
         """
-        if options.cut is None:
-            export_module(self.module, path, self.entry.inputs, ["features"], options)
-            return
-        names = [spec.name for spec in self.entry.inputs]
-        outputs = [spec.name for spec in tensors_at(self, options.cut) if spec.name not in names]
-        trunk = positional(self.stages()[: options.cut], names, outputs)
-        export_module(trunk, path, self.entry.inputs, outputs, options)
+        module, outputs = self.module, ["features"]
+        if options.cut is not None:
+            names = [spec.name for spec in self.entry.inputs]
+            outputs = [spec.name for spec in tensors_at(self, options.cut) if spec.name not in names]
+            module = positional(self.stages()[: options.cut], names, outputs)
+        export_module(module, path, self.entry.inputs, outputs, options)
 
 
 def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
@@ -322,8 +321,7 @@ def _quiet_exporter() -> Iterator[None]:
     """Inside, the exporter's deprecation warnings about its own code are not shown."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         logger.setLevel(logging.ERROR)
         try:
             yield

@@ -85,13 +85,13 @@ def check(activations: Activations, session: Session, texts: Sequence[str], rows
 
 
 def test_only_new_items_are_computed(texts: Session, tmp_path: Path) -> None:
-    with Activations.open(tmp_path, texts, examples(TEXTS[:10])) as first:
+    with Activations(tmp_path, texts, examples(TEXTS[:10])) as first:
         assert (len(first.items), first.computed, first.records is None) == (10, 10, False)
         check(first, texts, TEXTS, [3, 0, 7])
-    with Activations.open(tmp_path, texts, examples([*TEXTS, *TEXTS[:5]])) as second:
+    with Activations(tmp_path, texts, examples([*TEXTS, *TEXTS[:5]])) as second:
         assert (len(second.items), second.computed) == (65, 50)
         check(second, texts, [*TEXTS, *TEXTS[:5]], [64, 8, 30, 8])
-    with Activations.open(tmp_path, texts, examples(TEXTS[::-1])) as third:
+    with Activations(tmp_path, texts, examples(TEXTS[::-1])) as third:
         assert third.computed == 0
         check(third, texts, TEXTS[::-1], range(60))
         size = sum(len(texts._pipeline.encoder.tokens([text])[0]) * (32 * 2 + 4) for text in TEXTS)
@@ -110,7 +110,7 @@ from zoo.training import item_cache
 from zoo.training.activation_cache import Activations
 item_cache.CHUNK_BYTES = 1
 try:
-    with Activations.open(Path(sys.argv[2]), Slow(Bundle.open(Path(sys.argv[1])), "cpu"), examples(MANY)):
+    with Activations(Path(sys.argv[2]), Slow(Bundle.open(Path(sys.argv[1])), "cpu"), examples(MANY)):
         pass
 except AccessError as error:
     print(error.message)
@@ -142,16 +142,16 @@ def test_a_killed_process_leaves_what_it_wrote(texts: Session, tmp_path: Path) -
     for name, torn in (("data", b"half an item"), ("index", b"\1" * 100)):
         with next(tmp_path.glob(f"*.activations/{name}")).open("ab") as file:
             file.write(torn)
-    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+    with Activations(tmp_path, texts, examples(MANY)) as activations:
         assert 0 < activations.computed < len(MANY)
         for row in range(0, len(MANY), 37):
             check(activations, texts, MANY, [row])
-    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+    with Activations(tmp_path, texts, examples(MANY)) as activations:
         assert activations.computed == 0
 
 
 def test_a_full_disk_keeps_what_was_there(texts: Session, tmp_path: Path) -> None:
-    with Activations.open(tmp_path, texts, examples(TEXTS)) as activations:
+    with Activations(tmp_path, texts, examples(TEXTS)) as activations:
         before = activations.batch(range(60))
     (data,) = tmp_path.glob("*.activations/data")
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({data.stat().st_size + 5000},) * 2)\n" + CHILD
@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_what_was_there(texts: Session, tmp_path: Path) -> Non
     assert child.returncode == 8, child.stderr
     assert child.stdout.count("\n") == 1
     assert "File too large" in child.stdout
-    with Activations.open(tmp_path, texts, examples(TEXTS)) as activations:
+    with Activations(tmp_path, texts, examples(TEXTS)) as activations:
         assert activations.computed == 0
         after = activations.batch(range(60))
     for name, array in before.items():
@@ -178,7 +178,7 @@ class Loud(Session):
 
 
 def test_what_half_precision_cannot_hold(trunks: dict[str, Bundle], texts: Session, tmp_path: Path) -> None:
-    with Activations.open(tmp_path, Loud(trunks["tiny-bert"], "cpu"), examples(TEXTS[:3])) as activations:
+    with Activations(tmp_path, Loud(trunks["tiny-bert"], "cpu"), examples(TEXTS[:3])) as activations:
         batch = activations.batch([0, 1, 2])["hidden"]
     assert np.isfinite(batch).all()
     wanted = alone(texts, TEXTS[1]) * 1e6
@@ -192,49 +192,49 @@ def test_a_data_set_that_is_too_large_is_computed_again(
 ) -> None:
     monkeypatch.setenv("ZOO_CACHE_LIMIT", "20KB")
     notes = Notes()
-    with Activations.open(tmp_path, texts, examples(TEXTS), notes) as activations:
+    with Activations(tmp_path, texts, examples(TEXTS), notes) as activations:
         assert activations.records is None
         assert "about" in notes.lines[-1]
         check(activations, texts, TEXTS, [5, 1, 59])
     assert not list(tmp_path.iterdir())
     # A part of it fits, and takes the place of what was kept of other data by the same trunk.
     for part in (TEXTS[:15], TEXTS[30:45]):
-        with Activations.open(tmp_path, texts, examples(part)) as activations:
+        with Activations(tmp_path, texts, examples(part)) as activations:
             assert activations.records is not None
             check(activations, texts, part, [0, 14])
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 20_000
 
 
 def test_an_unreadable_item_is_an_error(texts: Session, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught, Activations.open(tmp_path, texts, examples([TEXTS[0], " ", TEXTS[1]])):
+    with pytest.raises(DataError) as caught, Activations(tmp_path, texts, examples([TEXTS[0], " ", TEXTS[1]])):
         pass
     assert caught.value.index == 1
 
 
 def test_views_of_images(trunks: dict[str, Bundle], images: list[Example], tmp_path: Path) -> None:
     session, folder = Session(trunks["tiny-lite"], "cpu"), tmp_path / "cache"
-    with Activations.open(folder, session, images, views=2) as activations:
+    with Activations(folder, session, images, views=2) as activations:
         assert (len(activations.items), activations.computed) == (15, 15)
         batch = activations.batch([1, 6, 11])["activations"]
         assert len({array.tobytes() for array in batch}) == 3
         everything = activations.batch(range(15))["activations"]
-    with Activations.open(folder, session, images[:2]) as plain:
+    with Activations(folder, session, images[:2]) as plain:
         assert plain.computed == 0
         np.testing.assert_array_equal(plain.batch([1])["activations"][0], batch[0])
-    with Activations.open(folder, session, images, views=2, seed=1) as other:
+    with Activations(folder, session, images, views=2, seed=1) as other:
         assert other.computed == 10
-    with Activations.open(tmp_path / "again", session, images, views=2) as again:
+    with Activations(tmp_path / "again", session, images, views=2) as again:
         np.testing.assert_array_equal(again.batch(range(15))["activations"], everything)
 
 
 def test_texts_have_no_views(texts: Session, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="images"), Activations.open(tmp_path, texts, examples(TEXTS), views=1):
+    with pytest.raises(UsageError, match="images"), Activations(tmp_path, texts, examples(TEXTS), views=1):
         pass
 
 
 def test_a_folder_that_cannot_be_written(texts: Session, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    opened = Activations.open(tmp_path / "file", texts, examples(TEXTS))
+    opened = Activations(tmp_path / "file", texts, examples(TEXTS))
     with pytest.raises(AccessError, match="cannot be used"), opened:
         pass
 
@@ -243,6 +243,6 @@ def test_two_processes_fill_one_cache(texts: Session, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", CHILD, str(texts.bundle.path), str(tmp_path)]
     children = [subprocess.Popen(arguments, cwd=ROOT, env={**os.environ}) for _ in range(2)]
     assert [child.wait(timeout=200) for child in children] == [0, 0]
-    with Activations.open(tmp_path, texts, examples(MANY)) as activations:
+    with Activations(tmp_path, texts, examples(MANY)) as activations:
         assert activations.computed == 0
         check(activations, texts, MANY, [0, 300, 599])

@@ -5,8 +5,8 @@ than the size limit of caches (`zoo.store.caches.limit`), nothing is kept and th
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from zoo.store.append_file import Records, Row
 from zoo.training.item_cache import CacheItem, ItemCache, unusable
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from numpy.typing import NDArray
 
     from zoo.backbone import TensorMap
@@ -36,15 +38,23 @@ TRIAL_ITEMS = 64
 
 
 class Activations(ItemCache):
-    """The tensors that a tail takes, for every row of a data set; made by `open`.
+    """The tensors that a tail takes, for every row of a data set, for use in a `with` block.
 
-    Row v * items + i is example i in view v: view 0 is the item as it is, 1 to `views` are the random ones.
+    Row v * items + i is example i in view v: view 0 is the item as it is, 1 to `views` are the random ones. `folder` is
+    `Store.features`, and `session` runs the trunk. Inside the block no process removes the cache.
     """
 
     kind = "activations"
 
     def __init__(
-        self, folder: Path, session: Session, examples: Sequence[Example], views: int = 0, seed: int = 0
+        self,
+        folder: Path,
+        session: Session,
+        examples: Sequence[Example],
+        progress: Progress = SILENT,
+        *,
+        views: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(folder, session)
         preprocess = session.manifest.preprocess
@@ -52,6 +62,7 @@ class Activations(ItemCache):
         if views and self.is_text:
             raise UsageError("only images have random views", hint="leave --augment out")
         self.examples = examples
+        self.progress = progress
         self.views: list[View | None] = [None, *(View(seed, number) for number in range(1, views + 1))]
         self.items = [CacheItem(example, view) for view in self.views for example in examples]
         #: None if the data set is too large: each batch is then computed when it is asked for.
@@ -63,27 +74,18 @@ class Activations(ItemCache):
         for key, item in zip(self._keys, self.items, strict=True):
             self._distinct.setdefault(key, item)
 
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        folder: Path,
-        session: Session,
-        examples: Sequence[Example],
-        progress: Progress = SILENT,
-        *,
-        views: int = 0,
-        seed: int = 0,
-    ) -> "Iterator[Activations]":
-        """The activations in `folder` (`Store.features`) by the trunk in `session`; missing ones are computed first.
+    def __enter__(self) -> "Self":
+        """Compute what is missing. Rows computed before an error are kept.
 
-        Inside, no process removes the cache. Raises DataError for an unreadable item, AccessError when the disk is full
-        or the folder cannot be written to: rows computed before are kept.
+        Raises DataError for an unreadable item, AccessError when the disk is full or the folder cannot be written to.
         """
-        self = cls(folder, session, examples, views, seed)
         with ExitStack() as in_use:
-            self._fill(in_use, progress)
-            yield self
+            self._fill(in_use)
+            self._in_use = in_use.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._in_use.close()
 
     def batch(self, rows: Sequence[int]) -> "TensorMap":
         """The tensors of these rows, float32 [len(rows), ...] by name; texts padded with 0 to the longest of the batch.
@@ -117,7 +119,7 @@ class Activations(ItemCache):
             data += np.asarray(tensors[IDS], np.int32).tobytes()
         return Row(name, length, HALF if fits else SINGLE, data)
 
-    def _fill(self, in_use: ExitStack, progress: Progress) -> None:
+    def _fill(self, in_use: ExitStack) -> None:
         with unusable(self.folder):
             limit = caches.limit(self.folder)
         needed = self._needed(limit)
@@ -127,27 +129,27 @@ class Activations(ItemCache):
                 records = Records(self.path, self._size, self._distinct)
             missing = [item for name, item in self._distinct.items() if name not in records]
             if not missing or self._make_room(needed * len(missing) // len(self._distinct), limit):
-                self.compute(records, missing, self.examples, progress)
+                self.compute(records, missing, self.examples, self.progress)
                 self.records = records
                 return
             # Rows of other data by the same trunk are removed too, unless another process uses them.
             in_use.close()
             caches.trim(self.folder, limit - needed)
-        self._report_cost(progress, needed, limit)
+        self._report_cost(needed, limit)
 
     def _make_room(self, size: int, limit: int) -> bool:
         """Whether `size` bytes more fit within the limit, after removing caches that are not in use."""
         caches.trim(self.folder, max(0, limit - size))
         return sum(cache.size for cache in caches.caches(self.folder)) + size <= limit
 
-    def _report_cost(self, progress: Progress, needed: int, limit: int) -> None:
+    def _report_cost(self, needed: int, limit: int) -> None:
         """Report the time of an epoch of which nothing is kept, measured on a few items."""
         items = self.items[:TRIAL_ITEMS]
         started = time.perf_counter()
         for _ in self.stream(items):
             pass
         seconds = (time.perf_counter() - started) / len(items) * len(self.examples)
-        progress.note(
+        self.progress.note(
             f"activations: {needed / 1e9:.1f} GB would be needed and {limit / 1e9:.1f} GB may be used "
             f"(ZOO_CACHE_LIMIT, and a fifth of the free disk): they are computed again in every epoch, "
             f"about {seconds:,.0f} s each time"

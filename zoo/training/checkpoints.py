@@ -47,11 +47,9 @@ class Checkpoints:
 
         last = max((int(path.name) for path in self._numbered()), default=0)
         path = self.folder / f"{last + 1:06d}"
+        state = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        parts = {TENSORS: state, FACTS: json.dumps(facts).encode()}
         try:
-            parts = {
-                TENSORS: save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
-                FACTS: json.dumps(facts).encode(),
-            }
             for name, data in parts.items():
                 write_atomic(path / name, data)
             write_atomic(path / MARKER, _digests([sha256(data) for data in parts.values()]))
@@ -69,20 +67,12 @@ class Checkpoints:
 
         for path in reversed(self._numbered()):
             with suppress(OSError, ValueError, RecursionError, SafetensorError):
-                if _is_complete(path):
+                if (path / MARKER).read_bytes() == _digests([sha256_file(path / name) for name in (TENSORS, FACTS)]):
                     return State(load((path / TENSORS).read_bytes()), json.loads((path / FACTS).read_bytes()))
         return None
 
-    def clear(self) -> None:
-        """Remove every checkpoint of this phase."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _numbered(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*") if path.name.isdecimal())
-
-
-def _is_complete(path: Path) -> bool:
-    return (path / MARKER).read_bytes() == _digests([sha256_file(path / name) for name in (TENSORS, FACTS)])
 
 
 def _digests(digests: list[str]) -> bytes:

@@ -111,14 +111,7 @@ def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Pr
     for k in range(1, options.augment + 1):
         views.append(cache.features(train.examples, progress, view=View(options.seed, k)))
         computed += cache.computed
-    return Features(
-        parts=(train, held),
-        train=vectors[:border],
-        held=vectors[border:],
-        views=views,
-        computed=computed,
-        device=session.device,
-    )
+    return Features((train, held), vectors[:border], vectors[border:], views, computed, session.device)
 
 
 def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
@@ -167,23 +160,16 @@ def _unfrozen(tuned: Tuned, problem: Problem, run: Callable[..., TrainingRun], p
     materials, features, options = tuned.materials, tuned.features, problem.options
     backbone = materials.backbone()
     cut = trunk.cut_at(backbone, options.unfreeze)
-    frozen = materials.trunk(cut)
+    frozen, tail = materials.trunk(cut), partial(trunk.tail, backbone, cut)
     session, examples = Session(frozen, features.device), features.parts[0].examples
     # Ctrl-C stops the computing of activations at once, and keeps the computed ones.
     with (
-        Activations.open(
+        Activations(
             materials.cache, session, examples, progress, views=options.augment, seed=options.seed
         ) as activations,
         noticing() as stop,
     ):
-        head, stages = fit_tail(
-            problem,
-            tuned.head,
-            activations,
-            lambda: trunk.tail(backbone, cut),
-            run(stop=stop),
-            device=features.device,
-        )
+        head, stages = fit_tail(problem, tuned.head, activations, tail, run(stop=stop), device=features.device)
     if not head.best_epoch:
         progress.note(f"training the last {options.unfreeze} stages brought no better loss: they stay as they were")
         return tuned

@@ -63,6 +63,15 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
     # With --unfreeze, --epochs counts those of the stages; the head is trained as it would be by default.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
+    x = torch.from_numpy(problem.features[problem.inner])
+    y = objective.tensor(problem.targets[problem.inner])
+
+    def inner() -> "tuple[torch.Tensor, torch.Tensor]":
+        """(logits of the first head, targets) of the inner items."""
+        first.model.eval()
+        with torch.inference_mode():
+            return first.model(x), y
+
     with (
         run.progress.task("training the head", total, "epoch") as bar,
         torch.random.fork_rng(devices=[]),
@@ -72,10 +81,10 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         _begin(run)
         first = _training(problem, problem.fit, choice)
         tolerance = MIN_GAIN[options.task] * problem.chance
-        phase = Phase(run, "inner", first, lambda: objective.judge(*_inner(problem, first.model)), tolerance=tolerance)
+        phase = Phase(run, "inner", first, lambda: objective.judge(*inner()), tolerance=tolerance)
         phase.train(bar, length.epochs, length.patience)
         first.load_weights(phase.best)
-        thresholds = problem.thresholds(*_inner(problem, first.model))
+        thresholds = problem.thresholds(*inner())
         last = _training(problem, np.ones(len(problem.targets), bool), choice)
         Phase(run, "all", last).train(bar, phase.best_epoch)
     weights = objective.weights
@@ -105,13 +114,11 @@ def training_threads(problem: Problem) -> AbstractContextManager[None]:
 
 def _begin(run: TrainingRun) -> None:
     """Remove the checkpoints of an earlier training of the same bundle unless this one resumes it."""
-    if run.checkpoints is None:
-        return
-    if run.resume and Checkpoints(run.checkpoints / "inner").newest() is None:
-        run.progress.note("nothing was saved yet: the training starts from the beginning")
-    if not run.resume:
+    if run.checkpoints and not run.resume:
         for phase in run.checkpoints.glob("*/"):
             shutil.rmtree(phase, ignore_errors=True)
+    elif run.checkpoints and Checkpoints(run.checkpoints / "inner").newest() is None:
+        run.progress.note("nothing was saved yet: the training starts from the beginning")
 
 
 def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> Training:
@@ -139,14 +146,3 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
         decay=HEAD_DECAY,
     )
     return Training(module, [Part("head", module, choice.lr)], loss, plan)
-
-
-def _inner(problem: Problem, module: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
-    """(logits, targets) of the inner items."""
-    import torch
-
-    features, wanted = problem.judged
-    module.eval()
-    with torch.inference_mode():
-        logits: torch.Tensor = module(features)
-    return logits, wanted

@@ -188,7 +188,7 @@ class Phase:
             self.best_epoch = saved.facts["best_epoch"]
             self.best = _inside(saved.tensors, "best.")
 
-    def train(self, bar: Bar, epochs: int, patience: int | None = None) -> None:
+    def train(self, bar: Bar, epochs: int, patience: float = math.inf) -> None:
         """Train until `epochs` are done, or until `patience` of them brought no better loss.
 
         On Ctrl-C the step is finished, the state saved and KeyboardInterrupt raised. Raises DivergedError, with the
@@ -201,7 +201,7 @@ class Phase:
             )
         if self.from_start and not self.curve:
             self._measure(None)
-        while self.training.epoch < epochs and not self._is_stale(patience):
+        while self.training.epoch < epochs and self.training.epoch - self.best_epoch < patience:
             loss = self.training.train_epoch(self.run.stop)
             if loss is not None:
                 self._measure(loss)
@@ -244,9 +244,6 @@ class Phase:
         self.curve.append(Epoch(epoch=epoch, train_loss=trained, val_loss=val_loss, val_score=score))
         if val_loss < lowest - self.tolerance:
             self.best_epoch, self.best = epoch, self.training.weights()
-
-    def _is_stale(self, patience: int | None) -> bool:
-        return patience is not None and self.training.epoch - self.best_epoch >= patience
 
 
 def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":

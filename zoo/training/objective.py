@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Targets: TypeAlias = NDArray[Any]
 
+#: The operator behind the last layer in the exported graph.
 ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.REGRESSION: "identity"}
 
 
@@ -34,6 +35,7 @@ class Objective:
         self.task = options.task
         self.outputs = outputs
         self.smoothing = options.label_smoothing
+        self.activation = ACTIVATIONS[self.task]
         self.weights: NDArray[np.float32] | None = None
         self.mean, self.scale = np.float32(0), np.float32(1)
         if options.class_weights:
@@ -43,11 +45,6 @@ class Objective:
         if self.task is Task.REGRESSION:
             self.mean = targets.mean(dtype=np.float64).astype(np.float32)
             self.scale = np.maximum(targets.std(dtype=np.float64), 1e-12).astype(np.float32)
-
-    @property
-    def activation(self) -> str:
-        """The operator behind the last layer in the exported graph."""
-        return ACTIVATIONS[self.task]
 
     def tensor(self, targets: "Targets") -> "torch.Tensor":
         """Targets as the loss takes them."""

@@ -1,7 +1,6 @@
 """The training items of a head: features, targets, and the inner split that chooses hyperparameters and epochs."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -56,13 +55,6 @@ class Problem:
 
         together = [each[chosen] for each in (self.features, *self.views)]
         return np.concatenate(together), np.concatenate([self.targets[chosen]] * len(together))
-
-    @cached_property
-    def judged(self) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Features and targets of the inner items, as tensors."""
-        import torch
-
-        return torch.from_numpy(self.features[self.inner]), self.objective.tensor(self.targets[self.inner])
 
     def thresholds(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, ...]:
         """The threshold of each label, chosen on these logits; empty unless the task is multi-label."""

@@ -7,8 +7,7 @@ are worse; dropout is on. As for a head, the inner items choose the epoch, and a
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -62,8 +61,7 @@ class _Task:
 
         items = np.flatnonzero(chosen)
         count = len(self.activations.examples)
-        views = np.concatenate([view * count + items for view in range(len(self.activations.views))])
-        return torch.from_numpy(views)
+        return torch.from_numpy(np.concatenate([view * count + items for view in range(len(self.activations.views))]))
 
     def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]") -> Training:
         """A training of the model's stages and head on these items."""
@@ -137,29 +135,17 @@ def fit_tail(
     smallest = max(1, batch >> HALVINGS) if problem.options.auto_batch else batch
     while True:
         try:
-            with _memory(batch, device):
-                return _fit_once(_Task(problem, activations, device, batch), trained, tail, run)
-        except OutOfMemoryError as error:
-            if batch == smallest:
+            return _fit_once(_Task(problem, activations, device, batch), trained, tail, run)
+        except (MemoryError, RuntimeError) as error:
+            # torch raises plain RuntimeErrors on the CPU.
+            if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
                 raise
-            run.progress.note(f"{error.message}: trying half as many")
+            message = f"a step of {batch} items needs more memory than {device} has"
+            if batch == smallest:
+                hint = f"--batch {max(1, batch // 2)}, or --auto-batch"
+                raise OutOfMemoryError(message, device=device, hint=hint) from error
+            run.progress.note(f"{message}: trying half as many")
             batch //= 2
-
-
-@contextmanager
-def _memory(batch: int, device: str) -> Iterator[None]:
-    """Inside, every error about too little memory becomes OutOfMemoryError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # torch raises plain RuntimeErrors on the CPU.
-        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
-            raise
-        raise OutOfMemoryError(
-            f"a step of {batch} items needs more memory than {device} has",
-            device=device,
-            hint=f"--batch {max(1, batch // 2)}, or --auto-batch",
-        ) from error
 
 
 def _fit_once(

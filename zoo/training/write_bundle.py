@@ -53,7 +53,7 @@ class Materials(Struct, frozen=True, kw_only=True):
     trainings: Path
 
 
-class Features(Struct, frozen=True, kw_only=True):
+class Features(Struct, frozen=True):
     """The readable items of both `parts` (training, held out) and the features [items, dim] of them and their views.
 
     `computed` counts the features that were not in the cache; `device` is where the backbone ran.
