@@ -113,11 +113,8 @@ class Activations(ItemCache):
         # Written so that NaN leads to float32, which keeps it.
         fits = all(array.size == 0 or np.abs(array).max() <= HALF_MAX for array in floats)
         data = b"".join(array.astype(np.float16 if fits else np.float32).tobytes() for array in floats)
-        length = 0
-        if self.is_text:
-            length = len(tensors[IDS])
-            data += np.asarray(tensors[IDS], np.int32).tobytes()
-        return Row(name, length, HALF if fits else SINGLE, data)
+        ids = np.asarray(tensors[IDS] if self.is_text else [], np.int32)
+        return Row(name, len(ids), HALF if fits else SINGLE, data + ids.tobytes())
 
     def _fill(self, in_use: ExitStack) -> None:
         with unusable(self.folder):

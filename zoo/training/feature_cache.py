@@ -47,25 +47,25 @@ class FeatureCache(ItemCache):
         indices: dict[bytes, list[int]] = {}
         for index, example in enumerate(examples):
             indices.setdefault(CacheItem(example, view).key, []).append(index)
-        with unusable(self.path), caches.in_use(self.folder, self.key):
-            records = Records(self.path, lambda *_: 4 * dim, indices)
-
-            def is_read(name: bytes) -> bool:
-                if name not in records:
-                    return False
-                data, checksum, _ = records.get(name)
-                if zlib.crc32(data) != checksum:
-                    records.forget(name)
-                    return False
-                found[indices[name]] = np.frombuffer(data, np.float32)
-                return True
-
-            missing = [name for name in indices if not is_read(name)]
-            items = [CacheItem(examples[indices[name][0]], view) for name in missing]
-            self.compute(records, items, examples, progress, skip)
-            for name in missing:
-                is_read(name)
         with unusable(self.path):
+            with caches.in_use(self.folder, self.key):
+                records = Records(self.path, lambda *_: 4 * dim, indices)
+
+                def is_read(name: bytes) -> bool:
+                    if name not in records:
+                        return False
+                    data, checksum, _ = records.get(name)
+                    if zlib.crc32(data) != checksum:
+                        records.forget(name)
+                        return False
+                    found[indices[name]] = np.frombuffer(data, np.float32)
+                    return True
+
+                missing = [name for name in indices if not is_read(name)]
+                items = [CacheItem(examples[indices[name][0]], view) for name in missing]
+                self.compute(records, items, examples, progress, skip)
+                for name in missing:
+                    is_read(name)
             caches.trim(self.folder, caches.limit(self.folder))
         return found
 

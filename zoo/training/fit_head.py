@@ -87,7 +87,6 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         thresholds = problem.thresholds(*inner())
         last = _training(problem, np.ones(len(problem.targets), bool), choice)
         Phase(run, "all", last).train(bar, phase.best_epoch)
-    weights = objective.weights
     return TrainedHead(
         layers=objective.finish(head.folded(last.model)),
         modules=(first.model, last.model),
@@ -96,7 +95,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         best_epoch=phase.best_epoch,
         curve=tuple(phase.curve),
         thresholds=thresholds,
-        class_weights=() if weights is None else tuple(weights.tolist()),
+        class_weights=() if objective.weights is None else tuple(objective.weights.tolist()),
     )
 
 

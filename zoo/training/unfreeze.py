@@ -54,25 +54,19 @@ class _Task:
         self.batch = batch
         self.targets = problem.objective.tensor(problem.targets).to(device)
 
-    def rows(self, chosen: "NDArray[np.bool_]") -> "torch.Tensor":
-        """The rows of the activations that belong to the chosen items, views included."""
+    def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]") -> Training:
+        """A training of the model's stages and head on these items and their views."""
         import numpy as np
         import torch
 
-        items = np.flatnonzero(chosen)
-        count = len(self.activations.examples)
-        return torch.from_numpy(np.concatenate([view * count + items for view in range(len(self.activations.views))]))
+        items, count, options = np.flatnonzero(chosen), len(self.targets), self.problem.options
+        rows = torch.from_numpy(np.concatenate([view * count + items for view in range(len(self.activations.views))]))
 
-    def training(self, model: "torch.nn.Module", chosen: "NDArray[np.bool_]") -> Training:
-        """A training of the model's stages and head on these items."""
-        problem, rows = self.problem, self.rows(chosen)
+        def loss(batch: "torch.Tensor") -> "torch.Tensor":
+            picked = rows[batch]
+            logits = self.logits(model, picked.tolist())
+            return self.problem.objective.loss(logits, self.targets[picked % count], smooth=True)
 
-        def loss(picked: "torch.Tensor") -> "torch.Tensor":
-            chosen_rows = rows[picked]
-            wanted = self.targets[chosen_rows % len(self.targets)]
-            return problem.objective.loss(self.logits(model, chosen_rows.tolist()), wanted, smooth=True)
-
-        options = problem.options
         plan = Plan(
             count=len(rows), batch=self.batch, seed=options.seed,
             weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay, decay=TAIL_DECAY,
@@ -196,8 +190,7 @@ def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", devic
             self.head = copy.deepcopy(top).requires_grad_(True)
 
         def forward(self, tensors: "dict[str, torch.Tensor]") -> "torch.Tensor":
-            features = run_stages(self.stages, tensors)["features"]
-            answer: torch.Tensor = self.head(features)
+            answer: torch.Tensor = self.head(run_stages(self.stages, tensors)["features"])
             return answer
 
         def train(self, mode: bool = True) -> "Whole":
@@ -207,5 +200,4 @@ def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", devic
                     part.eval()
             return self
 
-    model: nn.Module = Whole().to(device).to(memory_format=torch.channels_last)
-    return model
+    return Whole().to(device).to(memory_format=torch.channels_last)
