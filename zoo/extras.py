@@ -12,15 +12,6 @@ RUNTIME = ("onnxruntime", "numpy", "onnx")
 TRAINING = ("torch", "torchvision", "onnxscript", "safetensors")
 #: Packages that draw the training report.
 REPORT = ("matplotlib",)
-TRAIN_EXTRA = frozenset({"torch", "torchvision", "onnxscript", "matplotlib"})
-#: The extra `words`: to pull word vectors and search nearest words.
-WORDS_EXTRA = frozenset({"pyarrow", "numpy"})
-#: The extra `data`: to read Parquet files.
-DATA_EXTRA = frozenset({"pyarrow"})
-#: The extra `search`: a nearest-neighbour index.
-SEARCH_EXTRA = frozenset({"usearch"})
-#: Libraries of bridges: each has an extra of the same name, which includes the packages for training.
-BRIDGES = ("timm", "transformers")
 
 
 def require(purpose: str, *packages: str) -> None:
@@ -28,21 +19,26 @@ def require(purpose: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
-    if set(packages) <= SEARCH_EXTRA:
-        raise MissingExtraError(missing[0], "search", purpose, alternative="leave --index out to compare all vectors")
-    if set(packages) <= DATA_EXTRA:
-        raise MissingExtraError(missing[0], "data", purpose)
-    if set(missing) <= WORDS_EXTRA and set(packages) <= WORDS_EXTRA:
-        raise MissingExtraError(missing[0], "words", purpose)
-    bridges = [package for package in missing if package in BRIDGES]
-    if bridges:
-        raise MissingExtraError(bridges[0], bridges[0], purpose, alternative="use a bundle that was exported elsewhere")
-    extras = [] if set(missing) <= TRAIN_EXTRA else ["gpu"]
+    bundle = "use a bundle that was exported elsewhere"
+    # Small extras, for verbs that need nothing else.
+    for extra, content, alternative in (
+        ("search", {"usearch"}, "leave --index out to compare all vectors"),
+        ("data", {"pyarrow"}, None),
+        ("words", {"pyarrow", "numpy"}, None),
+    ):
+        if content.issuperset(packages):
+            raise MissingExtraError(missing[0], extra, purpose, alternative=alternative)
+    # The extra of a bridge's library has its name, and includes the packages for training.
+    for package in missing:
+        if package in ("timm", "transformers"):
+            raise MissingExtraError(package, package, purpose, alternative=bundle)
+    train = {"torch", "torchvision", "onnxscript", "matplotlib"}
+    extras = [] if train.issuperset(missing) else ["gpu"]
     if "pyarrow" in missing:
         extras.append("words")
-    if TRAIN_EXTRA.intersection(missing):
+    if train.intersection(missing):
         extras.append("train")
-    alternative = "cpu in place of gpu, never both" if "gpu" in extras else "use a bundle that was exported elsewhere"
+    alternative = "cpu in place of gpu, never both" if "gpu" in extras else bundle
     raise MissingExtraError(missing[0], ",".join(extras), purpose, alternative=alternative)
 
 

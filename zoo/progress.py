@@ -1,7 +1,6 @@
 """Progress of long work: zoo counts, the caller draws."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -25,24 +24,21 @@ class Progress(Protocol):
         """Print one line beside the bars."""
 
 
-class _SilentBar:
-    def advance(self, amount: int = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
-
-
 class Silent:
-    """No progress output: the default of the Python interface."""
+    """No progress output, the default of the Python interface: a Progress and its own Bar."""
 
-    @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Bar]:
+    def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Bar]:
         """A bar that draws nothing."""
-        yield _SilentBar()
+        return nullcontext(self)
 
     def note(self, text: str) -> None:
         """Print nothing."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Draw nothing."""
+
+    def describe(self, text: str) -> None:
+        """Draw nothing."""
 
 
 SILENT: Progress = Silent()

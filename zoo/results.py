@@ -93,20 +93,19 @@ class RunResult(Struct, frozen=True, kw_only=True):
     placement: Placement | None = None
 
 
-class Answers:
+class Answers(Struct, frozen=True, eq=False):
     """An iterator over answers in the order of the inputs, which are read as answers are consumed. It runs once.
 
     `entry` is the registry row of the model, `device` the device that runs, `placement` has the reason for it.
     """
 
-    def __init__(self, entry: str, device: str, placement: Placement | None, found: Iterator[Answer]) -> None:
-        self.entry = entry
-        self.device = device
-        self.placement = placement
-        self._found = found
+    entry: str
+    device: str
+    placement: Placement | None
+    found: Iterator[Answer]
 
     def __iter__(self) -> Iterator[Answer]:
-        return self._found
+        return self.found
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):

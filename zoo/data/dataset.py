@@ -221,29 +221,21 @@ def check_kind(source: str | Path, preprocess: Preprocess, options: DataOptions)
 
 def require_classes(data: Dataset) -> None:
     """Raise DataError unless there are at least two classes, label sets or numbers."""
+    seen: set[Any]
     if data.task is Task.REGRESSION:
-        if len({data.number(example) for example in data.examples}) < 2:
-            raise DataError(
-                f"every '{data.column}' of {data.source} is {data.examples[0].label}: there is nothing to learn",
-                path=data.source,
-                hint="--label COL names another column",
-            )
-        return
-    if data.task is Task.MULTI_LABEL:
-        sets = {frozenset(data.labels_of(example)) for example in data.examples}
-        if len(sets) < 2:
-            raise DataError(
-                f"every item of {data.source} has the same labels: there is nothing to learn",
-                path=data.source,
-                hint=f"write the labels of an item as a{SEPARATOR}b in the column '{data.column}'",
-            )
-        return
-    if len(data.labels) < 2:
-        raise DataError(
-            f"{data.source} has only the class '{data.labels[0]}'; a classifier needs two or more",
-            path=data.source,
-            hint="add a class, or use zoo run with the backbone itself for features",
-        )
+        seen = {data.number(example) for example in data.examples}
+        problem = f"every '{data.column}' of {data.source} is {data.examples[0].label}: there is nothing to learn"
+        hint = "--label COL names another column"
+    elif data.task is Task.MULTI_LABEL:
+        seen = {frozenset(data.labels_of(example)) for example in data.examples}
+        problem = f"every item of {data.source} has the same labels: there is nothing to learn"
+        hint = f"write the labels of an item as a{SEPARATOR}b in the column '{data.column}'"
+    else:
+        seen = set(data.labels)
+        problem = f"{data.source} has only the class '{data.labels[0]}'; a classifier needs two or more"
+        hint = "add a class, or use zoo run with the backbone itself for features"
+    if len(seen) < 2:
+        raise DataError(problem, path=data.source, hint=hint)
 
 
 def class_counts(data: Dataset) -> dict[str, int]:

@@ -1,12 +1,11 @@
 """Folders of images: `DATA/<class>/*.jpg`, or the same below `train/`, `val/` and `test/`."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from zoo.data.images import IMAGE_SUFFIXES
-from zoo.data.items import Example, Skipped
+from zoo.data.items import Example, Skipped, attempt
 from zoo.errors import DataError, quote
 from zoo.system.files import sha256_file
 
@@ -67,7 +66,7 @@ def read_classes(root: Path, top: Path) -> Content:
     for folder in folders:
         _stay_inside(folder, inside)
         before = len(content.examples)
-        for path in _listed(folder):
+        for path in _visible(folder):
             if path.is_dir():
                 raise DataError(f"{path} is a folder in a class folder", path=path, hint=LAYOUT)
             name = str(path.relative_to(top))
@@ -111,45 +110,35 @@ def image_files(folder: Path) -> Iterator[str | DataError]:
     Only names are held in memory. Raises DataError for a folder that cannot be read.
     """
     inside = folder.resolve()
-    try:
-        with os.scandir(folder) as found:
-            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for name in names:
-        if name.lower() not in LITTER:
-            yield _image_problem(folder / name, inside) or str(folder / name)
+    for name in _names(folder):
+        error = attempt(_check_image, folder / name, inside)
+        yield str(folder / name) if error is None else error
 
 
-def _image_problem(path: Path, inside: Path) -> DataError | None:
-    try:
-        _stay_inside(path, inside)
-    except DataError as error:
-        return error
+def _check_image(path: Path, inside: Path) -> None:
+    """Raise DataError unless `path` has the suffix of an image, and is a file that is no link out of `inside`."""
+    _stay_inside(path, inside)
     # Reading a pipe would wait for ever, and a link may lead to nothing.
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        return None
+        return
     hint = f"move it away; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}"
     if path.is_dir():
         hint = f"images in folders: a pattern such as '{path.parent}/*/*'"
-    return DataError(f"{path} is not an image", path=path, hint=hint)
+    raise DataError(f"{path} is not an image", path=path, hint=hint)
 
 
 def _visible(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder)]
+
+
+def _names(folder: Path) -> list[str]:
+    """The sorted names in a folder, without hidden files and LITTER. Raises DataError."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder} cannot be read: {error.strerror}", path=folder, hint=f"chmod u+rx {folder}")
-
-
-def _listed(folder: Path) -> Iterator[Path]:
-    for path in _visible(folder):
-        if path.name.lower() not in LITTER:
-            yield path
+        hint = f"chmod u+rx {folder}"
+        raise DataError(f"{folder} cannot be read: {error.strerror}", path=folder, hint=hint) from error
+    return [name for name in names if not name.startswith(".") and name.lower() not in LITTER]
 
 
 def _stay_inside(path: Path, inside: Path) -> None:

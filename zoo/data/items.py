@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -16,6 +16,7 @@ Skip: TypeAlias = Callable[[int, DataError], None]
 Item: TypeAlias = Path | str | bytes
 #: Between the labels of one cell.
 SEPARATOR = "|"
+Made = TypeVar("Made")
 
 
 class Example(Struct, frozen=True):
@@ -35,6 +36,14 @@ class Skipped(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
+
+
+def attempt(function: Callable[..., Made], *arguments: Any) -> Made | DataError:
+    """The result of `function`, or the DataError that it raises."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error
 
 
 def listed(names: Iterable[object], limit: int = 5) -> str:

@@ -18,7 +18,7 @@ from zoo.progress import SILENT, Progress
 from zoo.schema import Preprocess, Task
 from zoo.system.files import sha256
 
-OWN_SET = "add items, or give a validation set of your own: --val DATA"
+TOO_FEW = "and at least 2 are needed to hold one out"
 
 
 def divide(
@@ -95,12 +95,8 @@ def _classes(data: Dataset, fraction: float, seed: int) -> set[str]:
     held: set[str] = set()
     for label, digests in members.items():
         if len(digests) < 2:
-            raise DataError(
-                f"the class {quote(label)} has {len(digests)} item{'' if len(digests) == 1 else 's'} of its own, "
-                "and at least 2 are needed to hold one out",
-                path=data.source,
-                hint=OWN_SET,
-            )
+            count = f"{len(digests)} item{'' if len(digests) == 1 else 's'}"
+            raise _cannot_split(data, f"the class {quote(label)} has {count} of its own, {TOO_FEW}")
         held.update(ranked(digests, seed)[: held_count(len(digests), fraction)])
     return held
 
@@ -140,10 +136,8 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
     if not held:
         spare = [digest for digest in order if all(len(members[label]) > 1 for label in labels[digest])]
         if not spare:
-            raise DataError(
-                f"every item of {data.source} is the only one of a label, and none can be held out",
-                path=data.source,
-                hint=OWN_SET,
+            raise _cannot_split(
+                data, f"every item of {data.source} is the only one of a label, and none can be held out"
             )
         held.add(spare[0])
     return held
@@ -192,9 +186,9 @@ def _sides(count: int, fraction: float) -> list[int]:
 
 def _enough(data: Dataset, count: int) -> int:
     if count < 2:
-        raise DataError(
-            f"{data.source} has {count} different item, and at least 2 are needed to hold one out",
-            path=data.source,
-            hint=OWN_SET,
-        )
+        raise _cannot_split(data, f"{data.source} has {count} different item, {TOO_FEW}")
     return count
+
+
+def _cannot_split(data: Dataset, problem: str) -> DataError:
+    return DataError(problem, path=data.source, hint="add items, or give a validation set of your own: --val DATA")

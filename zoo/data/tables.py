@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias
 
 from zoo.data.folders import Content, read_image
-from zoo.data.items import SEPARATOR, Example, Skipped
+from zoo.data.items import SEPARATOR, Example, Skipped, attempt
 from zoo.errors import DataError, quote
 from zoo.extras import require
 from zoo.schema import Task
@@ -17,17 +17,12 @@ from zoo.system.files import sha256
 
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
-Made = TypeVar("Made")
 #: Rows of a Parquet file that are decoded at once.
 PARQUET_ROWS = 256
 
 
-class Row(NamedTuple):
-    """One row: the line (in Parquet the row, from 1) for messages, and its cells, or the error of the row."""
-
-    line: int
-    cells: Mapping[str, Any]
-    error: DataError | None = None
+#: One row: the line (in Parquet the row, from 1) for messages, and its cells by column, or the error of the row.
+Row: TypeAlias = tuple[int, Mapping[str, Any] | DataError]
 
 
 def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> Content:
@@ -74,8 +69,8 @@ def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
 
     Raises DataError for a missing column and for a file that cannot be read.
     """
-    for row in _each_row(path, {name: "--text"}):
-        yield row.line, _try(_cell, row.cells[name], name, path, row.line) if row.error is None else row.error
+    for line, row in _each_row(path, {name: "--text"}):
+        yield line, row if isinstance(row, DataError) else attempt(_cell, row[name], name, path, line)
 
 
 def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
@@ -90,8 +85,8 @@ def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | Dat
             raise _bad_row(path, line, f": {quote(found)} is a link out of the folder", "copy the file")
         return path.parent / found
 
-    for row in _each_row(path, {name: "--image"}):
-        yield row.line, _try(image, row.cells[name], row.line) if row.error is None else row.error
+    for line, row in _each_row(path, {name: "--image"}):
+        yield line, row if isinstance(row, DataError) else attempt(image, row[name], line)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
@@ -110,7 +105,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
 def lines_of(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str | DataError]]:
     """`lines` for an open file; error messages call it `path`."""
     for number, line in enumerate(file, 1):
-        text = _try(_decoded, line, path, number)
+        text = attempt(_decoded, line, path, number)
         if isinstance(text, DataError) or text.strip():
             yield number, text
 
@@ -134,10 +129,10 @@ def parse_number(cell: str) -> float | None:
 
 def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line, cells) of the rows of a table. `columns` maps the columns that every row has to the options for them."""
-    for row in _each_row(path, columns):
-        if row.error is not None:
-            raise row.error
-        yield row.line, row.cells
+    for line, row in _each_row(path, columns):
+        if isinstance(row, DataError):
+            raise row
+        yield line, row
 
 
 def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
@@ -147,21 +142,16 @@ def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
         yield from _parquet_rows(path, columns)
         return
     is_first = True
-    for row in (_csv_rows if suffix == ".csv" else _json_rows)(path):
-        problem = row.error or _try(_check_columns, columns, list(row.cells), f"{path}:{row.line}", path)
-        if problem is not None and row.error is None and is_first:
+    for line, row in (_csv_rows if suffix == ".csv" else _json_rows)(path):
+        if isinstance(row, DataError):
+            yield line, row
+            continue
+        problem = attempt(_check_columns, columns, list(row), f"{path}:{line}", path)
+        if problem is not None and is_first:
             # The first row lacks a column, so the whole table does.
             raise problem
-        is_first = is_first and row.error is not None
-        yield row if problem is None else Row(row.line, {}, problem)
-
-
-def _try(function: Callable[..., Made], *arguments: Any) -> Made | DataError:
-    """The result of `function`, or the DataError that it raises."""
-    try:
-        return function(*arguments)
-    except DataError as error:
-        return error
+        is_first = False
+        yield line, problem or row
 
 
 def _bad_row(path: Path, line: int, problem: str, hint: str) -> DataError:
@@ -204,7 +194,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             if None in row:
                 hint = 'put texts with commas in "quotes"'
                 error = _bad_row(path, reader.line_num, " has more cells than the header", hint)
-            yield Row(reader.line_num, row, error)
+            yield reader.line_num, error or row
     except csv.Error as error:
         raise _bad_row(path, reader.line_num, f" is not CSV: {error}", "save it again") from error
 
@@ -238,8 +228,7 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     for line, record in lines(path):
-        row = record if isinstance(record, DataError) else _try(_json_object, record, path, line)
-        yield Row(line, {}, row) if isinstance(row, DataError) else Row(line, row)
+        yield line, record if isinstance(record, DataError) else attempt(_json_object, record, path, line)
 
 
 def _json_object(record: str, path: Path, line: int) -> dict[str, Any]:
@@ -262,7 +251,7 @@ def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
         for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
             for row in batch.to_pylist():
                 line += 1
-                yield Row(line, {name: _named(value, classes.get(name)) for name, value in row.items()})
+                yield line, {name: _named(value, classes.get(name)) for name, value in row.items()}
 
 
 @contextmanager

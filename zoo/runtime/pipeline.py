@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.images import decode_image
-from zoo.data.items import Skip
+from zoo.data.items import Skip, attempt
 from zoo.data.tokenizers import TextEncoder, check_text
 from zoo.errors import DataError, IntegrityError
 from zoo.graph.prefix import image_prefix
@@ -169,14 +169,15 @@ class ImagePipeline(_Pipeline):
 
         rest = iter(items)
         head = list(islice(rest, 2))
+        prepare = partial(attempt, self.pixels)
         found: Iterator[Floats | DataError]
         if len(head) > 1:
             # Some batches ahead, or work for every thread: enough to keep the body busy, little enough to hold.
             depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
-            found = ahead(self.pool, self._pixels_or_error, chain(head, rest), depth)
+            found = ahead(self.pool, prepare, chain(head, rest), depth)
         else:
             # For a single image it is faster not to wake another thread.
-            found = map(self._pixels_or_error, head)
+            found = map(prepare, head)
         pixels: dict[int, Floats] = {}
         skipped = 0
         for index, each in enumerate(found):
@@ -211,12 +212,6 @@ class ImagePipeline(_Pipeline):
         image = decode_image(item, self.short_side)
         pixels: Floats = self.prefix.run([self.cut], {IMAGE: image[None]})[0]
         return pixels
-
-    def _pixels_or_error(self, item: Any) -> "Floats | DataError":
-        try:
-            return self.pixels(item)
-        except DataError as error:
-            return error
 
 
 class TextPipeline(_Pipeline):

@@ -27,13 +27,6 @@ class Row(NamedTuple):
     data: bytes
 
 
-class _Position(NamedTuple):
-    offset: int
-    size: int
-    length: int
-    kind: int
-
-
 class Records:
     """The strings of one folder whose keys are in `wanted` (None: all); `size_of(length, kind)` is a string's bytes.
 
@@ -47,7 +40,8 @@ class Records:
         self._data, self._index = folder / "data", folder / "index"
         self.size_of = size_of
         self.wanted = wanted
-        self._positions: dict[bytes, _Position] = {}
+        #: (offset, size, length, kind) of each string.
+        self._positions: dict[bytes, tuple[int, int, int, int]] = {}
         #: Bytes of all strings.
         self.size = 0
         self._records = 0
@@ -71,7 +65,7 @@ class Records:
             if offset != self.size or offset + size > there:
                 return
             if self.wanted is None or key in self.wanted:
-                self._positions[key] = _Position(offset, size, length, kind)
+                self._positions[key] = (offset, size, length, kind)
             self.size += size
             self._records += 1
 
