@@ -10,9 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
@@ -47,32 +48,24 @@ KINDS = {
 }
 
 
+@dataclass(eq=False)
 class _Plugin:
-    """One entry point, and its classes or its error once it was loaded."""
+    """One entry point, and its classes or its error once it was loaded, in `seconds`."""
 
-    def __init__(self, point: EntryPoint) -> None:
-        self.point = point
-        self.distribution = point.distribution
-        self.title = point.title
-        self.classes: dict[str, type] | None = None
-        self.error: PluginError | None = None
-        self.seconds: float | None = None
+    point: EntryPoint
+    classes: dict[str, type[Any]] | None = None
+    error: PluginError | None = None
+    seconds: float | None = None
 
-    def load(self) -> object:
-        """The module that the entry point names."""
-        # Here, because verbs that load no plugin, such as list, should not wait for this import.
-        from importlib import metadata
-
-        return metadata.EntryPoint(self.point.name, self.point.value, self.point.group).load()
+    def problem(self, text: str, hint: str) -> PluginError:
+        """An error about this plugin."""
+        name = f"{self.point.name} ({self.point.distribution})"
+        return PluginError(f"the plugin {self.point.title} {text}", plugin=name, hint=hint)
 
     def fail(self, reason: str, hint: str | None = None) -> PluginError:
         """The error that quarantines this plugin."""
-        removal = f"zoo plugins shows them all; pip uninstall {self.distribution} removes this one"
-        self.error = PluginError(
-            f"the plugin {self.title} cannot be used: {reason}",
-            plugin=f"{self.point.name} ({self.distribution})",
-            hint=hint or removal,
-        )
+        removal = f"zoo plugins shows them all; pip uninstall {self.point.distribution} removes this one"
+        self.error = self.problem(f"cannot be used: {reason}", hint or removal)
         return self.error
 
 
@@ -90,7 +83,7 @@ class Plugins:
 
         Raises UnknownPluginError, or PluginError when its plugin is broken or two plugins claim the family.
         """
-        return cast("type[Backbone]", self._class("zoo.backbones", family))
+        return self._loaded("zoo.backbones", family)[1]
 
     def make(self, entry: Entry, weights: Path) -> Backbone:
         """The backbone of a row. Everything that its plugin prints goes to stderr.
@@ -98,14 +91,13 @@ class Plugins:
         Raises as `backbone` does. Here and in every method of the backbone, an exception of the plugin that is not a
         ZooError becomes a PluginError.
         """
-        cls = self.backbone(entry.family)
-        return _GuardedBackbone(self._claimed("zoo.backbones", entry.family), cls, entry, weights)
+        plugin, cls = self._loaded("zoo.backbones", entry.family)
+        return _GuardedBackbone(plugin, cls, entry, weights)
 
     def source(self, scheme: str) -> Source:
         """The one instance of the source for a URL scheme. Raises as `backbone` does."""
         if scheme not in self._sources:
-            source = cast("type[Source]", self._class("zoo.sources", scheme))
-            self._sources[scheme] = _guarded(self._claimed("zoo.sources", scheme), source)
+            self._sources[scheme] = _guarded(*self._loaded("zoo.sources", scheme))
         return self._sources[scheme]
 
     def claim(self, group: str, name: str) -> EntryPoint:
@@ -114,17 +106,12 @@ class Plugins:
 
     def bridge(self, prefix: str) -> Bridge:
         """A new instance of the bridge for a prefix, guarded like a backbone of `make`. Raises as `backbone` does."""
-        bridge = cast("type[Bridge]", self._class("zoo.bridges", prefix))
-        plugin = self._claimed("zoo.bridges", prefix)
+        plugin, bridge = self._loaded("zoo.bridges", prefix)
         return _GuardedBridge(plugin, _guarded(plugin, bridge))
 
     def families(self) -> list[str]:
         """Families that plugins claim, broken ones included."""
         return self._names("zoo.backbones")
-
-    def schemes(self) -> list[str]:
-        """URL schemes that plugins claim, broken ones included."""
-        return self._names("zoo.sources")
 
     def prefixes(self) -> list[str]:
         """Prefixes of bridged models that plugins claim, broken ones included."""
@@ -140,14 +127,8 @@ class Plugins:
         claims = _claims(group, name, self._plugins)
         # The state has the error.
         with suppress(PluginError):
-            self._class(group, name)
+            self._loaded(group, name)
         return self._state(claims[0])
-
-    def check_all(self) -> list[PluginState]:
-        """`describe` after loading every plugin."""
-        for plugin in self._plugins:
-            self.load(plugin.point.group, plugin.point.name)
-        return self.describe()
 
     @cached_property
     def _installed(self) -> list[_Plugin]:
@@ -181,11 +162,11 @@ class Plugins:
         if not claims:
             hint = f"known {kind.plural}: {', '.join(self._names(group)) or 'none'}"
             if left_out := _claims(group, name, self._installed):
-                hint = f"ZOO_PLUGINS leaves {left_out[0].title} out: unset it, or add {name} to it"
+                hint = f"ZOO_PLUGINS leaves {left_out[0].point.title} out: unset it, or add {name} to it"
             raise UnknownPluginError(f"no plugin gives the {kind.noun} '{name}'", plugin=name, hint=hint)
         if len(claims) > 1:
-            claimants = " and ".join(sorted(f"{each.distribution} ({each.point.value})" for each in claims))
-            foreign = sorted({each.distribution for each in claims if canonical(each.distribution) != OURS})
+            claimants = " and ".join(sorted(f"{each.point.distribution} ({each.point.value})" for each in claims))
+            foreign = sorted({each.point.distribution for each in claims if canonical(each.point.distribution) != OURS})
             others = " or ".join(f"pip uninstall {each}" for each in foreign)
             raise PluginError(
                 f"the {kind.noun} '{name}' is claimed by {claimants}",
@@ -194,7 +175,8 @@ class Plugins:
             )
         return claims[0]
 
-    def _class(self, group: str, name: str) -> type:
+    def _loaded(self, group: str, name: str) -> tuple[_Plugin, type[Any]]:
+        """The only plugin for `name`, loaded, and its class for that name."""
         plugin = self._claimed(group, name)
         if plugin.error is not None:
             raise plugin.error
@@ -204,16 +186,20 @@ class Plugins:
                 plugin.classes = _guarded(plugin, lambda: self._collect(plugin))
             finally:
                 plugin.seconds = time.perf_counter() - start
-        return plugin.classes[name]
+        return plugin, plugin.classes[name]
 
     def _collect(self, plugin: _Plugin) -> dict[str, type]:
         """The classes of a plugin's hook. If that fails, the plugin is not left registered."""
-        manager, kind = self._manager, KINDS[plugin.point.group]
-        module = plugin.load()
+        # Here, because verbs that load no plugin, such as list, should not wait for this import.
+        from importlib import metadata
+
+        manager, point = self._manager, plugin.point
+        kind = KINDS[point.group]
+        module = metadata.EntryPoint(point.name, point.value, point.group).load()
         try:
             # Several entry points may name one module.
             if not manager.is_registered(module):
-                manager.register(module, name=f"{plugin.distribution}:{plugin.point.value}")
+                manager.register(module, name=f"{point.distribution}:{point.value}")
                 manager.check_pending()
             others = [other for other in manager.get_plugins() if other is not module]
             results = manager.subset_hook_caller(kind.hook, remove_plugins=others)()
@@ -282,11 +268,8 @@ def _run(plugin: _Plugin, call: Callable[[], T]) -> T:
     except BaseException as error:
         if os.environ.get("ZOO_DEBUG"):
             traceback.print_exc()
-        raise PluginError(
-            f"the plugin {plugin.title} failed: {type(error).__name__}: {brief(str(error))}",
-            plugin=f"{plugin.point.name} ({plugin.distribution})",
-            hint="zoo --debug shows where; report it to its author",
-        ) from error
+        reason = f"failed: {type(error).__name__}: {brief(str(error))}"
+        raise plugin.problem(reason, "zoo --debug shows where; report it to its author") from error
 
 
 def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
@@ -26,7 +25,6 @@ from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
 DAMAGED = "delete it, and pull the model again"
-BridgeFor: TypeAlias = Callable[[str], Bridge]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +55,7 @@ class Bridged:
     """
 
     def __init__(
-        self, folder: Path, prefixes: Callable[[], list[str]], bridge_for: BridgeFor, *, offline: bool
+        self, folder: Path, prefixes: Callable[[], list[str]], bridge_for: Callable[[str], Bridge], *, offline: bool
     ) -> None:
         self.folder = folder
         self._prefixes = prefixes

@@ -276,11 +276,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _matcher(pattern: str | None) -> Callable[[str], object]:
-    if not pattern:
-        return lambda name: True
-    lowered = pattern.lower()
-    if set(lowered) & set("*?["):
-        from fnmatch import translate
+    from fnmatch import translate
 
-        return re.compile(translate(lowered)).match
-    return lambda name: lowered in name
+    lowered = (pattern or "").lower()
+    return re.compile(translate(lowered if set(lowered) & set("*?[") else f"*{lowered}*")).match

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.data.items import Skip
+from zoo.data.items import Skip, attempt
 from zoo.errors import DataError
 from zoo.runtime.in_order import ahead, windows
 
@@ -54,13 +54,9 @@ class PerCore(NamedTuple):
     def _answer(self, start: int, items: Sequence[Any], outputs: Sequence[str]) -> _Answered:
         import numpy as np
 
-        prepared: dict[int, Floats] = {}
-        failed: list[tuple[int, DataError]] = []
-        for index, item in enumerate(items, start):
-            try:
-                prepared[index] = self.prepare(item)
-            except DataError as error:
-                failed.append((index, error))
+        found = {index: attempt(self.prepare, item) for index, item in enumerate(items, start)}
+        failed = [(index, each) for index, each in found.items() if isinstance(each, DataError)]
+        prepared = {index: each for index, each in found.items() if not isinstance(each, DataError)}
         if not prepared:
             return _Answered([], {}, failed)
         feeds = {self.name: np.concatenate(list(prepared.values()))}

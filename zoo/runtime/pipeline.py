@@ -263,18 +263,11 @@ class TextPipeline(_Pipeline):
             yield indices, self.encoder.batch([tokens[i] for i in indices])
 
     def _tokens(self, start: int, items: Sequence[Any]) -> "Tokens":
-        texts: dict[int, str] = {}
-        failed: list[tuple[int, DataError]] = []
-        for index, item in enumerate(items, start):
-            try:
-                texts[index] = check_text(item)
-            except DataError as error:
-                failed.append((index, error))
-        tokens = dict(zip(texts, self.encoder.tokens(list(texts.values())), strict=True))
-        for index, text in texts.items():
-            try:
-                self.encoder.check_known(text, tokens[index])
-            except DataError as error:
-                failed.append((index, error))
-                del tokens[index]
-        return tokens, sorted(failed, key=lambda each: each[0])
+        found: dict[int, str | list[int] | DataError]
+        found = {index: attempt(check_text, item) for index, item in enumerate(items, start)}
+        texts = {index: text for index, text in found.items() if isinstance(text, str)}
+        for index, tokens in zip(texts, self.encoder.tokens(list(texts.values())), strict=True):
+            error: DataError | None = attempt(self.encoder.check_known, texts[index], tokens)
+            found[index] = error or tokens
+        failed = [(index, each) for index, each in found.items() if isinstance(each, DataError)]
+        return {index: each for index, each in found.items() if isinstance(each, list)}, failed

@@ -125,14 +125,19 @@ def pull(
         jobs = []
         for listed, file in zip(entry.files, row.files, strict=True):
             urls = _candidates(entry, file, only)
-            partial = stack.enter_context(store.claim_partial(_partial_key(listed)))
+            # A partial is named by the file's digest, so that all sources share it; without one, by that of its URL.
+            partial = stack.enter_context(store.claim_partial(listed.sha256 or sha256(listed.sources[0])))
             jobs.append(_Job(file=file, urls=urls, partial=partial / PARTIAL_DATA))
         _use_local_bytes(jobs, store.copies(entry))
         if offline:
             _keep_local(entry, jobs, source_for)
         _check_space(store.home, jobs)
         _fetch_all(jobs, source_for, progress)
-        trusted = {job.file.path: job.locked() for job in jobs if not job.file.is_pinned}
+        trusted = {
+            job.file.path: LockedFile(sha256=job.digest.sha256, size=job.digest.size, source=job.url)
+            for job in jobs
+            if job.digest is not None and not job.file.is_pinned
+        }
         if trusted:
             lock.record(entry.name, trusted)
         return _publish(entry, store, lock, jobs)
@@ -186,11 +191,6 @@ class _Job:
         self.partial.unlink(missing_ok=True)
         self.is_resumed = False
 
-    def locked(self) -> LockedFile:
-        """The lock's record of an unpinned file that was fetched."""
-        assert self.digest is not None
-        return LockedFile(sha256=self.digest.sha256, size=self.digest.size, source=self.url)
-
 
 def _candidates(entry: Entry, file: WeightFile, only: str | None) -> list[str]:
     urls = [url for url in file.sources if only in (None, _scheme(url))]
@@ -202,11 +202,6 @@ def _candidates(entry: Entry, file: WeightFile, only: str | None) -> list[str]:
 
 def _scheme(url: str) -> str:
     return url.partition("://")[0]
-
-
-def _partial_key(listed: WeightFile) -> str:
-    """The name of a file's partial: its digest, so that all sources share it; without a digest, that of its URL."""
-    return listed.sha256 or sha256(listed.sources[0])
 
 
 def _wrong_bytes(message: str, expected: str | int | None, actual: str | int) -> IntegrityError:

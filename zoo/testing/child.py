@@ -18,13 +18,6 @@ from zoo.testing import Check, Report, examine, skipped, summary
 CHECK_LIMIT = 600.0
 
 
-class Request(msgspec.Struct):
-    """The request to the child: the row to check, and the folder of its files."""
-
-    entry: Entry
-    weights: str
-
-
 def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progress: Progress = SILENT) -> Report:
     """The report of `zoo.testing.check_backbone` on the family of `entry`, run in a child within `limit` seconds.
 
@@ -34,17 +27,15 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
     running = None
     with (
         progress.task(f"checking {entry.family} with {entry.name}", None),
-        isolated("zoo.testing.child", Request(entry, str(weights))) as child,
+        isolated("zoo.testing.child", (entry, str(weights))) as child,
     ):
         deadline = time.monotonic() + limit
         try:
             while (answer := child.receive(max(0.0, deadline - time.monotonic()), limit).data) is not None:
                 if isinstance(answer, str):
                     running = answer
-                elif isinstance(answer, int):
-                    found.append(answer)
                 else:
-                    found.append(msgspec.convert(answer, Check))
+                    found.append(msgspec.convert(answer, Check | int))
         except EndedError as ended:
             if running is None:
                 raise PluginError(
@@ -64,11 +55,11 @@ def main() -> None:
     assert message is not None
     parent.send("ready")
     try:
-        request = msgspec.convert(message.data, Request)
+        entry, weights = msgspec.convert(message.data, tuple[Entry, str])
         plugins = Plugins()
-        family = plugins.backbone(request.entry.family)
-        module = plugins.claim("zoo.backbones", request.entry.family).value.partition(":")[0]
-        for each in examine(family, request.entry, Path(request.weights), module):
+        family = plugins.backbone(entry.family)
+        module = plugins.claim("zoo.backbones", entry.family).value.partition(":")[0]
+        for each in examine(family, entry, Path(weights), module):
             parent.send(each)
         parent.send(None)
     except ZooError as error:
