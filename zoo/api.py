@@ -150,8 +150,7 @@ class Zoo(Workspace):
         """Answers for one input or any iterable of inputs, all held in memory: see also `answers` and `run_to_file`.
 
         Inputs are paths, PIL images or uint8 arrays for image models, str for text models. A registry row of word
-        vectors answers with nearest words, on the CPU. The model is loaded for this call: for several calls use
-        `session(model).run(inputs)`.
+        vectors answers with nearest words, on the CPU. For several calls, `session(model)` loads the model once.
 
         Raises DataError for an unreadable input, NotFoundError for a text without a known word if nearest words are
         searched. With `keep_going` the error is in the answer instead.
@@ -246,9 +245,7 @@ class Zoo(Workspace):
     ) -> Embedded:  # fmt: skip
         """Write the features of `inputs` (as in `answers`) to a `.npy`, `.parquet` or `.jsonl` file: docs/embed.md.
 
-        An input that fails has its error in the file, with `strict` it is raised. `resume` continues an unfinished
-        file. Raises DataError without inputs, UsageError for an output that is unfinished, not a file of vectors, or
-        has other inputs or another model, AccessError for an output that is not writable.
+        `resume`, `strict` and the errors are those of `run_to_file`.
         """
         from zoo.outputs.embed import embed
         from zoo.outputs.table import check_name
@@ -267,9 +264,8 @@ class Zoo(Workspace):
         """The `top` of `inputs` by cosine similarity of their features with those of `query`.
 
         `inputs` are arguments of `each_input`, files of `embed`, or `.npy` files. All vectors are compared; with
-        `index` a file of more than a million vectors is searched with an index beside it, built once. A file with
-        another fingerprint gives a warning. Raises DataError for an unreadable query, no inputs, or vectors of another
-        length.
+        `index` a file of more than a million vectors is searched with an index beside it, built once. Raises DataError
+        for an unreadable query, no inputs, or vectors of another length; another fingerprint gives a warning.
         """
         from zoo.outputs.similar import similar
 

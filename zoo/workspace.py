@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,13 +223,10 @@ class Workspace:
             raise UsageError(f"{model} has no word vectors", hint="zoo list --task word-vectors shows those that do")
         require("nearest words", "numpy")
         entry = self.entry(model)
-        try:
-            folder = self.store.find(entry, self.lock)
-            if folder is not None:
+        # An error: never prepared, or changed since. The pull below prepares it again.
+        with suppress(NotFoundError, IntegrityError):
+            if (folder := self.store.find(entry, self.lock)) is not None:
                 return WordTable.open(folder, lowercase=preprocess.lowercase)
-        except (NotFoundError, IntegrityError):
-            # Never prepared, or changed since: the pull below prepares it again.
-            pass
         # Raises the reason if the family, which prepares the table, cannot be loaded.
         self.plugins.backbone(entry.family)
         return WordTable.open(self.pull(model), lowercase=preprocess.lowercase)

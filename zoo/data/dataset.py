@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from zoo.data.folders import read_classes, split_folders
-from zoo.data.items import SEPARATOR, Example, Item, Skipped, Unreadable, quoted
+from zoo.data.items import SEPARATOR, Example, Item, Skipped, Unreadable
 from zoo.data.tables import DEFAULT_LABEL, TABLES, parse_number, read_images, read_texts
-from zoo.errors import DataError, MissingFileError, UsageError
+from zoo.errors import DataError, MissingFileError, UsageError, quote
 from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
 from zoo.schema import ImagePreprocess, Preprocess, Task
@@ -75,8 +75,7 @@ class Dataset(Struct, frozen=True):
         """The right answers, in the order of the examples and of `labels`.
 
         One label: int64 [items], indices into `labels`. Several labels: float32 [items, labels] of 0 and 1. A number:
-        float32 [items, 1]. Raises DataError for a label that is not in `labels` and for a cell that is not a finite
-        number.
+        float32 [items, 1]. Raises DataError for a label that is not in `labels` and a cell that is no finite number.
         """
         import numpy as np
 
@@ -95,21 +94,15 @@ class Dataset(Struct, frozen=True):
         """The number in an example's cell. Raises DataError, naming the example."""
         value = parse_number(example.label)
         if value is None:
-            raise DataError(
-                f"{example.name}: '{self.column}' is not a finite number: {quoted([example.label])[0]}",
-                path=example.name,
-                hint="correct or remove it",
-            )
+            problem = f"{example.name}: '{self.column}' is not a finite number: {quote(example.label)}"
+            raise DataError(problem, path=example.name, hint="correct or remove it")
         return value
 
 
 def _index(label: str, indices: dict[str, int], example: Example) -> int:
     if label not in indices:
-        raise DataError(
-            f"{example.name} has the label '{label}', which the model does not know",
-            path=example.name,
-            hint=f"known labels: {', '.join(indices)}",
-        )
+        problem = f"{example.name} has the label '{label}', which the model does not know"
+        raise DataError(problem, path=example.name, hint=f"known labels: {', '.join(indices)}")
     return indices[label]
 
 

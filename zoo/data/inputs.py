@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,14 +96,9 @@ class Inputs:
     def _count(self, argument: str) -> int:
         if Path(argument).suffix.lower() == ".parquet" and _is(Path.is_file, argument):
             # The first row shows whether the column exists; the footer has the number of rows.
-            next(iter(self._one(argument)), None)
+            next(self._of(argument), None)
             return count_rows(Path(argument))
-        return sum(1 for _ in self._one(argument))
-
-    def _one(self, argument: str) -> "Inputs":
-        found = copy(self)
-        found.arguments = [argument]
-        return found
+        return sum(1 for _ in self._of(argument))
 
 
 def one_or_more(inputs: Any) -> Iterable[Any]:
@@ -189,20 +183,18 @@ def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None
 
     Images: files, folders (their images), glob patterns; `-` reads paths from stdin. Texts: the argument itself,
     or the lines of a .txt file, or the column `text` of a CSV, JSON lines or Parquet file; `-` reads texts from stdin.
-    Raises MissingFileError for a file that does not exist, DataError for a folder or file without items, an empty text
-    and a file of the other kind.
+    Raises MissingFileError, and DataError for no items, an empty text and a file of the other kind.
     """
-    items, names = [], []
+    found: list[Input] = []
     for argument in arguments:
-        found = _images(argument) if isinstance(preprocess, ImagePreprocess) else _texts(argument, text or DEFAULT_TEXT)
-        for name, item in found:
-            if isinstance(item, DataError):
-                raise item
-            items.append(item)
-            names.append(name)
-    if not items:
+        reads_images = isinstance(preprocess, ImagePreprocess)
+        for each in _images(argument) if reads_images else _texts(argument, text or DEFAULT_TEXT):
+            if isinstance(each.item, DataError):
+                raise each.item
+            found.append(each)
+    if not found:
         raise DataError("there is no input", hint="name files, or give text; - reads stdin")
-    return items, names
+    return [each.item for each in found], [each.name for each in found]
 
 
 def _images(argument: str) -> Iterator[Input]:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from zoo.errors import DataError, ZooError, named, short
+from zoo.errors import DataError, ZooError, named
 
 #: Called with the index and the error of an item that cannot be read: the item is left out, or the error is raised.
 Skip: TypeAlias = Callable[[int, DataError], None]
@@ -51,11 +51,6 @@ def listed(names: Iterable[object], limit: int = 5) -> str:
     words = [str(name) for name in names]
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
-
-
-def quoted(labels: Iterable[str]) -> list[str]:
-    """Labels in quotes, fit to be printed inside one line."""
-    return [f"'{short(label)}'" for label in labels]
 
 
 class Unreadable:

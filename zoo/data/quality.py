@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from zoo.data.dataset import Dataset, class_counts
-from zoo.data.items import SEPARATOR, Example, listed, quoted
+from zoo.data.items import SEPARATOR, Example, listed
+from zoo.errors import quote
 from zoo.schema import Task
 
 #: Classes with fewer items are named.
@@ -43,7 +44,7 @@ def _copies(data: Dataset) -> Iterator[str]:
         kind = "numbers" if data.task is Task.REGRESSION else "labels"
         yield (
             f"the same item has different {kind}, {len(conflicts):,} times: {first[digest].name} and its copies are "
-            f"{' and '.join(quoted([first[digest].label, example.label]))}"
+            f"{quote(first[digest].label)} and {quote(example.label)}"
         )
 
 
@@ -53,14 +54,14 @@ def _spellings(counts: Mapping[str, int]) -> Iterator[str]:
         alike.setdefault(re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label).casefold()), []).append(label)
     for labels in alike.values():
         if len(labels) > 1:
-            counted = (f"{word} ({counts[label]:,})" for label, word in zip(labels, quoted(labels), strict=True))
+            counted = (f"{quote(label)} ({counts[label]:,})" for label in labels)
             yield f"labels that differ only in case, spaces, hyphens or underscores: {', '.join(counted)}"
 
 
 def _rare(counts: Mapping[str, int]) -> Iterator[str]:
     rare = sorted((count, label) for label, count in counts.items() if count < FEW_ITEMS)
     if rare:
-        counted = (f"{quoted([label])[0]} ({count})" for count, label in rare)
+        counted = (f"{quote(label)} ({count})" for count, label in rare)
         yield f"labels of fewer than {FEW_ITEMS} items: {listed(counted)}"
 
 
@@ -68,11 +69,10 @@ def _imbalance(counts: Mapping[str, int]) -> Iterator[str]:
     ordered = Counter(counts).most_common()
     (most, many), (least, few) = ordered[0], ordered[-1]
     if many > IMBALANCE * few:
-        names = quoted([most, least])
-        yield f"{names[0]} has {many:,} items and {names[1]} {few:,}: --class-weights makes every class count alike"
+        more = f"{quote(most)} has {many:,} items and {quote(least)} {few:,}"
+        yield f"{more}: --class-weights makes every class count alike"
 
 
 def _several(counts: Mapping[str, int]) -> Iterator[str]:
-    joined = [label for label in counts if SEPARATOR in label]
-    if joined:
-        yield f"labels with '{SEPARATOR}' are taken whole: {listed(quoted(joined))}; --task multi-label reads several"
+    if joined := [quote(label) for label in counts if SEPARATOR in label]:
+        yield f"labels with '{SEPARATOR}' are taken whole: {listed(joined)}; --task multi-label reads several"

@@ -7,6 +7,7 @@ it is used only for distributions that are not in plain folders of sys.path.
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -116,7 +117,7 @@ def _distributions() -> Iterator[tuple[str, Read]]:
             continue
         else:
             for name, path in infos:
-                yield canonical(name.rpartition(".")[0].partition("-")[0]), _reader(path)
+                yield canonical(name.rpartition(".")[0].partition("-")[0]), partial(_read, path)
     finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
     if any(getattr(finder, "__name__", None) != "PathFinder" for finder in finders):
         yield from _foreign_distributions(None)
@@ -134,15 +135,12 @@ def _foreign_distributions(path: list[str] | None) -> Iterator[tuple[str, Read]]
             continue
 
 
-def _reader(info: str) -> Read:
-    def read(name: str) -> str | None:
-        try:
-            with open(f"{info}/{name}", encoding="utf-8") as file:  # noqa: PTH123 - one Path a file is half the time
-                return file.read()
-        except OSError:
-            return None
-
-    return read
+def _read(info: str, name: str) -> str | None:
+    try:
+        with open(f"{info}/{name}", encoding="utf-8") as file:  # noqa: PTH123 - one Path a file is half the time
+            return file.read()
+    except OSError:
+        return None
 
 
 def _name_and_version(read: Read) -> tuple[str | None, str | None]:

@@ -35,16 +35,6 @@ def check_top(top: int) -> int:
     return top
 
 
-class Answerer(Protocol):
-    """Computes rows for items, and turns a row into an answer."""
-
-    def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
-        """The rows of the items: see `zoo.runtime.in_order.Rows`."""
-
-    def answer(self, name: str, row: Any) -> Answer:
-        """The answer to the input `name`, whose row is `row`."""
-
-
 class Model(Protocol):
     """The part of a loaded model that answers need: a `zoo.runtime.session.Session`, or a model that runs elsewhere."""
 
@@ -61,7 +51,10 @@ class Model(Protocol):
 
 
 class ModelAnswerer:
-    """Answers by a model: the `top` best labels, a number, or the features of a model without a head."""
+    """Answers by a model: the `top` best labels, a number, or the features of a model without a head.
+
+    `rows` computes the rows of items (see `zoo.runtime.in_order.Rows`), `answer` turns one into an answer.
+    """
 
     def __init__(self, model: Model, top: int) -> None:
         self.model = model
@@ -108,6 +101,10 @@ class WordAnswerer:
     def answer(self, name: str, row: list[tuple[str, float]]) -> Answer:
         """The answer to the input `name` from its nearest words."""
         return Answer(input=name, words=tuple(row))
+
+
+#: Both have the same two methods.
+Answerer: TypeAlias = ModelAnswerer | WordAnswerer
 
 
 def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> Iterator[Answer]:
