@@ -75,10 +75,7 @@ class NotFoundError(ZooError):
 
 
 class MissingFileError(DataError, NotFoundError):
-    """Raised when data or an input file does not exist.
-
-    It is a DataError, too: `path` and `index` are those of a DataError.
-    """
+    """Raised when data or an input file does not exist; `path` and `index` are those of a DataError."""
 
     exit_code = 3
     code = "not-found"

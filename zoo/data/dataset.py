@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from zoo.data.folders import read_classes, split_folders
 from zoo.data.items import SEPARATOR, Example, Item, Skipped, Unreadable
-from zoo.data.tables import DEFAULT_LABEL, TABLES, parse_number, read_images, read_texts
+from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_LABEL, DEFAULT_TEXT, TABLES, parse_number, read_images, read_texts
 from zoo.errors import DataError, MissingFileError, UsageError, quote
 from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
@@ -121,13 +121,10 @@ def load(
     column, an empty cell, an empty class, more bad items than `options` allow; OfflineError, AccessError and
     NetworkError for a table of the Hub.
     """
-    first, *more = load_parts(source, preprocess, options, offline=offline, progress=progress).values()
-    return msgspec.structs.replace(
-        first,
-        source=str(source),
-        examples=first.examples + tuple(example for part in more for example in part.examples),
-        skipped=first.skipped + tuple(skipped for part in more for skipped in part.skipped),
-    )
+    parts = list(load_parts(source, preprocess, options, offline=offline, progress=progress).values())
+    whole = parts[0].only(example for part in parts for example in part.examples)
+    skipped = tuple(each for part in parts for each in part.skipped)
+    return msgspec.structs.replace(whole, source=str(source), skipped=skipped)
 
 
 def load_parts(
@@ -150,9 +147,10 @@ def load_parts(
         folders = split_folders(path) or folders
         contents = {part: read_classes(folder, path) for part, folder in folders.items()}
     elif isinstance(preprocess, ImagePreprocess):
-        contents = {"train": read_images(path, options.image, column, task, has_files=not is_hub(source))}
+        image, has_files = options.image or DEFAULT_IMAGE, not is_hub(source)
+        contents = {"train": read_images(path, image, column, task, has_files=has_files)}
     else:
-        contents = {"train": read_texts(path, options.text, column, task)}
+        contents = {"train": read_texts(path, options.text or DEFAULT_TEXT, column, task)}
     skipped = [each for content in contents.values() for each in content.skipped]
     total = len(skipped) + sum(len(content.examples) for content in contents.values())
     if not total:

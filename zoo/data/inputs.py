@@ -119,13 +119,14 @@ def with_names(items: Sequence[Any], names: Sequence[str]) -> list[Input]:
 
 def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
     """The inputs in batches of at most `limit`; none waits more than SOON seconds for those that come after it."""
-    come: queue.Queue[Input | _End] = queue.Queue(limit)
+    # (input, None), and at the end (None, the error that ended the inputs or None).
+    come: queue.Queue[tuple[Input | None, Exception | None]] = queue.Queue(limit)
     is_over = threading.Event()
 
-    def hand(each: Input | _End) -> None:
+    def hand(each: Input | None, error: Exception | None = None) -> None:
         while not is_over.is_set():
             with suppress(queue.Full):
-                come.put(each, timeout=1.0)
+                come.put((each, error), timeout=1.0)
                 return
 
     def read() -> None:
@@ -134,39 +135,31 @@ def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
                 hand(each)
                 if is_over.is_set():
                     return
-            hand(_End(None))
+            hand(None)
         except Exception as error:
-            hand(_End(error))
+            hand(None, error)
 
     # A daemon: the process does not wait for a pipe that never ends.
     threading.Thread(target=read, name="zoo-stdin", daemon=True).start()
     try:
         while True:
-            each: Input | _End | None = come.get()
+            each, error = come.get()
             part: list[Input] = []
             until = time.monotonic() + SOON
-            while isinstance(each, Input):
-                part.append(each)
-                if len(part) == limit:
-                    break
-                try:
-                    each = come.get(timeout=max(0.0, until - time.monotonic()))
-                except queue.Empty:
-                    each = None
+            with suppress(queue.Empty):
+                while each is not None:
+                    part.append(each)
+                    if len(part) == limit:
+                        break
+                    each, error = come.get(timeout=max(0.0, until - time.monotonic()))
             if part:
                 yield part
-            if isinstance(each, _End):
-                if each.error is not None:
-                    raise each.error
+            if error is not None:
+                raise error
+            if each is None:
                 return
     finally:
         is_over.set()
-
-
-class _End(NamedTuple):
-    """The end of the inputs, or the error that ended them."""
-
-    error: Exception | None
 
 
 def named_inputs(inputs: Iterable[Any]) -> Iterator[Input]:

@@ -1,5 +1,6 @@
 """Sample inputs that ship with zoo, for parity checks without data of the user."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +35,9 @@ def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Pat
 
 def gate_samples(held: Dataset) -> Sequence[Item]:
     """Held-out items of as many classes as possible, independent of the order of the data."""
-    ranked = sorted(held.examples, key=lambda example: example.digest)
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     order = []
-    for example in ranked:
-        seen[example.label] = seen.get(example.label, 0) + 1
+    for example in sorted(held.examples, key=lambda example: example.digest):
+        seen[example.label] += 1
         order.append((seen[example.label], example.digest, example.item))
     return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]

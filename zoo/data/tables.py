@@ -25,9 +25,8 @@ PARQUET_ROWS = 256
 Row: TypeAlias = tuple[int, Mapping[str, Any] | DataError]
 
 
-def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> Content:
+def read_texts(path: Path, text: str, label: str, task: Task) -> Content:
     """The examples in a table of texts. Raises DataError for a missing column and for a cell that cannot be used."""
-    text, label = text or DEFAULT_TEXT, label or DEFAULT_LABEL
     examples = []
     for line, row in _rows(path, {text: "--text", label: "--label"}):
         words = _cell(row[text], text, path, line)
@@ -36,13 +35,12 @@ def read_texts(path: Path, text: str | None, label: str | None, task: Task) -> C
     return Content(examples, [])
 
 
-def read_images(path: Path, image: str | None, label: str | None, task: Task, *, has_files: bool = True) -> Content:
+def read_images(path: Path, image: str, label: str, task: Task, *, has_files: bool) -> Content:
     """The examples in a table of images: bytes, or paths relative to the table's folder and inside of it.
 
     Missing files, other kinds of files and links out of the folder are skipped. Raises DataError as `read_texts` does,
     and for a path that leaves the folder; without `has_files` for any path.
     """
-    image, label = image or DEFAULT_IMAGE, label or DEFAULT_LABEL
     content, inside = Content([], []), path.parent.resolve()
     for line, row in _rows(path, {image: "--image", label: "--label"}):
         name, truth = f"{path.name}:{line}", _label(row[label], label, path, line, task)
@@ -306,11 +304,9 @@ def _named(value: Any, names: list[str] | None) -> Any:
 def _label(value: Any, column: str, path: Path, line: int, task: Task) -> str:
     if task is Task.MULTI_LABEL and isinstance(value, list):
         value = _joined(value, column, path, line)
-    is_missing = value is None and path.suffix.lower() == ".csv"
-    # pandas writes NaN for an empty cell.
-    if task is Task.MULTI_LABEL and not is_missing and (value is None or value != value or value == ""):
-        return ""
-    if task is Task.MULTI_LABEL and isinstance(value, str) and not value.strip():
+    is_blank = not value.strip() if isinstance(value, str) else value is None and path.suffix.lower() != ".csv"
+    # pandas writes NaN for an empty cell. In CSV, None means that the row is too short.
+    if task is Task.MULTI_LABEL and (is_blank or value != value):
         return ""
     words = _cell(value, column, path, line).strip()
     if task is Task.REGRESSION and parse_number(words) is None:

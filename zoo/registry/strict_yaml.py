@@ -45,7 +45,13 @@ class Document:
         # The type stubs of yaml lack anchor, tag and marks of its event classes.
         self._events: Iterator[Any] = yaml.parse(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         try:
-            self.value = self._only_document()
+            next(self._events)
+            if isinstance(next(self._events), yaml.StreamEndEvent):
+                self._fail("the file is empty")
+            self.value = self._value(next(self._events), ())
+            next(self._events)
+            if not isinstance(after := next(self._events), yaml.StreamEndEvent):
+                self._fail("a second document begins here, and only one is allowed", after.start_mark)
         except yaml.MarkedYAMLError as error:
             self._fail(f"not valid YAML: {error.problem or error.context}", error.problem_mark or error.context_mark)
         except yaml.reader.ReaderError as error:
@@ -56,19 +62,6 @@ class Document:
         while key_path not in self.lines:
             key_path = key_path[:-1]
         return f"{self.path}:{self.lines[key_path]}"
-
-    def _only_document(self) -> Any:
-        import yaml
-
-        next(self._events)
-        if isinstance(next(self._events), yaml.StreamEndEvent):
-            self._fail("the file is empty")
-        value = self._value(next(self._events), ())
-        next(self._events)
-        after = next(self._events)
-        if not isinstance(after, yaml.StreamEndEvent):
-            self._fail("a second document begins here, and only one is allowed", after.start_mark)
-        return value
 
     def _value(self, event: Any, key_path: KeyPath) -> Any:
         import yaml

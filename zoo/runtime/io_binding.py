@@ -4,7 +4,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zoo.runtime.cuda import load_libraries
 from zoo.runtime.device import onnxruntime
@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    #: A binding, the device buffers of its inputs by name, and the page-locked arrays that are copied to them.
+    Buffers: TypeAlias = tuple[Any, dict[str, Any], dict[str, NDArray[Any]]]
+
 #: Sets of buffers that are kept; batches of texts have many shapes.
 SHAPES = 8
-
-
-class _Buffers(NamedTuple):
-    """A binding, the device buffers of its inputs by name, and the page-locked arrays that are copied to them."""
-
-    binding: Any
-    device: dict[str, Any]
-    staged: "dict[str, NDArray[Any]]"
 
 
 class Bound:
@@ -37,7 +32,7 @@ class Bound:
         self.session = session
         self.fixed = fixed
         self.device = ("cpu" if kind == "cpu" else "cuda", int(index or 0))
-        self._kept: dict[tuple[object, ...], _Buffers] = {}
+        self._kept: dict[tuple[object, ...], Buffers] = {}
 
     def run(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "list[NDArray[np.float32]]":
         """The outputs for these inputs, as from `InferenceSession.run`."""
@@ -59,7 +54,7 @@ class Bound:
         # On the CPU these arrays are the buffers themselves, which the next run overwrites.
         return [array.copy() for array in binding.copy_outputs_to_cpu()]
 
-    def _bind(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "_Buffers":
+    def _bind(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "Buffers":
         import numpy as np
 
         value = onnxruntime().OrtValue
@@ -81,7 +76,7 @@ class Bound:
                 binding.bind_ortvalue_output(name, made)
             else:
                 binding.bind_output(name, *self.device)
-        return _Buffers(binding, buffers, staged)
+        return binding, buffers, staged
 
 
 def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":

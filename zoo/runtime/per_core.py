@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-class _Answered(NamedTuple):
-    """The answers to one batch: indices and outputs of the images that were read, and (index, error) of the others."""
-
-    indices: list[int]
-    arrays: "dict[str, Floats]"
-    failed: list[tuple[int, DataError]]
-
-
 class PerCore(NamedTuple):
     """Runs each batch of images on one thread of `pool`, from decoding to the outputs.
 
@@ -46,21 +38,25 @@ class PerCore(NamedTuple):
         At most two batches for each core are computed ahead of their use.
         """
         batches = windows(items, self.batch)
-        for found in ahead(self.pool, lambda batch: self._answer(*batch, outputs), batches, 2 * self.cores - 1):
-            for index, error in found.failed:
+        answered = ahead(self.pool, lambda batch: self._answer(*batch, outputs), batches, 2 * self.cores - 1)
+        for indices, arrays, failed in answered:
+            for index, error in failed:
                 skip(index, error)
-            yield found.indices, found.arrays
+            yield indices, arrays
 
-    def _answer(self, start: int, items: Sequence[Any], outputs: Sequence[str]) -> _Answered:
+    def _answer(
+        self, start: int, items: Sequence[Any], outputs: Sequence[str]
+    ) -> "tuple[list[int], dict[str, Floats], list[tuple[int, DataError]]]":
+        """(indices of the images that were read, their outputs, (index, error) of the others) for one batch."""
         import numpy as np
 
         found = {index: attempt(self.prepare, item) for index, item in enumerate(items, start)}
         failed = [(index, each) for index, each in found.items() if isinstance(each, DataError)]
         prepared = {index: each for index, each in found.items() if not isinstance(each, DataError)}
         if not prepared:
-            return _Answered([], {}, failed)
+            return [], {}, failed
         feeds = {self.name: np.concatenate(list(prepared.values()))}
-        return _Answered(list(prepared), outputs_for(outputs, feeds, self.body.run), failed)
+        return list(prepared), outputs_for(outputs, feeds, self.body.run), failed
 
 
 def outputs_for(

@@ -150,10 +150,9 @@ class Session:
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """(indices of the items, the named outputs for them), batch by batch; texts are sorted within each window.
 
-        Items are read as needed and not kept: at most two windows of texts, or a few batches of images, ahead. An image
-        is a path, bytes, a PIL image or a uint8 array [height, width, 3]; a text is a str. An item that cannot be read
-        raises DataError, or is left out and passed to `skip` with its error. Inputs of the body may be asked for, too
-        (`attention_mask`, int64 [batch, sequence]).
+        Items are those of `run`, read as needed and not kept: at most two windows of texts, or a few batches of images,
+        ahead. An item that cannot be read raises DataError, or is left out and passed to `skip` with its error. Inputs
+        of the body may be asked for, too (`attention_mask`, int64 [batch, sequence]).
         """
         for indices, arrays in self._pipeline.stream(one_or_more(items), outputs, skip or _refuse):
             if indices:

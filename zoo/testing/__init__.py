@@ -120,10 +120,8 @@ def _judged(step: Step, subject: Subject) -> Check:
         raise
     except UnseenError as error:
         state, detail = "skipped", f"could not check: {error}"
-    except BrokenError as error:
+    except (BrokenError, ZooError) as error:
         detail = str(error)
-    except ZooError as error:
-        detail = error.message
     except BaseException as error:
         # A plugin may raise anything, SystemExit included: that is the result.
         detail = f"{type(error).__name__}: {brief(str(error))}"
