@@ -115,12 +115,13 @@ class Workspace:
     @property
     def entries(self) -> Registry:
         """The registry's rows and the kept entries of bridged models."""
-        return Registry([*self.registry.values(), *self.bridged.entries()])
+        kept = [each for each in self.bridged.kept() if isinstance(each, Entry)]
+        return Registry([*self.registry.values(), *kept])
 
     @property
     def damaged(self) -> Sequence[ZooError]:
         """Errors of kept entries that cannot be read; `entries` leaves these out."""
-        return list(self.bridged.damaged())
+        return [each for each in self.bridged.kept() if isinstance(each, ZooError)]
 
     def is_path(self, model: str) -> bool:
         """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""

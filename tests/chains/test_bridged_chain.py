@@ -236,13 +236,13 @@ def test_a_bridge_that_breaks_its_contract_is_named(shelf: Path, tmp_path: Path)
         bridged(tmp_path, msgspec.structs.replace(row, name="odd/../x")).entry(model)
     good = bridged(tmp_path / "kept", msgspec.structs.replace(row, name="odd/x"))
     good.keep(model)
-    assert list(good.entries()) == []
+    assert list(good.kept()) == []
     entry = good.entry(model)
     good.keep(model)
     # Without its bridge, too.
     alone = Bridged(tmp_path / "kept", list, lambda prefix: pytest.fail("asked"), offline=True)
     assert [alone.reference("odd/X"), alone.reference("odd/y")] == [("odd", "X", None), None]
-    assert list(alone.entries()) == [alone.entry(model)] == [entry]
+    assert list(alone.kept()) == [alone.entry(model)] == [entry]
 
 
 def test_a_damaged_kept_entry_costs_that_model_alone(

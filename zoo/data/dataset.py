@@ -117,9 +117,8 @@ def load(
     """The data set at `source`, for a model with this preprocessing.
 
     A folder with `train`, `val` and `test` is read as one data set; `load_parts` keeps its parts apart. Raises
-    MissingFileError for a path that does not exist; DataError for data that cannot be used: the wrong kind, a missing
-    column, an empty cell, an empty class, more bad items than `options` allow; OfflineError, AccessError and
-    NetworkError for a table of the Hub.
+    MissingFileError; DataError for data of the wrong kind, a missing column, an empty cell or class, more bad items
+    than `options` allow; for a table of the Hub also OfflineError, AccessError and NetworkError.
     """
     parts = list(load_parts(source, preprocess, options, offline=offline, progress=progress).values())
     whole = parts[0].only(example for part in parts for example in part.examples)

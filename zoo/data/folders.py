@@ -31,9 +31,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     found = {folder.name: folder for folder in _visible(root) if folder.is_dir()}
     names = {name: part for part, folders in SPLITS.items() for name in folders}
-    if "train" not in found or not found.keys() <= names.keys():
-        return {}
-    if not any(path.is_dir() for path in _visible(found["train"])):
+    are_parts = "train" in found and found.keys() <= names.keys()
+    if not are_parts or not any(path.is_dir() for path in _visible(found["train"])):
         return {}
     parts: dict[str, Path] = {}
     for name, folder in sorted(found.items()):

@@ -5,7 +5,6 @@ bridged/<prefix>/.../<name>.json holds the entry at one commit. It stays until a
 
 import re
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -66,7 +65,7 @@ class Bridged:
     def reference(self, model: str) -> Reference | None:
         """The reference to a bridged model; None for a registry name or a path. Raises UsageError for `NAME@`."""
         found = parse_reference(model)
-        if found is None or not (found.prefix in self._known or self._path(found.key).is_file()):
+        if found is None or not (found.prefix in self._prefixes() or self._path(found.key).is_file()):
             return None
         if found.revision == "":
             raise UsageError(
@@ -96,15 +95,8 @@ class Bridged:
             content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
             write_record(self._path(reference.key), content, indent=2)
 
-    def entries(self) -> Iterator[Entry]:
-        """Every kept entry that can be used."""
-        return (found for found in self._scan() if isinstance(found, Entry))
-
-    def damaged(self) -> Iterator[ZooError]:
-        """The error that `entry` would raise, for each kept entry that cannot be used."""
-        return (found for found in self._scan() if isinstance(found, ZooError))
-
-    def _scan(self) -> Iterator[Entry | ZooError]:
+    def kept(self) -> Iterator[Entry | ZooError]:
+        """Every kept entry, or the error that `entry` would raise for one that cannot be used."""
         for path in sorted(self.folder.rglob("*.json")):
             # A name that begins with a dot is a temporary.
             if path.name.startswith("."):
@@ -116,10 +108,6 @@ class Bridged:
             else:
                 if kept is not None:
                     yield kept.entry
-
-    @cached_property
-    def _known(self) -> list[str]:
-        return self._prefixes()
 
     def _path(self, key: str) -> Path:
         return self.folder.joinpath(*key.split("/")[:-1], key.rpartition("/")[2] + ".json")

@@ -108,8 +108,7 @@ class Document:
 
     def _scalar(self, event: Any) -> str | int | float | bool | None:
         text: str = event.value
-        is_plain = event.implicit[0]
-        if not is_plain:
+        if not event.implicit[0]:  # in quotes, or a block
             return text
         if text in WORDS:
             return WORDS[text]

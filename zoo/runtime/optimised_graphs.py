@@ -46,7 +46,7 @@ class KeptGraph(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileDigest, ...]
 
 
-class OptimisedGraphs:
+class OptimisedGraphs(ExitStack):
     """The optimised graphs of one bundle on one device, below `folder`; None keeps nothing.
 
     A context manager: no other process removes the graph that `find` returned before the block ends.
@@ -54,13 +54,13 @@ class OptimisedGraphs:
 
     def __init__(self, folder: Path | None, bundle: Bundle, device: str) -> None:
         """Raises IntegrityError for a bundle whose manifest lists no model."""
+        super().__init__()
         # TensorRT keeps its own engines, and cannot write its graphs.
         self.folder = None if folder is None or device.startswith("tensorrt") else folder
         self.bundle = bundle
         #: Whether a kept graph was used or one is being written. A failure may then be due to it.
         self.is_used = False
         self._status: os.stat_result | None = None
-        self._stack = ExitStack()
         manifest = bundle.manifest
         facts = (
             SCHEMA_VERSION, bundle.digest(MODEL), manifest.cut, manifest.preprocess, device.partition(":")[0],
@@ -68,12 +68,6 @@ class OptimisedGraphs:
         )  # fmt: skip
         self.key = sha256_json(facts)[:16]
         self.path = (self.folder or Path()) / self.key
-
-    def __enter__(self) -> "OptimisedGraphs":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def find(self) -> Graphs | None:
         """The kept graphs, checked; None if there are none or their files have changed.
@@ -90,7 +84,7 @@ class OptimisedGraphs:
             return None
         with suppress(OSError):
             # A read-only home has no locks, and nothing is removed from it either.
-            self._stack.enter_context(caches.in_use(self.folder, self.key))
+            self.enter_context(caches.in_use(self.folder, self.key))
         self._check_model(record)
         if not all(_has(self.path / file.path, file) for file in record.files):
             self.drop()

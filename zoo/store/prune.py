@@ -78,7 +78,7 @@ def _graphs(store: Store, registry: Mapping[str, Entry]) -> Iterator[Prunable]:
     for manifest in sorted(store.graphs.rglob(MANIFEST)):
         folder = manifest.parent
         name = folder.relative_to(store.graphs).as_posix()
-        if not _is_temporary(folder) and not _is_current(store, folder, registry):
+        if not TEMPORARY.fullmatch(folder.name) and not _is_current(store, folder, registry):
             yield Prunable(kind="graph", name=name, path=str(folder), size=_size(folder))
 
 
@@ -94,7 +94,7 @@ def _is_current(store: Store, folder: Path, registry: Mapping[str, Entry]) -> bo
 
 def _partials(store: Store) -> Iterator[Prunable]:
     for path in _listed(store.partials):
-        if not _is_temporary(path) or _is_left(path):
+        if not TEMPORARY.fullmatch(path.name) or _is_left(path):
             yield Prunable(kind="partial", name=path.name, path=str(path), size=_size(path))
 
 
@@ -115,10 +115,6 @@ def _models(store: Store) -> Iterator[Prunable]:
 
 def _listed(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _is_temporary(path: Path) -> bool:
-    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def _is_left(path: Path) -> bool:

@@ -98,10 +98,8 @@ class Store:
             return None
         folder = self.model_dir(entry, expected)
         manifest = find_record(folder / MANIFEST, StoreManifest, SCHEMA_VERSION)
-        if manifest is None:
-            return None
-        recorded = {(file.path, file.sha256) for file in manifest.files}
-        if recorded != {(file.path, file.sha256) for file in expected}:
+        pinned = {(file.path, file.sha256) for file in expected}
+        if manifest is None or {(file.path, file.sha256) for file in manifest.files} != pinned:
             return None
         if not all((folder / file.path).exists() for file in manifest.files):
             return None

@@ -37,11 +37,8 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
             continue
         folder = root / path.lstrip("/")
         # In a container the path may be one of the host, which is not mounted: the limit is then at the root.
-        for each in (folder, *folder.parents):
-            if not each.is_relative_to(root):
-                break
-            if (limit := read(each)) is not None:
-                found.append(limit)
+        limits = [read(each) for each in (folder, *folder.parents) if each.is_relative_to(root)]
+        found += [limit for limit in limits if limit is not None]
     return min(found, default=None)
 
 
