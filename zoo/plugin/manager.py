@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
@@ -48,8 +49,7 @@ KINDS = {
 }
 
 
-@dataclass(eq=False)
-class _Plugin:
+class _Plugin(Struct, eq=False):
     """One entry point, and its classes or its error once it was loaded, in `seconds`."""
 
     point: EntryPoint
