@@ -1,12 +1,11 @@
 """The evaluation of a model on labelled data: metrics, a prediction for each item, and the items that were skipped."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo.bundle import Held, read_split
+from zoo.bundle import read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
 from zoo.errors import DataError
@@ -15,7 +14,6 @@ from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
 from zoo.results import Evaluation
 from zoo.runtime.answers import labelled, predicted_labels
-from zoo.schema import Task
 
 if TYPE_CHECKING:
     from zoo.runtime.session import Floats, Session
@@ -47,13 +45,16 @@ def evaluate(
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress)
     split = read_split(session.bundle)
     if held_out:
-        dataset = _only_held_out(dataset, split, model)
+        dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
+        if not dataset.examples:
+            raise DataError(f"{dataset.source} has none of the items that {model} held out", path=dataset.source)
     # Unknown labels are an error before any work.
     dataset.targets(session.labels)
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
-    names = _score_names(manifest.task, session.labels)
+    # A regression may have no label that could name its value.
+    names = tuple(session.labels) or ("value",)
     return Evaluation(
         model=model,
         data=str(data),
@@ -71,18 +72,6 @@ def evaluate(
         skipped=tuple(map(str, dataset.skipped)),
         placement=session.placement,
     )  # fmt: skip
-
-
-def _only_held_out(dataset: Dataset, split: Mapping[str, Held], model: str) -> Dataset:
-    held = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
-    if not held.examples:
-        raise DataError(f"{dataset.source} has none of the items that {model} held out", path=dataset.source)
-    return held
-
-
-def _score_names(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
-    """A name for each score; a regression may have no label that could name its value."""
-    return ("value",) if task is Task.REGRESSION and not labels else tuple(labels)
 
 
 def infer_readable(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from zoo.runtime.answers import decide
 from zoo.schema import Metrics, Task
@@ -52,9 +52,20 @@ def measure(
     truth = np.asarray(targets)
     if task is Task.REGRESSION:
         return _regression(scores, truth)
+    decided = decide(task, scores, thresholds)
     if task is Task.MULTI_LABEL:
-        return _multi_label(scores, truth, labels, thresholds)
-    return _single_label(scores, truth, labels, class_weights)
+        wanted = truth > 0
+        metrics = _labels(labels, wanted, decided, reliability(task, scores, wanted))
+        for index, facts in enumerate(metrics.per_class.values()):
+            facts["average_precision"] = _average_precision(scores[:, index], wanted[:, index])
+        return structs.replace(metrics, micro_f1=_ratio(2 * (wanted & decided).sum(), wanted.sum() + decided.sum()))
+    one_hot, confusion = np.eye(len(labels), dtype=bool), np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (truth, decided), 1)
+    return structs.replace(
+        _labels(labels, one_hot[truth], one_hot[decided], reliability(task, scores, truth, class_weights)),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        top5=_top(scores, truth) if len(labels) > TOP else None,
+    )
 
 
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
@@ -109,49 +120,29 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return (low if hits else 0.0), (high if hits < n else 1.0)
 
 
-def _single_label(scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], weights: Sequence[float]) -> Metrics:
-    import numpy as np
-
-    predicted = scores.argmax(1)
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (truth, predicted), 1)
-    hits, right = confusion.diagonal(), int(confusion.trace())
-    counts = zip(hits, confusion.sum(0), confusion.sum(1), strict=True)
-    per_class = dict(zip(labels, (_class(*each) for each in counts), strict=True))
-    return Metrics(
-        n=len(truth),
-        accuracy=_ratio(right, len(truth)),
-        accuracy_interval=wilson(right, len(truth)),
-        macro_f1=_macro([facts["f1"] for facts in per_class.values()], confusion.sum(0) + confusion.sum(1)),
-        per_class=per_class,
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        top5=_top(scores, truth) if len(labels) > TOP else None,
-        calibration_error=expected_error(reliability(Task.SINGLE_LABEL, scores, truth, weights)),
-    )
-
-
-def _multi_label(
-    scores: "Floats", truth: "NDArray[Any]", labels: Sequence[str], thresholds: Sequence[float]
+def _labels(
+    labels: Sequence[str], wanted: "NDArray[np.bool_]", predicted: "NDArray[np.bool_]", bins: Sequence[Bin]
 ) -> Metrics:
-    wanted = truth > 0
-    predicted = decide(Task.MULTI_LABEL, scores, thresholds)
-    hits, claimed, present = ((wanted & predicted).sum(0), predicted.sum(0), wanted.sum(0))
+    """The metrics of a classification, from whether each item has and gets each label [items, labels]."""
+    hits, claimed, present = (wanted & predicted).sum(0), predicted.sum(0), wanted.sum(0)
+    right, n = int((wanted == predicted).all(1).sum()), len(wanted)
     per_class = {
         label: {
-            **_class(hits[index], claimed[index], present[index]),
-            "average_precision": _average_precision(scores[:, index], wanted[:, index]),
+            "precision": _ratio(hits[index], claimed[index]),
+            "recall": _ratio(hits[index], present[index]),
+            "f1": _ratio(2 * hits[index], claimed[index] + present[index]),
+            "n": float(present[index]),
         }
         for index, label in enumerate(labels)
     }
-    exact = int((wanted == predicted).all(1).sum())
+    scored = [facts["f1"] for facts, seen in zip(per_class.values(), claimed + present, strict=True) if seen]
     return Metrics(
-        n=len(truth),
-        accuracy=_ratio(exact, len(truth)),
-        accuracy_interval=wilson(exact, len(truth)),
-        micro_f1=_ratio(2 * hits.sum(), claimed.sum() + present.sum()),
-        macro_f1=_macro([facts["f1"] for facts in per_class.values()], claimed + present),
+        n=n,
+        accuracy=_ratio(right, n),
+        accuracy_interval=wilson(right, n),
+        macro_f1=_ratio(sum(scored), len(scored)),
         per_class=per_class,
-        calibration_error=expected_error(reliability(Task.MULTI_LABEL, scores, wanted)),
+        calibration_error=expected_error(bins),
     )
 
 
@@ -169,21 +160,6 @@ def _regression(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
         rmse=math.sqrt(squares / len(wanted)),
         r2=1 - squares / spread if spread else float(squares == 0),
     )
-
-
-def _class(hits: Any, claimed: Any, present: Any) -> dict[str, float]:
-    return {
-        "precision": _ratio(hits, claimed),
-        "recall": _ratio(hits, present),
-        "f1": _ratio(2 * hits, claimed + present),
-        "n": float(present),
-    }
-
-
-def _macro(values: Sequence[float], seen: "NDArray[Any]") -> float:
-    """The mean of the classes that occur or are predicted."""
-    kept = [value for value, count in zip(values, seen, strict=True) if count]
-    return sum(kept) / len(kept) if kept else 0.0
 
 
 def _top(scores: "Floats", truth: "NDArray[Any]") -> float:

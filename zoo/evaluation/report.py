@@ -81,10 +81,8 @@ def write_report(folder: Path, report: ReportInputs, drawn: Drawn | None = None)
     MissingExtraError without matplotlib.
     """
     require("the report", *REPORT)
-    if drawn is None:
-        facts = gather(report)
-        drawn = facts, report_plots.draw(facts)
-    facts, images = drawn
+    facts = drawn[0] if drawn else gather(report)
+    images = drawn[1] if drawn else report_plots.draw(facts)
     for name, data in images.items():
         write_atomic(folder / name, data)
     items = [report.examples[mistake.place].item for mistake in facts.mistakes]

@@ -101,7 +101,7 @@ def gather(report: ReportInputs) -> Facts:
         **{name: getattr(report, name) for name in _Training.__struct_fields__},
         calibration=() if is_number else reliability(report.task, report.scores, report.targets, report.class_weights),
         confused=confused(report.metrics.confusion, report.labels),
-        wrongly_given={} if is_number else _wrongly_given(report),
+        wrongly_given={} if is_number else _wrongly_given(report, wrong),
         mistakes=tuple(_mistakes(report, predicted, wrong)),
         map=_map(report, predicted, wrong.max(1) == 0),
     )
@@ -118,15 +118,12 @@ def confused(confusion: Sequence[Sequence[int]], labels: Sequence[str], limit: i
     return tuple(sorted(pairs, key=lambda pair: (-pair.n, pair.label, pair.predicted))[:limit])
 
 
-def _wrongly_given(report: ReportInputs) -> dict[str, int]:
-    import numpy as np
-
-    decided = decide(report.task, report.scores, report.thresholds)
+def _wrongly_given(report: ReportInputs, wrong: "NDArray[np.float64]") -> dict[str, int]:
+    given = wrong > 0
     if report.task is Task.MULTI_LABEL:
-        counts = (decided & (report.targets <= 0)).sum(0)
-    else:
-        counts = np.bincount(decided[decided != report.targets], minlength=len(report.labels))
-    return dict(zip(report.labels, counts.tolist(), strict=True))
+        # A label can also be missed.
+        given &= decide(report.task, report.scores, report.thresholds)
+    return dict(zip(report.labels, given.sum(0).tolist(), strict=True))
 
 
 def _wrong(report: ReportInputs) -> "NDArray[np.float64]":
@@ -187,9 +184,8 @@ def _map(report: ReportInputs, predicted: Sequence[str], right: "NDArray[np.bool
 def project(features: "NDArray[np.float32]") -> "tuple[NDArray[np.float64], tuple[float, float]]":
     """Features [items, dim] on their first two principal axes [items, 2], and each axis's share of the variance.
 
-    Computed by subspace iteration from a fixed start (Halko et al., https://arxiv.org/abs/0909.4061, algorithm 4.4): 8
-    iterations in 16 dimensions take a small part of the time of a full SVD. The largest component of each axis is
-    positive.
+    Subspace iteration from a fixed start (Halko et al., https://arxiv.org/abs/0909.4061, algorithm 4.4) takes a small
+    part of the time of a full SVD. The largest component of each axis is positive.
     """
     import numpy as np
 

@@ -25,14 +25,11 @@ OPEN_NOTES = 8
 
 def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Path | str | bytes]) -> str:
     """The page for these facts, with the plots `images` by file name and the `items` of the mistakes."""
-    titles = {
-        CURVES: "Learning curves",
-        SCATTER: "True and predicted values",
-        CONFUSION: _confusion_title(facts),
-        CALIBRATION: "How far the scores can be trusted",
-        MAP: "Map of the held-out items",
+    plots = {
+        name: _section(title, _plot(facts, images, name, caption))
+        for name, (title, caption) in _plot_texts(facts).items()
+        if name in images
     }
-    plots = {name: _section(title, _plot(facts, images, name)) for name, title in titles.items() if name in images}
     # A large matrix gets a row of its own.
     large = plots.pop(CONFUSION) if _is_large(facts) else ""
     sections = [
@@ -78,9 +75,8 @@ def _headline(facts: "Facts") -> str:
     )
 
 
-def _trained(facts: "Facts") -> dict[str, Any]:
-    terms: dict[str, Any] = {"Backbone": facts.backbone, "Data": facts.data}
-    terms["Trained on"] = f"{facts.trained_on:,} items"
+def _trained(facts: "Facts") -> dict[str, str]:
+    terms = {"Backbone": facts.backbone, "Data": facts.data, "Trained on": f"{facts.trained_on:,} items"}
     if facts.task is not Task.REGRESSION:
         terms["Trained on"] += f", {len(facts.labels):,} {'labels' if facts.task is Task.MULTI_LABEL else 'classes'}"
     if facts.curve:
@@ -99,18 +95,11 @@ def _notes(facts: "Facts") -> str:
     return _section("About the data", f'<div class="card"><ul>{shown}</ul>{rest}</div>')
 
 
-def _confusion_title(facts: "Facts") -> str:
-    if facts.task is Task.MULTI_LABEL:
-        return "Right, missed and wrong labels"
-    return "Confusion matrix" if len(facts.labels) <= MATRIX else "Most confused pairs of classes"
-
-
 def _is_large(facts: "Facts") -> bool:
     return NARROW < len(facts.metrics.confusion) <= MATRIX
 
 
-def _plot(facts: "Facts", images: Mapping[str, bytes], name: str) -> str:
-    caption = _safe(_caption(facts, name))
+def _plot(facts: "Facts", images: Mapping[str, bytes], name: str, caption: str) -> str:
     # On a phone a large matrix scrolls sideways: shrunk, nobody could read it.
     is_wide = name == CONFUSION and _is_large(facts)
     style = f' style="min-width: {1.4 * len(facts.labels):.0f}rem"' if is_wide else ""
@@ -118,39 +107,50 @@ def _plot(facts: "Facts", images: Mapping[str, bytes], name: str) -> str:
     return f'<figure class="plot card"><div class="scroll">{image}</div><figcaption>{caption}</figcaption></figure>'
 
 
-def _caption(facts: "Facts", name: str) -> str:
+def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
+    """The title and the caption of each plot, in the order of the page."""
     is_multi, is_number = facts.task is Task.MULTI_LABEL, facts.task is Task.REGRESSION
-    if name == CURVES:
-        return (
-            "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
-            "choose the best epoch; no held-out item is in either part."
-        )
-    if name == SCATTER:
-        return "One point for each held-out item. On the dashed line the prediction is exact."
-    if name == CALIBRATION:
-        error = facts.metrics.calibration_error or 0
-        question = "how often does the item have the label" if is_multi else "how often is it right"
-        return (
-            f"When the model says 80 %, {question}? On the dashed line, in 80 % of the cases. The score and that share "
-            f"differ by {100 * error:.1f} points on average (expected calibration error {error:.3f})."
-        )
-    if name == MAP:
-        colour = "the true value" if is_number else "the true label. Crosses are mistakes"
-        return (
-            "Held-out items in the two directions in which their features differ most (principal axes). "
-            f"Colour: {colour}."
-        )
-    if is_multi:
-        return (
-            "For each label: how often it is predicted and true (right), true and not predicted (missed), and "
-            "predicted and not true (wrong)."
-        )
-    if len(facts.labels) > MATRIX:
-        return f"The {len(facts.confused)} pairs, of {len(facts.labels):,} classes, that are confused most often."
-    return (
+    error = facts.metrics.calibration_error or 0
+    question = "how often does the item have the label" if is_multi else "how often is it right"
+    colour = "the true value" if is_number else "the true label. Crosses are mistakes"
+    confusion = (
+        "Confusion matrix",
         "Number of items for each true class (row) and predicted class (column). "
-        "Darker: a larger share of the items of the true class."
+        "Darker: a larger share of the items of the true class.",
     )
+    if is_multi:
+        confusion = (
+            "Right, missed and wrong labels",
+            "For each label: how often it is predicted and true (right), true and not predicted (missed), and "
+            "predicted and not true (wrong).",
+        )
+    elif len(facts.labels) > MATRIX:
+        confusion = (
+            "Most confused pairs of classes",
+            f"The {len(facts.confused)} pairs, of {len(facts.labels):,} classes, that are confused most often.",
+        )
+    return {
+        CURVES: (
+            "Learning curves",
+            "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
+            "choose the best epoch; no held-out item is in either part.",
+        ),
+        SCATTER: (
+            "True and predicted values",
+            "One point for each held-out item. On the dashed line the prediction is exact.",
+        ),
+        CONFUSION: confusion,
+        CALIBRATION: (
+            "How far the scores can be trusted",
+            f"When the model says 80 %, {question}? On the dashed line, in 80 % of the cases. The score and that share "
+            f"differ by {100 * error:.1f} points on average (expected calibration error {error:.3f}).",
+        ),
+        MAP: (
+            "Map of the held-out items",
+            "Held-out items in the two directions in which their features differ most (principal axes). "
+            f"Colour: {colour}.",
+        ),
+    }
 
 
 def _classes(facts: "Facts") -> str:
@@ -159,12 +159,10 @@ def _classes(facts: "Facts") -> str:
     heads["average_precision"] = "average precision"
     kept = [name for name in heads if name in next(iter(per_class.values()))]
     head = "".join(f'<th scope="col">{heads[name]}</th>' for name in kept)
-    rows = "".join(
-        f'<tr><th scope="row">{_safe(label)}</th>'
-        + "".join(f"<td>{values[name]:.0f}</td>" if name == "n" else f"<td>{values[name]:.3f}</td>" for name in kept)
-        + "</tr>"
-        for label, values in per_class.items()
-    )
+    rows = ""
+    for label, values in per_class.items():
+        cells = "".join(f"<td>{values[name]:.{0 if name == 'n' else 3}f}</td>" for name in kept)
+        rows += f'<tr><th scope="row">{_safe(label)}</th>{cells}</tr>'
     table = f'<table class="wide"><thead><tr><th scope="col">class</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     table = f'<div class="scroll">{table}</div>'
     if len(per_class) > OPEN_CLASSES:
@@ -185,18 +183,14 @@ def _mistakes(facts: "Facts", items: Sequence[Path | str | bytes]) -> str:
 
 
 def _verdict(facts: "Facts", mistake: "Mistake") -> str:
+    wrong = '<span class="wrong">{}</span>'.format
     if facts.task is Task.REGRESSION:
-        return f'true {float(mistake.label):.4g}, predicted <span class="wrong">{float(mistake.predicted):.4g}</span>'
+        return f"true {float(mistake.label):.4g}, predicted {wrong(f'{float(mistake.predicted):.4g}')}"
+    true, score = _safe(mistake.label), f"score {mistake.score:.2f}"
     if facts.task is Task.MULTI_LABEL:
         kind = "wrong" if mistake.about in mistake.predicted.split("|") else "missed"
-        return (
-            f'<span class="wrong">{_safe(mistake.about)}</span> is {kind} (score {mistake.score:.2f}); '
-            f"true: {_safe(mistake.label) or 'none'}"
-        )
-    return (
-        f'true {_safe(mistake.label)}, predicted <span class="wrong">{_safe(mistake.predicted)}</span> '
-        f"(score {mistake.score:.2f})"
-    )
+        return f"{wrong(_safe(mistake.about))} is {kind} ({score}); true: {true or 'none'}"
+    return f"true {true}, predicted {wrong(_safe(mistake.predicted))} ({score})"
 
 
 def _item(item: Path | str | bytes, name: str) -> str:

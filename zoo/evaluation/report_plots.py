@@ -114,8 +114,7 @@ def _curves(facts: "Facts") -> "Figure":
     losses.legend(frameon=False)
     losses.set_ylabel("loss")
     names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
-    scores.set_ylabel(f"validation {names.get(facts.task, 'accuracy')}")
-    scores.set_xlabel("epoch")
+    scores.set(xlabel="epoch", ylabel=f"validation {names.get(facts.task, 'accuracy')}")
     _whole(scores)
     return figure
 
@@ -137,7 +136,6 @@ def _matrix(facts: "Facts") -> "Figure":
     figure, [axes] = _figure(side + 0.5 + (room if size > 4 else 0.2), side + 0.6 + room)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d5d8dd", linewidth=0.5)
-    axes.set_aspect("equal")
     axes.invert_yaxis()
     cell, digits = 72 * side / size, len(str(counts.max()))
     letters = min(9.0, 0.45 * cell, 0.8 * cell / (0.62 * digits))
@@ -153,8 +151,7 @@ def _matrix(facts: "Facts") -> "Figure":
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(aspect="equal", xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -162,16 +159,15 @@ def _bars(axes: "Axes", names: Sequence[str], xlabel: str) -> None:
     """The axes of horizontal bars: one for each name, from top to bottom, with their lengths in items."""
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    _whole(axes)
     axes.set_xlabel(xlabel)
+    _whole(axes)
 
 
 def _pairs(facts: "Facts") -> "Figure":
     pairs = facts.confused
     figure, [axes] = _figure(0.8 + 0.26 * max(1, len(pairs)))
-    axes.barh(range(len(pairs)), [pair.n for pair in pairs], color=BLUE)
-    for index, pair in enumerate(pairs):
-        axes.annotate(str(pair.n), (pair.n, index), (3, 0), textcoords="offset points", va="center")
+    bars = axes.barh(range(len(pairs)), [pair.n for pair in pairs], color=BLUE)
+    axes.bar_label(bars, [str(pair.n) for pair in pairs], padding=3)
     axes.margins(x=0.12)
     _bars(axes, [f"{_short(pair.label)} → {_short(pair.predicted)}" for pair in pairs], "items, true → predicted")
     return figure
@@ -201,9 +197,7 @@ def _diagonal(axes: "Axes", low: float, high: float, room: float, label: str | N
     ends = [low - room, high + room]
     line = [low, high] if label else ends
     axes.plot(line, line, color=GREY, linewidth=1, linestyle="--", label=label)
-    axes.set_xlim(*ends)
-    axes.set_ylim(*ends)
-    axes.set_aspect("equal")
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.grid(alpha=0.25)
 
 
@@ -213,8 +207,7 @@ def _scatter(facts: "Facts") -> "Figure":
     axes.plot(truth, predicted, "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
     low, high = min(*truth, *predicted), max(*truth, *predicted)
     _diagonal(axes, low, high, 0.04 * (high - low) or 1)
-    axes.set_xlabel("true")
-    axes.set_ylabel("predicted")
+    axes.set(xlabel="true", ylabel="predicted")
     return figure
 
 
@@ -241,10 +234,10 @@ def _map(facts: "Facts") -> "Figure":
         figure.colorbar(points, ax=axes, label="true", fraction=0.05)
     else:
         _classes(figure, axes, facts)
-    axes.set_xlabel(f"first principal axis ({spots.variance[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second principal axis ({spots.variance[1]:.0%})")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(
+        xlabel=f"first principal axis ({spots.variance[0]:.0%} of the variance)", xticks=[],
+        ylabel=f"second principal axis ({spots.variance[1]:.0%})", yticks=[],
+    )  # fmt: skip
     return figure
 
 
