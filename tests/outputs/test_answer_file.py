@@ -14,7 +14,8 @@ import pytest
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.outputs import breaking, files, rows, some_texts, write_photos
 from zoo import DataError, UsageError, Zoo
-from zoo.outputs.resumable_file import LineWriter, OutputRecord, read_record
+from zoo.outputs.resumable_file import LineWriter, OutputRecord
+from zoo.outputs.table import Table
 from zoo.outputs.write_rows import WriteJob, write_rows
 from zoo.results import Written
 from zoo.runtime.pipeline import BATCH, WINDOW
@@ -51,9 +52,9 @@ def test_one_table_in_every_format(
 def test_the_record_says_what_made_it(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
     out, house = tmp_path / "a.parquet", Zoo()
     done = house.run_to_file(str(tuned_bundles / "tickets"), ["my card"], out, device="cpu")
-    record = read_record(out, "run")
+    record = OutputRecord.read(out, "run")
     assert record is not None
-    assert read_record(out, "embed") is None
+    assert OutputRecord.read(out, "embed") is None
     manifest = house.open(str(tuned_bundles / "tickets")).manifest
     assert record.answering is not None
     assert record.answering.labels == manifest.labels
@@ -211,15 +212,15 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
                 is_asked.set()
             yield [position], [item]
 
-    def encode(found: Sequence[Any]) -> bytes:
+    def cells(found: tuple[str, Any]) -> Sequence[Any]:
         # Were one after the other, this would wait in vain.
         assert is_asked.wait(60)
-        return b"".join(f"{name} {row}\n".encode() for name, row in found)
+        return found
 
     fresh = OutputRecord(verb="test", model="m", fingerprint="f", precision="fp32")
-    job = WriteJob(Written, rows_of, 1, fresh, lambda path, record: LineWriter(path, record, encode), "test")
-    assert write_rows(job, ["a", "b", "c"], tmp_path / "out.txt", model="m").rows == 3
-    assert (tmp_path / "out.txt").read_text() == "a a\nb b\nc c\n"
+    job = WriteJob(Written, rows_of, 1, fresh, lambda *to: LineWriter(*to, Table(("input", "row")), cells), "test")
+    assert write_rows(job, ["a", "b", "c"], tmp_path / "out.csv", model="m").rows == 3
+    assert (tmp_path / "out.csv").read_text() == "input,row\na,a\nb,b\nc,c\n"
 
 
 def test_an_output_is_not_among_the_inputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
@@ -288,6 +289,6 @@ def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundl
     out = tmp_path / "a.csv"
     with pytest.raises(OSError, match="it broke off"):
         Zoo().run_to_file(str(tuned_bundles / "tickets"), broken(), out)
-    record = read_record(out, "run")
+    record = OutputRecord.read(out, "run")
     assert record is not None
     assert not record.complete

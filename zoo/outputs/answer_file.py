@@ -134,18 +134,12 @@ def _format(manifest: Manifest) -> AnswerFormat:
 
 
 def _open(answer_format: AnswerFormat, path: Path, record: OutputRecord) -> Writer:
-    table = answer_format.table
-    if path.suffix.lower() == ".csv":
-        header = table.csv([table.columns])
-        return LineWriter(path, record, lambda rows: table.csv(map(answer_format.row, rows)), header)
-
-    def open_lines(path: Path, record: OutputRecord) -> Writer:
-        return LineWriter(path, record, lambda rows: table.json_lines(map(answer_format.row, rows)))
+    open_lines = partial(LineWriter, table=answer_format.table, cells=answer_format.row)
+    if path.suffix.lower() != ".parquet":
+        return open_lines(path, record)
 
     def convert(files: Sequence[Path], out: Path, record: OutputRecord) -> None:
         with files[0].open("rb") as lines:
-            table.write_parquet(lines, out, {KEY: msgspec.json.encode(record)})
+            answer_format.table.write_parquet(lines, out, {KEY: msgspec.json.encode(record)})
 
-    if path.suffix.lower() == ".jsonl":
-        return open_lines(path, record)
     return parquet_writer(path, record, ".jsonl", open_lines, convert)

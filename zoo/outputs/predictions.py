@@ -40,7 +40,6 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
         table.write_parquet(table.json_lines(rows).splitlines(), buffer, {})
         data = buffer.getvalue()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
     except OSError as error:
         raise AccessError(
@@ -56,10 +55,8 @@ def _table(evaluation: Evaluation) -> tuple[Table, list[Row]]:
         table = Table(("input", "target", "predicted"), frozenset(["target", "predicted"]))
         return table, list(zip(names, targets, values, strict=True))
     columns = score_columns(evaluation.labels, COLUMNS)
-    rows: list[Row] = []
-    for name, truth, predicted, answer in zip(
-        names, evaluation.truth, evaluation.predicted, evaluation.predictions, strict=True
-    ):
-        scores = dict(answer.labels)
-        rows.append([name, truth, predicted, *decimals([scores[label] for label in evaluation.labels])])
+    scores = (dict(answer.labels) for answer in evaluation.predictions)
+    numbers = (decimals([score[label] for label in evaluation.labels]) for score in scores)
+    cells = zip(names, evaluation.truth, evaluation.predicted, numbers, strict=True)
+    rows: list[Row] = [(name, truth, predicted, *values) for name, truth, predicted, values in cells]
     return Table((*COLUMNS, *columns), frozenset(columns)), rows

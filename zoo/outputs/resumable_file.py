@@ -16,9 +16,10 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from zoo.errors import IntegrityError, UsageError
+from zoo.outputs.table import Row, Table
 from zoo.schema import Preprocess, Task
-from zoo.system import records
 from zoo.system.files import try_lock
+from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
 #: An input's name and its row, or the Failure that says why it has none.
@@ -71,6 +72,17 @@ class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
     mark: ResumePoint | None = None
     complete: bool = False
 
+    @classmethod
+    def read(cls, path: Path, verb: str) -> "OutputRecord | None":
+        """The record beside a file, None if it has none of this verb. Raises IntegrityError for a damaged one."""
+        hint = f"remove it and {path.name}, and start again"
+        record = read_record(record_path(path), cls, SCHEMA_VERSION, hint=hint)
+        return record if record is not None and record.verb == verb else None
+
+    def write(self, path: Path) -> None:
+        """Replace the record beside a file. The rows that it counts must be on disk."""
+        write_record(record_path(path), self, indent=2)
+
     def at_mark(self) -> "OutputRecord":
         """The record as it was at `mark`, if there is one."""
         if self.mark is None:
@@ -86,18 +98,6 @@ class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
 def record_path(path: Path) -> Path:
     """The path of the record of an output."""
     return path.with_name(path.name + ".zoo.json")
-
-
-def read_record(path: Path, verb: str) -> OutputRecord | None:
-    """The record beside a file, None if it has none of this verb. Raises IntegrityError for one that is damaged."""
-    hint = f"remove it and {path.name}, and start again"
-    record = records.read_record(record_path(path), OutputRecord, SCHEMA_VERSION, hint=hint)
-    return record if record is not None and record.verb == verb else None
-
-
-def write_record(path: Path, record: OutputRecord) -> None:
-    """Replace the record of a file. The rows that it counts must be on disk."""
-    records.write_record(record_path(path), record, indent=2)
 
 
 class File:
@@ -214,13 +214,12 @@ OpenWriter: TypeAlias = Callable[[Path, OutputRecord], Writer]
 
 
 class LineWriter(Writer):
-    """Writes one file of lines. `encode` makes the lines of some inputs, `header` is the start of a new file."""
+    """Writes a `.csv`, or JSON lines to any other file. `cells` makes an input's row of the `table`."""
 
-    def __init__(
-        self, path: Path, record: OutputRecord, encode: Callable[[Sequence[NamedRow]], bytes], header: bytes = b""
-    ) -> None:
-        self.encode = encode
-        self.header = b"" if record.sizes else header
+    def __init__(self, path: Path, record: OutputRecord, table: Table, cells: Callable[[NamedRow], Row]) -> None:
+        is_csv = path.suffix.lower() == ".csv"
+        self.encode, self.cells = table.csv if is_csv else table.json_lines, cells
+        self.header = table.csv([table.columns]) if is_csv and not record.sizes else b""
         super().__init__({"lines": path}, record)
 
     def start(self) -> None:
@@ -230,7 +229,7 @@ class LineWriter(Writer):
 
     def append(self, rows: Sequence[NamedRow]) -> None:
         """Write the next inputs' lines."""
-        self.files["lines"].write(self.encode(rows))
+        self.files["lines"].write(self.encode(map(self.cells, rows)))
 
 
 def parquet_writer(

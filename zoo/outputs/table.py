@@ -2,8 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
@@ -11,6 +10,7 @@ import msgspec
 
 from zoo.errors import UsageError
 from zoo.extras import require
+from zoo.runtime.in_order import windows
 
 #: Rows of one row group of Parquet. No more rows are held in memory while a Parquet file is written.
 ROW_GROUP = 8192
@@ -32,14 +32,12 @@ class Table(NamedTuple):
 
     def json_lines(self, rows: Iterable[Row]) -> bytes:
         """The rows as lines of JSON, without empty cells. A number may be an array here, as its JSON text."""
-        return b"".join(msgspec.json.encode(self._cells(row)) + b"\n" for row in rows)
-
-    def _cells(self, row: Row) -> dict[str, Any]:
-        return {
-            name: msgspec.Raw(cell.encode()) if name in self.numbers else cell
-            for name, cell in zip(self.columns, row, strict=True)
-            if cell is not None
-        }
+        lines = []
+        for row in rows:
+            cells = {name: cell for name, cell in zip(self.columns, row, strict=True) if cell is not None}
+            cells |= {name: msgspec.Raw(cells[name].encode()) for name in self.numbers & cells.keys()}
+            lines.append(msgspec.json.encode(cells) + b"\n")
+        return b"".join(lines)
 
     def write_parquet(self, lines: Iterable[bytes], out: Path | IO[bytes], metadata: Mapping[bytes, bytes]) -> None:
         """Write lines that `json_lines` made as Parquet: columns of float32 and of strings."""
@@ -48,7 +46,7 @@ class Table(NamedTuple):
         types = {name: pyarrow.float32() if name in self.numbers else pyarrow.string() for name in self.columns}
         groups = (
             [pyarrow.array([line.get(name) for line in group], kind) for name, kind in types.items()]
-            for group in row_groups(lines, msgspec.json.Decoder())
+            for _, group in windows(map(msgspec.json.decode, lines), ROW_GROUP)
         )
         write_parquet(out, types, groups, metadata)
 
@@ -64,13 +62,6 @@ def write_parquet(
     with parquet.ParquetWriter(out, schema) as writer:
         for arrays in groups:
             writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
-
-
-def row_groups(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[Any]") -> Iterator[list[Any]]:
-    """The decoded lines, ROW_GROUP at a time."""
-    rows = map(decoder.decode, lines)
-    while group := list(islice(rows, ROW_GROUP)):
-        yield group
 
 
 def check_name(path: Path, suffixes: Sequence[str], option: str = "-o") -> None:

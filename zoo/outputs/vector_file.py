@@ -5,15 +5,16 @@ x.parquet       columns `input`, `features` and `error`, a row for each input; t
 x.jsonl         {"input", "features"} or {"input", "error"}, a line for each input
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from zoo.outputs.resumable_file import LineWriter, NamedRow, OutputRecord, Writer, parquet_writer
-from zoo.outputs.table import Row, Table, decimals, plain, row_groups, write_parquet
+from zoo.outputs.table import ROW_GROUP, Row, Table, decimals, plain, write_parquet
 from zoo.results import Failure
+from zoo.runtime.in_order import windows
 
 SUFFIXES = (".npy", ".parquet", ".jsonl")
 #: The key of the record in Parquet's metadata.
@@ -40,7 +41,7 @@ def open_writer(path: Path, record: OutputRecord) -> Writer:
     if suffix == ".npy":
         return NpyWriter(path, record)
     if suffix == ".jsonl":
-        return LineWriter(path, record, lambda rows: VECTORS.json_lines(map(_cells, rows)))
+        return LineWriter(path, record, VECTORS, _cells)
     return parquet_writer(path, record, ".npy", NpyWriter, _convert)
 
 
@@ -120,5 +121,5 @@ def _convert(files: Sequence[Path], out: Path, record: OutputRecord) -> None:
         return [pyarrow.array([line.input for line in group], types["input"]), features, pyarrow.array(errors, failure)]
 
     with names.open("rb") as lines:
-        groups: Iterator[list[Line]] = row_groups(lines, msgspec.json.Decoder(Line))
-        write_parquet(out, types, map(arrays, groups), {KEY: msgspec.json.encode(record)})
+        groups = windows(map(msgspec.json.Decoder(Line).decode, lines), ROW_GROUP)
+        write_parquet(out, types, (arrays(group) for _, group in groups), {KEY: msgspec.json.encode(record)})

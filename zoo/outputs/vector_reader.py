@@ -1,6 +1,7 @@
 """Reads files of vectors in blocks, so that a million vectors need no more memory than one block."""
 
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ import msgspec
 
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.outputs.resumable_file import OutputRecord, read_record
+from zoo.outputs.resumable_file import OutputRecord
 from zoo.outputs.vector_file import KEY, SUFFIXES, VERB, Line
+from zoo.runtime.in_order import windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +29,8 @@ class Stored:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kind = path.suffix.lower()
-        record = read_record(path, VERB)
-        if self.kind == ".parquet":
-            # Parquet holds its record itself, in case the file was moved without FILE.zoo.json.
-            record = _parquet_record(path)
-        self.record: OutputRecord | None = record
+        # Parquet holds its record itself, in case the file was moved without FILE.zoo.json.
+        self.record = _parquet_record(path) if self.kind == ".parquet" else OutputRecord.read(path, VERB)
 
     def blocks(self) -> "Iterator[Floats]":
         """The vectors in order, as blocks float32 [n, dim]. Raises DataError for a file that cannot be read."""
@@ -47,15 +46,9 @@ class Stored:
                 if len(column):
                     yield column.flatten().to_numpy().reshape(len(column), -1)
         else:
-            rows: list[Floats] = []
-            for line in self._lines(self.path):
-                if line.features is not None:
-                    rows.append(np.array(line.features, np.float32))
-                if len(rows) == BLOCK:
-                    yield np.stack(rows)
-                    rows = []
-            if rows:
-                yield np.stack(rows)
+            rows = (np.array(line.features, np.float32) for line in self._lines(self.path) if line.features is not None)
+            for _, block in windows(rows, BLOCK):
+                yield np.stack(block)
 
     def matrix(self) -> Any:
         """The array [rows, dim] of a `.npy`, memory-mapped."""
@@ -79,15 +72,9 @@ class Stored:
 
     def names(self, rows: Collection[int]) -> dict[int, str]:
         """The names of the inputs of these rows; FILE:ROW for a row without a name."""
-        found: dict[int, str] = {}
-        left = set(rows)
-        for row, name in enumerate(self._names()):
-            if not left:
-                break
-            if row in left:
-                found[row] = name
-                left.remove(row)
-        return {**found, **{row: f"{self.path.name}:{row}" for row in left}}
+        names = islice(self._names(), max(rows, default=-1) + 1)
+        found = {row: name for row, name in enumerate(names) if row in rows}
+        return {row: found.get(row, f"{self.path.name}:{row}") for row in rows}
 
     def _names(self) -> Iterator[str]:
         """The names of all inputs that have a row, in order."""
@@ -132,7 +119,7 @@ def is_stored(argument: str) -> bool:
         return False
     if kind == ".parquet":
         return _parquet_record(path) is not None
-    return kind == ".npy" or read_record(path, VERB) is not None
+    return kind == ".npy" or OutputRecord.read(path, VERB) is not None
 
 
 def _parquet_record(path: Path) -> OutputRecord | None:

@@ -17,15 +17,7 @@ import msgspec
 
 from zoo.data.inputs import Input, Inputs, named_inputs, one_or_more
 from zoo.errors import AccessError, DataError, UsageError, ZooError
-from zoo.outputs.resumable_file import (
-    NamedRow,
-    OpenWriter,
-    OutputRecord,
-    Writer,
-    read_record,
-    record_path,
-    write_record,
-)
+from zoo.outputs.resumable_file import NamedRow, OpenWriter, OutputRecord, Writer, record_path
 from zoo.progress import SILENT, Progress
 from zoo.results import Failure, Placement, Written
 from zoo.runtime.in_order import InOrder, Rows
@@ -98,10 +90,9 @@ def write_rows(
     record, resumed, failures = before, before.inputs, []
     if first or not before.complete:
         total = inputs.count() if isinstance(inputs, Inputs) else len(inputs) if isinstance(inputs, Sized) else None
-        may_wait = inputs.is_piped if isinstance(inputs, Inputs) else not isinstance(inputs, Sized)
         run = _Run(job, out, before)
         resumed = run.record.inputs
-        run.write_all(chain(again, first, source), total, may_wait, strict=strict, progress=progress)
+        run.write_all(chain(again, first, source), total, strict=strict, progress=progress)
         record, failures = run.record, run.failures
     return job.result(
         model=model, entry=job.entry, device=job.device, placement=job.placement, out=str(out),
@@ -112,7 +103,7 @@ def write_rows(
 
 def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
     """The record from which to continue. Raises UsageError for an output that must not be replaced or continued."""
-    before = read_record(out, fresh.verb)
+    before = OutputRecord.read(out, fresh.verb)
     if before is None:
         if out.exists() and out.stat().st_size:
             raise UsageError(
@@ -162,7 +153,7 @@ def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputR
 
     To be called when the files are locked: another process may have written them after `record` was read.
     """
-    now = read_record(out, fresh.verb)
+    now = OutputRecord.read(out, fresh.verb)
     if now is None:
         foreign = [path for path in writer.paths if path.exists() and path.stat().st_size]
         if foreign:
@@ -208,16 +199,15 @@ class _Run:
             self.writer.close(self.record)
             self._keep()
 
-    def write_all(
-        self, inputs: Iterable[Input], total: int | None, may_wait: bool, *, strict: bool, progress: Progress
-    ) -> None:
+    def write_all(self, inputs: Iterable[Input], total: int | None, *, strict: bool, progress: Progress) -> None:
         """Write the rows of `inputs`, of which the output will hold `total`. Raises KeyboardInterrupt after Ctrl-C.
 
-        `may_wait` is set for inputs that come slowly and only once, as from a pipe.
+        `total` is None for inputs that come slowly and only once, as from a pipe.
         """
+        is_stream = total is None
         # The next batch is computed while this one is written. The writing thread has ended before the context does.
         with noticing() as interrupt, self, ThreadPoolExecutor(1, "zoo-write") as pool:
-            if may_wait:
+            if is_stream:
                 # Inputs that have arrived by a pipe will not come again: all of them are answered and written.
                 inputs = interrupt.before(
                     inputs,
@@ -229,12 +219,12 @@ class _Run:
                 for rows in ordered:
                     writing.result()
                     writing = pool.submit(self.add, rows)
-                    reported, new = ordered.answered, ordered.answered - reported
-                    bar.advance(new)
-                    if interrupt.is_asked and not may_wait:
+                    bar.advance(ordered.answered - reported)
+                    reported = ordered.answered
+                    if interrupt.is_asked and not is_stream:
                         break
                 writing.result()
-                if may_wait or not interrupt.is_asked:
+                if is_stream or not interrupt.is_asked:
                     self.finish(complete=not interrupt.is_asked)
                 if interrupt.is_asked:
                     progress.note(f"{self.record.inputs} inputs are in {self.out}: --resume continues")
@@ -248,14 +238,10 @@ class _Run:
 
     def add(self, rows: Sequence[NamedRow]) -> None:
         """Take the next rows, and write all up to the last point from which a run can resume."""
-        for name, row in rows:
-            if isinstance(row, ZooError):
-                failure = Failure.of(row)
-                self._waiting.append((name, failure))
-                if len(self.failures) < LISTED:
-                    self.failures.append((name, failure))
-            else:
-                self._waiting.append((name, row))
+        rows = [(name, Failure.of(row) if isinstance(row, ZooError) else row) for name, row in rows]
+        failures = [(name, row) for name, row in rows if isinstance(row, Failure)]
+        self.failures += failures[: LISTED - len(self.failures)]
+        self._waiting += rows
         # Every run begins at the start of a step.
         with self._written():
             self._write(len(self._waiting) - len(self._waiting) % self.step)
@@ -285,7 +271,7 @@ class _Run:
             return
         self._is_started = True
         # The record comes first: from here on an interrupted run can be resumed.
-        write_record(self.out, self.record)
+        self.record.write(self.out)
         self.writer.start()
         self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
 
@@ -310,7 +296,7 @@ class _Run:
             self._keep()
 
     def _keep(self) -> None:
-        write_record(self.out, self.record)
+        self.record.write(self.out)
         self._recorded = time.monotonic()
 
 
