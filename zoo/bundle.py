@@ -1,7 +1,6 @@
 """Bundles: folders with `model.onnx` and `zoo.json`, enough to run a model without its plugin, torch or a registry."""
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import msgspec
 
 from zoo.errors import AccessError, IntegrityError, NotFoundError, UsageError
 from zoo.schema import FileDigest, Manifest
-from zoo.system.files import map_file, sha256, sha256_file
+from zoo.system.files import is_unchanged, map_file, sha256, sha256_file
 from zoo.system.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -100,7 +99,8 @@ class Bundle:
 
     def verify(self) -> list[tuple[FileDigest, bool]]:
         """Each file of the manifest, and whether the file on disk has its size and digest."""
-        return [(file, _is_same(self.path / file.path, file)) for file in self.manifest.files]
+        # A link points out of the bundle, and running the model does not follow it.
+        return [(file, is_unchanged(self.path / file.path, file)) for file in self.manifest.files]
 
 
 def read_split(bundle: Bundle) -> dict[str, Held]:
@@ -163,12 +163,3 @@ def _changed(path: Path, expected: str, actual: str) -> IntegrityError:
         actual=actual,
         hint="restore it, or write the bundle again",
     )
-
-
-def _is_same(path: Path, file: FileDigest) -> bool:
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    # A link points out of the bundle, and running the model does not follow it.
-    return stat.S_ISREG(found.st_mode) and found.st_size == file.size and sha256_file(path) == file.sha256

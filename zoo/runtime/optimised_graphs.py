@@ -26,7 +26,7 @@ from zoo.runtime.device import build_note
 from zoo.runtime.ort import BODY, Graphs
 from zoo.schema import FileDigest
 from zoo.store import caches
-from zoo.system.files import remove_abandoned, sha256_file, sha256_json, signature, try_rename
+from zoo.system.files import is_unchanged, remove_abandoned, sha256_file, sha256_json, signature, try_rename
 from zoo.system.records import find_record, write_record
 
 SCHEMA_VERSION = 1
@@ -86,7 +86,7 @@ class OptimisedGraphs(ExitStack):
             # A read-only home has no locks, and nothing is removed from it either.
             self.enter_context(caches.in_use(self.folder, self.key))
         self._check_model(record)
-        if not all(_has(self.path / file.path, file) for file in record.files):
+        if not all(is_unchanged(self.path / file.path, file) for file in record.files):
             self.drop()
             return None
         self.is_used = True
@@ -183,13 +183,6 @@ class OptimisedGraphs(ExitStack):
 def _size(graphs: Graphs) -> int:
     """Bytes of a body that can be kept; 0 for one that comes from a kept file."""
     return 0 if isinstance(graphs.body, Path) else len(graphs.body)
-
-
-def _has(path: Path, file: FileDigest) -> bool:
-    try:
-        return path.stat().st_size == file.size and sha256_file(path) == file.sha256
-    except OSError:
-        return False
 
 
 def _processor() -> str:

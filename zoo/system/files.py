@@ -18,6 +18,7 @@ from typing import IO
 import msgspec
 
 from zoo.errors import AccessError
+from zoo.schema import FileDigest
 
 try:
     import fcntl
@@ -45,6 +46,15 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, as 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_unchanged(path: Path, file: FileDigest) -> bool:
+    """Whether `path` is a regular file, not a link, of the recorded size and sha256."""
+    try:
+        found = path.lstat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == file.size and sha256_file(path) == file.sha256
+    except OSError:
+        return False
 
 
 def map_file(path: Path) -> mmap.mmap | bytes:

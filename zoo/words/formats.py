@@ -133,8 +133,12 @@ def checked(path: Path, batches: "Iterable[Batch]") -> "Iterator[Batch]":
         for index, word in enumerate(words):
             if not finite[index]:
                 _fail(path, f"row {row + index + 1} ({_show(word)}) holds numbers that are not finite")
-            if not word or not _is_text(word):
-                _fail(path, f"the word of row {row + index + 1} is {'not UTF-8' if word else 'empty'}")
+            if not word:
+                _fail(path, f"the word of row {row + index + 1} is empty")
+            try:
+                word.decode()
+            except UnicodeDecodeError:
+                _fail(path, f"the word of row {row + index + 1} is not UTF-8")
             if word not in seen:
                 seen.add(word)
                 kept.append(index)
@@ -286,8 +290,7 @@ def _parquet(path: Path, column: str | None) -> list[str]:
                 _fail(path, f"its columns are {', '.join(names)}: the row's config.column must name the words' one")
             words = [word for part in file.iter_batches(columns=[name]) for word in part.column(0).to_pylist()]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise IntegrityError(f"{path.name}: not a Parquet file that can be read: {reason}", hint=HINT) from error
+        _fail(path, f"not a Parquet file that can be read: {' '.join(str(error).split())[:200]}")
     if not all(isinstance(word, str) for word in words):
         _fail(path, f"the column {name} holds something that is not text")
     return words
@@ -296,8 +299,8 @@ def _parquet(path: Path, column: str | None) -> list[str]:
 def _json(path: Path) -> list[str]:
     try:
         found = msgspec.json.decode(_map(path), type=list[str] | dict[str, int])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(f"{path.name}: neither a list of words nor their ids by word", hint=HINT) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        _fail(path, "neither a list of words nor their ids by word")
     if isinstance(found, list):
         return found
     if sorted(found.values()) != list(range(len(found))):
@@ -320,20 +323,10 @@ def _map(path: Path) -> "Bytes":
     return data
 
 
-def _is_text(word: bytes) -> bool:
-    try:
-        word.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _show(word: bytes) -> str:
     return quote(word.decode(errors="replace"))
 
 
-HINT = "the file is not what its row says: check the row's dim, config.format and files"
-
-
 def _fail(path: Path, problem: str) -> NoReturn:
-    raise IntegrityError(f"{path.name}: {problem}", hint=HINT)
+    hint = "the file is not what its row says: check the row's dim, config.format and files"
+    raise IntegrityError(f"{path.name}: {problem}", hint=hint)

@@ -17,13 +17,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from msgspec import Struct, structs
 
 from zoo.errors import AccessError, DataError, IntegrityError, NotFoundError, quote, short
 from zoo.extras import require
 from zoo.schema import FileDigest
 from zoo.store.store import StoredFile, is_untouched, stored_file
-from zoo.system.files import map_file, sha256_file, staged_dir, storage_errors
+from zoo.system.files import is_unchanged, map_file, sha256_file, staged_dir, storage_errors
 from zoo.system.records import SchemaError, find_record, read_record, write_record
 
 if TYPE_CHECKING:
@@ -47,33 +47,37 @@ PIECES = re.compile(r"\w+|[^\w\s]+")
 TINY = 1e-30
 
 
-class InPlace(msgspec.Struct, frozen=True):
+class InPlace(Struct, frozen=True):
     """A file of the registry row whose bytes from `offset` on are the table."""
 
     file: str
     offset: int
 
 
-class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
+class _Prepared(Struct, frozen=True, kw_only=True):
     schema_version: int
     count: int
     dim: int
     table: InPlace | None
     files: tuple[StoredFile, ...]
 
+    @property
+    def vectors(self) -> InPlace:
+        """The file with the vectors, in which they begin at `offset`."""
+        return self.table or InPlace(VECTORS, 0)
+
+    def path(self, weights: Path, name: str) -> Path:
+        """The path of a recorded file."""
+        return weights / name if self.table and name == self.table.file else weights / FOLDER / name
+
     def fits(self, weights: Path) -> bool:
         """Whether the recorded files and their sizes are those of a table of this shape."""
-        sizes = {file.path: file.size for file in self.files}
-        numbers = 4 * self.count * self.dim
+        file, offset = self.vectors.file, self.vectors.offset
         wanted = {NORMS: 4 * self.count, ORDER: 4 * self.count, OFFSETS: 8 * (self.count + 1)}
-        if self.table is None:
-            wanted[VECTORS] = numbers
-        elif self.table.offset >= 0 and (weights / self.table.file).parent == weights:
-            wanted[self.table.file] = self.table.offset + numbers
-        else:
-            return False
-        is_whole = all(sizes.get(name) == size for name, size in wanted.items())
-        return min(self.count, self.dim) > 0 and is_whole and sizes.keys() == {*wanted, WORDS}
+        wanted[file] = offset + 4 * self.count * self.dim
+        sizes = {each.path: each.size for each in self.files}
+        is_whole = wanted.items() <= sizes.items() and sizes.keys() == {*wanted, WORDS}
+        return is_whole and min(self.count, self.dim) > 0 <= offset and (weights / file).parent == weights
 
 
 def prepare(
@@ -104,30 +108,29 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
     After that the next `is_prepared` hashes damaged files again, so that the form is prepared anew. The list is empty
     without a prepared form of this version, and has only the manifest when that is damaged.
     """
-    manifest = weights / FOLDER / MANIFEST
-    if not (weights / FOLDER).exists():
+    folder, name = weights / FOLDER, f"{FOLDER}/{MANIFEST}"
+    if not folder.exists():
         return []
     try:
-        found = read_record(manifest, _Prepared, SCHEMA_VERSION, hint="")
+        found = read_record(folder / MANIFEST, _Prepared, SCHEMA_VERSION, hint="")
     except SchemaError:
         return []
     except (AccessError, IntegrityError):
         found = None
     if found is None:
-        return [(FileDigest(path=f"{FOLDER}/{MANIFEST}", size=0, sha256=""), False)]
-    digest = FileDigest(path=f"{FOLDER}/{MANIFEST}", size=manifest.stat().st_size, sha256=sha256_file(manifest))
-    results = [(digest, found.fits(weights))]
-    for file in found.files:
-        if file.path in PARTS:
-            path = weights / FOLDER / file.path
-            is_same = path.is_file() and not path.is_symlink() and sha256_file(path) == file.sha256
-            results.append((FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256), is_same))
-    bad = {file.path.removeprefix(f"{FOLDER}/") for file, is_same in results if not is_same} - {MANIFEST}
+        return [(FileDigest(path=name, size=0, sha256=""), False)]
+    size = (folder / MANIFEST).stat().st_size
+    results = [(FileDigest(path=name, size=size, sha256=sha256_file(folder / MANIFEST)), found.fits(weights))]
+    bad = {file for file in found.files if file.path in PARTS and not is_unchanged(folder / file.path, file)}
     if bad:
-        files = tuple(msgspec.structs.replace(f, mtime_ns=0) if f.path in bad else f for f in found.files)
+        files = tuple(structs.replace(file, mtime_ns=0) if file in bad else file for file in found.files)
         with suppress(OSError):
-            write_record(manifest, msgspec.structs.replace(found, files=files))
-    return results
+            write_record(folder / MANIFEST, structs.replace(found, files=files))
+    return results + [
+        (FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256), file not in bad)
+        for file in found.files
+        if file.path in PARTS
+    ]
 
 
 class WordTable:
@@ -160,11 +163,9 @@ class WordTable:
         if found is None:
             raise NotFoundError(f"{weights} holds no prepared word vectors", hint="zoo pull NAME prepares them")
         folder, n = weights / FOLDER, found.count
-        table, offset = (
-            (folder / VECTORS, 0) if found.table is None else (weights / found.table.file, found.table.offset)
-        )
+        table = found.vectors
         return cls(
-            _map(table, "<f4", (n, found.dim), offset),
+            _map(found.path(weights, table.file), "<f4", (n, found.dim), table.offset),
             _map(folder / NORMS, "<f4", (n,)),
             map_file(folder / WORDS),
             _map(folder / OFFSETS, "<i8", (n + 1,)),
@@ -318,29 +319,22 @@ def _write_rows(stage: Path, batches: "Iterable[tuple[list[bytes], Floats]]", *,
 
 def _read_manifest(weights: Path) -> _Prepared | None:
     """The manifest in `weights`, None if a file has changed; files with another time are hashed again."""
-    folder = weights / FOLDER
-    found = find_record(folder / MANIFEST, _Prepared, SCHEMA_VERSION)
+    manifest = weights / FOLDER / MANIFEST
+    found = find_record(manifest, _Prepared, SCHEMA_VERSION)
     if found is None or not found.fits(weights):
         return None
-    moved = False
     try:
-        for file in found.files:
-            path = (weights if found.table and file.path == found.table.file else folder) / file.path
-            if not is_untouched(path, file):
-                moved = True
-                if path.is_symlink() or sha256_file(path) != file.sha256:
-                    return None
+        paths = {file: found.path(weights, file.path) for file in found.files}
+        moved = [file for file, path in paths.items() if not is_untouched(path, file)]
     except (OSError, ValueError):
+        return None
+    if not all(is_unchanged(paths[file], file) for file in moved):
         return None
     if moved:
         # A copied ZOO_HOME has other times. Recording them saves hashing; a read-only one does without.
         with suppress(OSError):
-            # Their digests are those of the record: a file with another time was hashed above.
-            files = tuple(
-                stored_file(weights if found.table and f.path == found.table.file else folder, f.path, f.sha256)
-                for f in found.files
-            )
-            write_record(folder / MANIFEST, msgspec.structs.replace(found, files=files))
+            files = tuple(stored_file(path.parent, path.name, file.sha256) for file, path in paths.items())
+            write_record(manifest, structs.replace(found, files=files))
     return found
 
 
