@@ -18,7 +18,7 @@ class Row(Struct, frozen=True, kw_only=True):
     is_pulled: bool
 
 
-class Check(Struct, frozen=True, kw_only=True):
+class Check(Struct, frozen=True):
     """One line of `zoo doctor`: what was checked, its state, what was `found`, and the command that fixes it.
 
     `warn` means that something works only in part, or not for long; `fail` is a fault with an exit code.

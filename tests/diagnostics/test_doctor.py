@@ -85,14 +85,14 @@ def test_a_part_of_the_home_that_another_user_made() -> None:
         os.chown(home, nobody, nobody)
         os.seteuid(nobody)
         try:
-            (check,) = _home(home)
+            check = _home(home)
             os.seteuid(0)
             assert (check.state, check.exit_code) == ("fail", 8)
             assert "Permission denied" in check.found
             assert check.fix == f'sudo chown -R "$(id -u)" {home}'
             os.chown(home / "models", nobody, nobody)
             os.seteuid(nobody)
-            (check,) = _home(home)
+            check = _home(home)
         finally:
             os.seteuid(0)
         assert check.state == "warn"

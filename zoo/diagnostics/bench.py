@@ -5,7 +5,7 @@ Each system (zoo, torch) runs in its own process, and they take turns, so that a
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
@@ -193,20 +193,15 @@ def _starts(
     bundle: Bundle, systems: dict[str, System], raw: Path, threads: int, device: str, rounds: int, progress: Progress
 ) -> dict[str, list[float]]:
     """Seconds of each cold start, by system."""
-
-    def torch() -> float:
-        with Stopwatch(systems[TORCH]) as child:
-            return child.started
-
-    ways: dict[str, Callable[[], float]] = {"onnxruntime": lambda: cold_start(bundle.model, raw, threads, device)}
-    if TORCH in systems:
-        ways[TORCH] = torch
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    with progress.task("cold starts", rounds * len(ways)) as bar:
-        for _ in range(rounds):
-            for name, start in ways.items():
-                found[name].append(start())
-                bar.advance(1)
+    found: dict[str, list[float]] = {name: [] for name in ("onnxruntime", TORCH) if name != TORCH or name in systems}
+    with progress.task("cold starts", rounds * len(found)) as bar:
+        for name, seconds in [*found.items()] * rounds:
+            if name == TORCH:
+                with Stopwatch(systems[TORCH]) as child:
+                    seconds.append(child.started)
+            else:
+                seconds.append(cold_start(bundle.model, raw, threads, device))
+            bar.advance(1)
     return found
 
 
@@ -217,10 +212,9 @@ def _rounds(
     turns = [(name, batch) for batch in BATCHES for name in running if batch == 1 or name not in (PEAK, WHOLE)]
     found: dict[tuple[str, int], list[list[float]]] = {turn: [] for turn in turns}
     with progress.task("timing", options.rounds * len(turns)) as bar:
-        for _ in range(options.rounds):
-            for name, batch in turns:
-                found[name, batch].append(running[name].time(batch, options.seconds))
-                bar.advance(1)
+        for name, batch in turns * options.rounds:
+            found[name, batch].append(running[name].time(batch, options.seconds))
+            bar.advance(1)
     return found
 
 

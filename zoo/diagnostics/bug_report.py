@@ -40,9 +40,7 @@ def bug_report(checks: Sequence[Check]) -> str:
 def without_secrets(checks: Iterable[Check], environ: Mapping[str, str]) -> list[Check]:
     """The same checks without tokens and passwords, which may come from a plugin's message, a proxy or a URL."""
     return [
-        msgspec.structs.replace(
-            each, found=hide(each.found, environ), fix=None if each.fix is None else hide(each.fix, environ)
-        )
+        msgspec.structs.replace(each, found=hide(each.found, environ), fix=each.fix and hide(each.fix, environ))
         for each in checks
     ]
 

@@ -53,12 +53,13 @@ def examine(
     states = plugins()
     rows = _registry(registry)
     models = [_fault("model", error) for error in damaged()]
-    found = [*_versions(), *runtime_checks.checks(trial()), *_home(home), hub(), rows, *models]
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    found = [Check("zoo", "ok", importlib.metadata.version("backbone-zoo")), Check("python", "ok", python)]
+    found += [*runtime_checks.checks(trial()), _home(home), hub(), rows, *models]
     if digests is not None and rows.state == "ok":
         found += digests()
     elif digests is not None:
-        unknown = "not checked: the expected digests are in the registry"
-        found.append(Check(name="digests", state="warn", found=unknown, fix=rows.fix))
+        found.append(Check("digests", "warn", "not checked: the expected digests are in the registry", rows.fix))
     found += _plugins(states)
     return without_secrets(found, os.environ)
 
@@ -81,7 +82,7 @@ def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) ->
             models, files = models + 1, files + len(seen)
             if wrong := _wrong(seen):
                 bad += 1
-                yield _damaged(f"{entry.name}: {wrong}", f"zoo pull {entry.name}")
+                yield Check("digests", "fail", f"{entry.name}: {wrong}", f"zoo pull {entry.name}", 5)
         for folder in graphs:
             bar.advance(1)
             try:
@@ -91,10 +92,9 @@ def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) ->
                 wrong = error.message
             if wrong:
                 bad += 1
-                yield _damaged(f"{folder.name}: {wrong}", f"rm -r {shlex.quote(str(folder))}")
+                yield Check("digests", "fail", f"{folder.name}: {wrong}", f"rm -r {shlex.quote(str(folder))}", 5)
     if not bad:
-        found = f"{files} files of {models} models and {len(graphs)} graphs are unchanged"
-        yield Check(name="digests", state="ok", found=found)
+        yield Check("digests", "ok", f"{files} files of {models} models and {len(graphs)} graphs are unchanged")
 
 
 def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
@@ -102,43 +102,27 @@ def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
     return f"changed since it was pulled or exported: {', '.join(bad)}" if bad else None
 
 
-def _damaged(found: str, fix: str) -> Check:
-    return Check(name="digests", state="fail", found=found, fix=fix, exit_code=5)
-
-
-def _versions() -> Iterator[Check]:
-    zoo = importlib.metadata.version("backbone-zoo")
-    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield Check(name="zoo", state="ok", found=zoo)
-    yield Check(name="python", state="ok", found=python)
-
-
-def _home(home: Path) -> Iterator[Check]:
+def _home(home: Path) -> Check:
     """ZOO_HOME can be written (tried by writing), is not temporary, and has free space."""
     nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if os.path.lexists(folder))
     try:
-        for folder in [nearest, *(path for path in _inside(home) if path.is_dir() and not path.is_symlink())]:
+        # A folder in it that another user made (sudo zoo) stops a pull as well.
+        inside = sorted(home.iterdir()) if home.is_dir() else []
+        for folder in [nearest, *(path for path in inside if path.is_dir() and not path.is_symlink())]:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".zoo-doctor-"):
                 pass
         free = shutil.disk_usage(nearest).free
     except OSError as error:
         found = f"{home} cannot be written: {error.strerror or error}"
-        yield Check(name="ZOO_HOME", state="fail", found=found, fix=_writable(home, error), exit_code=8)
-        return
+        return Check("ZOO_HOME", "fail", found, _writable(home, error), 8)
     found = f"{home}, {free / 1e9:.1f} GB free"
     if temporary := _temporary(home):
         found = f"{home} lies in {temporary}, which is emptied now and then: models would be downloaded again"
-        yield Check(name="ZOO_HOME", state="warn", found=found, fix=_elsewhere(home))
-    elif free < FEW_BYTES:
+        return Check("ZOO_HOME", "warn", found, _elsewhere(home))
+    if free < FEW_BYTES:
         fix = "zoo prune, or export ZOO_HOME=FOLDER with a folder on a larger disk"
-        yield Check(name="ZOO_HOME", state="warn", found=found, fix=fix)
-    else:
-        yield Check(name="ZOO_HOME", state="ok", found=found)
-
-
-def _inside(home: Path) -> list[Path]:
-    """The contents of `home`: a folder that another user made (sudo zoo) stops a pull as well."""
-    return sorted(home.iterdir()) if home.is_dir() else []
+        return Check("ZOO_HOME", "warn", found, fix)
+    return Check("ZOO_HOME", "ok", found)
 
 
 def _writable(home: Path, error: OSError) -> str:
@@ -177,33 +161,26 @@ def _temporary(folder: Path) -> str | None:
 
 def _registry(count: Callable[[], int]) -> Check:
     try:
-        return Check(name="registry", state="ok", found=f"{count()} models")
+        return Check("registry", "ok", f"{count()} models")
     except ZooError as error:
         return _fault("registry", error)
 
 
 def _fault(name: str, error: ZooError) -> Check:
-    return Check(name=name, state="fail", found=error.message, fix=error.hint, exit_code=error.exit_code)
+    return Check(name, "fail", error.message, error.hint, error.exit_code)
 
 
 def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
     only = os.environ.get("ZOO_PLUGINS")
     chosen = "" if only is None else f" (those of ZOO_PLUGINS={only})"
-    good = [state for state in states if state.state != "quarantined"]
-    yield Check(name="plugins", state="ok", found=f"{len(good)} work{chosen}")
+    yield Check("plugins", "ok", f"{sum(state.state != 'quarantined' for state in states)} work{chosen}")
     for state in states:
         if state.state == "quarantined":
-            yield Check(
-                name="plugin",
-                state="fail",
-                found=f"{state.group} {state.title}: {state.error}".strip(),
-                fix=_without(state, states),
-                exit_code=9,
-            )
+            found = f"{state.group} {state.title}: {state.error}".strip()
+            yield Check("plugin", "fail", found, _without(state, states), 9)
         elif state.is_slow:
             fix = f"leave it out with ZOO_PLUGINS if you do not need it, or report it to {state.distribution}"
-            found = f"{state.title} takes {state.seconds:.1f} s to load"
-            yield Check(name="plugin", state="warn", found=found, fix=fix)
+            yield Check("plugin", "warn", f"{state.title} takes {state.seconds:.1f} s to load", fix)
 
 
 def _without(state: PluginState, states: Sequence[PluginState]) -> str:

@@ -108,14 +108,11 @@ def _linker(ort: Any) -> str | None:
 
 def _one_node() -> bytes:
     """A model of one 3x3 convolution with weights of 1; on CUDA it needs cuBLAS and cuDNN, as real models do."""
-    from onnx import TensorProto, helper
+    from onnx import parser
 
-    pixels = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 3, 3])
-    sums = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 1, 1])
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 3, 3], [1.0] * 9)
-    node = helper.make_node("Conv", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "one-node", [pixels], [sums], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
+        one_node (float[1, 1, 3, 3] x) => (float[1, 1, 1, 1] y)
+        <float[1, 1, 3, 3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1}> { y = Conv(x, w) }""")
     return bytes(model.SerializeToString())
 
 

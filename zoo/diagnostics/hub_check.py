@@ -19,11 +19,9 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"
 def begin(*, offline: bool) -> Callable[[], Check]:
     """Start the request and return a function that waits for its result, at most HUB_LIMIT seconds; offline none."""
     silent = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "").upper() in TRUE]
-    if offline:
-        return lambda: Check(name="hub", state="ok", found="not asked: zoo is offline")
-    if silent:
-        found = f"not asked: {silent[0]} is set"
-        return lambda: Check(name="hub", state="ok", found=found)
+    if offline or silent:
+        reason = "zoo is offline" if offline else f"{silent[0]} is set"
+        return lambda: Check("hub", "ok", f"not asked: {reason}")
     endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     started = time.monotonic()
@@ -35,8 +33,8 @@ def begin(*, offline: bool) -> Callable[[], Check]:
         except queue.Empty:
             problem = f"no answer in {HUB_LIMIT:g} s"
         if problem is None:
-            return Check(name="hub", state="ok", found=f"{endpoint} answers")
-        return Check(name="hub", state="warn", found=f"{endpoint} cannot be reached: {problem}", fix=_fix(endpoint))
+            return Check("hub", "ok", f"{endpoint} answers")
+        return Check("hub", "warn", f"{endpoint} cannot be reached: {problem}", _fix(endpoint))
 
     return finish
 

@@ -21,8 +21,9 @@ PRODUCTS = (
     "Gemm",
 )
 ATTENTIONS = ("Attention", "MultiHeadAttention")
-#: Operators with many multiply-adds that are not counted here: a graph with one of them gets no number.
-UNCOUNTED = frozenset({"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"})
+COUNTED = frozenset({*CONVOLUTIONS, *PRODUCTS, *ATTENTIONS})
+#: The standard's operators with many multiply-adds that are not counted here: a graph with one gets no number.
+UNCOUNTED = frozenset({"Attention", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"})
 #: ONNX Runtime's own operators with only a few operations for each element.
 CHEAP = frozenset(
     {
@@ -43,7 +44,7 @@ def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, By
 
     if any(map(_is_unknown, model.graph.node)):
         return None
-    nodes = [node for node in model.graph.node if _is_counted(node)]
+    nodes = [node for node in model.graph.node if node.op_type in COUNTED]
     known: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     known |= {name: array.shape for name, array in feeds.items()}
     wanted = {name for node in nodes for name in (*node.input, *node.output[:1]) if name and name not in known}
@@ -58,16 +59,10 @@ def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, By
     return sum(_products(node, known.__getitem__) for node in nodes)
 
 
-def _is_counted(node: "onnx.NodeProto") -> bool:
-    return node.op_type in CONVOLUTIONS or node.op_type in (*PRODUCTS, *ATTENTIONS)
-
-
 def _is_unknown(node: "onnx.NodeProto") -> bool:
-    if node.op_type in UNCOUNTED:
-        return True
     if node.domain in ("", "ai.onnx"):
-        return node.op_type == "Attention"
-    return not (node.domain == "com.microsoft" and (_is_counted(node) or node.op_type in CHEAP))
+        return node.op_type in UNCOUNTED
+    return node.domain != "com.microsoft" or node.op_type not in COUNTED | CHEAP
 
 
 def _products(node: "onnx.NodeProto", shape: "Callable[[str], Shape]") -> int:

@@ -87,22 +87,21 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
     install = INSTALL_CPU if set(wheels) == {"onnxruntime"} else INSTALL_GPU
     again = f"pip uninstall -y {' '.join(wheels)} && {install}"
     if len(wheels) > 1:
-        winner = _winner()
-        wins = f"; the files of {winner} lie on top" if winner else ""
+        wins = f"; the files of {winner} lie on top" if (winner := _winner()) else ""
         return _fault("onnxruntime", f"{found} are both installed and overwrite each other{wins}", again)
     missing = [name for name in RUNTIME if find_spec(name) is None]
     if missing:
         detail = f"not installed: {', '.join(missing)}; models can be listed and pulled, not run"
-        return Check(name="onnxruntime", state="warn", found=detail, fix=f"{INSTALL_GPU}, or [cpu]")
+        return Check("onnxruntime", "warn", detail, f"{INSTALL_GPU}, or [cpu]")
     if trial.driver is None:
         detail = f"{found}; not tried, as asking the NVIDIA driver {trial.ended}"
-        return Check(name="onnxruntime", state="warn", found=detail, fix="repair the driver first: see gpu")
+        return Check("onnxruntime", "warn", detail, "repair the driver first: see gpu")
     problem = trial.runtime.problem if trial.runtime else f"importing it {trial.ended}"
     if problem is None:
         problem = trial.cpu.problem if trial.cpu else f"a session {trial.ended}"
     if problem is not None:
         return _fault("onnxruntime", f"{found or 'onnxruntime'}: {problem}", again)
-    return Check(name="onnxruntime", state="ok", found=f"{found}; a one-node model runs on the CPU")
+    return Check("onnxruntime", "ok", f"{found}; a one-node model runs on the CPU")
 
 
 def _winner() -> str | None:
@@ -127,8 +126,8 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
             fix = f"pip uninstall -y {' '.join(wheels)} && {INSTALL_GPU}"
             return _without_gpu(asked, f"{found}; the installed onnxruntime is the CPU build, {ON_CPU}", fix)
         if any(device.free is not None and device.free < LITTLE_MEMORY for device in driver.devices):
-            return Check(name="gpu", state="warn", found=found, fix="nvidia-smi shows which process holds the memory")
-        return Check(name="gpu", state="ok", found=found)
+            return Check("gpu", "warn", found, "nvidia-smi shows which process holds the memory")
+        return Check("gpu", "ok", found)
     works = trial.cpu is not None and trial.cpu.problem is None
     found = f"not usable{f', {ON_CPU}' if works else ''}: {driver.problem}"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -139,24 +138,22 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
         return _without_gpu(asked, found, "docker run --gpus all, or the same option of your container runtime")
     if driver.code in (None, NO_DEVICE):
         if not has_gpu_build and not asked.startswith("cuda"):
-            return Check(name="gpu", state="ok", found=found)
+            return Check("gpu", "ok", found)
         fix = "install NVIDIA's driver, nvidia-smi then lists the GPU; without a GPU, ignore this"
         return _without_gpu(asked, found, "unset ZOO_DEVICE" if asked.startswith("cuda") else fix)
-    fix = DRIVER_FIXES.get(
-        driver.code, "nvidia-smi shows the driver's error; sudo reboot after an update of the driver"
-    )
-    return _fault("gpu", found, fix)
+    unknown = "nvidia-smi shows the driver's error; sudo reboot after an update of the driver"
+    return _fault("gpu", found, DRIVER_FIXES.get(driver.code, unknown))
 
 
 def _without_gpu(asked: str, found: str, fix: str) -> Check:
     """A warning; a fault if ZOO_DEVICE asks for CUDA, because then no model runs."""
     if asked.startswith("cuda"):
         return _fault("gpu", f"{found}; ZOO_DEVICE is {asked}", fix)
-    return Check(name="gpu", state="warn", found=found, fix=fix)
+    return Check("gpu", "warn", found, fix)
 
 
 def _fault(name: str, found: str, fix: str) -> Check:
-    return Check(name=name, state="fail", found=found, fix=fix, exit_code=7)
+    return Check(name, "fail", found, fix, 7)
 
 
 def _describe(device: Device) -> str:
@@ -176,16 +173,16 @@ def _libraries(trial: Trial, built_for: str) -> Check:
 
     def bad(found: str, fix: str) -> Check:
         # Without a GPU the libraries are not used, so a fault of theirs is only a warning.
-        return _fault(name, found, fix) if _devices(trial) else Check(name=name, state="warn", found=found, fix=fix)
+        return _fault(name, found, fix) if _devices(trial) else Check(name, "warn", found, fix)
 
     wheel = f"onnxruntime is built for CUDA {built_for}"
     if trial.driver and (too_old := version_problem(trial.driver.cuda, built_for)) is not None:
         return bad(*too_old)
     if trial.libraries is None:
         return bad(f"loading them {trial.ended}", _libraries_again())
-    others = sorted(each for each in _installed(r"nvidia-cudnn-cu\d+") if each.removeprefix("nvidia-cudnn-cu") != major)
     cudnn = f"nvidia-cudnn-cu{major}"
-    if others:
+    names = {canonical(found.metadata["Name"] or "") for found in importlib.metadata.distributions()}
+    if others := sorted(name for name in names - {cudnn} if re.fullmatch(r"nvidia-cudnn-cu\d+", name)):
         found = f"{wheel}, and {', '.join(others)} is installed: it has the same files as {cudnn}"
         return bad(found, f"pip uninstall -y {' '.join([*others, cudnn])} && pip install {cudnn}")
     if trial.libraries.missing:
@@ -193,7 +190,7 @@ def _libraries(trial: Trial, built_for: str) -> Check:
     if trial.libraries.cudnn_cuda not in (None, int(major) if major.isdecimal() else None):
         found = f"{wheel}, the installed cuDNN for CUDA {trial.libraries.cudnn_cuda}"
         return bad(found, f"pip install --force-reinstall {cudnn}; leave other copies of cuDNN out of LD_LIBRARY_PATH")
-    return Check(name=name, state="ok", found=f"CUDA {major} and cuDNN {trial.libraries.cudnn or '?'}, as {wheel}")
+    return Check(name, "ok", f"CUDA {major} and cuDNN {trial.libraries.cudnn or '?'}, as {wheel}")
 
 
 def _libraries_again() -> str:
@@ -202,17 +199,11 @@ def _libraries_again() -> str:
     return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={version}'" if version else INSTALL_GPU
 
 
-def _installed(pattern: str) -> set[str]:
-    """Names of installed distributions that match `pattern` as a whole."""
-    names = (canonical(found.metadata["Name"] or "") for found in importlib.metadata.distributions())
-    return {name for name in names if re.fullmatch(pattern, name)}
-
-
 def _session(trial: Trial) -> Check:
     """A one-node model on CUDA without a fallback; onnxruntime lists CUDA even on machines where it does not work."""
     problem = trial.cuda.problem if trial.cuda else f"it {trial.ended}"
     if problem is None:
-        return Check(name="cuda session", state="ok", found="a one-node model runs on cuda:0")
+        return Check("cuda session", "ok", "a one-node model runs on cuda:0")
     fix = f"{_libraries_again()}; until then use --device cpu"
     return _fault("cuda session", f"a one-node model does not run on cuda:0: {problem}", fix)
 
@@ -221,23 +212,19 @@ def _torch(trial: Trial) -> Check:
     missing = [name for name in ("torch", "torchvision", "onnxscript") if find_spec(name) is None]
     if missing:
         found = f"without {', '.join(missing)}: bundles run, nothing can be fine-tuned or exported"
-        return Check(name="torch", state="warn", found=found, fix="pip install 'backbone-zoo[train]'")
-    version, cuda = version_of("torch") or "installed", _torch_cuda()
+        return Check("torch", "warn", found, "pip install 'backbone-zoo[train]'")
+    # Read from torch's file: importing torch would take seconds.
+    match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", package_text("torch", "version.py"), re.MULTILINE)
+    version, cuda = version_of("torch") or "installed", match[1] if match else None
     built_for = trial.runtime.cuda if trial.runtime else None
     found = f"{version}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
     if built_for is None or not _devices(trial):
-        return Check(name="torch", state="ok", found=found)
+        return Check("torch", "ok", found)
     build = "cu" + "".join(built_for.split(".")[:2])
     fix = f"pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/{build}"
     if cuda is None:
-        return Check(name="torch", state="warn", found=f"{found}: it does not use the GPU", fix=fix)
+        return Check("torch", "warn", f"{found}: it does not use the GPU", fix)
     if cuda.partition(".")[0] != built_for.partition(".")[0]:
         found = f"{found}, onnxruntime for CUDA {built_for}: in one process the second to load gets the other's cuDNN"
-        return Check(name="torch", state="warn", found=found, fix=fix)
-    return Check(name="torch", state="ok", found=found)
-
-
-def _torch_cuda() -> str | None:
-    """The CUDA version that torch was built for, read from its file: importing torch would take seconds."""
-    match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", package_text("torch", "version.py"), re.MULTILINE)
-    return match[1] if match else None
+        return Check("torch", "warn", found, fix)
+    return Check("torch", "ok", found)

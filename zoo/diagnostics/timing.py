@@ -5,7 +5,7 @@ describes the system (`System`), each further line has a batch size and a durati
 """
 
 import os
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ if device != "cpu":
     providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.partition(":")[2]}))
 session = onnxruntime.InferenceSession(model, options, providers=providers)
 session.run(None, dict(numpy.load(feeds)))
-print("answered", flush=True)
+print("{}", flush=True)
 """
 
 
@@ -110,26 +110,18 @@ class Stopwatch:
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
     """Seconds from the start of a process to its first answer, by numpy and ONNX Runtime alone."""
     began = time.perf_counter()
-    with subprocess.Popen(
-        python("-c", COLD_START_SCRIPT, str(model), str(feeds), str(threads), device),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-    ) as child:
+    command = python("-c", COLD_START_SCRIPT, str(model), str(feeds), str(threads), device)
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    with tempfile.TemporaryFile() as errors, Child(command, env=environment, stderr=errors.fileno()) as child:
         try:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            line = child.stdout.readline()
-            seconds = time.perf_counter() - began
-            problem = "" if line else child.stderr.read().decode(errors="replace").strip()
-        finally:
-            child.kill()
-    if not line:
-        reason = brief(problem.splitlines()[-1]) if problem else "no error message"
-        raise ZooError(f"a new process cannot run {model}: {reason}", hint="zoo doctor may find the cause")
-    return seconds
+            child.receive()
+        except EndedError as ended:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            reason = brief(lines[-1]) if lines else "no error message"
+            message = f"a new process cannot run {model}: {reason}"
+            raise ZooError(message, hint="zoo doctor may find the cause") from ended
+        return time.perf_counter() - began
 
 
 def serve() -> None:
@@ -193,16 +185,13 @@ def _graph(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 def _peak(system: System) -> "Call":
     """A product of float32 matrices that stay on the device, the second one constant like weights."""
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper, parser
 
     draw = np.random.default_rng(0)
     left, right = (draw.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
-    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIDE, SIDE]) for name in "ac")
-    product = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", [given], [made], [numpy_helper.from_array(right, "b")]
-    )
-    opset = [helper.make_opsetid("", edit.OPSET)]
-    model = helper.make_model(product, opset_imports=opset, ir_version=edit.IR_VERSION)
+    model = parser.parse_model(f"""<ir_version: {edit.IR_VERSION}, opset_import: ["" : {edit.OPSET}]>
+        peak (float[{SIDE}, {SIDE}] a) => (float[{SIDE}, {SIDE}] c) {{ c = MatMul(a, b) }}""")
+    model.graph.initializer.append(numpy_helper.from_array(right, "b"))
     session = create_session(model.SerializeToString(), system.device, system.threads)
     kind, _, index = system.device.partition(":")
     binding = session.io_binding()

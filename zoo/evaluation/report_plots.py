@@ -234,10 +234,9 @@ def _map(facts: "Facts") -> "Figure":
         figure.colorbar(points, ax=axes, label="true", fraction=0.05)
     else:
         _classes(figure, axes, facts)
-    axes.set(
-        xlabel=f"first principal axis ({spots.variance[0]:.0%} of the variance)", xticks=[],
-        ylabel=f"second principal axis ({spots.variance[1]:.0%})", yticks=[],
-    )  # fmt: skip
+    axes.set_xlabel(f"first principal axis ({spots.variance[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal axis ({spots.variance[1]:.0%})")
+    axes.set(xticks=[], yticks=[])
     return figure
 
 
