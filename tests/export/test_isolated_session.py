@@ -211,7 +211,7 @@ def test_a_stopwatch_whose_child_ends(shelf: Path, tmp_path: Path) -> None:
     watch = Stopwatch(system)
     assert watch.time(1, 0.001)
     killed(watch)
-    watch._child.process.wait()
+    watch.process.wait()
     with pytest.raises(ZooError, match="timed process ended with exit code -9"), watch:
         watch.time(1, 0.001)
     assert is_gone(watch)

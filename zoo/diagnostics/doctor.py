@@ -27,6 +27,8 @@ from zoo.store.store import Store
 
 #: Bytes below which a pull of a large model would fill the disk.
 FEW_BYTES = 2_000_000_000
+#: Whether a folder exists and may be seen; Path.exists raises an error when it may not.
+_exists = os.path.exists
 #: Folders that systems empty, beside the one for temporary files.
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
@@ -143,14 +145,6 @@ def _elsewhere(home: Path, *, move: bool = True) -> str:
     if move and _exists(home) and not _exists(better):
         command = f"mkdir -p {shlex.quote(str(better.parent))} && mv {shlex.quote(str(home))} {new} && {command}"
     return command
-
-
-def _exists(folder: Path) -> bool:
-    """Whether the folder exists and may be seen."""
-    try:
-        return folder.exists()
-    except OSError:
-        return False
 
 
 def _temporary(folder: Path) -> str | None:

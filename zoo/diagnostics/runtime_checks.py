@@ -121,7 +121,8 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
     has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
     if driver.problem is None:
         devices = ", ".join(map(_describe, driver.devices))
-        found = f"{devices}; the driver runs CUDA up to {_dotted(driver.cuda)}"
+        newest = ".".join(map(str, driver.cuda)) if driver.cuda else "?"
+        found = f"{devices}; the driver runs CUDA up to {newest}"
         if trial.runtime is not None and trial.runtime.problem is None and trial.runtime.cuda is None:
             fix = f"pip uninstall -y {' '.join(wheels)} && {INSTALL_GPU}"
             return _without_gpu(asked, f"{found}; the installed onnxruntime is the CPU build, {ON_CPU}", fix)
@@ -161,10 +162,6 @@ def _describe(device: Device) -> str:
         return device.name
     free = "" if device.free is None else f"{device.free / 1e9:.1f} of "
     return f"{device.name} ({free}{device.total / 1e9:.1f} GB{' free' if free else ''})"
-
-
-def _dotted(version: tuple[int, int] | None) -> str:
-    return "?" if version is None else ".".join(map(str, version))
 
 
 def _libraries(trial: Trial, built_for: str) -> Check:

@@ -25,8 +25,6 @@ from zoo.system.process import Child, EndedError, Parent, python
 from zoo.torchkit import TorchBackbone, positional
 
 if TYPE_CHECKING:
-    from typing import Self
-
     import torch
 
     from zoo.backbone import Backbone
@@ -70,28 +68,21 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     channels_last: bool = False
 
 
-class Stopwatch:
-    """A context manager: the process of a system, ready after its first answer, `started` seconds after its start.
+class Stopwatch(Child):
+    """The process of a system, ready after its first answer, `started` seconds after its start.
 
     `command` replaces this module's process by another one with the same protocol; `system` is its first line.
     """
 
     def __init__(self, system: object, command: Sequence[str] = ()) -> None:
         began = time.perf_counter()
-        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-        self._child = Child(command or python("-m", "zoo.diagnostics.timing"), env=environment)
+        super().__init__(command or python("-m", "zoo.diagnostics.timing"), env=_environment())
         try:
             self._ask(system)
         except BaseException:
-            self._child.close()
+            self.close()
             raise
         self.started = time.perf_counter() - began
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._child.close()
 
     def time(self, batch: int, seconds: float) -> list[float]:
         """Seconds of each call with `batch` items, repeated for `seconds`; at least one."""
@@ -100,19 +91,22 @@ class Stopwatch:
 
     def _ask(self, request: object) -> Any:
         try:
-            return self._child.ask(request).data
+            return self.ask(request).data
         except EndedError as ended:
             raise ZooError(
                 f"the timed process ended with exit code {ended.code}", hint="there may not be enough memory"
             ) from ended
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+
+
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
     """Seconds from the start of a process to its first answer, by numpy and ONNX Runtime alone."""
     began = time.perf_counter()
     command = python("-c", COLD_START_SCRIPT, str(model), str(feeds), str(threads), device)
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-    with tempfile.TemporaryFile() as errors, Child(command, env=environment, stderr=errors.fileno()) as child:
+    with tempfile.TemporaryFile() as errors, Child(command, env=_environment(), stderr=errors.fileno()) as child:
         try:
             child.receive()
         except EndedError as ended:

@@ -29,21 +29,18 @@ def evaluate(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """The metrics and predictions of the bundle in `session` on labelled data.
+    """The metrics and predictions of the bundle in `session`, called `model` in messages, on labelled data.
 
-    model: the name of the bundle in messages.
-    options: how the data is read; the task is the model's. Unreadable items are left out and listed in the result.
-    held_out: use only the items that fine-tuning held out.
-
-    Raises DataError for unknown labels and too many unreadable items, UsageError for a model without a head.
+    The task is the model's, whatever `options` say. With `held_out` only the items that fine-tuning held out are used.
+    Unreadable items are left out and listed in the result. Raises DataError for unknown labels and too many unreadable
+    items, UsageError for a model without a head.
     """
     if "scores" not in session.outputs:
         # Raises the UsageError before the data is read.
         session.scores([])
-    manifest = session.manifest
+    manifest, split = session.manifest, read_split(session.bundle)
     options = msgspec.structs.replace(options, task=manifest.task)
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress)
-    split = read_split(session.bundle)
     if held_out:
         dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
         if not dataset.examples:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+    from zoo.runtime.answers import Floats
 
 #: Bins of the calibration error; fewer if a bin would hold less than ten items.
 BINS = 15
@@ -44,8 +44,8 @@ def measure(
     thresholds: for several labels; 0.5 by default.
     class_weights: the weights of the classes in the loss, for the calibration error.
 
-    A class that neither occurs nor is predicted is left out of means; a ratio 0/0 is 0. R squared of equal targets is 1
-    if every prediction is exact and 0 otherwise, as in scikit-learn.
+    Means leave out a class that neither occurs nor is predicted; 0/0 is 0. R squared of equal targets is 1 if every
+    prediction is exact, else 0, as in scikit-learn.
     """
     import numpy as np
 

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -36,17 +36,11 @@ def load() -> None:
 
 def draw(facts: "Facts") -> dict[str, bytes]:
     """The plots for these facts, as PNG by file name; a user's matplotlib settings do not change them."""
-    makers: dict[str, Callable[[Facts], Figure]] = {}
-    if facts.curve:
-        makers[CURVES] = _curves
-    if facts.task is Task.REGRESSION:
-        makers[SCATTER] = _scatter
-    else:
-        makers[CONFUSION] = _confusion
-        makers[CALIBRATION] = _calibration
-    makers[MAP] = _map
+    curves = {CURVES: _curves} if facts.curve else {}
+    is_number = facts.task is Task.REGRESSION
+    results = {SCATTER: _scatter} if is_number else {CONFUSION: _confusion, CALIBRATION: _calibration}
     with _quiet():
-        return {name: _png(make(facts)) for name, make in makers.items()}
+        return {name: _png(make(facts)) for name, make in {**curves, **results, MAP: _map}.items()}
 
 
 @contextmanager

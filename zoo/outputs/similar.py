@@ -22,10 +22,7 @@ from zoo.runtime.in_order import InOrder
 from zoo.runtime.session import Session
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
+    from zoo.runtime.session import Floats
 
 #: Files with fewer vectors are compared without an index.
 INDEXED = 1_000_000
@@ -114,8 +111,8 @@ def similar(
                     best.add(block, number, row)
                     row += len(block)
                     bar.advance(len(block))
-                if best.not_finite > bad:
-                    warnings.append(f"{source.path}: {best.not_finite - bad} vectors that are not finite are left out")
+                if bad := best.not_finite - bad:
+                    warnings.append(f"{source.path}: {bad} vectors that are not finite are left out")
     if best.compared == best.not_finite:
         raise DataError("there is nothing to compare with", hint="name files, or a file that zoo embed wrote")
     return Ranking(
@@ -129,14 +126,10 @@ def _warnings(session: Session, stored: Stored) -> Iterator[str]:
     """Reasons why similarities to these vectors may be wrong. Raises DataError for vectors of another length."""
     dim = session.manifest.dim
     record = stored.record
-    found = stored.matrix().shape[1] if record is None else record.dim
+    found, who = (record.dim, f" by {record.model}") if record else (stored.matrix().shape[1], "")
     if found != dim:
-        who = "" if record is None else f" by {record.model}"
-        raise DataError(
-            f"{stored.path} holds vectors of {found} numbers{who}; this model's have {dim}",
-            path=stored.path,
-            hint="use the model that made them",
-        )
+        message = f"{stored.path} holds vectors of {found} numbers{who}; this model's have {dim}"
+        raise DataError(message, path=stored.path, hint="use the model that made them")
     if record is None:
         yield f"{stored.path} does not say which model made it"
         return

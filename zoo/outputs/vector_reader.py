@@ -14,10 +14,7 @@ from zoo.outputs.vector_file import KEY, SUFFIXES, VERB, Line
 from zoo.runtime.in_order import windows
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
+    from zoo.runtime.session import Floats
 
 #: Vectors in one block.
 BLOCK = 8192
@@ -59,15 +56,11 @@ class Stored:
         except (OSError, ValueError) as error:
             if self.record is not None and not self.record.rows:
                 return np.empty((0, self.record.dim), np.float32)
-            raise DataError(
-                f"{self.path} cannot be read: {error}", path=self.path, hint="embed the inputs again"
-            ) from error
+            message = f"{self.path} cannot be read: {error}"
+            raise DataError(message, path=self.path, hint="embed the inputs again") from error
         if matrix.ndim != 2 or matrix.dtype.kind != "f":
-            raise DataError(
-                f"{self.path} holds no vectors: {matrix.dtype} {list(matrix.shape)}",
-                path=self.path,
-                hint="give an array of floats [rows, dim]",
-            )
+            message = f"{self.path} holds no vectors: {matrix.dtype} {list(matrix.shape)}"
+            raise DataError(message, path=self.path, hint="give an array of floats [rows, dim]")
         return matrix
 
     def names(self, rows: Collection[int]) -> dict[int, str]:
@@ -94,11 +87,8 @@ class Stored:
                 try:
                     yield decoder.decode(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    raise DataError(
-                        f"{path}:{number} was not written by zoo embed: {error}",
-                        path=path,
-                        hint="embed the inputs again",
-                    ) from error
+                    message = f"{path}:{number} was not written by zoo embed: {error}"
+                    raise DataError(message, path=path, hint="embed the inputs again") from error
 
     def _batches(self, *columns: str) -> Iterator[Any]:
         from pyarrow import parquet

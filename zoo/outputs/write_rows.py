@@ -72,10 +72,10 @@ def write_rows(
 ) -> Result:
     """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, a name that is already checked.
 
-    An input that fails has its error in the output; with `strict` the first error is raised. With `resume` an
-    interrupted output is continued; the inputs must begin with those that it holds. After any error, and after Ctrl-C,
-    the output holds all rows that were computed and can be resumed. Raises DataError without inputs, UsageError for an
-    output that must not be replaced or belongs to other inputs or another model, AccessError if it cannot be written.
+    An input that fails has its error in the output; `strict` raises it. `resume` continues an interrupted output, with
+    whose inputs `inputs` must begin. After any error, and after Ctrl-C, the output holds all rows that were computed.
+    Raises DataError without inputs, UsageError for an output that must not be replaced or belongs to other inputs or
+    another model, AccessError if it cannot be written.
     """
     for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
         if isinstance(inputs, Inputs) and inputs.reads(path):
@@ -105,10 +105,7 @@ def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
     """The record from which to continue. Raises UsageError for an output that must not be replaced or continued."""
     before = OutputRecord.read(out, fresh.verb)
     if before is None:
-        if out.exists() and out.stat().st_size:
-            raise UsageError(
-                f"{out} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
-            )
+        _check_ours([out], fresh.verb)
         return fresh
     if not resume:
         if not before.complete:
@@ -148,6 +145,14 @@ def _skip_done(source: Iterator[Input], record: OutputRecord, out: Path) -> list
     return after_mark
 
 
+def _check_ours(paths: Iterable[Path], verb: str) -> None:
+    """Raise UsageError for a file without a record that is not empty."""
+    for path in paths:
+        if path.exists() and path.stat().st_size:
+            hint = "choose another file for -o, or remove it"
+            raise UsageError(f"{path} is not an output of zoo {verb}", hint=hint)
+
+
 def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputRecord) -> None:
     """Raise UsageError if the record has changed, or if a file of the output was not written by zoo.
 
@@ -155,11 +160,7 @@ def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputR
     """
     now = OutputRecord.read(out, fresh.verb)
     if now is None:
-        foreign = [path for path in writer.paths if path.exists() and path.stat().st_size]
-        if foreign:
-            raise UsageError(
-                f"{foreign[0]} is not an output of zoo {fresh.verb}", hint="choose another file for -o, or remove it"
-            )
+        _check_ours(writer.paths, fresh.verb)
     elif record.inputs and now != record:
         raise UsageError(f"{out} was just written by another process", hint="try again")
 

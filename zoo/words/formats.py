@@ -75,9 +75,8 @@ def layout(entry: Entry) -> str | None:
 
 def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
     """Checked batches (words, vectors float32 [len(words), dim]) of a file with both. Raises IntegrityError."""
-    if layout == "word2vec-binary":
-        return checked(path, _binary(path, dim))
-    return checked(path, _text(path, dim, with_header=layout == "word2vec-text"))
+    is_binary = layout == "word2vec-binary"
+    return checked(path, _binary(path, dim) if is_binary else _text(path, dim, with_header=layout == "word2vec-text"))
 
 
 def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
