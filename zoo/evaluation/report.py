@@ -7,7 +7,6 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -45,7 +44,7 @@ class Drawing:
             self._child = Child(python("-m", "zoo.evaluation.report"), stderr=subprocess.DEVNULL)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_over = True
         if self._child:
             # This also ends the thread that waits for the child.

@@ -44,23 +44,22 @@ class Table(NamedTuple):
         import pyarrow
 
         types = {name: pyarrow.float32() if name in self.numbers else pyarrow.string() for name in self.columns}
-        groups = (
-            [pyarrow.array([line.get(name) for line in group], kind) for name, kind in types.items()]
-            for _, group in windows(map(msgspec.json.decode, lines), ROW_GROUP)
-        )
-        write_parquet(out, types, groups, metadata)
+        groups = windows(map(msgspec.json.decode, lines), ROW_GROUP)
+        columns = ([[line.get(name) for line in group] for name in types] for _, group in groups)
+        write_parquet(out, types, columns, metadata)
 
 
 def write_parquet(
     out: Path | IO[bytes], types: Mapping[str, Any], groups: Iterable[Sequence[Any]], metadata: Mapping[bytes, bytes]
 ) -> None:
-    """Write a Parquet file. `types` are pyarrow's types by column; a group is one pyarrow array for each column."""
+    """Write a Parquet file. `types` are pyarrow's types by column; a group has the values of each column."""
     import pyarrow
     from pyarrow import parquet
 
     schema = pyarrow.schema(list(types.items()), dict(metadata) or None)
     with parquet.ParquetWriter(out, schema) as writer:
-        for arrays in groups:
+        for columns in groups:
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, types.values(), strict=True)]
             writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
 
 

@@ -104,22 +104,16 @@ def _convert(files: Sequence[Path], out: Path, record: OutputRecord) -> None:
     import pyarrow
 
     matrix, names = files
+    # An array without rows cannot be memory-mapped.
+    vectors = np.load(matrix, mmap_mode="r") if record.rows else []
     failure = pyarrow.struct([("code", pyarrow.string()), ("message", pyarrow.string()), ("hint", pyarrow.string())])
     types = {"input": pyarrow.string(), "features": pyarrow.list_(pyarrow.float32(), record.dim), "error": failure}
-    vectors: Any = np.load(matrix, mmap_mode="r") if record.rows else np.empty((0, record.dim), "<f4")
 
-    def arrays(group: list[Line]) -> list[Any]:
-        rows = [line.row for line in group if line.row is not None]
-        block = np.zeros((len(group), record.dim), np.float32)
-        mask = np.array([line.row is None for line in group])
-        if rows:
-            block[~mask] = vectors[rows[0] : rows[-1] + 1]
-        features = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(block.reshape(-1)), type=types["features"], mask=pyarrow.array(mask)
-        )
+    def columns(group: list[Line]) -> list[list[Any]]:
+        features = [None if line.row is None else vectors[line.row] for line in group]
         errors = [None if line.error is None else msgspec.to_builtins(line.error) for line in group]
-        return [pyarrow.array([line.input for line in group], types["input"]), features, pyarrow.array(errors, failure)]
+        return [[line.input for line in group], features, errors]
 
     with names.open("rb") as lines:
         groups = windows(map(msgspec.json.Decoder(Line).decode, lines), ROW_GROUP)
-        write_parquet(out, types, (arrays(group) for _, group in groups), {KEY: msgspec.json.encode(record)})
+        write_parquet(out, types, (columns(group) for _, group in groups), {KEY: msgspec.json.encode(record)})
