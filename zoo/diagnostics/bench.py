@@ -163,8 +163,7 @@ def _length(bundle: Bundle, asked: int | None) -> int | None:
             raise UsageError(f"{name} reads images, which have no length in tokens", hint="leave --length out")
         return None
     assert isinstance(preprocess, TextPreprocess)
-    if asked is not None and asked > preprocess.max_length:
-        limit = preprocess.max_length
+    if asked is not None and asked > (limit := preprocess.max_length):
         raise UsageError(f"--length must be at most {limit} tokens for {name}, got {asked}", hint=f"--length {limit}")
     return asked or min(LENGTH, preprocess.max_length)
 

@@ -47,15 +47,15 @@ def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, By
     nodes = [node for node in model.graph.node if node.op_type in COUNTED]
     known: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     known |= {name: array.shape for name, array in feeds.items()}
-    wanted = {name for node in nodes for name in (*node.input, *node.output[:1]) if name and name not in known}
+    used = {name for node in nodes for name in (*node.input, *node.output[:1]) if name}
+    wanted = sorted(used - known.keys())
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     present = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(wanted - present))
+    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in present)
     if wanted:
         session = create_session(shown.SerializeToString(), "cpu", tables=tables, spins=False)
-        names = sorted(wanted)
-        known |= {name: array.shape for name, array in zip(names, session.run(names, dict(feeds)), strict=True)}
+        known |= {name: array.shape for name, array in zip(wanted, session.run(wanted, dict(feeds)), strict=True)}
     return sum(_products(node, known.__getitem__) for node in nodes)
 
 

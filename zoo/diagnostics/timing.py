@@ -203,16 +203,13 @@ def _torch(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
     torch.set_num_threads(system.threads or cores())
     # The family's own class, because this separate process needs its module.
     backbone = Plugins().backbone(system.entry.family)(system.entry, Path(system.weights))
-    module = torch_module(bundle, backbone).to(system.device)
     layout = torch.channels_last if system.channels_last else torch.contiguous_format
-    module = module.to(memory_format=layout)
+    module = torch_module(bundle, backbone).to(system.device).to(memory_format=layout)
     tensors = [torch.from_numpy(feeds[spec.name]) for spec in bundle.manifest.lineage.entry.inputs]
 
     def call(batch: int) -> object:
         with torch.inference_mode():
-            given = [tensor[:batch].to(system.device) for tensor in tensors]
-            if system.channels_last:
-                given = [tensor.contiguous(memory_format=layout) for tensor in given]
+            given = [tensor[:batch].to(system.device).contiguous(memory_format=layout) for tensor in tensors]
             return module(*given).cpu()
 
     return call

@@ -58,7 +58,6 @@ def _headline(facts: "Facts") -> str:
             f"always predicting the mean. Mean absolute error {metrics.mae:.4g}, root mean square error "
             f"{metrics.rmse:.4g}."
         )
-    assert metrics.accuracy is not None
     assert metrics.accuracy_interval is not None
     low, high = metrics.accuracy_interval
     interval = f"95 % confidence interval {low:.1%} to {high:.1%}"

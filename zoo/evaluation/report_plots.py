@@ -90,8 +90,7 @@ def _whole(axes: "Axes") -> None:
 def _curves(facts: "Facts") -> "Figure":
     figure, (losses, scores) = _figure(4.6, rows=2)
     epochs = [line.epoch for line in facts.curve]
-    marker = "o" if len(epochs) < 15 else ""
-    style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.4}
+    style: dict[str, Any] = {"marker": "o" if len(epochs) < 15 else "", "markersize": 3, "linewidth": 1.4}
     losses.plot(epochs, [line.train_loss for line in facts.curve], color=BLUE, label="training", **style)
     losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label="validation", **style)
     scores.plot(epochs, [line.val_score for line in facts.curve], color=ORANGE, **style)

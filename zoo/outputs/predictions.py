@@ -42,9 +42,8 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     try:
         write_atomic(path, data)
     except OSError as error:
-        raise AccessError(
-            f"{path} cannot be written: {error.strerror or error}", hint="choose another file for --predictions"
-        ) from error
+        message = f"{path} cannot be written: {error.strerror or error}"
+        raise AccessError(message, hint="choose another file for --predictions") from error
 
 
 def _table(evaluation: Evaluation) -> tuple[Table, list[Row]]:

@@ -108,9 +108,8 @@ class File:
         self.size = size or 0
         self.was_empty = not path.exists() or path.stat().st_size == 0
         if size is not None and (not path.is_file() or path.stat().st_size < size):
-            raise IntegrityError(
-                f"{path} is shorter than its record says", hint="remove it and its .zoo.json, and start again"
-            )
+            hint = "remove it and its .zoo.json, and start again"
+            raise IntegrityError(f"{path} is shorter than its record says", hint=hint)
         # Neither truncated nor written yet: it may belong to another process, or to somebody else.
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
@@ -242,9 +241,8 @@ def parquet_writer(
     """A writer of `x.parquet`, which `convert` makes from the files of `open_spool`: `.x.parquet` + `suffix`."""
     spool = path.with_name(f".{path.name}{suffix}")
     if record.complete and not spool.exists():
-        raise UsageError(
-            f"{path} is finished, and Parquet cannot be continued", hint="write the new inputs to another file"
-        )
+        hint = "write the new inputs to another file"
+        raise UsageError(f"{path} is finished, and Parquet cannot be continued", hint=hint)
     writer = open_spool(spool, record)
     files = writer.paths
     writer.parquet = path, lambda out, record: convert(files, out, record)
