@@ -253,6 +253,5 @@ def _size(bundle: Bundle) -> int:
 def _saved(feeds: "TensorMap", path: Path) -> Path:
     import numpy as np
 
-    arrays: dict[str, Any] = dict(feeds)
-    np.savez(path, **arrays)
+    np.savez(path, **dict[str, Any](feeds))
     return path

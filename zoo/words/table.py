@@ -121,16 +121,13 @@ def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
         return [(FileDigest(path=name, size=0, sha256=""), False)]
     size = (folder / MANIFEST).stat().st_size
     results = [(FileDigest(path=name, size=size, sha256=sha256_file(folder / MANIFEST)), found.fits(weights))]
-    bad = {file for file in found.files if file.path in PARTS and not is_unchanged(folder / file.path, file)}
-    if bad:
+    parts = [file for file in found.files if file.path in PARTS]
+    if bad := {file for file in parts if not is_unchanged(folder / file.path, file)}:
         files = tuple(structs.replace(file, mtime_ns=0) if file in bad else file for file in found.files)
         with suppress(OSError):
             write_record(folder / MANIFEST, structs.replace(found, files=files))
-    return results + [
-        (FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256), file not in bad)
-        for file in found.files
-        if file.path in PARTS
-    ]
+    digests = [FileDigest(path=f"{FOLDER}/{file.path}", size=file.size, sha256=file.sha256) for file in parts]
+    return [*results, *zip(digests, (file not in bad for file in parts), strict=True)]
 
 
 class WordTable:
