@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
         return found
 
     fresh = OutputRecord(verb="test", model="m", fingerprint="f", precision="fp32")
-    job = WriteJob(Written, rows_of, 1, fresh, lambda *to: LineWriter(*to, Table(("input", "row")), cells), "test")
+    table = Table(("input", "row"))
+    job = WriteJob(Written, rows_of, 1, fresh, partial(LineWriter, table=table, cells=cells), "test")
     assert write_rows(job, ["a", "b", "c"], tmp_path / "out.csv", model="m").rows == 3
     assert (tmp_path / "out.csv").read_text() == "input,row\na,a\nb,b\nc,c\n"
 

@@ -84,7 +84,7 @@ def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) ->
             models, files = models + 1, files + len(seen)
             if wrong := _wrong(seen):
                 bad += 1
-                yield Check("digests", "fail", f"{entry.name}: {wrong}", f"zoo pull {entry.name}", 5)
+                yield Check("digests", "fail", f"{entry.name}: {wrong}", f"zoo pull {entry.name}", exit_code=5)
         for folder in graphs:
             bar.advance(1)
             try:
@@ -94,7 +94,8 @@ def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) ->
                 wrong = error.message
             if wrong:
                 bad += 1
-                yield Check("digests", "fail", f"{folder.name}: {wrong}", f"rm -r {shlex.quote(str(folder))}", 5)
+                fix = f"rm -r {shlex.quote(str(folder))}"
+                yield Check("digests", "fail", f"{folder.name}: {wrong}", fix, exit_code=5)
     if not bad:
         yield Check("digests", "ok", f"{files} files of {models} models and {len(graphs)} graphs are unchanged")
 
@@ -116,7 +117,7 @@ def _home(home: Path) -> Check:
         free = shutil.disk_usage(nearest).free
     except OSError as error:
         found = f"{home} cannot be written: {error.strerror or error}"
-        return Check("ZOO_HOME", "fail", found, _writable(home, error), 8)
+        return Check("ZOO_HOME", "fail", found, _writable(home, error), exit_code=8)
     found = f"{home}, {free / 1e9:.1f} GB free"
     if temporary := _temporary(home):
         found = f"{home} lies in {temporary}, which is emptied now and then: models would be downloaded again"
@@ -161,7 +162,7 @@ def _registry(count: Callable[[], int]) -> Check:
 
 
 def _fault(name: str, error: ZooError) -> Check:
-    return Check(name, "fail", error.message, error.hint, error.exit_code)
+    return Check(name, "fail", error.message, error.hint, exit_code=error.exit_code)
 
 
 def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
@@ -171,7 +172,7 @@ def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
     for state in states:
         if state.state == "quarantined":
             found = f"{state.group} {state.title}: {state.error}".strip()
-            yield Check("plugin", "fail", found, _without(state, states), 9)
+            yield Check("plugin", "fail", found, _without(state, states), exit_code=9)
         elif state.is_slow:
             fix = f"leave it out with ZOO_PLUGINS if you do not need it, or report it to {state.distribution}"
             yield Check("plugin", "warn", f"{state.title} takes {state.seconds:.1f} s to load", fix)

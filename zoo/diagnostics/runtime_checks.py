@@ -154,7 +154,7 @@ def _without_gpu(asked: str, found: str, fix: str) -> Check:
 
 
 def _fault(name: str, found: str, fix: str) -> Check:
-    return Check(name, "fail", found, fix, 7)
+    return Check(name, "fail", found, fix, exit_code=7)
 
 
 def _describe(device: Device) -> str:

@@ -135,8 +135,8 @@ def _warnings(session: Session, stored: Stored) -> Iterator[str]:
         return
     ours = fingerprint(session.bundle)
     if record.fingerprint != ours:
-        theirs, this = f"{record.model}, {record.precision}, {record.fingerprint[:12]}", session.manifest.precision
-        other = f"another model ({theirs}) than this one ({this}, {ours[:12]})"
+        theirs = f"{record.model}, {record.precision}, {record.fingerprint[:12]}"
+        other = f"another model ({theirs}) than this one ({session.manifest.precision}, {ours[:12]})"
         yield f"{stored.path} was made by {other}: similarities may mean nothing"
     if not record.complete:
         yield f"{stored.path} is unfinished: {record.inputs} inputs are in it"
