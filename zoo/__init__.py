@@ -11,61 +11,107 @@ import os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import msgspec
+from msgspec import to_builtins as to_plain
 
-# `X as X` marks a public name for type checkers and linters.
-from zoo import progress
-from zoo.api import Zoo as Zoo
-from zoo.api import version as version
-from zoo.bundle import Bundle as Bundle
-from zoo.data.inputs import Input as Input
-from zoo.data.inputs import Inputs as Inputs
-from zoo.errors import AccessError as AccessError
-from zoo.errors import DataError as DataError
-from zoo.errors import DeviceError as DeviceError
-from zoo.errors import DivergedError as DivergedError
-from zoo.errors import GateError as GateError
-from zoo.errors import IntegrityError as IntegrityError
-from zoo.errors import MissingExtraError as MissingExtraError
-from zoo.errors import NetworkError as NetworkError
-from zoo.errors import NotFoundError as NotFoundError
-from zoo.errors import OfflineError as OfflineError
-from zoo.errors import OutOfMemoryError as OutOfMemoryError
-from zoo.errors import PluginError as PluginError
-from zoo.errors import RegistryError as RegistryError
-from zoo.errors import UnknownEntryError as UnknownEntryError
-from zoo.errors import UnknownPluginError as UnknownPluginError
-from zoo.errors import UnpinnedError as UnpinnedError
-from zoo.errors import UsageError as UsageError
-from zoo.errors import ZooError as ZooError
-from zoo.options import BenchOptions as BenchOptions
-from zoo.options import FinetuneOptions as FinetuneOptions
-from zoo.options import Variant as Variant
-from zoo.options import parse_head as parse_head
-from zoo.outputs.predictions import check_predictions as check_predictions
-from zoo.outputs.predictions import write_predictions as write_predictions
-from zoo.progress import Progress as Progress
-from zoo.results import Answer as Answer
-from zoo.results import Answered as Answered
-from zoo.results import Answers as Answers
-from zoo.results import Benchmark as Benchmark
-from zoo.results import Check as Check
-from zoo.results import ColdStart as ColdStart
-from zoo.results import Embedded as Embedded
-from zoo.results import Evaluation as Evaluation
-from zoo.results import Failure as Failure
-from zoo.results import Placement as Placement
-from zoo.results import Ranking as Ranking
-from zoo.results import Row as Row
-from zoo.results import RunResult as RunResult
-from zoo.results import Timing as Timing
-from zoo.results import Verdict as Verdict
-from zoo.results import to_json as to_json
-from zoo.schema import Entry as Entry
-from zoo.schema import Manifest as Manifest
-from zoo.schema import Metrics as Metrics
-from zoo.schema import Outcome as Outcome
-from zoo.schema import Task as Task
+from zoo.api import Zoo, version
+from zoo.bundle import Bundle
+from zoo.data.inputs import Input, Inputs
+from zoo.errors import (
+    AccessError,
+    DataError,
+    DeviceError,
+    DivergedError,
+    GateError,
+    IntegrityError,
+    MissingExtraError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    OutOfMemoryError,
+    PluginError,
+    RegistryError,
+    UnknownEntryError,
+    UnknownPluginError,
+    UnpinnedError,
+    UsageError,
+    ZooError,
+)
+from zoo.options import BenchOptions, FinetuneOptions, Variant, parse_head
+from zoo.outputs.predictions import check_predictions, write_predictions
+from zoo.progress import Bar as ProgressBar
+from zoo.progress import Progress
+from zoo.results import (
+    Answer,
+    Answered,
+    Answers,
+    Benchmark,
+    Check,
+    ColdStart,
+    Embedded,
+    Evaluation,
+    Failure,
+    Placement,
+    Ranking,
+    Row,
+    RunResult,
+    Timing,
+    Verdict,
+    to_json,
+)
+from zoo.schema import Entry, Manifest, Metrics, Outcome, Task
 
-ProgressBar = progress.Bar
-to_plain = msgspec.to_builtins
+__all__ = [
+    "AccessError",
+    "Answer",
+    "Answered",
+    "Answers",
+    "BenchOptions",
+    "Benchmark",
+    "Bundle",
+    "Check",
+    "ColdStart",
+    "DataError",
+    "DeviceError",
+    "DivergedError",
+    "Embedded",
+    "Entry",
+    "Evaluation",
+    "Failure",
+    "FinetuneOptions",
+    "GateError",
+    "Input",
+    "Inputs",
+    "IntegrityError",
+    "Manifest",
+    "Metrics",
+    "MissingExtraError",
+    "NetworkError",
+    "NotFoundError",
+    "OfflineError",
+    "OutOfMemoryError",
+    "Outcome",
+    "Placement",
+    "PluginError",
+    "Progress",
+    "ProgressBar",
+    "Ranking",
+    "RegistryError",
+    "Row",
+    "RunResult",
+    "Task",
+    "Timing",
+    "UnknownEntryError",
+    "UnknownPluginError",
+    "UnpinnedError",
+    "UsageError",
+    "Variant",
+    "Verdict",
+    "Zoo",
+    "ZooError",
+    "check_predictions",
+    "parse_head",
+    "to_json",
+    "to_plain",
+    "version",
+    "write_predictions",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import zoo
 from tests.kit.docs import README, ROOT, run_python, snippet
 from tests.kit.installed import pip_install
 from tests.kit.items import write_pictures, write_texts
@@ -77,6 +78,11 @@ def test_the_exit_codes_are_those_of_the_error_types() -> None:
     assert {int(number) for number in listed} == {0, 130, *(kind.exit_code for kind in error_types())}
     words = {"usage": 2, "not found": 3, "network": 4, "integrity": 5, "check failed": 6, "device": 7, "plugin": 9}
     assert {word: int(number) for word in words for number in listed if listed[number].startswith(word)} == words
+
+
+def test_the_public_names_are_those_listed() -> None:
+    public = {name for name, value in vars(zoo).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert zoo.__all__ == sorted(public)
 
 
 @pytest.mark.parametrize("script", ["make_cli.py", "make_errors.py"])
