@@ -20,6 +20,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.schema import Entry
+from zoo.system.files import walk
 from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
@@ -97,10 +98,9 @@ class Bridged:
 
     def kept(self) -> Iterator[Entry | ZooError]:
         """Every kept entry, or the error that `entry` would raise for one that cannot be used."""
-        for path in sorted(self.folder.rglob("*.json")):
-            # A name that begins with a dot is a temporary.
-            if path.name.startswith("."):
-                continue
+        # A name that begins with a dot is a temporary.
+        names = (path for path, _ in walk(self.folder) if path.suffix == ".json" and not path.name.startswith("."))
+        for path in sorted(names):
             try:
                 kept = self._read(path)
             except (IntegrityError, AccessError) as error:

@@ -8,6 +8,7 @@ holder is removed.
 import os
 import re
 import shutil
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import IO
 from msgspec import Struct
 
 from zoo.errors import UsageError
-from zoo.system.files import hold, try_lock
+from zoo.system.files import hold, size_of, try_lock, walk
 
 #: Bytes that all caches may take together, and the largest share of the disk space that is free without them.
 LIMIT, SHARE = 4_000_000_000, 0.2
@@ -108,11 +109,9 @@ def trim(folder: Path, size: int) -> int:
 def _cache(key: str, paths: list[Path]) -> Cache:
     used, size = 0.0, 0
     for path in paths:
-        for each in (path, *(path.rglob("*") if path.is_dir() else ())):
-            with suppress(OSError):
-                status = each.stat()
-                size += 0 if each.is_dir() else status.st_size
-                used = max(used, 0.0 if each.is_dir() else status.st_mtime)
+        size += size_of(path)
+        for _, status in walk(path):
+            used = max(used, 0.0 if stat.S_ISDIR(status.st_mode) else status.st_mtime)
     return Cache(min(used, time.time()), key, tuple(paths), size)
 
 

@@ -19,7 +19,7 @@ from zoo.schema import Entry
 from zoo.store import caches
 from zoo.store.store import MANIFEST as PULLED
 from zoo.store.store import RUN, Store
-from zoo.system.files import is_abandoned
+from zoo.system.files import is_abandoned, size_of, walk
 from zoo.system.records import find_record
 
 #: Seconds without a new checkpoint after which a training counts as ended.
@@ -70,16 +70,17 @@ def _caches(store: Store) -> Iterator[Prunable]:
 def _trainings(store: Store) -> Iterator[Prunable]:
     """Checkpoints, named by the bundle of their training. A recent one may belong to a running training."""
     for folder in _listed(store.trainings):
-        if time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) > RUNNING:
-            yield Prunable(kind="training", name=run_of(folder), path=str(folder), size=_size(folder))
+        newest = max((status.st_mtime for _, status in walk(folder)), default=time.time())
+        if time.time() - newest > RUNNING:
+            yield Prunable(kind="training", name=run_of(folder), path=str(folder), size=size_of(folder))
 
 
 def _graphs(store: Store, registry: Mapping[str, Entry]) -> Iterator[Prunable]:
-    for manifest in sorted(store.graphs.rglob(MANIFEST)):
+    for manifest in _named(store.graphs, MANIFEST):
         folder = manifest.parent
         name = folder.relative_to(store.graphs).as_posix()
         if not TEMPORARY.fullmatch(folder.name) and not _is_current(store, folder, registry):
-            yield Prunable(kind="graph", name=name, path=str(folder), size=_size(folder))
+            yield Prunable(kind="graph", name=name, path=str(folder), size=size_of(folder))
 
 
 def _is_current(store: Store, folder: Path, registry: Mapping[str, Entry]) -> bool:
@@ -95,22 +96,21 @@ def _is_current(store: Store, folder: Path, registry: Mapping[str, Entry]) -> bo
 def _partials(store: Store) -> Iterator[Prunable]:
     for path in _listed(store.partials):
         if not TEMPORARY.fullmatch(path.name) or _is_left(path):
-            yield Prunable(kind="partial", name=path.name, path=str(path), size=_size(path))
+            yield Prunable(kind="partial", name=path.name, path=str(path), size=size_of(path))
 
 
 def _staged(store: Store) -> Iterator[Prunable]:
     for folder in (store.home, store.graphs, store.models, store.bridged, store.optimised):
-        paths = folder.rglob(".*") if folder != store.home else iter(_listed(folder))
-        for path in sorted(paths):
+        for path in sorted(path for path, _ in walk(folder)) if folder != store.home else _listed(folder):
             if path.name.startswith(".") and _is_left(path):
-                yield Prunable(kind="staged", name=path.name, path=str(path), size=_size(path))
+                yield Prunable(kind="staged", name=path.name, path=str(path), size=size_of(path))
 
 
 def _models(store: Store) -> Iterator[Prunable]:
-    for manifest in sorted(store.models.rglob(PULLED)):
+    for manifest in _named(store.models, PULLED):
         folder = manifest.parent
         name = folder.parent.relative_to(store.models).as_posix()
-        yield Prunable(kind="model", name=name, path=str(folder), size=_size(folder))
+        yield Prunable(kind="model", name=name, path=str(folder), size=size_of(folder))
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -123,12 +123,8 @@ def _is_left(path: Path) -> bool:
     return match is not None and is_abandoned(path, match[1])
 
 
-def _size(path: Path) -> int:
-    total = 0
-    for each in (path, *path.rglob("*")):
-        with suppress(OSError):
-            total += 0 if each.is_dir() else each.lstat().st_size
-    return total
+def _named(folder: Path, name: str) -> list[Path]:
+    return sorted(path for path, _ in walk(folder) if path.name == name)
 
 
 def _remove(path: Path) -> bool:

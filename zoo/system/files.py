@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -146,6 +146,24 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
 
 
+def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """`path` and every file and folder below it, with their status; those that another process removes are left out.
+
+    A symbolic link comes with its own status, and is not followed.
+    """
+    with suppress(OSError):
+        yield path, path.lstat()
+    for parent, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            with suppress(OSError):
+                yield Path(parent, name), Path(parent, name).lstat()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 if there is none."""
+    return sum(0 if stat.S_ISDIR(status.st_mode) else status.st_size for _, status in walk(path))
+
+
 def is_abandoned(path: Path, prefix: str) -> bool:
     """Whether `path` is a temporary named `prefix` + signature of a process that ended."""
     match = re.fullmatch(r"(\w+)-(\d+)-[0-9a-f]{8}(\.new|\.old)?", path.name.removeprefix(prefix))
@@ -153,10 +171,7 @@ def is_abandoned(path: Path, prefix: str) -> bool:
         return False
     if match[1] == _host() and not _is_running(int(match[2])):
         return True
-    try:
-        newest = max(item.stat().st_mtime for item in (path, *path.glob("*")))
-    except OSError:
-        return False
+    newest = max((status.st_mtime for _, status in walk(path)), default=time.time())
     return time.time() - newest > ABANDONED_AFTER
 
 

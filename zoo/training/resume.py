@@ -13,7 +13,7 @@ from zoo.data.dataset import Dataset
 from zoo.errors import NotFoundError, UsageError
 from zoo.options import FinetuneOptions
 from zoo.store.store import RUN
-from zoo.system.files import sha256
+from zoo.system.files import sha256, walk
 from zoo.system.records import find_record, write_record
 
 #: The most recently started trainings that are kept.
@@ -53,8 +53,8 @@ def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bo
         return check(trainings, out, facts)
     folder = _run_folder(trainings, out)
     write_record(folder / RUN, {"out": str(out.resolve()), **facts})
-    others = sorted(trainings.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in others[KEPT_TRAININGS:]:
+    others = sorted(((status.st_mtime, path) for path, status in walk(trainings) if path.name == RUN), reverse=True)
+    for _, path in others[KEPT_TRAININGS:]:
         shutil.rmtree(path.parent, ignore_errors=True)
     return folder
 
