@@ -1,7 +1,7 @@
 """The conformance check of families: `check_backbone` in a test, `zoo plugins check` on the command line.
 
 `conformance.py` has one function for each requirement; `families.py` chooses rows, `child.py` runs the check of one row
-in a child process. Only the names in this file are public.
+in a child process. Only the names in `__all__` are public.
 """
 
 import tempfile
@@ -18,6 +18,8 @@ from zoo.extras import RUNTIME, TRAINING, require
 from zoo.schema import Entry, WordsPreprocess
 from zoo.testing.conformance import STEPS, BrokenError, Step, Subject, UnseenError
 from zoo.torchkit import TorchBackbone
+
+__all__ = ["Check", "Report", "check_backbone"]
 
 CheckState: TypeAlias = Literal["passed", "failed", "skipped"]
 
