@@ -138,7 +138,8 @@ def _run() -> int:
         if show is not None:
             # A wrong option: typer's own errors print themselves.
             if "--json" in sys.argv:
-                print_error_json({"code": "usage", "message": str(error), "hint": "zoo --help"})
+                facts = {"message": error.format_message(), "hint": f"{_command_of(error)} --help"}  # type: ignore[attr-defined]
+                print_error_json({"code": "usage", **facts})
             # The reader of stderr may have gone.
             with suppress(BrokenPipeError):
                 show()
@@ -160,6 +161,15 @@ def _failed(error: Exception) -> int:
     assert isinstance(known, ZooError)
     print_error(known, as_json="--json" in sys.argv)
     return known.exit_code
+
+
+def _command_of(error: Any) -> str:
+    """The command whose options are wrong, such as `zoo plugins check`."""
+    context, names = error.ctx, []
+    while context is not None and context.parent is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return " ".join(["zoo", *reversed(names)])
 
 
 def _is_interrupt(error: BaseException) -> bool:

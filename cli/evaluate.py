@@ -21,14 +21,12 @@ def command(
     held_out: Annotated[bool, typer.Option("--held-out", help="Use only the items that fine-tuning held out.")] = False,
     fail_under: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit 6 if the accuracy is lower (multi-label: macro-F1, regression: R²)."),
+        typer.Option(help="Exit 6 if the accuracy is lower (multi-label: macro-F1, regression: R²)."),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write the prediction and scores of every item to this .csv or .parquet file.")
     ] = None,
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of items that may be unreadable; they are left out.")
-    ] = 0.0,
+    max_bad: Annotated[float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")] = 0.0,
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,

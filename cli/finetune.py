@@ -51,7 +51,7 @@ def command(
         float, typer.Option(min=0, help="Fraction of each target that is spread over all labels.")
     ] = 0.0,
     max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of items that may be unreadable; they are left out.")
+        float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")
     ] = DEFAULTS.max_bad,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted training of this -o.")] = False,
     seed: Annotated[

@@ -106,8 +106,9 @@ def print_error(error: ZooError, *, as_json: bool) -> None:
 def print_check(check: Any) -> None:
     """Print one comparison of an exported model with the original, on stderr."""
     name, bound = check.name, f"at most {check.bound:g}"
-    if name == "top-1 (rows that differ)":
-        name, bound = "predictions that changed", f"at most {check.bound:.0f}" if check.bound >= 1 else "none allowed"
+    if check.may_change is not None:
+        name = "predictions that changed"
+        bound = f"at most {check.may_change}" if check.may_change else "none allowed"
     say(f"  {'✓' if check.passed else '✗'} {name}, batch {check.batch}: {max(check.value, 0):.2g} ({bound})")
 
 

@@ -10,6 +10,8 @@ from zoo.schema import Precision, Task
 
 #: Batch sizes that `zoo bench` times.
 BATCHES = (1, 8, 32)
+#: How much of the score int8 may lose, unless the user says otherwise.
+MAX_DROP = 0.01
 
 
 class DataOptions(Struct, frozen=True, kw_only=True):
@@ -40,13 +42,15 @@ class Variant(Struct, frozen=True, kw_only=True):
     `fuse`: a text encoder in ONNX Runtime's own operators, which only ONNX Runtime runs.
     `max_drop`: how much of the score int8 may lose (at least one item).
     `text`, `image`, `label`, `max_bad`: as in FinetuneOptions, for `calibrate`.
+
+    Another `max_drop` than the default, and a column, need `calibrate`.
     """
 
     precision: Precision | None = None
     fuse: bool = False
     raw: bool = False
     calibrate: str | None = None
-    max_drop: float = 0.01
+    max_drop: float = MAX_DROP
     text: str | None = None
     image: str | None = None
     label: str | None = None
@@ -57,9 +61,17 @@ class Variant(Struct, frozen=True, kw_only=True):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"unknown --precision {self.precision}", hint=f"--precision {known}")
         if not 0 <= self.max_drop < 1:
-            raise UsageError(f"--max-drop must be in [0, 1), got {self.max_drop}", hint="--max-drop 0.01")
+            raise UsageError(f"--max-drop must be in [0, 1), got {self.max_drop}", hint=f"--max-drop {MAX_DROP}")
         if self.calibrate and self.precision != "int8":
             raise UsageError("--calibrate needs --precision int8", hint="--precision int8, or leave --calibrate out")
+        given = {"text": self.text, "image": self.image, "label": self.label}
+        unused = [f"--{name}" for name, column in given.items() if column is not None]
+        # The default is no request; it cannot be told from the same number given by the user.
+        if self.max_drop != MAX_DROP:
+            unused.insert(0, "--max-drop")
+        if unused and not self.calibrate:
+            needed = "--precision int8" if unused[0] == "--max-drop" and self.precision != "int8" else "--calibrate"
+            raise UsageError(f"{unused[0]} needs {needed}", hint=f"give {needed}, or leave {unused[0]} out")
         self.reading()
 
     def reading(self, task: Task = Task.SINGLE_LABEL) -> DataOptions:

@@ -181,6 +181,10 @@ class HeadSpec(Struct, frozen=True, kw_only=True):
     weight_decay: float | None = None
 
 
+#: The name of the check of predicted classes, whose value is a number of rows.
+CHANGED = "top-1 (rows that differ)"
+
+
 class ParityCheck(Struct, frozen=True, kw_only=True):
     """One comparison of the exported file with the original model: `value` must be at most `bound`."""
 
@@ -189,6 +193,11 @@ class ParityCheck(Struct, frozen=True, kw_only=True):
     value: float
     bound: float
     passed: bool
+
+    @property
+    def may_change(self) -> int | None:
+        """How many predictions may change, if this is the check of predicted classes."""
+        return int(self.bound) if self.name == CHANGED else None
 
 
 class Parity(Struct, frozen=True, kw_only=True):

@@ -119,6 +119,19 @@ def test_help_and_usage() -> None:
         done = zoo(*arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+    for arguments, message, hint in (
+        (("list", "--nonsense"), "No such option: --nonsense", "zoo list --help"),
+        (("plugins", "check", "--limit", "0"), "Invalid value for '--limit'", "zoo plugins check --help"),
+        (("finetune", "x"), "Missing argument 'data'", "zoo finetune --help"),
+        (("fly",), "No such command 'fly'", "zoo --help"),
+        (("evaluate", "m", "d", "--max-bad", "2"), "--max-bad must be in [0, 1], got 2.0", "--max-bad 0.01"),
+        (("export", "m", "-o", "o", "--max-bad", "2"), "--max-bad must be in [0, 1], got 2.0", "--max-bad 0.01"),
+        (("finetune", "m", "d", "-o", "o", "--max-bad", "2"), "--max-bad must be in [0, 1]", "--max-bad 0.01"),
+    ):
+        error = json.loads(zoo(*arguments, "--json").stdout)["error"]
+        assert error["code"] == "usage"
+        assert error["message"].startswith(message)
+        assert error["hint"] == hint
 
 
 def test_unknown_models(shelf: Path, tuned: Path, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def tuned(shelf_file: Path, kept_home: Path, tmp_path_factory: pytest.TempPathFa
 
 def export(tuned: Path, name: str, precision: Precision, out: Path, *, raw: bool = False) -> Bundle:
     data = tuned / "pictures.data" if name == "pictures" and precision == "int8" else None
-    variant = Variant(precision=precision, raw=raw, calibrate=str(data) if data else None, max_drop=0.5)
+    variant = Variant(precision=precision, raw=raw)
+    if data:
+        variant = Variant(precision=precision, raw=raw, calibrate=str(data), max_drop=0.5)
     return Zoo().export(str(tuned / name), out, variant)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from zoo_cli.output import print_error
+from zoo_cli.output import print_check, print_error
 
 from zoo import GateError, IntegrityError, Zoo, ZooError
 from zoo.diagnostics.timing import Stopwatch, System
@@ -17,6 +17,7 @@ from zoo.export.isolated_session import IsolatedSession
 from zoo.export.parity import BOUNDS, EXACT, TEXTS, Top
 from zoo.export.reference import Case, Expected
 from zoo.runtime.ort import create_session
+from zoo.schema import CHANGED, ParityCheck
 
 #: More than a pipe holds.
 MUCH = {"x": np.ones((1, 1_000_000), np.float32)}
@@ -245,3 +246,9 @@ def test_a_gate_that_failed_says_all_that_it_compared(
         assert (said["code"], len(said["report"]["checks"])) == ("gate", 3)
     else:
         assert out == ""
+
+
+def test_a_bound_of_predictions_is_printed_as_the_number_that_may_change(capsys: pytest.CaptureFixture[str]) -> None:
+    for bound, words in ((1.5, "at most 1"), (2.5, "at most 2"), (0.5, "none allowed")):
+        print_check(ParityCheck(name=CHANGED, batch=17, value=1, bound=bound, passed=bound > 1))
+        assert capsys.readouterr().err.endswith(f" predictions that changed, batch 17: 1 ({words})\n")

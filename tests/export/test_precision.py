@@ -241,6 +241,11 @@ def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
     fails(2, "int8 needs data to read ranges from", *export, "int8")
     fails(2, "--calibrate needs --precision int8", *export, "fp16", "--calibrate", data)
     fails(2, "--max-drop must be in [0, 1), got 7.0", *export, "int8", "--calibrate", data, "--max-drop", 7)
+    fails(2, "--max-drop needs --precision int8", "export", tuned, "-o", out, "--max-drop", 0.5)
+    fails(2, "--max-drop needs --precision int8", *export, "fp16", "--max-drop", 0.5)
+    fails(2, "--max-drop needs --calibrate", *export, "int8", "--max-drop", 0.5)
+    for option in ("--text", "--image", "--label"):
+        fails(2, f"{option} needs --calibrate", *export, "fp16", option, "column")
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\nhello,a\n")
     assert zoo(*export, "int8", "--calibrate", texts).returncode in (1, 2, 3)

@@ -1,5 +1,6 @@
 """zoo similar: by brute force in numpy, from every kind of file and from inputs; what it warns about and refuses."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,20 @@ def test_pictures(kept_shelf: Path, tmp_path: Path) -> None:
     assert [match["input"] for match in answer["matches"]] == [names[row] for row in brute(vectors[2], vectors, 3)]
 
 
+def test_inputs_that_all_fail_are_named(kept_shelf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"x")
+    Image.new("RGB", (60, 60), (200, 10, 10)).save(tmp_path / "red.png")
+    done = zoo("similar", "tiny-lite", tmp_path / "red.png", folder, "--json")
+    assert done.returncode == 1, done.stderr
+    answer = json.loads(done.stdout)["similar"]
+    assert (answer["compared"], answer["matches"], answer["failed"]) == (0, [], 1)
+    assert answer["failures"][0]["input"] == str(folder / "broken.png")
+    assert f"failed: {folder / 'broken.png'}" in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
 def test_another_model_is_warned_about(kept_shelf: Path, tmp_path: Path) -> None:
     house = Zoo()
     for name in FORMATS:
@@ -98,7 +113,7 @@ def test_what_cannot_be_compared(kept_shelf: Path, tmp_path: Path) -> None:
     for name, words in (
         ("five.npy", "vectors of 5 numbers; this model's have 32"),
         ("whole.npy", "holds no vectors"),
-        ("none.npy", "nothing to compare"),
+        ("none.npy", "^no inputs to compare with$"),
         ("broken.npy", "cannot be read"),
     ):
         with pytest.raises(DataError, match=words) as caught:
@@ -158,5 +173,5 @@ def test_vectors_that_are_not_finite_are_left_out(kept_shelf: Path, tmp_path: Pa
     assert found.compared == 58
     assert any("2 vectors that are not finite are left out" in line for line in found.warnings)
     np.save(tmp_path / "v.npy", np.full((3, 32), bad, np.float32))
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="no inputs to compare with"):
         Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu")

@@ -15,6 +15,7 @@ from zoo.export.reference import BATCHES, Case, Expected
 from zoo.graph import edit, external_data, head
 from zoo.runtime.ort import create_session
 from zoo.schema import (
+    CHANGED,
     FEATURES,
     IMAGE,
     PIXELS,
@@ -81,8 +82,6 @@ WORDS = {
 }
 #: Text encoders have a scale for each row: the direction of the features hardly changes.
 TEXTS = {**BOUNDS, "int8": Bounds(features=0.25, cosine=2e-2, scores=0.25, alone=1e-4, moved=1, hint=EIGHT)}
-#: The name of the check of predicted classes, whose value is a number of rows.
-CHANGED = "top-1 (rows that differ)"
 #: Grey levels (of 256) by which the graph's preprocessing may differ from Pillow's.
 LEVELS_BOUND = 1.001
 
@@ -124,8 +123,8 @@ def check(
         failed = [check for check in checks if not check.passed]
         worst = max(failed, key=lambda check: check.value / check.bound)
         found = f"{worst.name} at batch {worst.batch} differs by {worst.value:.3g}, above {worst.bound:g}"
-        if worst.name == CHANGED:
-            found = f"{worst.value:g} predictions changed at batch {worst.batch}, at most {int(worst.bound)} may change"
+        if worst.may_change is not None:
+            found = f"{worst.value:g} predictions changed at batch {worst.batch}, at most {worst.may_change} may change"
         raise GateError(
             f"parity: {found} ({len(failed)} of {len(checks)} checks failed); nothing was written",
             report=report,

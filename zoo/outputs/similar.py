@@ -87,8 +87,8 @@ def similar(
 ) -> Ranking:
     """The `top` inputs most similar to `query`. An input is a file of vectors, an argument for `expand`, or an item.
 
-    Raises DataError for a query that cannot be read, if there is nothing to compare, and for a file whose vectors are
-    not as long as the model's.
+    Raises DataError for a query that cannot be read, if there are no inputs to compare with, and for a file whose
+    vectors are not as long as the model's.
     """
     check_top(top)
     sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
@@ -113,8 +113,9 @@ def similar(
                     bar.advance(len(block))
                 if bad := best.not_finite - bad:
                     warnings.append(f"{source.path}: {bad} vectors that are not finite are left out")
-    if best.compared == best.not_finite:
-        raise DataError("there is nothing to compare with", hint="name files, or a file that zoo embed wrote")
+    if best.compared == best.not_finite and not failed:
+        hint = "give files, folders or texts, or a file that zoo embed wrote"
+        raise DataError("no inputs to compare with", hint=hint)
     return Ranking(
         model=model, query=name, device=session.device, compared=best.compared - best.not_finite,
         matches=tuple(_named_matches(best.matches, sources)), warnings=tuple(warnings), failed=failed,
