@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"zoo": "zoo", "zoo_cli": "cli", "zoo_plugins": "plugins"}
-MAX_LINES = 400
+#: Lines of a file, and lines and parameters (beside `self`) of a function.
+MAX_LINES, MAX_FUNCTION, MAX_PARAMETERS = 400, 50, 8
 
 #: Public files that every file of zoo/ may import; they import only each other.
 BASICS = {"errors", "schema", "options", "results", "progress", "extras"}
@@ -233,6 +234,24 @@ def test_no_file_is_too_long(folder: str) -> None:
     paths = [path for path in (ROOT / folder).rglob("*.py") if "out" not in path.relative_to(ROOT).parts]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("folder", ["zoo", "cli", "plugins"])
+def test_no_function_is_too_long(folder: str) -> None:
+    """Except the `command` of a verb, whose parameters are its options."""
+    large = []
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (folder, node.name) == (
+                "cli",
+                "command",
+            ):
+                continue
+            given = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            parameters = len(given) - (given[:1] in (["self"], ["cls"]))
+            if parameters > MAX_PARAMETERS or (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION:
+                large.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert large == []
 
 
 @pytest.fixture
