@@ -101,7 +101,7 @@ def test_what_triton_is_told(tuned: Path, kept_shelf: Path, tmp_path: Path) -> N
 def test_the_bounds_are_those_of_the_page() -> None:
     table = re.search(r"\| bound \|.*?\n\n", PAGE.read_text(), re.DOTALL)
     assert table is not None
-    columns = [*parity.BOUNDS.values(), parity.TEXTS["int8"], parity.WORDS["fp16"], parity.WORDS["int8"]]
+    columns = [*parity.BOUNDS.values(), parity.TEXTS["int8"], parity.WORD_BOUNDS["fp16"], parity.WORD_BOUNDS["int8"]]
     lines = table[0].strip().splitlines()[2:]
     for line, field in zip(lines, ("features", "cosine", "scores", "alone", "moved"), strict=True):
         shown = [float(cell) for cell in line.strip("| ").split("|")[1:]]

@@ -58,6 +58,7 @@ class Dataset(Struct, frozen=True):
     def digest(self) -> str:
         """sha256 over the examples' bytes and labels, whatever their order."""
         rows = sorted((example.digest, example.label) for example in self.examples)
+        # Not sha256_json: its bytes are others, and bundles and checkpoints record digests made of this one.
         return sha256(json.dumps(rows))
 
     def only(self, examples: Iterable[Example]) -> "Dataset":

@@ -234,7 +234,7 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
         features = positional([*backbone.stages()[:cut], *tuned], names, [FEATURES])
     top = _head(bundle) if manifest.head else nn.Identity()
 
-    class Model(nn.Module):
+    class TimedModule(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.features, self.top = features, top
@@ -244,7 +244,7 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
             answer: torch.Tensor = self.top(found[0] if isinstance(found, tuple) else found)
             return answer
 
-    return Model().eval().requires_grad_(False)
+    return TimedModule().eval().requires_grad_(False)
 
 
 def _head(bundle: Bundle) -> "torch.nn.Module":

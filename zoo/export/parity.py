@@ -75,7 +75,7 @@ BOUNDS = {
 }
 EXACT = BOUNDS["fp32"]
 #: Only the rows of a word table are rounded: by 1/2,048 of a number, or by 1/254 of the row's largest number.
-WORDS = {
+WORD_BOUNDS = {
     "fp32": EXACT,
     "fp16": Bounds(features=2e-3, cosine=1e-5, scores=1e-2, alone=1e-4, hint=HALF),
     "int8": Bounds(features=3e-2, cosine=1e-3, scores=0.1, alone=1e-4, hint=EIGHT),
@@ -88,7 +88,7 @@ LEVELS_BOUND = 1.001
 
 def bounds_of(precision: Precision, preprocess: Preprocess) -> Bounds:
     """The bounds of a file in this precision, of a registry row with this preprocessing."""
-    kinds = {ImagePreprocess: BOUNDS, TextPreprocess: TEXTS, WordsPreprocess: WORDS}
+    kinds = {ImagePreprocess: BOUNDS, TextPreprocess: TEXTS, WordsPreprocess: WORD_BOUNDS}
     return kinds[type(preprocess)][precision]
 
 

@@ -19,7 +19,7 @@ from zoo.outputs.resumable_file import AnswerColumns, LineWriter, NamedRow, Outp
 from zoo.outputs.table import Row, Table, decimals, plain, score_columns
 from zoo.outputs.write_rows import WriteJob, step_of
 from zoo.results import Answered, Failure
-from zoo.runtime.answers import WORDS, ModelAnswerer, WordAnswerer, decide
+from zoo.runtime.answers import WORD_WINDOW, ModelAnswerer, WordAnswerer, decide
 from zoo.schema import Entry, Manifest, Task, TextPreprocess
 from zoo.system.files import sha256_json
 
@@ -104,8 +104,9 @@ def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
         dim=words.dim, answering=AnswerColumns(columns=columns, preprocess=entry.preprocess),
     )  # fmt: skip
     return WriteJob(
-        result=partial(Answered, columns=answer_format.table.columns), rows=WordAnswerer(words, top).rows, step=WORDS,
-        fresh=fresh, open=partial(_open, answer_format), description=f"answers by {entry.name} on cpu",
+        result=partial(Answered, columns=answer_format.table.columns), rows=WordAnswerer(words, top).rows,
+        step=WORD_WINDOW, fresh=fresh, open=partial(_open, answer_format),
+        description=f"answers by {entry.name} on cpu",
         entry=entry.name,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 HINT = "the comment at the top of zoo's own registry.yaml shows the form"
 
-WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+PLAIN_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 #: At most 18 digits, which fit 64 bits. A longer number stays text, which the schema then refuses.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -110,8 +110,8 @@ class Document:
         text: str = event.value
         if not event.implicit[0]:  # in quotes, or a block
             return text
-        if text in WORDS:
-            return WORDS[text]
+        if text in PLAIN_WORDS:
+            return PLAIN_WORDS[text]
         if INTEGER.fullmatch(text):
             return int(text)
         if NUMBER.fullmatch(text):

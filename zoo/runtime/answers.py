@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 #: Words whose nearest words are searched together.
-WORDS = 256
+WORD_WINDOW = 256
 
 
 def check_top(top: int) -> int:
@@ -89,7 +89,7 @@ class WordAnswerer:
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """Lists of (word, similarity), nearest first."""
-        for start, window in windows(items, WORDS):
+        for start, window in windows(items, WORD_WINDOW):
             known: dict[int, list[int]] = {}
             for index, text in enumerate(window, start):
                 try:

@@ -18,7 +18,7 @@ from zoo.system.files import written
 RECORD = struct.Struct("<32sQIB3x")
 
 
-class Row(NamedTuple):
+class NewString(NamedTuple):
     """A string to append: its key (32 bytes), and two numbers (32 and 8 bits) that `Records.get` returns with it."""
 
     key: bytes
@@ -73,7 +73,7 @@ class Records:
         """Take a damaged string for missing, so that `append` accepts it again."""
         del self._positions[key]
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[NewString]) -> None:
         """Append the rows with new keys. Raises OSError; rows appended before it stay."""
         with written(self.folder / "writer"):
             self.refresh()

@@ -36,7 +36,8 @@ HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", 
 #: Seconds after which the import of a module counts as hanging.
 IMPORT_LIMIT = 60
 #: Words of a table whose vectors are compared.
-WORDS = 8
+CHECKED_WORDS = 8
+#: Not a module of zoo: a package that zoo itself has imported could not be found in the plugin's import any more.
 IMPORT_SCRIPT = f"""
 import importlib, json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -288,7 +289,7 @@ def _words(subject: Subject) -> str:
     assert isinstance(encoder, TextEncoder)
     assert isinstance(preprocess, WordsPreprocess)
     try:
-        found, twice = plain_reader.spread(subject.entry, subject.weights, WORDS)
+        found, twice = plain_reader.spread(subject.entry, subject.weights, CHECKED_WORDS)
     except ValueError as error:
         raise UnseenError(str(error)) from error
     got = subject.run(encoder.batch(encoder.tokens(list(found))))

@@ -18,7 +18,7 @@ from zoo.progress import SILENT, Progress
 from zoo.runtime.session import Session
 from zoo.schema import ImagePreprocess
 from zoo.store import caches
-from zoo.store.append_file import Records, Row
+from zoo.store.append_file import NewString, Records
 from zoo.training.item_cache import CacheItem, ItemCache, unusable
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Activations(ItemCache):
         names = [spec.name for spec in self._specs]
         return [*names, MASK, IDS] if self.is_text else names
 
-    def packed(self, name: bytes, arrays: "TensorMap") -> Row:
+    def packed(self, name: bytes, arrays: "TensorMap") -> NewString:
         """The tensors one after another, of a text then its token ids; `length` is the number of tokens."""
         import numpy as np
 
@@ -114,7 +114,7 @@ class Activations(ItemCache):
         fits = all(array.size == 0 or np.abs(array).max() <= HALF_MAX for array in floats)
         data = b"".join(array.astype(np.float16 if fits else np.float32).tobytes() for array in floats)
         ids = np.asarray(tensors[IDS] if self.is_text else [], np.int32)
-        return Row(name, len(ids), HALF if fits else SINGLE, data + ids.tobytes())
+        return NewString(name, len(ids), HALF if fits else SINGLE, data + ids.tobytes())
 
     def _fill(self, in_use: ExitStack) -> None:
         with unusable(self.folder):

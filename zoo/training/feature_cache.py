@@ -8,7 +8,7 @@ from zoo.data.augment import View
 from zoo.data.items import Example, Skip
 from zoo.progress import SILENT, Progress
 from zoo.store import caches
-from zoo.store.append_file import Records, Row
+from zoo.store.append_file import NewString, Records
 from zoo.training.item_cache import CacheItem, ItemCache, unusable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class FeatureCache(ItemCache):
             caches.trim(self.folder, caches.limit(self.folder))
         return found
 
-    def packed(self, name: bytes, arrays: "TensorMap") -> Row:
+    def packed(self, name: bytes, arrays: "TensorMap") -> NewString:
         """The vector's bytes and their CRC-32."""
         data = arrays["features"].tobytes()
-        return Row(name, zlib.crc32(data), 0, data)
+        return NewString(name, zlib.crc32(data), 0, data)

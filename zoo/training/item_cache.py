@@ -22,7 +22,7 @@ from zoo.progress import Progress
 from zoo.runtime.device import onnxruntime
 from zoo.runtime.session import Session
 from zoo.schema import TextPreprocess, WordsPreprocess
-from zoo.store.append_file import Records, Row
+from zoo.store.append_file import NewString, Records
 from zoo.system.files import sha256
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ItemCache(ABC):
         """The session's outputs that are needed of an item."""
 
     @abstractmethod
-    def packed(self, name: bytes, arrays: "TensorMap") -> Row:
+    def packed(self, name: bytes, arrays: "TensorMap") -> NewString:
         """One item's arrays as they are kept under the key `name`."""
 
     def compute(
@@ -97,7 +97,7 @@ class ItemCache(ABC):
                 skip(index, error)
 
         title = f"{self.kind} by {self.session.manifest.lineage.entry.name} on {self.session.device}"
-        pending: list[Row] = []
+        pending: list[NewString] = []
         with progress.task(title, len(missing)) as bar:
             try:
                 for batch in self.stream(missing, skip_copies):
@@ -116,7 +116,7 @@ class ItemCache(ABC):
         for indices, arrays in self.session.stream([each.input for each in items], self.outputs, skip):
             yield [(index, {name: array[row] for name, array in arrays.items()}) for row, index in enumerate(indices)]
 
-    def _write(self, records: Records, rows: Sequence[Row]) -> None:
+    def _write(self, records: Records, rows: Sequence[NewString]) -> None:
         if rows:
             with unusable(self.path):
                 records.append(rows)
@@ -142,6 +142,7 @@ def cache_key(session: Session) -> str:
     }
     if session.table_files:
         parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
+    # Not sha256_json: its bytes are others, so every cached feature would be computed again.
     return sha256(json.dumps(parts, sort_keys=True))
 
 

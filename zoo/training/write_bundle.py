@@ -1,6 +1,5 @@
 """Writing a fine-tuned bundle: backbone and head in one checked ONNX file, with the records of the training."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from zoo.options import FinetuneOptions
 from zoo.runtime.session import Session
 from zoo.schema import HeadSpec, Lineage, Manifest, Metrics, TextPreprocess
 from zoo.system.files import sha256
+from zoo.system.records import write_record
 
 if TYPE_CHECKING:
     import onnx
@@ -226,5 +226,4 @@ def _write_records(folder: Path, features: Features, report: ReportInputs) -> No
     (folder / SPLIT).write_bytes(as_json.encode_lines(lines))
     if features.skipped:
         (folder / SKIPPED).write_bytes(as_json.encode_lines(features.skipped))
-    curve = {"best_epoch": report.best_epoch, "curve": msgspec.to_builtins(report.curve)}
-    (folder / TRAINING).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    write_record(folder / TRAINING, {"best_epoch": report.best_epoch, "curve": report.curve}, indent=1)
