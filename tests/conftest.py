@@ -29,10 +29,14 @@ FOREIGN = (
 settings.register_profile("zoo", deadline=None)
 settings.load_profile("zoo")
 
-# Each worker of pytest-xdist, and what it starts, computes on its share of the cores.
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+# Each worker of pytest-xdist, and what it starts, computes on its own share of the cores: threads of several workers
+# on one core wait for each other, often longer than they compute.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ and hasattr(os, "sched_setaffinity"):
+    all_cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    own_cores = all_cores[worker :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, own_cores or [all_cores[worker % len(all_cores)]])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(own_cores))))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -140,6 +144,29 @@ def kept_shelf(shelf_file: Path, kept_home: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
     monkeypatch.setenv("ZOO_HOME", str(kept_home))
     return shelf_file
+
+
+@pytest.fixture(scope="session")
+def trunks(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `graphs` as a ZOO_HOME has it, with what `--unfreeze 1` and `2` leave frozen of the tiny models."""
+    from zoo import Zoo
+    from zoo.export.trunk import cut_at
+
+    def build(folder: Path) -> None:
+        zoo = Zoo(home=shutil.copytree(built_home, folder), registry=shelf_file)
+        for name in ("tiny-bert", "tiny-lite"):
+            backbone = zoo.plugins.make(zoo.lock.effective(zoo.entry(name)), zoo.pull(name))
+            for unfrozen in (1, 2):
+                zoo.graph(name, cut_at(backbone, unfrozen))
+
+    return once(tmp_path_factory, "trunks", build) / "graphs"
+
+
+@pytest.fixture
+def deep_shelf(shelf: Path, trunks: Path, zoo_home: Path) -> Path:
+    """As `shelf`, but for tests that train stages: the trunks of the tiny models are built, too."""
+    shutil.copytree(trunks, zoo_home / "graphs", dirs_exist_ok=True)
+    return shelf
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"tiny-lite": write_pictures(folder / "pictures", 10), "tiny-bert": write_texts(folder / "t.csv", 20)}
 
 
+@pytest.fixture(scope="module")
+def kept_home(kept_home: Path, trunks: Path) -> Path:
+    """The home of this file's tests, with the trunks that they train on."""
+    return shutil.copytree(trunks, kept_home / "graphs", dirs_exist_ok=True).parent
+
+
 class Deep(msgspec.Struct):
     """A bundle, and what the command said when it wrote it."""
 

@@ -17,7 +17,8 @@ from zoo.diagnostics.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, ve
 from zoo.diagnostics.timing import Stopwatch, System, torch_module
 from zoo.runtime.ort import create_session
 
-SHORT = ("--rounds", "2", "--seconds", "0.001")
+#: One thread: several of two processes at once wait for each other.
+SHORT = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")
 #: The area of a published model's images over that of tiny-lite's: so many times the multiply-adds of a convolution.
 AREAS = (224 / SIDE) ** 2
 
@@ -27,7 +28,7 @@ def systems(found: dict[str, list[dict[str, object]]]) -> set[tuple[object, obje
 
 
 def test_pictures_beside_torch(shelf: Path) -> None:
-    done = zoo("bench", "tiny-lite", "--rounds", 1, "--seconds", 0.001, "--against", "torch", "--json")
+    done = zoo("bench", "tiny-lite", *SHORT, "--rounds", 1, "--against", "torch", "--json")
     found = parsed(done)["bench"]
     both = {(name, batch) for name in (GRAPH, TORCH, CHANNELS_LAST) for batch in (1, 8, 32)}
     assert systems(found) == {*both, (WHOLE, 1)}
@@ -49,7 +50,7 @@ def test_pictures_beside_torch(shelf: Path) -> None:
 
 
 def test_texts_of_a_length(shelf: Path) -> None:
-    done = zoo("bench", "tiny-bert", *SHORT, "--length", 16, "--threads", 1)
+    done = zoo("bench", "tiny-bert", *SHORT, "--length", 16)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("tiny-bert: fp32, ")
@@ -79,7 +80,7 @@ def test_a_fine_tuned_bundle_beside_torch(shelf: Path, tuned: Path) -> None:
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
-def test_torch_computes_what_the_bundle_does(shelf: Path, tmp_path: Path, unfreeze: int) -> None:
+def test_torch_computes_what_the_bundle_does(deep_shelf: Path, tmp_path: Path, unfreeze: int) -> None:
     import torch
 
     data = write_texts(tmp_path / "tickets.csv")
@@ -117,7 +118,7 @@ def test_what_is_timed_is_real(shelf: Path) -> None:
 def test_every_form_of_a_picture_model(shelf: Path, tmp_path: Path, wanted: dict[str, object], has_whole: bool) -> None:
     calibrate = str(write_pictures(tmp_path / "pictures", 6)) if wanted.get("precision") == "int8" else None
     bundle = Zoo().export("tiny-lite", tmp_path / "out", Variant(calibrate=calibrate, **wanted))  # type: ignore[arg-type]
-    found = parsed(zoo("bench", bundle.path, "--rounds", 1, "--seconds", 0.001, "--json"))["bench"]
+    found = parsed(zoo("bench", bundle.path, *SHORT, "--rounds", 1, "--json"))["bench"]
     whole = {(WHOLE, 1)} if has_whole else set()
     assert systems(found) == {(GRAPH, 1), (GRAPH, 8), (GRAPH, 32)} | whole
     assert 380e6 < found["macs"] * AREAS < 390e6

@@ -87,7 +87,7 @@ def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_pat
     assert "--raw --precision fp16" in hint
 
 
-def test_tuned_stages_are_a_part_of_it(shelf: Path, tmp_path: Path) -> None:
+def test_tuned_stages_are_a_part_of_it(deep_shelf: Path, tmp_path: Path) -> None:
     data = write_texts(tmp_path / "tickets.csv")
     zoo = Zoo()
     zoo.finetune("tiny-bert", data, tmp_path / "tuned", FinetuneOptions(epochs=1, unfreeze=1))

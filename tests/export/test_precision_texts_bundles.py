@@ -78,7 +78,7 @@ def test_fused(tuned: Path, data: Path, tmp_path: Path, precision: str) -> None:
     np.testing.assert_allclose(near, right, atol={"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[precision])
 
 
-def test_what_was_trained_deeper_is_fused_too(shelf: Path, data: Path, tmp_path: Path) -> None:
+def test_what_was_trained_deeper_is_fused_too(deep_shelf: Path, data: Path, tmp_path: Path) -> None:
     zoo("finetune", "tiny-bert", data, "-o", tmp_path / "deep", "--unfreeze", "1", "--epochs", "2")
     zoo("export", tmp_path / "deep", "-o", tmp_path / "fused", "--fuse")
     found = kinds(tmp_path / "fused")

@@ -68,7 +68,13 @@ class Popen(_Popen):  # type: ignore[type-arg]
             streams = [p2cread if p2cread != -1 else 0, c2pwrite if c2pwrite != -1 else 1, errwrite]
             if streams[2] == -1:
                 streams[2] = 2
-            request = {"words": words[1:], "env": environment, "cwd": os.fspath(cwd or Path.cwd()), "new": new_session}
+            request = {
+                "words": words[1:],
+                "env": environment,
+                "cwd": os.fspath(cwd or Path.cwd()),
+                "new": new_session,
+                "cores": sorted(os.sched_getaffinity(0)),
+            }
             body = json.dumps(request).encode()
             socket.send_fds(connection, [len(body).to_bytes(4)], streams)
             connection.sendall(body)
@@ -250,6 +256,7 @@ def _start(connection: socket.socket, running: dict[int, socket.socket]) -> None
         request = json.loads(body)
         if request.pop("new"):
             os.setsid()
+        os.sched_setaffinity(0, request.pop("cores"))
         # Whoever knows the pid may kill the session at once.
         connection.send(b"%d\n" % os.getpid())
         os.closerange(3, max(256, *streams) + 1)

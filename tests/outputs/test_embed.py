@@ -128,7 +128,7 @@ def test_ctrl_c_while_nothing_comes_writes_what_has_come(kept_shelf: Path, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_broken_off_is_resumed(kept_shelf: Path, tmp_path: Path, number: signal.Signals) -> None:
-    lines = write_lines(tmp_path / "t.txt", 8 * WINDOW)
+    lines = write_lines(tmp_path / "t.txt", 4 * WINDOW)
     command = [sys.executable, "-m", "zoo_cli", "embed", "tiny-bert", str(lines), "--device", "cpu", "-o"]
     assert subprocess.run([*command, str(tmp_path / "whole.npy")], capture_output=True, check=False).returncode == 0
     out, record = tmp_path / "broken.npy", tmp_path / "broken.npy.zoo.json"
@@ -142,7 +142,7 @@ def test_a_process_that_is_broken_off_is_resumed(kept_shelf: Path, tmp_path: Pat
     said = child.communicate()[1]
     assert child.returncode == (130 if number is signal.SIGINT else -signal.SIGKILL), said
     counted = json.loads(record.read_text())
-    assert 0 < counted["inputs"] < 8 * WINDOW
+    assert 0 < counted["inputs"] < 4 * WINDOW
     assert len(np.load(out)) >= counted["rows"]
     if number is signal.SIGINT:
         assert f"{counted['inputs']} inputs are in {out}: --resume continues" in said
@@ -264,7 +264,7 @@ from zoo import Zoo, ZooError
 
 # As a disk that is full after so many bytes of a file.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 house = Zoo()
 try:
     house.embed("tiny-bert", house.each_input("tiny-bert", [sys.argv[1]]), sys.argv[2], device="cpu")
@@ -276,7 +276,7 @@ except ZooError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a file")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_full_disk_costs_nothing_that_was_written(kept_shelf: Path, tmp_path: Path, name: str) -> None:
-    lines, out = write_lines(tmp_path / "t.txt", 4 * WINDOW), tmp_path / name
+    lines, out = write_lines(tmp_path / "t.txt", 2 * WINDOW), tmp_path / name
     child = subprocess.run(
         [sys.executable, "-c", FULL, str(lines), str(out)], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -285,12 +285,12 @@ def test_a_full_disk_costs_nothing_that_was_written(kept_shelf: Path, tmp_path: 
     assert "cannot be written: File too large" in child.stdout
     house = Zoo()
     done = house.embed("tiny-bert", house.each_input("tiny-bert", [str(lines)]), out, device="cpu", resume=True)
-    assert done.rows == 4 * WINDOW
+    assert done.rows == 2 * WINDOW
     house.embed("tiny-bert", house.each_input("tiny-bert", [str(lines)]), tmp_path / "whole" / name, device="cpu")
     assert files(out) == files(tmp_path / "whole" / name)
 
 
-def test_a_fingerprint_is_of_the_features(kept_shelf: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_the_features(deep_shelf: Path, tmp_path: Path) -> None:
     house = Zoo()
     row = fingerprint(house.open("tiny-bert"))
     table = write_texts(tmp_path / "t.csv")
