@@ -22,9 +22,9 @@ def command(
     """List the models of the registry."""
     zoo = make_zoo(context)
     rows = zoo.list(pattern, family=family, task=task, license=license, pulled=pulled)
-    for shelf in zoo.shelves:
-        if shelf.state == "quarantined":
-            say(f"warning: the registry file {shelf.title} is left out: zoo plugins says why")
+    for file in zoo.shelves:
+        if file.state == "quarantined":
+            say(f"warning: the registry file {file.title} is left out: zoo plugins says why")
     warn_damaged(zoo)
     if json:
         names = ("name", "family", "task", "dim", "params", "size", "license")

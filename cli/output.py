@@ -32,7 +32,7 @@ def print_error_json(facts: dict[str, Any]) -> None:
 
 
 class ReaderGoneError(Exception):
-    """Raised if the reader of stdout has gone. From a BrokenPipeError click would make exit code 1."""
+    """Raised if the reader of stdout has gone. click turns a BrokenPipeError into exit code 1, so it is not used."""
 
 
 def write(line: str = "") -> None:

@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parent / "cli.md"
 
 
 def page() -> str:
-    """What typer says about every verb, in Markdown."""
+    """The help of every verb, in Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "cli.md"
         command = [
@@ -35,14 +35,14 @@ def page() -> str:
 
 
 def main() -> int:
-    """0 when the page is (or has been made) what the commands say."""
+    """0 if the page is up to date (or was just written)."""
     wanted = page()
     if "--check" not in sys.argv:
         PAGE.write_text(wanted, encoding="utf-8")
         return 0
     if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == wanted:
         return 0
-    sys.stderr.write("docs/cli.md is not what the commands say: make docs\n")
+    sys.stderr.write("docs/cli.md is out of date: run make docs\n")
     return 1
 
 

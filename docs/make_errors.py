@@ -29,14 +29,14 @@ def table() -> str:
 
 
 def main() -> int:
-    """0 when the page has (or has been given) the table that the types give, 1 when --check finds another one."""
+    """0 if the page is up to date (or was just written), 1 if --check finds another table."""
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     wanted = f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
     if "--check" not in sys.argv:
         PAGE.write_text(wanted, encoding="utf-8")
     elif page != wanted:
-        sys.stderr.write("docs/errors.md does not match zoo/errors.py: make docs\n")
+        sys.stderr.write("docs/errors.md is out of date: run make docs\n")
         return 1
     return 0
 

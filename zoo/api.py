@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Zoo(Workspace):
-    """Every verb of zoo. Takes the arguments of `Workspace`."""
+    """The verbs of zoo, one method for each."""
 
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,

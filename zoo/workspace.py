@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Workspace:
-    """The registry, the store and the plugins of one ZOO_HOME.
+    """The registry, the store and the plugins of one ZOO_HOME. The verbs are in `zoo.api.Zoo`.
 
     `home` is ZOO_HOME, `registry` a file that replaces the built-in registry, `offline` forbids remote sources; each
     defaults to its environment variable. `progress` draws bars.
@@ -105,7 +105,7 @@ class Workspace:
         try:
             return self.registry.entry(name) if reference is None else self.bridged.entry(reference)
         except (NotFoundError, OfflineError) as error:
-            broken = [shelf.title for shelf in self.shelves if shelf.state == "quarantined"]
+            broken = [file.title for file in self.shelves if file.state == "quarantined"]
             if broken and isinstance(error, UnknownEntryError):
                 error.hint = f"{error.hint}; its plugin may be quarantined ({', '.join(broken)}): zoo plugins"
             if (Path(name) / "zoo.json").is_file():

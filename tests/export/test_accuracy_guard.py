@@ -130,15 +130,15 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
             (few / "red").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, few / "red" / path.name)
     chosen = guard_data(exact, few, max_bad=0.5)
-    assert len(chosen.gate[0]) == len(chosen.calibrate) == 3
-    assert chosen.gate[1] == "the calibration items"
+    assert len(chosen.compared[0]) == len(chosen.calibrate) == 3
+    assert chosen.compared[1] == "the calibration items"
     assert zoo("export", "tiny-lite", "-o", tmp_path / "bare", *INT8, few, "--max-bad", 0.5).returncode == 0
 
 
 def test_the_gate_of_a_backbone_looks_at_other_items(shelf: Path, tmp_path: Path) -> None:
     exact = Zoo().export("tiny-lite", tmp_path / "exact").path
     chosen = guard_data(exact, write_pictures(tmp_path / "pictures", 6))
-    gate, called = chosen.gate
+    gate, called = chosen.compared
     assert (len(gate), len(chosen.calibrate), called) == (8, 10, "the items that did not calibrate")
     assert not set(gate) & {example.item for example in chosen.calibrate}
 
@@ -159,4 +159,4 @@ def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
     # Nor does what a backbone, which knows of no training, is calibrated with.
     bare = guard_data(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
     assert {example.digest for example in bare.calibrate} == here["train"]
-    assert {sha256_file(Path(str(item))) for item in bare.gate[0]} <= here["val"] | here["test"]
+    assert {sha256_file(Path(str(item))) for item in bare.compared[0]} <= here["val"] | here["test"]

@@ -109,5 +109,5 @@ def test_the_worst_layer_is_found() -> None:
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(UsageError, match="no layers that eight bits would speed up"):
+    with pytest.raises(UsageError, match="no layers that int8 would speed up"):
         precision_texts.quantise_encoder(weights((4, 4)))

@@ -134,7 +134,7 @@ def bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_pictures_without_zoo(bundles: Path) -> None:
-    label, score = run_python(snippet(README, "pictures"), bundles).split()
+    label, score = run_python(snippet(README, "images"), bundles).split()
     answer = Zoo().run(str(bundles / "surfaces-model"), [bundles / "photo.jpg"], device="cpu").answers[0]
     assert label == answer.labels[0][0]
     assert float(score) == pytest.approx(answer.labels[0][1], abs=1e-5)
@@ -150,7 +150,7 @@ def test_texts_without_zoo(bundles: Path) -> None:
 
 
 def test_the_snippets_without_zoo_need_no_zoo() -> None:
-    for name in ("pictures", "texts"):
+    for name in ("images", "texts"):
         modules = set(re.findall(r"^(?:from|import) (\w+)", snippet(README, name), re.MULTILINE))
         assert modules <= {"json", "numpy", "onnxruntime", "PIL", "tokenizers"}
 

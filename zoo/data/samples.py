@@ -10,7 +10,7 @@ from zoo.errors import NotFoundError
 from zoo.schema import ImagePreprocess, Preprocess
 
 #: The number of held-out items that the parity check compares.
-GATE_SAMPLES = 8
+PARITY_SAMPLES = 8
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets"
 
@@ -33,11 +33,11 @@ def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Pat
     return texts, "the bundled sentences"
 
 
-def gate_samples(held: Dataset) -> Sequence[Item]:
+def parity_samples(held: Dataset) -> Sequence[Item]:
     """Held-out items of as many classes as possible, independent of the order of the data."""
     seen: Counter[str] = Counter()
     order = []
     for example in sorted(held.examples, key=lambda example: example.digest):
         seen[example.label] += 1
         order.append((seen[example.label], example.digest, example.item))
-    return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:GATE_SAMPLES]]
+    return [item for _, _, item in sorted(order, key=lambda row: row[:2])[:PARITY_SAMPLES]]

@@ -61,7 +61,7 @@ def divide(
 
 
 def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(training, held out): `fraction` of every class, label or quantile is held out, at least one and never all items.
+    """Training and held-out items: `fraction` of every class, label or quantile, at least one and never all items.
 
     For items with several labels that holds as far as possible, and a label of one item is only trained on. Raises
     DataError for a single class and for a class that is too small to split.

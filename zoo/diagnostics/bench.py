@@ -20,7 +20,7 @@ from zoo.data.images import decode_image
 from zoo.diagnostics import macs
 from zoo.diagnostics.timing import SIDE, Stopwatch, System, cold_start
 from zoo.errors import UsageError
-from zoo.export.build import encoder, gate_words, versions
+from zoo.export.build import encoder, parity_words, versions
 from zoo.graph import edit, external_data
 from zoo.graph.prefix import image_prefix
 from zoo.options import BATCHES, BenchOptions
@@ -129,7 +129,7 @@ def inputs(bundle: Bundle, length: int | None) -> TimedInputs:
     bundle.check(preprocess.tokenizer)
     reader = encoder(msgspec.structs.replace(preprocess, max_length=length), bundle.path)
     assert not isinstance(reader, ImagePreprocess)
-    texts = [str(text) for text in samples.bundled(preprocess, gate_words(bundle.manifest.lineage.entry, reader))[0]]
+    texts = [str(text) for text in samples.bundled(preprocess, parity_words(bundle.manifest.lineage.entry, reader))[0]]
     # Each row starts with a different text, followed by the next texts until it has `length` tokens.
     rows = reader.tokens([" ".join(islice(cycle(texts), index, index + length)) for index in range(count)])
     feeds = reader.batch(rows)

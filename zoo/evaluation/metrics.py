@@ -22,7 +22,7 @@ TOP = 5
 
 
 class Bin(Struct, frozen=True, kw_only=True):
-    """A group of items with similar confidence: their number, their mean confidence, and the share that is right."""
+    """A group of items with similar confidence: their number, mean confidence and accuracy."""
 
     n: int
     confidence: float

@@ -1,4 +1,4 @@
-"""The accuracy guard: a model in eight bits must answer as well as before, on items that it was not trained on."""
+"""The accuracy guard: a model in int8 must answer as well as before, on items that it was not trained on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import onnx
 from zoo.bundle import HEAD, MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
 from zoo.data.items import Example, Item, Unreadable
-from zoo.data.samples import GATE_SAMPLES, gate_samples
+from zoo.data.samples import PARITY_SAMPLES, parity_samples
 from zoo.data.split import split
 from zoo.errors import DataError, GateError, ZooError
 from zoo.evaluation.evaluate import infer_readable
@@ -45,7 +45,7 @@ class GuardData(NamedTuple):
     """The data to convert `source` with, of which at most `max_drop` of the accuracy may be lost.
 
     calibrate: the items to calibrate with.
-    gate: the items that the parity gate compares, all readable, and their name in the report.
+    compared: the items that the parity check compares, all readable, and their name in the report.
     held: None for a model without labels, which is not measured.
     unreadable: collects the items that cannot be read.
     """
@@ -53,7 +53,7 @@ class GuardData(NamedTuple):
     source: Bundle
     max_drop: float
     calibrate: Sequence[Example]
-    gate: tuple[Sequence[Item], str]
+    compared: tuple[Sequence[Item], str]
     held: HeldOut | None
     unreadable: Unreadable
 
@@ -84,7 +84,7 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
 
     If none of the items was held out, the guard measures on the data that fine-tuning validated on, or else on items
     that the model has not seen. The parts `val` and `test` of a folder do not calibrate. A model without labels is not
-    measured; its parity gate compares items that did not calibrate, if there are enough. Raises DataError for labels
+    measured; its parity check compares items that did not calibrate, if there are enough. Raises DataError for labels
     that the model does not know, for data without items to measure on or to calibrate with, and for unreadable items.
     """
     manifest = source.manifest
@@ -98,8 +98,10 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     unreadable = Unreadable(skipped, len(skipped) + len(everything), variant.max_bad)
     session = Session(source, "cpu")
     if manifest.head is None:
-        rest, gate = _split_gate(session, data, data.only(e for part in others for e in part.examples), unreadable)
-        return GuardData(source, variant.max_drop, _some(rest), gate, None, unreadable)
+        rest, compared = _split_compared(
+            session, data, data.only(e for part in others for e in part.examples), unreadable
+        )
+        return GuardData(source, variant.max_drop, _some(rest), compared, None, unreadable)
     known = read_split(source)
     whole = msgspec.structs.replace(data, source=variant.calibrate, examples=tuple(everything))
     whole.targets(manifest.labels)
@@ -118,14 +120,14 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     if not held.examples:
         raise DataError(f"no held-out item of {held.source} can be read", path=held.source, hint="repair the items")
     measured_on = HeldOut(held, origin, _metrics(scores, held, manifest), trained)
-    gate = gate_samples(held), "the held-out items"
-    return GuardData(source, variant.max_drop, _some(calibrate), gate, measured_on, unreadable)
+    compared = parity_samples(held), "the held-out items"
+    return GuardData(source, variant.max_drop, _some(calibrate), compared, measured_on, unreadable)
 
 
 def quantise(
     data: GuardData, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead, progress: Progress
 ) -> Manifest:
-    """Write the `model` of `data.source` in eight bits into `folder`, which holds the other files of the bundle.
+    """Write the `model` of `data.source` in int8 into `folder`, which holds the other files of the bundle.
 
     Returns the manifest `plain` with the metrics and the guard. If more than `max_drop` (or one item) is lost, the head
     is fitted again to the new features, then the layers that lose most stay in float. Raises GateError, which names
@@ -230,29 +232,32 @@ def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Data
         return None
 
 
-def _split_gate(
+def _split_compared(
     session: Session, data: Dataset, others: Dataset, unreadable: Unreadable
 ) -> tuple[Dataset, tuple[Sequence[Item], str]]:
-    """Returns the calibration items, and the items that the gate compares with their name in the report.
+    """Returns the calibration items, and the items that the parity check compares with their name in the report.
 
-    The gate gets items of `others`; if there are none, items of `data`, which then do not calibrate if enough are left.
+    The parity check gets items of `others`. If there are none, it gets items of `data`, which then do not calibrate if
+    enough are left.
     """
     pool = others if others.examples else data
     while pool.examples:
         owners = {id(example.item): example for example in pool.examples}
-        chosen = pool.only(owners[id(item)] for item in gate_samples(pool))
-        gate = infer_readable(session, chosen, "features", unreadable)[1]
-        if gate.examples == chosen.examples:
+        chosen = pool.only(owners[id(item)] for item in parity_samples(pool))
+        compared = infer_readable(session, chosen, "features", unreadable)[1]
+        if compared.examples == chosen.examples:
             break
         pool = pool.readable(unreadable)
     else:
-        raise DataError(f"no item of {pool.source} for the gate can be read", path=pool.source, hint="repair the items")
+        raise DataError(
+            f"no item of {pool.source} for the parity check can be read", path=pool.source, hint="repair the items"
+        )
     rest = data.readable(unreadable)
-    if len(rest.examples) < 2 * GATE_SAMPLES and not others.examples:
-        return rest, (gate.items, "the calibration items")
-    digests = {example.digest for example in gate.examples}
+    if len(rest.examples) < 2 * PARITY_SAMPLES and not others.examples:
+        return rest, (compared.items, "the calibration items")
+    digests = {example.digest for example in compared.examples}
     calibrate = rest.only(example for example in rest.examples if example.digest not in digests)
-    return calibrate, (gate.items, "the items that did not calibrate")
+    return calibrate, (compared.items, "the items that did not calibrate")
 
 
 def _guard(
@@ -292,7 +297,7 @@ def _too_much(guard: Guard, precision: str, origin: str, layers: str = "", *, hi
 
 
 def _some(data: Dataset) -> list[Example]:
-    """At most CALIBRATED of the items, the same ones in whatever order the data are."""
+    """At most CALIBRATED of the items, chosen independently of the order of the data."""
     return sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]
 
 

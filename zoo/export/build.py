@@ -75,7 +75,7 @@ def build(
         edit.describe(whole, metadata(lineage, preprocess, ()))
         edit.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
-        items, origin = samples.bundled(preprocess, gate_words(entry, reader))
+        items, origin = samples.bundled(preprocess, parity_words(entry, reader))
         reference = trunk.reference(backbone, cut) if cut else backbone.reference
         expected = expect(reference, items, origin, reader, torchvision_pixels)
         report = parity.check(folder / MODEL, expected)
@@ -130,7 +130,7 @@ def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelP
 
 
 def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncoder:
-    """The object that turns samples into arrays for the gate."""
+    """The object that turns samples into arrays for the parity check."""
     if isinstance(preprocess, ImagePreprocess):
         return preprocess
     if isinstance(preprocess, TextPreprocess):
@@ -146,8 +146,8 @@ def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
     return place_tokenizer(preprocess, weights, folder) if isinstance(preprocess, TextPreprocess) else preprocess
 
 
-def gate_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:
-    """Words from all parts of a word table, for the gate's samples; none for other rows."""
+def parity_words(entry: Entry, reader: ImagePreprocess | TextEncoder) -> Sequence[str]:
+    """Words from all parts of a word table, for the samples of the parity check; none for other rows."""
     if isinstance(entry.preprocess, WordsPreprocess) and isinstance(reader, TextEncoder):
         return reader.sample(60)
     return ()

@@ -15,7 +15,7 @@ from zoo.data.items import Item
 from zoo.errors import IntegrityError, UsageError
 from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead
-from zoo.export.build import encoder, gate_words
+from zoo.export.build import encoder, parity_words
 from zoo.export.parity import Top
 from zoo.export.reference import expect, pillow_pixels
 from zoo.export.trunk import TAIL_FILE, reference_of
@@ -37,9 +37,10 @@ from zoo.system.files import room_for, staged_dir
 
 
 class Converted(NamedTuple):
-    """The manifest of the converted model, and the items (with their name) that the gate has to compare, if any.
+    """The converted model.
 
-    Those are the user's own: ranges were read from their data, and other items may have numbers beyond these ranges.
+    own: the user's items to compare, with their name in the report; None for the bundled samples. Ranges were read from
+    the user's data, and other items may have numbers beyond these ranges.
     """
 
     manifest: Manifest
@@ -56,9 +57,9 @@ def export(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Write `source` at `out` as `variant` wants it, if the file equals `backbone`'s torch code and the head's numbers.
+    """Write `source` at `out` as `variant` wants it, if its outputs match those of `backbone` and of the head.
 
-    The bounds depend on the precision (zoo.export.parity.bounds_of); eight bits must also keep the accuracy
+    The bounds depend on the precision (zoo.export.parity.bounds_of); int8 must also keep the accuracy
     (zoo.export.accuracy_guard). A model that was calibrated before and is not converted now is copied with its report:
     the data it was checked on are not here.
 
@@ -71,7 +72,7 @@ def export(
     if is_converted:
         with progress.task("checking the original model", None):
             # One wrong weight would not show within the wider bounds of fewer bits.
-            _gate(source.path, source, backbone, Converted(source.manifest))
+            _parity(source.path, source, backbone, Converted(source.manifest))
     with room_for(out), staged_dir(out) as folder:
         # A conversion writes external data itself; the report describes the trained model, not the converted one.
         changed = external_data.file_names(source.read_model()) if is_converted else set()
@@ -85,17 +86,17 @@ def export(
         report = source.manifest.parity
         if is_converted or not _has_ranges(source.manifest):
             with progress.task("checking the ONNX file", None):
-                report = _gate(folder, source, backbone, converted)
+                report = _parity(folder, source, backbone, converted)
         manifest = msgspec.structs.replace(converted.manifest, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)
     return Bundle(out, manifest)
 
 
-def _gate(folder: Path, source: Bundle, backbone: Backbone, converted: Converted) -> Parity:
+def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Converted) -> Parity:
     """The parity report of the model in `folder`, which was made of `source`."""
     manifest, (draft, own) = source.manifest, converted
     layers, reader = folder / HEAD, encoder(manifest.preprocess, folder)
-    items, origin = own or samples.bundled(manifest.preprocess, gate_words(manifest.lineage.entry, reader))
+    items, origin = own or samples.bundled(manifest.preprocess, parity_words(manifest.lineage.entry, reader))
     return parity.check(
         folder / MODEL,
         expect(reference_of(source, backbone), items, origin, reader, None if _is_raw(draft) else pillow_pixels),
@@ -208,12 +209,12 @@ class _Conversion(NamedTuple):
 
     def _int8(self, draft: Manifest, model: onnx.ModelProto) -> Converted:
         if not self.variant.calibrate:
-            with self.progress.task("converting to eight bits", None):
+            with self.progress.task("converting to int8", None):
                 edit.save(precision.int8(model, []), self.folder / MODEL)
             return Converted(draft)
         data = self._guard_data()
         draft = accuracy_guard.quantise(data, draft, model, self.folder, self.refit_head, self.progress)
-        return Converted(draft, data.gate)
+        return Converted(draft, data.compared)
 
     def _table(self, wanted: Precision, model: onnx.ModelProto) -> Manifest:
         """Write the model with its word table in fewer bits; its accuracy is measured if there are data for it."""

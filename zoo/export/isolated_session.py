@@ -1,6 +1,6 @@
 """An onnxruntime session in a child process, which opens a finished file by its path as a user will.
 
-The parity gate so checks the file itself, without help of anything in the parent process.
+The parity check so reads the file itself, without help of anything in the parent process.
 """
 
 import os
@@ -24,7 +24,7 @@ TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNO
 
 
 class IsolatedSession(Child):
-    """A child process with the two methods of an onnxruntime session that the gate calls.
+    """A child process with the two methods of an onnxruntime session that the parity check calls.
 
     `IsolatedSession()` starts the child, possibly before the file exists; `open` makes it read the file.
     """

@@ -1,4 +1,4 @@
-"""The parity gate: an exported file is kept only if its numbers equal those of the family's torch code on real samples.
+"""The parity check: an exported file is written only if its numbers equal those of the family's torch code on samples.
 
 Images: the graph's preprocessing is compared with an image library's, and the whole graph with the family's code on
 pixels of a new preprocessing graph. Texts: the graph is compared with the family's code on the same tokens. Both at
@@ -49,7 +49,7 @@ class Top(NamedTuple):
 REPORT = "the exported graph computes other numbers than the model: report it to the family's author"
 HALF = "the model may have numbers beyond half precision: export fp32"
 CALIBRATE = "calibrate with data like those that the model will get, or export fp32"
-EIGHT = "eight bits are too few for this model: export fp16 or fp32"
+EIGHT = "int8 is too coarse for this model: export fp16 or fp32"
 
 
 class Bounds(NamedTuple):

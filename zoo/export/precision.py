@@ -1,4 +1,4 @@
-"""A model in another precision: half precision for GPUs, eight-bit integers (static QDQ) for CPUs.
+"""A model in another precision: fp16 for GPUs, int8 for CPUs (for images static QDQ).
 
 Only the backbone between the preprocessing and the features changes; preprocessing and head are cheap and stay exact.
 onnxruntime's own converters are used (onnxruntime.transformers.float16, onnxruntime.quantization).
@@ -89,7 +89,7 @@ def fused(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
 
 
 def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
-    """The model with its body in eight bits, except the nodes `exclude`. Equal on processors with and without VNNI.
+    """The model with its body in int8, except the nodes `exclude`. Equal on processors with and without VNNI.
 
     Images: every channel of a weight and every activation has its own scale; the ranges of activations are read from
     the `pixels` of `batches`. Texts: every row of an activation has its own scale, computed at run time, and `batches`
@@ -105,7 +105,7 @@ def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequen
 def quantise_cnn(
     body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """(a graph from `pixels` to `features` as it is quantised, the graph in eight bits except the nodes `exclude`)."""
+    """(the graph from `pixels` to `features` before quantisation, the same in int8 except the nodes `exclude`)."""
     onnxruntime()
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -220,7 +220,7 @@ class _SwitchWriter(edit.GraphBuilder):
 def _with_final_reshape(prefix: onnx.ModelProto) -> onnx.ModelProto:
     """The preprocessing with a Reshape at its end, to the shape that its output has already.
 
-    Eight-bit convolutions want channels last, and ONNX Runtime 1.31 moves the Transpose for it up into the
+    int8 convolutions want channels last, and ONNX Runtime 1.31 moves the Transpose for it up into the
     preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match the
     number of axes (1)"). It moves none through a Reshape, which costs nothing.
     """

@@ -1,4 +1,4 @@
-"""Convolution weights in eight bits, rounded so that every processor adds them up alike, with corrected biases.
+"""Convolution weights in int8, rounded so that every processor adds them up alike, with corrected biases.
 
 Processors without VNNI add the products of two neighbouring weights in sixteen bits, which saturate: 255 * (127 + 127)
 does not fit. Seven-bit weights always fit, but are twice as coarse: here only those channels get a coarser scale in
@@ -27,7 +27,7 @@ LEVELS = 127
 
 
 def weight_ranges(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-    """By the name of each convolution's weight: the value that becomes LEVELS in each output channel, float32 [out]."""
+    """By the name of each convolution's weight: the value that is quantised to LEVELS in each output channel, [out]."""
     graph = edit.GraphBuilder(model.graph)
     ranges: dict[str, NDArray[np.float32]] = {}
     for node in _convolutions(model):
@@ -76,7 +76,7 @@ def _bias(graph: edit.GraphBuilder, convolution: onnx.NodeProto) -> NDArray[np.f
 def _mean_shifts(
     model: onnx.ModelProto, ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str]
 ) -> list[NDArray[np.float64]]:
-    """For each convolution: what rounding its weights adds to the mean of each channel over `batches`, [out]."""
+    """For each convolution the change of each channel's mean over `batches` caused by rounding the weights, [out]."""
     probe = edit.copied(model)
     del probe.graph.output[:]
     builder = edit.GraphBuilder(probe.graph)
@@ -113,7 +113,7 @@ def _convolutions(model: onnx.ModelProto, exclude: Sequence[str] = ()) -> list[o
 
 
 def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The value that becomes LEVELS in each channel of `weight` [out, in, height, width]: float32 [out].
+    """The value that is quantised to LEVELS in each channel of `weight` [out, in, height, width]: float32 [out].
 
     This is the largest weight, or the largest sum of two neighbours of one sign if that is more.
     """

@@ -1,4 +1,4 @@
-"""Eight bits for text encoders: weights with a scale for each column, activations with a scale for each row.
+"""int8 for text encoders: weights with a scale for each column, activations with a scale for each row.
 
 A scale for a whole tensor, as in ONNX Runtime's dynamic quantisation, would let one text of a batch change the others,
 and a scale fixed beforehand fits no text well. With one for each row (token), computed at run time, no text depends on
@@ -35,13 +35,13 @@ SMALLEST_MATRIX = 1024
 
 
 def quantise_encoder(body: onnx.ModelProto, exclude: Collection[str] = ()) -> onnx.ModelProto:
-    """`body` with its large MatMuls [..., in] x [in, out] and its embedding tables in eight bits.
+    """`body` with its large MatMuls [..., in] x [in, out] and its embedding tables in int8.
 
     The nodes `exclude` stay in float. Raises UsageError for a model without a large MatMul.
     """
     names = {node.name for node in quantisable_layers(body)}
     if not names:
-        raise UsageError("this model has no layers that eight bits would speed up", hint="--precision fp32, or fp16")
+        raise UsageError("this model has no layers that int8 would speed up", hint="--precision fp32, or fp16")
     model = edit.copied(body)
     writer = _Writer(model.graph)
     layers, lookups = names.difference(exclude), _lookups(body).difference(exclude)

@@ -69,13 +69,13 @@ def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
 
 
 def reference(backbone: Backbone, cut: int) -> "Reference":
-    """The frozen stages in torch, for the gate of the trunk's graph."""
+    """The frozen stages in torch, for the parity check of the trunk's graph."""
     frozen = backbone.stages()[:cut]
     return lambda feeds: {name: array for name, array in _run(frozen, feeds).items() if name not in feeds}
 
 
 def tuned_reference(backbone: Backbone, stages: "Sequence[torch.nn.Module]") -> "Reference":
-    """Features of the frozen stages followed by the tuned `stages` in torch, for the gate.
+    """Features of the frozen stages followed by the tuned `stages` in torch, for the parity check.
 
     `stages`, the last of the backbone, are copied to the CPU in their present state, in eval mode.
     """

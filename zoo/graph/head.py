@@ -1,4 +1,7 @@
-"""The head of a model as arrays: as an ONNX graph, as numpy arithmetic and as a safetensors file."""
+"""The head of a model as arrays: as an ONNX graph, as numpy arithmetic and as a safetensors file.
+
+`zoo.training.head` is the torch module that is trained.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """An exact rewrite of a features graph: average pooling moved behind the 1x1 convolution that reads it.
 
 Both are linear and commute, so the average can be taken of the convolution's few output channels instead of its many
-input channels. Written as a depthwise convolution the average also gets ONNX Runtime's fast eight-bit kernels: its
+input channels. Written as a depthwise convolution the average also gets ONNX Runtime's fast int8 kernels: its
 average pooling has none, and takes a third of Inception v3's time.
 """
 

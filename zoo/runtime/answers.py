@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 WORD_WINDOW = 256
 
 
-def check_top(top: int) -> int:
-    """`top` itself. Raises UsageError below 1."""
+def check_top(top: int) -> None:
+    """Raises UsageError for a `top` below 1."""
     if top < 1:
         raise UsageError(f"--top must be at least 1, got {top}", hint="--top 5")
-    return top
 
 
 class Model(Protocol):
@@ -58,7 +57,8 @@ class ModelAnswerer:
 
     def __init__(self, model: Model, top: int) -> None:
         self.model = model
-        self.top = check_top(top)
+        check_top(top)
+        self.top = top
         self.has_scores = "scores" in model.outputs
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
@@ -85,7 +85,8 @@ class WordAnswerer:
 
     def __init__(self, table: "WordTable", top: int) -> None:
         self.table = table
-        self.top = check_top(top)
+        check_top(top)
+        self.top = top
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """Lists of (word, similarity), nearest first."""
@@ -103,7 +104,7 @@ class WordAnswerer:
         return Answer(input=name, words=tuple(row))
 
 
-#: Both have the same two methods.
+#: Both have `rows` and `answer`.
 Answerer: TypeAlias = ModelAnswerer | WordAnswerer
 
 

@@ -100,7 +100,7 @@ class Subject:
         import numpy as np
 
         encoder = self.encoder
-        items, _ = samples.bundled(self.entry.preprocess, build.gate_words(self.entry, encoder))
+        items, _ = samples.bundled(self.entry.preprocess, build.parity_words(self.entry, encoder))
         together: Callable[[list[Any]], TensorMap]
         if isinstance(encoder, ImagePreprocess):
             prefix = create_session(image_prefix(encoder).SerializeToString(), "cpu")

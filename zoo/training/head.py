@@ -1,6 +1,7 @@
 """The head as a torch module: a few dense layers on a backbone's features.
 
-The scaling of its input is part of the head and is folded into the first layer for export.
+The scaling of its input is part of the head and is folded into the first layer for export. The exported head is in
+`zoo.graph.head`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ DROPOUT = 0.2
 
 
 def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
-    """(mean [dim], scale [dim]): one scale for all features, or each feature's own std with a floor."""
+    """The mean [dim] and scale [dim] of features: one scale for all, or each feature's own std with a floor."""
     import numpy as np
 
     mean = features.mean(0, dtype=np.float64)

@@ -124,7 +124,7 @@ class ItemCache(ABC):
 
 
 def cache_key(session: Session) -> str:
-    """sha256 over everything beside the item that decides its numbers.
+    """sha256 of everything except the item that affects its features.
 
     The graph (preprocessing prefix and external data included), the tokenizer's bytes, the encoder's version and that
     of its library, ONNX Runtime's version, the provider, and the outputs.

@@ -64,7 +64,7 @@ class Problem:
 
 
 def _inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
-    """(items to fit, inner items): a random fraction INNER; of single-label tasks from every class with two items."""
+    """Masks of the items to fit and of the inner items, a random fraction INNER; for single-label of each class."""
     import numpy as np
 
     random = np.random.default_rng(seed)

@@ -114,7 +114,7 @@ def fit_tail(
     *,
     device: str = "cpu",
 ) -> "tuple[TrainedHead, torch.nn.ModuleList]":
-    """(head, stages): the stages of `tail` trained together with the head `trained`, in two phases.
+    """The trained head and stages: those of `tail` are trained together with the head `trained`, in two phases.
 
     The head's `best_epoch` is 0 if no epoch lowered the inner loss.
 

@@ -13,7 +13,7 @@ from zoo.backbone import Backbone
 from zoo.bundle import HEAD, MODEL, SCHEMA_VERSION, SPLIT, Bundle, Held, describe_files, write_manifest
 from zoo.data.dataset import Dataset
 from zoo.data.items import Skipped, listed
-from zoo.data.samples import gate_samples
+from zoo.data.samples import parity_samples
 from zoo.evaluation.metrics import measure
 from zoo.evaluation.report import Drawing, write_report
 from zoo.evaluation.report_data import ReportInputs
@@ -125,7 +125,7 @@ def write_bundle(
 def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected:
     """The features of some held-out items, computed by `reference`."""
     reader = encoder(base.manifest.preprocess, base.path)
-    return expect(reference, gate_samples(held), "the held-out items", reader)
+    return expect(reference, parity_samples(held), "the held-out items", reader)
 
 
 def _lineage(tuned: Tuned) -> Lineage:
@@ -173,7 +173,7 @@ def _write_model(
 
 
 def _merge(folder: Path, tuned: Tuned, top: Top, facts: dict[str, str]) -> "tuple[onnx.ModelProto, Reference]":
-    """(the model as written, its reference), merged from the frozen part, the tuned stages and the head."""
+    """The merged model (frozen part, tuned stages, head) as it was written, and its reference in torch."""
     layers, backbone = head_graph.as_graph(top.layers, top.activation), tuned.materials.backbone()
     if tuned.stages is None:
         return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
