@@ -63,8 +63,8 @@ app = typer.Typer(
     cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="From a pretrained backbone to a verified ONNX model on your task.",
-    epilog="Exit codes: 0 ok, 1 inputs failed or unexpected, 2 usage, 3 not found, 4 network, 5 integrity, "
+    help="From a pretrained backbone to a checked ONNX model for your task.",
+    epilog="Exit codes: 0 ok, 1 some inputs failed (or a bug in zoo), 2 usage, 3 not found, 4 network, 5 integrity, "
     "6 check failed, 7 device, 8 not permitted, 9 plugin, 10 training diverged, 130 interrupted.",
 )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, say
+from zoo_cli.output import counted, next_command, say
 from zoo_cli.output_files import end_with_count, print_failures, print_written
 from zoo_cli.state import make_zoo
 
@@ -35,10 +35,12 @@ def command(
     each.count()
     found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict)
     print_written("embed", found, {"dim": found.dim}, as_json=json)
-    vectors = f"{found.rows} vectors of {found.dim} numbers"
+    vectors = f"{counted(found.rows, 'vector')} of {found.dim} numbers"
     say(f"{vectors} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        end_with_count(f"{found.failed} of {found.inputs} inputs have no vector", hint=f"{found.out} has the errors")
+        end_with_count(
+            f"no vector for {found.failed} of {counted(found.inputs, 'input')}", hint=f"{found.out} has the errors"
+        )
     if not json:
         next_command("zoo", "similar", model, "QUERY", found.out)

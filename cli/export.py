@@ -30,9 +30,11 @@ def command(
         Variant().max_drop
     ),
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of image paths.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
-    max_bad: Annotated[float, typer.Option(help="Fraction of items that may be unreadable.")] = Variant().max_bad,
+    max_bad: Annotated[
+        float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")
+    ] = Variant().max_bad,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Export to ONNX; fails unless it matches the original model.

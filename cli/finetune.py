@@ -1,7 +1,7 @@
 """zoo finetune: train a classifier or regressor on your data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from zoo_cli.metrics import floor_name, summary
@@ -15,6 +15,8 @@ DEFAULTS, AUTO = FinetuneOptions(), "auto"
 LISTED = 10
 #: Defaults with --unfreeze, where an epoch costs as much as thousands of epochs of a head alone.
 DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
+#: The tasks that can be trained: all of Task except EMBEDDING.
+Trained = Literal["single-label", "multi-label", "regression"]
 
 
 def command(
@@ -22,9 +24,9 @@ def command(
     model: Annotated[str, typer.Argument(help="A name as for zoo pull.")],
     data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to write.")],
-    task: Annotated[Task, typer.Option(help="One label per item, several (a|b in the label column), or a number.")] = (
-        DEFAULTS.task
-    ),
+    task: Annotated[
+        Trained, typer.Option(help="One label per item, several (a|b in the label column), or a number.")
+    ] = ("single-label"),
     epochs: Annotated[
         int | None, typer.Option(min=1, help=f"Default: {DEFAULTS.epochs}, or {DEEP_EPOCHS} with --unfreeze.")
     ] = None,
@@ -68,7 +70,7 @@ def command(
     Ctrl-C finishes the current step and saves; --resume continues from there.
     """
     options = FinetuneOptions(
-        task=task, epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
+        task=Task(task), epochs=epochs or (DEEP_EPOCHS if unfreeze else DEFAULTS.epochs), hidden=parse_head(head),
         lr=_number(lr, "--lr"), weight_decay=_number(weight_decay, "--weight-decay"), batch=batch,
         auto_batch=auto_batch, patience=patience or (DEEP_PATIENCE if unfreeze else DEFAULTS.patience),
         label_smoothing=label_smoothing, class_weights=class_weights,

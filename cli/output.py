@@ -142,6 +142,11 @@ def human_size(size: int | None) -> str:
     return f"{value:.1f} GB"
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and its noun: 1 item, 2 items."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_count(count: int) -> str:
     """A number of parameters as 4.7M or 334M."""
     return f"{count / 1e6:.1f}M" if count < 100e6 else f"{count / 1e6:.0f}M"

@@ -89,7 +89,7 @@ def new(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write. Default: zoo-NAME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write a small, complete distribution with a new family; replace its network and registry row by yours."""
+    """Write a small, complete distribution with a new family; replace its network and registry row with yours."""
     folder, files = make_zoo(context).new_plugin(name, out)
     if json:
         print_json("plugin", {"name": name, "folder": str(folder), "files": files})

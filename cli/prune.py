@@ -4,7 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, print_table, say, write
+from zoo_cli.output import counted, human_size, next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
 from zoo import UsageError
@@ -44,7 +44,9 @@ def command(
 def _ask(size: int, count: int, json: bool) -> None:
     """Ask for confirmation; exit without it. Raises UsageError if stdin is not a terminal."""
     if json or not sys.stdin.isatty():
-        raise UsageError(f"prune would remove {count} items, {human_size(size)}", hint="zoo prune -y, or --dry-run")
-    if not typer.confirm(f"remove {count} items, {human_size(size)}?", err=True):
+        raise UsageError(
+            f"prune would remove {counted(count, 'item')}, {human_size(size)}", hint="zoo prune -y, or --dry-run"
+        )
+    if not typer.confirm(f"remove {counted(count, 'item')}, {human_size(size)}?", err=True):
         say("nothing was removed")
         raise typer.Exit

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from zoo_cli.output import flush, next_command, print_json, say, write
+from zoo_cli.output import counted, flush, next_command, print_json, say, write
 from zoo_cli.output_files import end_with_count, print_failure, print_failures, print_written
 from zoo_cli.progress import Bars
 from zoo_cli.state import make_zoo
@@ -66,10 +66,12 @@ def command(
         return
     found = zoo.run_to_file(model, each, out, device=device, top=top, resume=resume, strict=strict)
     print_written("run", found, {"columns": found.columns}, as_json=json)
-    say(f"{found.rows} inputs on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
+    say(f"{counted(found.rows, 'input')} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        end_with_count(f"{found.failed} of {found.inputs} inputs have no answer", hint=f"{found.out} has the errors")
+        end_with_count(
+            f"no answer for {found.failed} of {counted(found.inputs, 'input')}", hint=f"{found.out} has the errors"
+        )
     if not json and "word1" not in found.columns:
         next_command("zoo", "evaluate", model, "DATA")
 
@@ -87,7 +89,7 @@ def _analogy(
         print_json("run", {"model": model, "device": "cpu", "placement": None, "results": [_facts(result.answers[0])]})
     else:
         _print(result.answers[0])
-    say(f"1 inputs on {result.device}")
+    say(f"1 input on {result.device}")
     next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
 
 
@@ -120,10 +122,10 @@ def _to_stdout(
     if as_json:
         placement = to_plain(answers.placement)
         print_json("run", {"model": model, "device": answers.device, "placement": placement, "results": results})
-    say(f"{answered} inputs on {answers.placement or answers.device}")
+    say(f"{counted(answered, 'input')} on {answers.placement or answers.device}")
     if failed:
         hint = "repair or remove them; --strict stops at the first"
-        end_with_count(f"{failed} of {answered + failed} inputs have no answer", hint=hint)
+        end_with_count(f"no answer for {failed} of {counted(answered + failed, 'input')}", hint=hint)
     if last is not None and (last.labels or last.value is not None):
         next_command("zoo", "evaluate", model, "DATA")
     else:

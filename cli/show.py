@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 from zoo_cli.metrics import summary
-from zoo_cli.output import human_count, human_size, next_command, print_json, write
+from zoo_cli.output import counted, human_count, human_size, next_command, print_json, write
 from zoo_cli.state import make_zoo
 
 from zoo import Bundle, Entry, to_plain
@@ -70,7 +70,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
     if manifest.labels:
         facts["labels"] = ", ".join(manifest.labels)
     if manifest.unfrozen:
-        facts["unfrozen"] = f"the last {manifest.unfrozen} stages of the backbone"
+        facts["unfrozen"] = f"the last {counted(manifest.unfrozen, 'stage')} of the backbone"
     if manifest.metrics:
         facts["held out"] = summary(manifest.metrics)
     if manifest.lineage.data:

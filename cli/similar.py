@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import next_command, print_json, say, write
+from zoo_cli.output import counted, next_command, print_json, say, write
 from zoo_cli.output_files import end_with_count, print_failures
 from zoo_cli.state import make_zoo
 
@@ -54,6 +54,6 @@ def command(
     say(f"{found.compared} compared on {found.placement or found.device}{by}")
     print_failures(found.failures, found.failed)
     if found.failed:
-        end_with_count(f"{found.failed} inputs have no vector", hint="repair or remove them")
+        end_with_count(f"no vector for {counted(found.failed, 'input')}", hint="repair or remove them")
     if not json:
         next_command("zoo", "embed", model, "INPUT", "-o", "vectors.npy")

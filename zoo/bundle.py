@@ -44,7 +44,8 @@ class Bundle:
         Raises NotFoundError when it is not a bundle, IntegrityError when zoo.json is damaged or of a newer zoo.
         """
         if not path.is_dir():
-            raise NotFoundError(f"{path} is not a folder", hint="zoo finetune MODEL DATA -o DIR writes a bundle")
+            problem = " is not a folder" if path.exists() else ": no such folder"
+            raise NotFoundError(f"{path}{problem}", hint="zoo finetune MODEL DATA -o DIR writes a bundle")
         manifest = read_record(path / MANIFEST, Manifest, SCHEMA_VERSION, hint="write the bundle again")
         if manifest is None:
             hint = "zoo finetune MODEL DATA -o DIR writes one"

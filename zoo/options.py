@@ -129,7 +129,7 @@ class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
             raise UsageError(f"--weight-decay must be at least 0, got {self.weight_decay}", hint="--weight-decay auto")
         if isinstance(self.val, float) and not 0 < self.val < 1:
             raise UsageError(
-                f"--val must be between 0 and 1, got {self.val}", hint="--val 0.2, or the path of a data set"
+                f"--val must be above 0 and below 1, got {self.val:g}", hint="--val 0.2, or the path of a data set"
             )
         super().__post_init__()
 
@@ -139,14 +139,16 @@ def parse_head(text: str) -> tuple[int, ...]:
     kind, _, widths = text.partition(":")
     if kind == "linear" and not widths:
         return ()
+    hint = "--head linear, --head mlp or --head mlp:512,128"
     if kind == "mlp":
         try:
             hidden = tuple(int(width) for width in widths.split(",")) if widths else (256,)
-        except ValueError:
-            hidden = (0,)
+        except ValueError as error:
+            raise UsageError(f"--head {text}: widths must be whole numbers", hint=hint) from error
         if min(hidden) > 0:
             return hidden
-    raise UsageError(f"unknown head '{text}'", hint="--head linear, --head mlp or --head mlp:512,128")
+        raise UsageError(f"--head {text}: widths must be at least 1", hint=hint)
+    raise UsageError(f"unknown head '{text}'", hint=hint)
 
 
 class BenchOptions(Struct, frozen=True, kw_only=True):

@@ -128,7 +128,7 @@ def test_an_error_for_each_on_stdout(
     ]  # fmt: skip
     told = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(told) == 6
-    assert "error: 6 of 10 inputs have no answer" in said
+    assert "error: no answer for 6 of 10 inputs" in said
     code, printed, _ = command("run", tuned_bundles / "pets", odd_pictures, "--json")
     assert code == 1
     results = json.loads(printed)["run"]["results"]

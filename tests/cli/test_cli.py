@@ -140,7 +140,7 @@ def test_unknown_models(shelf: Path, tuned: Path, tmp_path: Path) -> None:
         fails(3, "no model named", verb[0], "tiny-bart", *verb[1:])
     hint = fails(3, "is not a bundle", "run", tmp_path, "x")
     assert "zoo finetune" in hint
-    fails(3, "is not a folder", "evaluate", "./nowhere", tuned / "tickets.csv")
+    fails(3, "nowhere: no such folder", "evaluate", "./nowhere", tuned / "tickets.csv")
     done = subprocess.run(
         [sys.executable, "-m", "zoo_cli", "run", "out", "x"], capture_output=True, text=True, cwd=tuned, check=False
     )
@@ -199,8 +199,8 @@ def test_bad_data(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
     fails(2, "not a table", *finetune("tiny-bert", pictures))
     fails(2, "reads images", *finetune("tiny-lite", table))
     fails(3, "no such file or folder", *finetune("tiny-lite", tmp_path / "nowhere"))
-    fails(2, "unknown head", *finetune("tiny-bert", table, "--head", "huge"))
-    fails(2, "--val must be between 0 and 1, got 1.5", *finetune("tiny-bert", table, "--val", "1.5"))
+    fails(2, "unknown head 'huge'", *finetune("tiny-bert", table, "--head", "huge"))
+    fails(2, "--val must be above 0 and below 1, got 1.5", *finetune("tiny-bert", table, "--val", "1.5"))
     assert sorted(str(path) for path in zoo_home.rglob("*")) == before
     (pictures / "red" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     fails(2, "00.png", *finetune("tiny-lite", pictures))
@@ -216,7 +216,7 @@ def test_data_is_judged_before_anything_is_pulled_or_built(
 ) -> None:
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
     pictures, table = write_pictures(tmp_path / "pictures", 3), write_texts(tmp_path / "t.csv")
-    assert "this model reads images" in fails(3, "hello world: no such image", "run", "tiny-lite", "hello world")
+    assert "this model reads images" in fails(3, "hello world: no such file", "run", "tiny-lite", "hello world")
     fails(2, "is an image; this model reads text", "run", "tiny-bert", pictures / "red/00.png")
     for empty in ("", " "):
         fails(2, "an empty text", "run", "tiny-bert", empty)
@@ -351,7 +351,7 @@ def test_an_input_that_cannot_be_read_does_not_cost_the_others_their_answer(shel
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 3
     assert f"failed: {data / 'red' / '01.png'}: cannot be decoded" in done.stderr
-    assert "error: 1 of 4 inputs have no answer" in done.stderr
+    assert "error: no answer for 1 of 4 inputs" in done.stderr
     asked = zoo("run", "tiny-lite", data / "red", data / "blue", "--json")
     assert asked.returncode == 1
     results = json.loads(asked.stdout)["run"]["results"]

@@ -70,7 +70,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     assert (alone.returncode, alone.stdout) == (1, "")
     assert "failed: 'mony' is not among the" in alone.stderr
     assert "did you mean money" in alone.stderr
-    assert "error: 1 of 1 inputs have no answer" in alone.stderr
+    assert "error: no answer for 1 of 1 input" in alone.stderr
     fails(3, "'qqqq' is not among the", "run", "tiny-words", "--analogy", "king", "card", "qqqq")
     fails(2, "--analogy needs three words, got 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no word vectors", "run", "./model", "--analogy", "king", "card", "money")
@@ -99,7 +99,7 @@ def test_an_unknown_word_does_not_cost_the_others_their_answer(tiny: np.ndarray,
     assert "failed: list.csv:3: 'mony' is not among the" in done.stderr
     assert "did you mean money" in done.stderr
     assert "failed: list.csv:4: no word of 'qqqq zzzz'" in done.stderr
-    assert "error: 2 of 4 inputs have no answer" in done.stderr
+    assert "error: no answer for 2 of 4 inputs" in done.stderr
     asked = zoo("run", "tiny-words", tmp_path / "list.csv", "--json")
     assert asked.returncode == 1
     results = json.loads(asked.stdout)["run"]["results"]

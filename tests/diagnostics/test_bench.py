@@ -177,7 +177,7 @@ def test_wishes_that_make_no_sense(shelf: Path, tuned: Path) -> None:
     fails(2, "no length in tokens", "bench", "tiny-lite", "--length", 8)
     fails(2, "unknown device 'tpu'", "bench", "tiny-bert", "--device", "tpu")
     assert "did you mean tiny-bert" in fails(3, "no model named", "bench", "tiny-bart")
-    fails(3, "is not a folder", "bench", "./nowhere")
+    fails(3, "nowhere: no such folder", "bench", "./nowhere")
     with pytest.raises(UsageError, match="--seconds must be positive, got"):
         BenchOptions(seconds=float("nan"))
 

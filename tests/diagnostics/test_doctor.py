@@ -105,7 +105,7 @@ def test_a_home_among_temporary_files(site: Site, tmp_path: Path) -> None:
     new = "/srv/somebody/.cache/backbone-zoo"
     found = checks(site, 0, ZOO_HOME="/tmp/zoo-of-nobody", **who)["ZOO_HOME"]
     assert found["state"] == "warn"
-    assert "/tmp/zoo-of-nobody lies in /tmp, which is emptied" in found["found"]
+    assert "/tmp/zoo-of-nobody is in /tmp, which is emptied" in found["found"]
     assert found["fix"] == f"export ZOO_HOME={new}"
     # What is there already is taken along.
     (tmp_path / "full").mkdir()

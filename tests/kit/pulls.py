@@ -65,7 +65,7 @@ class Sources:
     def __call__(self, scheme: str) -> Source:
         self.asked.append(scheme)
         if scheme not in self.table:
-            raise UnknownPluginError(f"no plugin gives the scheme {scheme}", plugin=scheme)
+            raise UnknownPluginError(f"no plugin provides the scheme {scheme}", plugin=scheme)
         return self.table[scheme]
 
 

@@ -77,7 +77,7 @@ def test_the_command(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> N
     done = zoo(*command)
     assert (done.returncode, done.stdout) == (1, f"{out}\n")
     assert "t.csv:3 has an empty 'words' (fill or remove the row)" in done.stderr
-    assert "error: 1 of 4 inputs have no answer" in done.stderr
+    assert "error: no answer for 1 of 4 inputs" in done.stderr
     assert "it/s" in done.stderr
     found = rows(out)
     assert [row["input"] for row in found] == ["t.csv:2", "t.csv:3", "t.csv:4", "login code"]

@@ -160,7 +160,7 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tm
     done = zoo("embed", "tiny-lite", photos, "-o", out)
     assert done.returncode == 1
     assert done.stdout == f"{out}\n"
-    assert "error: 2 of 13 inputs have no vector" in done.stderr
+    assert "error: no vector for 2 of 13 inputs" in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert [name in line for name, line in zip(("03.png", "notes.md"), told, strict=True)] == [True, True]
     vectors, names = stored(out)
@@ -216,7 +216,7 @@ def test_tables_and_stdin(kept_shelf: Path, tmp_path: Path) -> None:
     cells = [(photos / "00.png").read_bytes(), None, (photos / "01.png").read_bytes()]
     parquet.write_table(pyarrow.table({"photo": cells}), tmp_path / "p.parquet")
     done = zoo("embed", "tiny-lite", tmp_path / "p.parquet", "--image", "photo", "-o", tmp_path / "e.npy")
-    assert "error: 1 of 3 inputs have no vector" in done.stderr
+    assert "error: no vector for 1 of 3 inputs" in done.stderr
     (tmp_path / "p.csv").write_text("image\nphotos/00.png\n../out.png\nphotos/01.png\n")
     assert zoo("embed", "tiny-lite", tmp_path / "p.csv", "-o", tmp_path / "f.npy").returncode == 1
     np.testing.assert_array_equal(stored(tmp_path / "e.npy")[0], stored(tmp_path / "f.npy")[0])

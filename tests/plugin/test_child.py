@@ -167,7 +167,7 @@ def test_check_says_what_it_needs(site: Site, toy_row: Path) -> None:
     site.family("toy-family", "toy", PLAIN + HOOK)
     site.family("toy-other", "other")
     for arguments, code, said in (
-        (("nobody",), 9, "no plugin gives the family 'nobody'"),
+        (("nobody",), 9, "no plugin provides the family 'nobody'"),
         (("other",), 2, "no row of the registry is of the family other"),
         (("other", "--row", "toy"), 2, "toy is a row of the family toy, not of other"),
         (("toy", "--row", "nothing"), 3, "no model named 'nothing'"),

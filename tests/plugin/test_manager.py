@@ -205,10 +205,10 @@ def test_zoo_plugins_chooses(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_unknown_family_or_scheme_lists_the_known(site: Site) -> None:
     plugins = Plugins(environ={"ZOO_PLUGINS": "bert,efficientnet"})
-    with pytest.raises(UnknownPluginError, match="no plugin gives the family 'vgg'") as family:
+    with pytest.raises(UnknownPluginError, match="no plugin provides the family 'vgg'") as family:
         plugins.backbone("vgg")
     assert family.value.hint == "known families: bert, efficientnet"
-    with pytest.raises(UnknownPluginError, match="no plugin gives the scheme 'ftp'") as scheme:
+    with pytest.raises(UnknownPluginError, match="no plugin provides the scheme 'ftp'") as scheme:
         plugins.source("ftp")
     assert scheme.value.hint == "known schemes: none"
     assert (scheme.value.plugin, scheme.value.exit_code) == ("ftp", 9)

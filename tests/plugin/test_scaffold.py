@@ -84,7 +84,7 @@ def test_the_same_name_gives_the_same_bytes(tmp_path: Path) -> None:
         ("x" * 41, "cannot be"),
         ("plugins", "cannot be"),
         ("net\n", "cannot be"),
-        ("bert", "the family 'bert' is there already"),
+        ("bert", "the family 'bert' already exists"),
     ],
 )
 def test_a_name_that_cannot_be(tmp_path: Path, name: str, said: str) -> None:
@@ -99,7 +99,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="already exists"):
             Zoo().new_plugin("vgg", tmp_path / name)
     assert (tmp_path / "full" / "mine").read_text() == "mine"
     (tmp_path / "empty").mkdir()

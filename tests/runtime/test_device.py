@@ -120,7 +120,7 @@ def test_a_placement_in_words() -> None:
 def test_auto_says_why_it_took_the_cpu(shelf: Path) -> None:
     command = [*COMMAND, "run", "tiny-bert", "card"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"1 inputs on cpu (auto: {cuda_problem()})\n" in child.stderr
+    assert f"1 input on cpu (auto: {cuda_problem()})\n" in child.stderr
     assert choose("auto").why == cuda_problem()
     found = Zoo().run("tiny-bert", "card").placement
     assert found is not None

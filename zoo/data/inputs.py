@@ -216,9 +216,9 @@ def _images(argument: str) -> Iterator[Input]:
 
 def _image_problem(file: str) -> DataError | None:
     if not file:
-        return DataError("an input has an empty name", path=file, hint=READS_IMAGES)
+        return DataError("an input is empty", path=file, hint=READS_IMAGES)
     if not _is(Path.exists, file):
-        return MissingFileError(f"{short(file)}: no such image", path=file, hint=READS_IMAGES)
+        return MissingFileError(f"{short(file)}: no such file", path=file, hint=READS_IMAGES)
     if Path(file).suffix.lower() in NO_IMAGES:
         return DataError(f"{file} is not an image", path=file, hint=READS_IMAGES)
     # Reading a pipe would wait, and a device may never end.

@@ -139,12 +139,12 @@ def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     if suffix == ".parquet":
         yield from _parquet_rows(path, columns)
         return
-    is_first = True
-    for line, row in (_csv_rows if suffix == ".csv" else _json_rows)(path):
+    is_first, is_csv = True, suffix == ".csv"
+    for line, row in (_csv_rows if is_csv else _json_rows)(path):
         if isinstance(row, DataError):
             yield line, row
             continue
-        problem = attempt(_check_columns, columns, list(row), f"{path}:{line}", path)
+        problem = attempt(_check_columns, columns, list(row), str(path) if is_csv else f"{path}:{line}", path)
         if problem is not None and is_first:
             # The first row lacks a column, so the whole table does.
             raise problem
@@ -233,7 +233,9 @@ def _json_object(record: str, path: Path, line: int) -> dict[str, Any]:
     try:
         row = json.loads(record)
     except (ValueError, RecursionError) as error:
-        raise _bad_row(path, line, f" is not JSON: {error}", "write one JSON object in each line") from error
+        # The error's own text has a line number, always 1, behind that of the file.
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise _bad_row(path, line, f" is not JSON: {reason}", "write one JSON object in each line") from error
     if not isinstance(row, dict):
         raise _bad_row(path, line, " is not a JSON object", "write one JSON object in each line")
     return row

@@ -120,7 +120,7 @@ def _home(home: Path) -> Check:
         return Check("ZOO_HOME", "fail", found, _writable(home, error), exit_code=8)
     found = f"{home}, {free / 1e9:.1f} GB free"
     if temporary := _temporary(home):
-        found = f"{home} lies in {temporary}, which is emptied now and then: models would be downloaded again"
+        found = f"{home} is in {temporary}, which is emptied from time to time: models would be downloaded again"
         return Check("ZOO_HOME", "warn", found, _elsewhere(home))
     if free < FEW_BYTES:
         fix = "zoo prune, or export ZOO_HOME=FOLDER with a folder on a larger disk"

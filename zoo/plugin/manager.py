@@ -163,7 +163,7 @@ class Plugins:
             hint = f"known {kind.plural}: {', '.join(self._names(group)) or 'none'}"
             if left_out := _claims(group, name, self._installed):
                 hint = f"ZOO_PLUGINS leaves {left_out[0].point.title} out: unset it, or add {name} to it"
-            raise UnknownPluginError(f"no plugin gives the {kind.noun} '{name}'", plugin=name, hint=hint)
+            raise UnknownPluginError(f"no plugin provides the {kind.noun} '{name}'", plugin=name, hint=hint)
         if len(claims) > 1:
             claimants = " and ".join(sorted(f"{each.point.distribution} ({each.point.value})" for each in claims))
             foreign = sorted({each.point.distribution for each in claims if canonical(each.point.distribution) != OURS})

@@ -36,13 +36,15 @@ def write_plugin(name: str, out: Path | None, rows: Container[str], families: It
             hint=f"lower-case letters, digits and single - or _ between them, a letter first, at most {longest}",
         )
     if taken := [family for family in families if canonical(family) == canonical(name)]:
-        raise UsageError(f"the family '{taken[0]}' is there already", hint="zoo plugins shows whose it is")
+        raise UsageError(
+            f"the family '{taken[0]}' already exists", hint="zoo plugins shows which distribution provides it"
+        )
     folder = out or Path(f"zoo-{canonical(name)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already", hint="choose an empty or a new folder for -o")
+        raise UsageError(f"{folder} already exists", hint="choose an empty or a new folder for -o")
     package, row = f"zoo_{name.replace('-', '_')}", f"{name}-tiny"
     if row in rows:
-        raise UsageError(f"the registry has a row {row} already", hint="choose another name")
+        raise UsageError(f"the registry already has a row {row}", hint="choose another name")
     weights = _random_weights()
     words = {
         "family": name, "distribution": f"zoo-{canonical(name)}", "package": package, "row": row,

@@ -78,7 +78,9 @@ def parse(device: str) -> tuple[str, int]:
     """The kind (`auto`, `cpu`, `cuda` or `tensorrt`) and index of a device. Raises UsageError for anything else."""
     match = re.fullmatch(r"(auto|cpu|cuda|tensorrt)(?::(\d+))?", device)
     if match is None or (match[2] is not None and match[1] in ("auto", "cpu")):
-        raise UsageError(f"unknown device '{device}'", hint="--device auto, cpu, cuda, cuda:1 or tensorrt")
+        raise UsageError(
+            f"unknown device '{device}'", hint="--device auto, cpu, cuda, cuda:1 or tensorrt (or ZOO_DEVICE)"
+        )
     return match[1], int(match[2] or 0)
 
 

@@ -334,7 +334,7 @@ def _stages(subject: Subject) -> str:
     got, wanted = tensors[FEATURES].numpy(), subject.features(feeds)
     if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=1e-5, atol=1e-5):
         raise BrokenError("the stages run in order do not return the module's features")
-    return f"{len(stages)} stages"
+    return f"stages: {len(stages)}"
 
 
 def _whole_chain(subject: Subject) -> str:
