@@ -123,7 +123,7 @@ def same(got: np.ndarray, wanted: np.ndarray) -> None:
 def test_pictures_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle: str) -> None:
     session = Zoo().session(str(exported / bundle), "cpu")
     for number in range(len(SIZES)):
-        script = snippet(README, "pictures").replace("photo.jpg", f"{number}.png").replace("surfaces-model", bundle)
+        script = snippet(README, "images").replace("photo.jpg", f"{number}.png").replace("surfaces-model", bundle)
         scores, labels = alone(bare_python, script, exported)
         assert labels == list(session.labels)
         same(scores, session.scores([exported / f"{number}.png"]))
