@@ -125,7 +125,7 @@ def test_without_the_child_the_plots_are_drawn_here(
         "cannot start": ["/nowhere/python"],
         "ends at once": [sys.executable, "-c", "raise SystemExit(3)"],
         "is killed": [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
-        "talks nonsense": [sys.executable, "-c", "import sys; sys.stdin.buffer.read(); print('nonsense')"],
+        "talks nonsense": [sys.executable, "-c", "import sys; sys.stdin.buffer.readline(); print('nonsense')"],
     }[way]
     monkeypatch.setattr("zoo.evaluation.report.python", lambda *_: command)
     with Drawing() as drawing:

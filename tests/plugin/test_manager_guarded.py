@@ -73,7 +73,7 @@ def test_what_a_family_prints_leaves_json_whole(site: Site, toy_row: Path) -> No
 
 @pytest.mark.parametrize(
     ("code", "limit", "detail"),
-    [(CRASH, 300, "crashed the process (SIGSEGV)"), ("import time; time.sleep(120)", 15, "took more than")],
+    [(CRASH, 300, "crashed the process (SIGSEGV)"), ("import time; time.sleep(120)", 5, "took more than")],
     ids=["crashes", "hangs"],
 )
 def test_the_check_prepares_in_the_child(site: Site, toy_row: Path, code: str, limit: int, detail: str) -> None:
