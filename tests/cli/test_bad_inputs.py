@@ -17,7 +17,7 @@ from zoo import DataError, Zoo, ZooError
 from zoo.bundle import Bundle, describe_files, write_manifest
 
 #: (verb, its output, what the line of the error count says).
-VERBS = [("run", "a.jsonl", "have no answer"), ("embed", "v.jsonl", "have no vector")]
+VERBS = [("run", "a.jsonl", "no answer"), ("embed", "v.jsonl", "no vector")]
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -59,7 +59,7 @@ def test_pictures(
     model, out = tuned_bundles / "pets", tmp_path / name
     code, _, said = command(verb, model, odd_pictures, "-o", out)
     assert code == 1
-    assert f"error: 6 of 10 inputs {words}" in said
+    assert f"error: {words} for 6 of 10 inputs" in said
     found = lines(out)
     names = [Path(line["input"]).name for line in found]
     assert names == sorted(path.name for path in odd_pictures.iterdir())
@@ -96,7 +96,7 @@ def test_texts(
     model, out = tuned_bundles / "tickets", tmp_path / name
     code, _, said = command(verb, model, tmp_path / "t.parquet", "-o", out)
     assert code == 1
-    assert f"error: 3 of 7 inputs {words}" in said
+    assert f"error: {words} for 3 of 7 inputs" in said
     found = lines(out)
     assert [line["input"] for line in found] == [f"t.parquet:{number}" for number in range(1, 8)]
     assert [number for number, line in enumerate(found) if "error" in line] == [1, 3, 5]
