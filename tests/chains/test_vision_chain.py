@@ -31,6 +31,7 @@ def surfaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50.tv_in1k", "inception_v3.tv_in1k"])
 def test_pull_finetune_export_run(upstream: Upstream, surfaces: Path, tmp_path: Path, name: str) -> None:
     upstream.pull(name)

@@ -135,7 +135,9 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     assert zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", good).returncode == 0
 
 
-@pytest.mark.parametrize("place", ["project", "expand", "depthwise"])
+@pytest.mark.parametrize(
+    "place", ["project", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expand", "depthwise"))]
+)
 def test_leaving_layers_in_float_saves_it(
     place: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

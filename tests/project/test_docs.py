@@ -212,6 +212,7 @@ def random_mobilenet(path: Path) -> "torch.nn.Module":
     return network.eval()
 
 
+@pytest.mark.slow
 def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step as it is told, the row on a file of random weights: check, finetune, run; torchvision's features."""
     import tomllib
