@@ -92,7 +92,7 @@ def test_every_cut_manifest_is_damaged(bundle: Bundle) -> None:
 
 def test_what_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", bundle.model):
-        with pytest.raises(NotFoundError, match="is not a (folder|bundle)|no such folder") as caught:
+        with pytest.raises(NotFoundError, match=r"is not a (folder|bundle)|no such folder") as caught:
             Bundle.open(path)
         assert caught.value.exit_code == 3
         assert caught.value.hint
