@@ -45,15 +45,15 @@ class Workspace:
     def __init__(
         self,
         *,
-        home: Path | None = None,
-        registry: Path | None = None,
+        home: str | Path | None = None,
+        registry: str | Path | None = None,
         offline: bool | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        self.store = Store(home or zoo_home())
+        self.store = Store(Path(home) if home else zoo_home())
         self.offline = os.environ.get("ZOO_OFFLINE", "") not in ("", "0") if offline is None else offline
         self.progress = progress
-        self._registry_file = registry
+        self._registry_file = Path(registry) if registry else None
 
     def __repr__(self) -> str:
         return f"Zoo({str(self.store.home)!r}, {len(self.registry)} models)"

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from tests.kit.pulls import names, row
+from zoo import Zoo
 from zoo.errors import AccessError, IntegrityError
 from zoo.schema import Entry
 from zoo.store.lock import Lock, LockedFile
@@ -42,6 +43,12 @@ def test_home_is_the_variable_or_the_cache_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ZOO_HOME", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert zoo_home().name == "backbone-zoo"
+
+
+def test_paths_may_be_strings(tmp_path: Path, toy_row: Path) -> None:
+    house = Zoo(home=str(tmp_path / "home"), registry=str(toy_row))
+    assert house.store.home == tmp_path / "home"
+    assert list(house.registry) == ["toy"]
 
 
 def test_write_atomic_replaces_whole_and_syncs_before_it_renames(

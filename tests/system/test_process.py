@@ -111,6 +111,8 @@ def test_a_child_that_hangs() -> None:
     [
         *(b"hello\n", b"\xff\xfe\n", b"\n", b'{"blobs": 3}\n', b'{"blobs": ["a"]}\n', b'{"blobs": [-1]}\n'),
         *(b'{"blobs": {"a": 1}}\n', b"[" * 100_000 + b"\n"),
+        # More bytes than there is memory, and than a length may have.
+        *(b'{"blobs": [1000000000000000]}\n', b'{"blobs": [99999999999999999999999]}\n'),
     ],
     ids=repr,
 )

@@ -140,10 +140,11 @@ class Child:
         try:
             while (message := _receive(self.process.stdout)) is not None:
                 self._messages.put(message)
-        except (OSError, ValueError, TypeError, RecursionError):
+        except Exception:  # JSON of any form, and blobs of any length, have errors without a common root
             # Not a message: where the next one would begin is unknown. (Or `close` closed the pipe.)
             self.process.kill()
-        self._messages.put(None)
+        finally:
+            self._messages.put(None)
 
 
 class Parent:
@@ -185,7 +186,7 @@ def _encode(data: object, blobs: Sequence[Blob]) -> list[Blob]:
 
 
 def _receive(pipe: "IO[bytes]") -> Message | None:
-    """The next message, None when the pipe ends before it is whole. ValueError and TypeError: it is not a message."""
+    """The next message, None when the pipe ends before it is whole. Raises an error if it is not a message."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         return None
