@@ -1,6 +1,6 @@
 """An onnxruntime session in a child process, which opens a finished file by its path as a user will.
 
-The parity check so reads the file itself, without help of anything in the parent process.
+So the parity check reads the file itself, without help from the parent process.
 """
 
 import os

@@ -80,7 +80,6 @@ def _table(model: onnx.ModelProto) -> onnx.TensorProto:
 
 
 def _rows(data: "Bytes", offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-
     return np.frombuffer(data, "<f4", math.prod(shape), offset).reshape(shape)
 
 
@@ -89,7 +88,6 @@ def _batches(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def _write_halves(rows: NDArray[np.float32], path: Path) -> None:
-
     with path.open("wb") as file, np.errstate(over="ignore"):
         for batch in _batches(rows):
             halves = batch.astype("<f2")
