@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, print_table, say, write
+from zoo_cli.output import counted, human_size, next_command, print_json, print_table, say, write
 from zoo_cli.state import make_zoo
 
 from zoo import Benchmark, BenchOptions, Manifest, Verdict, to_plain
@@ -64,10 +64,8 @@ def _next(model: str, manifest: Manifest, is_compared: bool) -> tuple[str, ...]:
 
 def _print(found: Benchmark) -> None:
     tokens = f", texts of {found.length} tokens" if found.length else ""
-    write(
-        f"{found.model}: {found.precision}, {human_size(found.size)}, on {found.device} with {found.threads} threads"
-        + tokens
-    )
+    threads = counted(found.threads, "thread")
+    write(f"{found.model}: {found.precision}, {human_size(found.size)}, on {found.device} with {threads}{tokens}")
     work = "unknown" if found.macs is None else f"{found.macs / 1e6:,.4g} million per item"
     write(f"multiply-adds: {work}; peak: {found.peak:.0f} GFLOP/s, {found.peak_is}")
     write()

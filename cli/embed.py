@@ -21,7 +21,9 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be read.")] = False,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N].", envvar="ZOO_DEVICE")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Write the features of inputs to a file, in input order, with the fingerprint of the model that made them.

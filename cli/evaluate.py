@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from zoo_cli.metrics import floor_name, print_confusion, print_labels, print_summary
-from zoo_cli.output import next_command, print_json, say
+from zoo_cli.output import counted, next_command, print_json, say
 from zoo_cli.state import make_zoo
 
 from zoo import Evaluation, GateError, UsageError, check_predictions, to_plain, write_predictions
@@ -30,7 +30,9 @@ def command(
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N].", envvar="ZOO_DEVICE")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a bundle on labelled data: accuracy, F1, confusion and calibration, or the error of a regression."""
@@ -58,7 +60,7 @@ def command(
     _warn(result)
     if is_below:
         raise GateError(
-            f"{floor_name(result.metrics)} {result.metrics.score:.3f} on {result.metrics.n} items is below "
+            f"{floor_name(result.metrics)} {result.metrics.score:.3f} on {counted(result.metrics.n, 'item')} is below "
             f"--fail-under {fail_under:g}",
             report=result.metrics,
             hint="more data, a larger backbone, or a lower --fail-under",

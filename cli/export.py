@@ -24,9 +24,9 @@ def command(
         bool, typer.Option("--raw", help="Export only the backbone: prepared pixels (or token ids) in, features out.")
     ] = False,
     calibrate: Annotated[
-        str | None, typer.Option(help="Data to calibrate and check int8 with: the data of fine-tuning.")
+        str | None, typer.Option(help="Data to calibrate and check int8 with; best the data of fine-tuning.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="Accuracy that int8 may lose (at least one item).")] = (
+    max_drop: Annotated[float, typer.Option(help="Accuracy that int8 may lose. Losing one item is always allowed.")] = (
         Variant().max_drop
     ),
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,

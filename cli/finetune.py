@@ -55,7 +55,9 @@ def command(
     max_bad: Annotated[
         float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")
     ] = DEFAULTS.max_bad,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted training of this -o.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted training of this -o folder.")
+    ] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the split and the training.")
     ] = DEFAULTS.seed,

@@ -54,7 +54,7 @@ def check(
     limit: Annotated[float, typer.Option(min=1, help="Time limit for the check of one row, in seconds.")] = 600.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check a family against the interface of families, with real weights, in a child process.
+    """Check that a family meets the interface of zoo, with real weights, in a child process.
 
     The family's pulled rows are checked; if there are none, the smallest one is pulled. The exit code is 6 if a check
     fails, 9 if the plugin cannot be loaded.

@@ -70,7 +70,7 @@ class _Lines:
         self.note(f"{self.description}: {count}{seconds:.1f} s{rate}")
 
     def _count(self) -> str:
-        return human_size(self.done) if self.unit == "B" else f"{self.done:,} {self.unit}"
+        return human_size(self.done) if self.unit == "B" else f"{self.done:,} {_units(self.unit, self.done)}"
 
     def _rate(self, rate: float) -> str:
         return f"{human_size(int(rate))}/s" if self.unit == "B" else _per_second(rate, self.unit)
@@ -80,7 +80,13 @@ def _per_second(rate: float, unit: str) -> str:
     """A rate as 120 it/s, 1.2 it/s, or 5.0 s/it if a unit takes longer than a second."""
     if 0 < rate < 1:
         return f"{1 / rate:,.1f} s/{unit}"
-    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
+    units = _units(unit, rate)
+    return f"{rate:,.0f} {units}/s" if rate >= 10 else f"{rate:.1f} {units}/s"
+
+
+def _units(unit: str, number: float) -> str:
+    """The unit after a number: 1 epoch, 2 epochs; `it` has no plural."""
+    return unit if unit == "it" or number == 1 else f"{unit}s"
 
 
 def _time(seconds: float) -> str:

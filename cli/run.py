@@ -30,7 +30,9 @@ def command(
         typer.Argument(help="Images, folders, globs, tables, texts, words; - reads stdin.", metavar="INPUT..."),
     ],
     # Without envvar: the API reads ZOO_DEVICE, and ignores it for word vectors.
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N]; or ZOO_DEVICE.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N]; ZOO_DEVICE sets the default.")
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many labels or words to print. Default: 5.")] = None,
     analogy: Annotated[
         bool, typer.Option("--analogy", help="INPUT is three words A B C: print the words nearest to A - B + C.")

@@ -28,7 +28,9 @@ def command(
     ] = False,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N], tensorrt[:N].", envvar="ZOO_DEVICE")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N].", envvar="ZOO_DEVICE")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Rank inputs or stored vectors by the cosine similarity of their features to those of a query.

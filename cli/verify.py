@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, print_json, print_table, warn_damaged
+from zoo_cli.output import counted, human_size, print_json, print_table, warn_damaged
 from zoo_cli.state import make_zoo
 
 from zoo import IntegrityError
@@ -29,7 +29,7 @@ def command(
     bad = [f"{name}/{file.path}" for name, file, is_same in checked if not is_same]
     if bad:
         error = IntegrityError(
-            f"{len(bad)} of {len(checked)} files do not match their sha256: {', '.join(bad)}",
+            f"wrong sha256 in {len(bad)} of {counted(len(checked), 'file')}: {', '.join(bad)}",
             hint="zoo pull downloads a model's files again; a bundle must be exported or fine-tuned again",
         )
         error.report = facts

@@ -12,7 +12,7 @@ run() {
   "$@"
 }
 
-printf '== Support tickets: four classes, a frozen MiniLM, a third of the rows held out\n'
+printf '== Support tickets: four classes, a frozen MiniLM, 30 %% of the rows held out\n'
 run zoo pull all-minilm-l6-v2
 run zoo finetune all-minilm-l6-v2 demo/tickets.csv --val 0.3 -o demo/out/tickets
 run zoo evaluate ./demo/out/tickets demo/tickets.csv --held-out --fail-under 0.90

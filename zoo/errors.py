@@ -230,6 +230,11 @@ def quote(value: object) -> str:
     return f"'{short(str(value))}'"
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and its noun: 1 item, 2 items."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def short(text: str) -> str:
     """Untrusted text, printable on one line, at most 64 characters long."""
     text = text if text.isprintable() else repr(text[:64])

@@ -18,7 +18,7 @@ class Progress(Protocol):
     """A factory of progress bars; the command line draws them with rich."""
 
     def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Bar]:
-        """A bar of `total` units (`it` or `B`); None if the total is unknown."""
+        """A bar of `total` units (`it`, `epoch` or `B`); None if the total is unknown."""
 
     def note(self, text: str) -> None:
         """Print one line beside the bars."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, counted
 from zoo.schema import Entry, Metrics, Task
 
 
@@ -80,7 +80,8 @@ class Placement(Struct, frozen=True, kw_only=True):
             return f"{self.used} ({self.asked}: {self.why})"
         if self.used == "cpu":
             return self.used
-        return f"{self.used} ({', '.join(f'{count} nodes on {name}' for name, count in self.nodes.items())})"
+        nodes = (f"{counted(count, 'node')} on {name}" for name, count in self.nodes.items())
+        return f"{self.used} ({', '.join(nodes)})"
 
 
 class RunResult(Struct, frozen=True, kw_only=True):

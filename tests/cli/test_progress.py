@@ -18,6 +18,10 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: py
     with bars.task("unknown", None) as bar:
         now[0] += 11
         bar.advance(3)
+    with bars.task("training", 2, "epoch") as bar:
+        for _ in range(2):
+            now[0] += 11
+            bar.advance(1)
     assert capsys.readouterr().err.splitlines() == [
         "features: 200 it of 1,000, 19 it/s, 42 s left",
         "features: 400 it of 1,000, 19 it/s, 31 s left",
@@ -26,4 +30,7 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: py
         "pull: 20.0 MB in 20.0 s, 1.0 MB/s",
         "unknown: 3 it, 3.7 s/it",
         "unknown: 3 it in 11.0 s, 3.7 s/it",
+        "training: 1 epoch of 2, 11.0 s/epoch, 11 s left",
+        "training: 2 epochs of 2, 11.0 s/epoch, 0 s left",
+        "training: 2 epochs in 22.0 s, 11.0 s/epoch",
     ]

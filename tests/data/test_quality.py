@@ -47,15 +47,15 @@ def test_copies_and_contradictions() -> None:
     rows = [*some("a", 6), *some("b", 6), ("a 0", "a"), ("a 1", "a"), ("b 0", "a")]
     notes = survey(dataset(*rows))
     assert notes == (
-        "3 of 15 items are copies of others; a split keeps copies together",
-        "the same item has different labels, 1 times: t.csv:8 and its copies are 'b' and 'a'",
+        "3 duplicates among 15 items; a split keeps duplicates together",
+        "1 item with different labels: t.csv:8 and its copies are 'b' and 'a'",
     )
     several = [("x", "a | b"), ("x", "b|a"), *some("a", 9), *some("b", 9)]
     assert survey(dataset(*several, task=Task.MULTI_LABEL)) == (
-        "1 of 20 items are copies of others; a split keeps copies together",
+        "1 duplicate among 20 items; a split keeps duplicates together",
     )
     numbers = survey(dataset(("x", "1"), ("x", "2"), ("y", "3"), task=Task.REGRESSION))
-    assert numbers[1] == "the same item has different numbers, 1 times: t.csv:2 and its copies are '1' and '2'"
+    assert numbers[1] == "1 item with different numbers: t.csv:2 and its copies are '1' and '2'"
 
 
 def test_imbalance() -> None:

@@ -205,7 +205,7 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes() + bytes([number]))
     told = Notes()
     train, held = divide(root, IMAGE, FinetuneOptions(), progress=told)  # type: ignore[arg-type]
-    assert told.notes == [f"{root / 'test'}: 9 items are left for zoo evaluate"]
+    assert told.notes == [f"{root / 'test'} (9 items) is left for zoo evaluate"]
     assert [len(train.examples), len(held.examples)] == [18, 6]
     assert train.labels == held.labels == ("blue", "green", "red")
     assert held.examples[0].name == "valid/blue/00.png"
@@ -219,7 +219,7 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
     assert len(divide(root, IMAGE, FinetuneOptions())[1].examples) == 9
     copied = (root / "train/red/00.png").read_bytes()
     write(root / "test/red", "copy.png", copied)
-    with pytest.raises(DataError, match=r"1 items of .*test are also in .*train: .*: test/red/copy\.png"):
+    with pytest.raises(DataError, match=r"train and .*test share 1 item, .*: test/red/copy\.png"):
         divide(root, IMAGE, FinetuneOptions())
 
 

@@ -120,7 +120,7 @@ def test_ctrl_c_while_nothing_comes_writes_what_has_come(kept_shelf: Path, tmp_p
         said = child.stderr.read()
     assert child.returncode == 130, said
     assert "stopping after the inputs that have arrived" in said
-    assert f"3 inputs are in {out}: --resume continues" in said
+    assert f"{out} holds 3 inputs: --resume continues" in said
     assert stored(out)[1] == ["one", "two", "three"]
     done = zoo("embed", "tiny-bert", "-", "-o", out, "--resume", "--json", stdin="one\ntwo\nthree\nfour\n")
     assert parsed(done)["embed"]["rows"] == 4
@@ -145,7 +145,7 @@ def test_a_process_that_is_broken_off_is_resumed(kept_shelf: Path, tmp_path: Pat
     assert 0 < counted["inputs"] < 4 * WINDOW
     assert len(np.load(out)) >= counted["rows"]
     if number is signal.SIGINT:
-        assert f"{counted['inputs']} inputs are in {out}: --resume continues" in said
+        assert f"{out} holds {counted['inputs']:,} inputs: --resume continues" in said
     assert "--resume continues it" in fails(2, "is unfinished", *command[3:], out)
     done = zoo(*command[3:], out, "--resume", "--json")
     assert parsed(done)["embed"]["resumed"] == counted["inputs"]

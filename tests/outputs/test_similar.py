@@ -171,7 +171,7 @@ def test_vectors_that_are_not_finite_are_left_out(kept_shelf: Path, tmp_path: Pa
     found = Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu", top=60)
     assert [name for name, _ in found.matches] == [f"v.npy:{row}" for row in order if row not in (order[0], order[7])]
     assert found.compared == 58
-    assert any("2 vectors that are not finite are left out" in line for line in found.warnings)
+    assert any("left out 2 vectors with numbers that are not finite" in line for line in found.warnings)
     np.save(tmp_path / "v.npy", np.full((3, 32), bad, np.float32))
     with pytest.raises(DataError, match="no inputs to compare with"):
         Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu")

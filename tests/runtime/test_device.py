@@ -48,7 +48,7 @@ def test_asked_cuda_got_some_nodes_on_the_cpu() -> None:
         placed("cuda:0", CUDA, report(106, 12))
     assert caught.value.message == "cuda:0 was asked for, got 12 of 118 nodes on the CPU (Resize 8, Shape 4)"
     assert caught.value.exit_code == 7
-    assert caught.value.hint == "--device cpu, or --device auto"
+    assert caught.value.hint == "run the command with --device cpu or --device auto"
 
 
 def test_a_few_nodes_on_the_cpu_are_told_and_no_error() -> None:
@@ -106,7 +106,8 @@ def test_the_command_names_the_missing_piece_at_once_and_prints_nothing_else(she
     assert time.perf_counter() - started < 3
     assert child.returncode == 7
     assert child.stdout == ""
-    assert child.stderr == (f"error: {device} cannot be used: {cuda_problem()}\nhint: --device cpu, or --device auto\n")
+    hint = "run the command with --device cpu or --device auto"
+    assert child.stderr == f"error: {device} cannot be used: {cuda_problem()}\nhint: {hint}\n"
 
 
 def test_a_placement_in_words() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from zoo.data.dataset import Dataset, class_counts
 from zoo.data.items import SEPARATOR, Example, listed
-from zoo.errors import quote
+from zoo.errors import counted, quote
 from zoo.schema import Task
 
 #: Classes with fewer items are named.
@@ -38,12 +38,12 @@ def _copies(data: Dataset) -> Iterator[str]:
         if meaning(first.setdefault(example.digest, example)) != meaning(example):
             conflicts.setdefault(example.digest, example)
     if copies := len(data.examples) - len(first):
-        yield f"{copies:,} of {len(data.examples):,} items are copies of others; a split keeps copies together"
+        yield f"{counted(copies, 'duplicate')} among {len(data.examples):,} items; a split keeps duplicates together"
     if conflicts:
         digest, example = next(iter(conflicts.items()))
         kind = "numbers" if data.task is Task.REGRESSION else "labels"
         yield (
-            f"the same item has different {kind}, {len(conflicts):,} times: {first[digest].name} and its copies are "
+            f"{counted(len(conflicts), 'item')} with different {kind}: {first[digest].name} and its copies are "
             f"{quote(first[digest].label)} and {quote(example.label)}"
         )
 

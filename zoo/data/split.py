@@ -12,7 +12,7 @@ import msgspec
 
 from zoo.data.dataset import Dataset, check_kind, load, load_parts, require_classes
 from zoo.data.items import listed
-from zoo.errors import DataError, quote
+from zoo.errors import DataError, counted, quote
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
 from zoo.schema import Preprocess, Task
@@ -44,14 +44,14 @@ def divide(
     elif others and options.val == FinetuneOptions().val:
         held = others[0]
         for more in others[1:]:
-            progress.note(f"{more.source}: {len(more.examples):,} items are left for zoo evaluate")
+            progress.note(f"{more.source} ({counted(len(more.examples), 'item')}) is left for zoo evaluate")
     else:
         return split(train, options.val, options.seed)
     both = {example.digest for example in train.examples} & {example.digest for example in held.examples}
     if both:
         names = [example.name for example in held.examples if example.digest in both]
         raise DataError(
-            f"{len(both)} items of {held.source} are also in {train.source}: their score would be too good: "
+            f"{train.source} and {held.source} share {counted(len(both), 'item')}, so the score would be too good: "
             f"{listed(names)}",
             path=held.source,
             hint="remove them from one of the two",
@@ -95,7 +95,7 @@ def _classes(data: Dataset, fraction: float, seed: int) -> set[str]:
     held: set[str] = set()
     for label, digests in members.items():
         if len(digests) < 2:
-            count = f"{len(digests)} item{'' if len(digests) == 1 else 's'}"
+            count = counted(len(digests), "item")
             raise _cannot_split(data, f"the class {quote(label)} has {count} of its own, {TOO_FEW}")
         held.update(ranked(digests, seed)[: held_count(len(digests), fraction)])
     return held
@@ -186,7 +186,7 @@ def _sides(count: int, fraction: float) -> list[int]:
 
 def _enough(data: Dataset, count: int) -> int:
     if count < 2:
-        raise _cannot_split(data, f"{data.source} has {count} different item, {TOO_FEW}")
+        raise _cannot_split(data, f"{data.source} has {counted(count, 'different item')}, {TOO_FEW}")
     return count
 
 

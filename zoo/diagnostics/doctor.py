@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 from zoo.bundle import Bundle
 from zoo.diagnostics import hub_check, runtime_checks
 from zoo.diagnostics.bug_report import without_secrets
-from zoo.errors import NotFoundError, ZooError
+from zoo.errors import NotFoundError, ZooError, counted
 from zoo.plugin.entry_points import OURS, PluginState
 from zoo.progress import Progress
 from zoo.registry.registry import Registry
@@ -97,7 +97,8 @@ def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) ->
                 fix = f"rm -r {shlex.quote(str(folder))}"
                 yield Check("digests", "fail", f"{folder.name}: {wrong}", fix, exit_code=5)
     if not bad:
-        yield Check("digests", "ok", f"{files} files of {models} models and {len(graphs)} graphs are unchanged")
+        found = f"{counted(files, 'file')} of {counted(models, 'model')} and {counted(len(graphs), 'graph')}"
+        yield Check("digests", "ok", f"unchanged: {found}")
 
 
 def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
@@ -156,7 +157,7 @@ def _temporary(folder: Path) -> str | None:
 
 def _registry(count: Callable[[], int]) -> Check:
     try:
-        return Check("registry", "ok", f"{count()} models")
+        return Check("registry", "ok", counted(count(), "model"))
     except ZooError as error:
         return _fault("registry", error)
 

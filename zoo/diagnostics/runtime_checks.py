@@ -201,7 +201,7 @@ def _session(trial: Trial) -> Check:
     problem = trial.cuda.problem if trial.cuda else f"it {trial.ended}"
     if problem is None:
         return Check("cuda session", "ok", "a one-node model runs on cuda:0")
-    fix = f"{_libraries_again()}; until then use --device cpu"
+    fix = f"{_libraries_again()}; until then: export ZOO_DEVICE=cpu"
     return _fault("cuda session", f"a one-node model does not run on cuda:0: {problem}", fix)
 
 

@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.images import decode_image
-from zoo.errors import DataError
+from zoo.errors import DataError, counted
 from zoo.evaluation.report_plots import CALIBRATION, CONFUSION, CURVES, MAP, MATRIX, NARROW, SCATTER
 from zoo.schema import Task
 
@@ -54,8 +54,8 @@ def _headline(facts: "Facts") -> str:
     metrics = facts.metrics
     if metrics.r2 is not None:
         return (
-            f"<strong>{metrics.r2:.3f}</strong>R² on {metrics.n:,} held-out items: 1 is perfect, 0 is no better than "
-            f"always predicting the mean. Mean absolute error {metrics.mae:.4g}, root mean square error "
+            f"<strong>{metrics.r2:.3f}</strong>R² on {counted(metrics.n, 'held-out item')}: 1 is perfect, 0 is "
+            f"no better than always predicting the mean. Mean absolute error {metrics.mae:.4g}, root mean square error "
             f"{metrics.rmse:.4g}."
         )
     assert metrics.accuracy_interval is not None
@@ -126,7 +126,7 @@ def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
     elif len(facts.labels) > MATRIX:
         confusion = (
             "Most confused pairs of classes",
-            f"The {len(facts.confused)} pairs, of {len(facts.labels):,} classes, that are confused most often.",
+            f"The {counted(len(facts.confused), 'pair')}, of {len(facts.labels):,} classes, confused most often.",
         )
     return {
         CURVES: (

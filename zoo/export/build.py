@@ -104,7 +104,9 @@ def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress
     Ctrl-C reaches this process alone, which then ends the child.
     """
     request = {"entry": entry, "weights": str(weights), "target": str(target), "cut": cut}
-    what = f"the first {cut} stages of {entry.name}" if cut else entry.name
+    what = entry.name
+    if cut:
+        what = f"the first {f'{cut} stages' if cut > 1 else 'stage'} of {entry.name}"
     with (
         progress.task(f"exporting {what} to ONNX and checking it (once)", None),
         Child(python("-m", "zoo.export.build")) as child,

@@ -124,7 +124,9 @@ def check(
         worst = max(failed, key=lambda check: check.value / check.bound)
         found = f"{worst.name} at batch {worst.batch} differs by {worst.value:.3g}, above {worst.bound:g}"
         if worst.may_change is not None:
-            found = f"{worst.value:g} predictions changed at batch {worst.batch}, at most {worst.may_change} may change"
+            found = (
+                f"predictions changed at batch {worst.batch}: {worst.value:g}, at most {worst.may_change} may change"
+            )
         raise GateError(
             f"parity: {found} ({len(failed)} of {len(checks)} checks failed); nothing was written",
             report=report,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.inputs import Input, named_inputs
 from zoo.data.items import Skip
-from zoo.errors import DataError, ZooError
+from zoo.errors import DataError, ZooError, counted
 from zoo.extras import require
 from zoo.outputs.embed import fingerprint
 from zoo.outputs.vector_reader import BLOCK, Stored, is_stored
@@ -112,7 +112,9 @@ def similar(
                     row += len(block)
                     bar.advance(len(block))
                 if bad := best.not_finite - bad:
-                    warnings.append(f"{source.path}: {bad} vectors that are not finite are left out")
+                    warnings.append(
+                        f"{source.path}: left out {counted(bad, 'vector')} with numbers that are not finite"
+                    )
     if best.compared == best.not_finite and not failed:
         hint = "give files, folders or texts, or a file that zoo embed wrote"
         raise DataError("no inputs to compare with", hint=hint)
@@ -140,7 +142,7 @@ def _warnings(session: Session, stored: Stored) -> Iterator[str]:
         other = f"another model ({theirs}) than this one ({session.manifest.precision}, {ours[:12]})"
         yield f"{stored.path} was made by {other}: similarities may mean nothing"
     if not record.complete:
-        yield f"{stored.path} is unfinished: {record.inputs} inputs are in it"
+        yield f"{stored.path} is unfinished: it holds {counted(record.inputs, 'input')}"
 
 
 def _compare_inputs(

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from zoo.data.inputs import Input, Inputs, named_inputs, one_or_more
-from zoo.errors import AccessError, DataError, UsageError, ZooError
+from zoo.errors import AccessError, DataError, UsageError, ZooError, counted
 from zoo.outputs.resumable_file import NamedRow, OpenWriter, OutputRecord, Writer, record_path
 from zoo.progress import SILENT, Progress
 from zoo.results import Failure, Placement, Written
@@ -110,7 +110,7 @@ def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
     if not resume:
         if not before.complete:
             raise UsageError(
-                f"{out} is unfinished: it holds {before.inputs} inputs",
+                f"{out} is unfinished: it holds {counted(before.inputs, 'input')}",
                 hint=f"--resume continues it; remove it and {record_path(out).name} to start again",
             )
         return fresh
@@ -228,7 +228,7 @@ class _Run:
                 if is_stream or not interrupt.is_asked:
                     self.finish(complete=not interrupt.is_asked)
                 if interrupt.is_asked:
-                    progress.note(f"{self.record.inputs} inputs are in {self.out}: --resume continues")
+                    progress.note(f"{self.out} holds {counted(self.record.inputs, 'input')}: --resume continues")
                     raise KeyboardInterrupt
 
     def noted(self, inputs: Iterable[Input]) -> Iterator[Input]:

@@ -23,7 +23,7 @@ PROVIDERS = {
 ON_CPU = 0.1
 #: The major release of TensorRT that onnxruntime's provider is linked with.
 TENSORRT = 10
-HINT = "--device cpu, or --device auto"
+HINT = "run the command with --device cpu or --device auto"
 
 
 def onnxruntime() -> Any:
@@ -70,7 +70,9 @@ def choose(device: str) -> Placement:
 def choose_device(device: str) -> str:
     """The device for work that torch shares: `cpu` or `cuda:N`. Raises as `choose`, and UsageError for `tensorrt`."""
     if parse(device)[0] == "tensorrt":
-        raise UsageError("TensorRT only runs exported models", hint="--device cuda, or --device auto")
+        raise UsageError(
+            "TensorRT only runs exported models", hint="run the command with --device cuda or --device auto"
+        )
     return choose(device).used
 
 
@@ -79,7 +81,7 @@ def parse(device: str) -> tuple[str, int]:
     match = re.fullmatch(r"(auto|cpu|cuda|tensorrt)(?::(\d+))?", device)
     if match is None or (match[2] is not None and match[1] in ("auto", "cpu")):
         raise UsageError(
-            f"unknown device '{device}'", hint="--device auto, cpu, cuda, cuda:1 or tensorrt (or ZOO_DEVICE)"
+            f"unknown device '{device}'", hint="--device and ZOO_DEVICE take auto, cpu, cuda, cuda:1 or tensorrt"
         )
     return match[1], int(match[2] or 0)
 

@@ -12,7 +12,7 @@ import msgspec
 from zoo.bundle import MODEL, Bundle
 from zoo.data.inputs import named_inputs, one_or_more, with_names
 from zoo.data.items import Skip
-from zoo.errors import DataError, DeviceError, IntegrityError, UsageError
+from zoo.errors import DataError, DeviceError, IntegrityError, UsageError, counted
 from zoo.extras import RUNTIME, require
 from zoo.graph import external_data
 from zoo.progress import SILENT, Progress
@@ -125,7 +125,7 @@ class Session:
         raise IntegrityError(f"{bundle.path}: a bundle reads images or texts", hint="write the bundle again")
 
     def __repr__(self) -> str:
-        return f"Session({self.manifest.name!r}, {len(self.labels)} labels, {self.placement})"
+        return f"Session({self.manifest.name!r}, {counted(len(self.labels), 'label')}, {self.placement})"
 
     def _repr_html_(self) -> str:
         """A table for notebooks: the model, its input, outputs and labels, and the device."""
@@ -286,7 +286,9 @@ class Session:
 
 
 def _not_finite(output: str) -> DataError:
-    return DataError(f"its {output} are not finite numbers", hint="--device cpu, or fp32")
+    return DataError(
+        f"its {output} are not finite numbers", hint="run with --device cpu, or export with --precision fp32"
+    )
 
 
 def _refuse(index: int, error: DataError) -> None:

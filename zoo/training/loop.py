@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, to_builtins
 
-from zoo.errors import DivergedError, UsageError
+from zoo.errors import DivergedError, UsageError, counted
 from zoo.progress import SILENT, Bar, Progress
 from zoo.schema import Epoch
 from zoo.system.interrupt import Interrupt
@@ -196,7 +196,7 @@ class Phase:
         """
         if self.training.epoch > epochs:
             raise UsageError(
-                f"the checkpoint has {self.training.epoch} epochs already, more than --epochs {epochs}",
+                f"the checkpoint has {counted(self.training.epoch, 'epoch')} already, more than --epochs {epochs}",
                 hint=f"--epochs {self.training.epoch} or more, or leave --resume out",
             )
         if self.from_start and not self.curve:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zoo.errors import OutOfMemoryError
+from zoo.errors import OutOfMemoryError, counted
 from zoo.torchkit import run_stages
 from zoo.training import head
 from zoo.training.activation_cache import Activations
@@ -134,7 +134,7 @@ def fit_tail(
             # torch raises plain RuntimeErrors on the CPU.
             if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
                 raise
-            message = f"a step of {batch} items needs more memory than {device} has"
+            message = f"a step of {counted(batch, 'item')} needs more memory than {device} has"
             if batch == smallest:
                 hint = f"--batch {max(1, batch // 2)}, or --auto-batch"
                 raise OutOfMemoryError(message, device=device, hint=hint) from error
