@@ -54,7 +54,7 @@ def test_nothing_that_was_trained_on_judges(shelf: Path, tmp_path: Path) -> None
     val = write_rows(tmp_path / "val.csv", rows[::4])
     zoo("finetune", "tiny-bert", train, "--val", val, "-o", tmp_path / "tuned")
     found = judged(tmp_path / "tuned", train, tmp_path / "small")
-    assert (found.n, found.items.partition(";")[0]) == (30, f"what was held out of {val}")
+    assert (found.n, found.items.partition(";")[0]) == (30, f"held-out items of {val}")
     val.unlink()
     hint = fails(
         2, "the model was trained on every item of", "export", tmp_path / "tuned", "-o", tmp_path / "x", *INT8, train

@@ -71,7 +71,7 @@ def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
     held = json.loads((tuned / "report.json").read_text())["metrics"]["n"]
     assert found.n == held
     assert found.before - found.after <= found.allowed
-    assert found.items == f"what was held out of {data}"
+    assert found.items == f"held-out items of {data}"
     assert bundle.manifest.parity.samples == "8 of the held-out items"
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(bundle.model)
     # Standard operators only: any runtime of opset 20 loads it.
@@ -128,7 +128,7 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     error = json.loads(done.stdout)["error"]
     assert "int8 loses too much" in error["message"]
     assert "the layers that lose most: efficientnet/" in error["message"]
-    assert f"n = {error['report']['n']} (what was held out of {bad})" in error["message"]
+    assert f"n = {error['report']['n']} (held-out items of {bad})" in error["message"]
     assert error["report"]["before"] - error["report"]["after"] > error["report"]["allowed"]
     assert not out.exists()
     # It was the calibration: the same model's own data does it.
@@ -159,7 +159,7 @@ def test_leaving_layers_in_float_saves_it(
     assert found is not None
     assert found.excluded[0] == worst
     assert found.before - found.after <= found.allowed
-    assert found.items.startswith(f"what was held out of {data}; they also chose ")
+    assert found.items.startswith(f"held-out items of {data}; they also chose ")
     assert found.items.endswith("the layers left in float")
     # The layer's own weights are still there in single precision, most others are not.
     kept = float_weights(onnx.load(bundle.model))
@@ -233,7 +233,7 @@ def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_p
     zoo("export", tmp_path / "tuned", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", train)
     found = Bundle.open(tmp_path / "small").manifest.guard
     assert found is not None
-    assert (found.n, found.items) == (12, f"what was held out of {val}")
+    assert (found.n, found.items) == (12, f"held-out items of {val}")
 
 
 def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:

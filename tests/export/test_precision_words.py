@@ -101,7 +101,7 @@ def test_a_fine_tuned_bundle(words: Zoo, precision: str, tmp_path: Path) -> None
     if precision == "int8":
         guard = bundle.manifest.guard
         assert guard is not None
-        assert (guard.n, guard.items) == (36, f"what was held out of {data}")
+        assert (guard.n, guard.items) == (36, f"held-out items of {data}")
         assert (guard.before, guard.after) == (exact.metrics.accuracy, near.metrics.accuracy)
         # Without data the gate alone decides.
         unjudged = words.export(str(tmp_path / "tuned"), tmp_path / "unjudged", Variant(precision="int8"))
@@ -117,7 +117,7 @@ def test_the_guard_judges_it(words: Zoo, tmp_path: Path, monkeypatch: pytest.Mon
     words.finetune("bin", data, tmp_path / "tuned", FinetuneOptions(val=0.3))
     monkeypatch.setattr("zoo.export.precision_words.LEVELS", 1)
     variant = Variant(precision="int8", calibrate=str(data), max_drop=0)
-    with pytest.raises(GateError, match=r"int8 loses too much: .* on n = 36 \(what was held out of .*nothing was"):
+    with pytest.raises(GateError, match=r"int8 loses too much: .* on n = 36 \(held-out items of .*nothing was"):
         words.export(str(tmp_path / "tuned"), tmp_path / "out", variant)
     assert not (tmp_path / "out").exists()
 

@@ -205,7 +205,7 @@ def _held(
         held = _validated_on(source.manifest, offline, progress) or held
         held = held.only(example for example in held.examples if example.digest in was_held)
     if held.examples:
-        return held, f"what was held out of {held.source}"
+        return held, f"held-out items of {held.source}"
     unseen = data.only(example for example in data.examples if example.digest not in known)
     if not unseen.examples:
         raise DataError(
