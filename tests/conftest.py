@@ -1,5 +1,6 @@
 """What every test gets: a ZOO_HOME of its own, a clean environment, no socket beyond loopback, no package index."""
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ and hasattr(os, "sched_setaffinity"
     own_cores = all_cores[worker :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
     os.sched_setaffinity(0, own_cores or [all_cores[worker % len(all_cores)]])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(own_cores))))
+
+
+def pytest_collection_finish() -> None:
+    """What the tests import stays: searching it for garbage again and again takes longer than many a test."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

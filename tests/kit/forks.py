@@ -196,6 +196,7 @@ def serve(address: str) -> None:
                     with suppress(ImportError):
                         import_module(name)
     del sys.modules["huggingface_hub"]
+    _warm_up()
     install()
     gc.collect()
     gc.freeze()
@@ -225,6 +226,20 @@ def serve(address: str) -> None:
     for pid in running:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _warm_up() -> None:
+    """Export a graph of two layers: the first export of a process costs three seconds more than the next ones."""
+    import torch
+
+    from zoo.schema import ExportOptions, TensorSpec
+    from zoo.torchkit import export_module, threads
+
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU6()).eval()
+    pixels = TensorSpec(name="pixels", dtype="float32", shape=("batch", 3, 8, 8))
+    # A second thread would be missing in the children.
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        export_module(layers, Path(folder) / "model.onnx", [pixels], ["features"], ExportOptions())
 
 
 def _reap(running: dict[int, socket.socket]) -> None:
