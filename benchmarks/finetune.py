@@ -32,22 +32,22 @@ SECOND = ("--head", "mlp:128", "--lr", "0.003")
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds and return the printed summary."""
     work = arguments.work.resolve()
-    data = _pictures(work, arguments.items)
+    data = photo_folder(work, arguments.items)
     environment = {"ZOO_HOME": str(arguments.home or work / "home"), "ZOO_DEVICE": "cpu"}
     if arguments.random_weights:
         environment["ZOO_REGISTRY"] = str(random_shelf(work / "shelf", arguments.model))
     record.timed(record.zoo("pull", arguments.model), environment)
     if not arguments.home:
         shutil.rmtree(Path(environment["ZOO_HOME"]) / "graphs", ignore_errors=True)
-    picture = str(next(data.rglob("*.jpg")))
-    _, graph = record.timed(record.zoo("run", arguments.model, picture), environment)
+    image = str(next(data.rglob("*.jpg")))
+    _, graph = record.timed(record.zoo("run", arguments.model, image), environment)
     rounds = [one_round(arguments, data, work, environment) for _ in range(arguments.rounds)]
     return {
         "model": arguments.model,
         "items": arguments.items,
         "epochs": arguments.epochs,
         "random_weights": arguments.random_weights,
-        "picture_bytes": round(sum(path.stat().st_size for path in data.rglob("*.jpg")) / arguments.items),
+        "image_bytes": round(sum(path.stat().st_size for path in data.rglob("*.jpg")) / arguments.items),
         "graph": graph,
         **summary(rounds, arguments.epochs),
         "machine": record.machine(),
@@ -114,7 +114,7 @@ def summary(rounds: list[dict[str, dict[str, Any]]], epochs: int) -> dict[str, A
     }
 
 
-def _pictures(work: Path, items: int) -> Path:
+def photo_folder(work: Path, items: int) -> Path:
     """The folder of the data set, written once."""
     folder = work / f"photos-{items}"
     if not (folder / ".written").exists():
@@ -167,7 +167,7 @@ def markdown(found: dict[str, Any]) -> str:
         times = f"{torch['scaled'] / ours[name]:,.0f}" if name != "second" else ""
         rows.append([words, f"{ours[name]:.1f}", f"{cpu[name]:.1f}", f"{accuracy[name]:.3f}", times])
     rounds = f"{count} round{'s' if count > 1 else ''}"
-    size, (width, height), (low, high) = found["picture_bytes"] / 1000, photos.SIZE, found["load"]
+    size, (width, height), (low, high) = found["image_bytes"] / 1000, photos.SIZE, found["load"]
     train, val, start = torch["train_epoch"], torch["val_epoch"], torch["start"]
     timed = found["rounds"][0]["torch"]["batches"]
     paragraphs = (
@@ -193,7 +193,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timed-batches", type=int, default=0, help="of the torch loop's epoch; all by default")
     parser.add_argument("--random-weights", action="store_true")
-    parser.add_argument("--work", type=Path, default=OUT, help="pictures, models and, unless --home says, ZOO_HOME")
+    parser.add_argument("--work", type=Path, default=OUT, help="images, models and, unless --home says, ZOO_HOME")
     parser.add_argument("--home", type=Path)
     parser.add_argument("--record", action="store_true", help="write RESULTS.md")
     chosen = parser.parse_args()

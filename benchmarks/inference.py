@@ -22,7 +22,7 @@ from typing import Any
 
 import inference_tables as tables
 import record
-from inference_models import CNNS, pictures, texts
+from inference_models import CNNS, images, texts
 from inference_systems import Bench, Turn, say
 
 from zoo import ZooError
@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(arguments, children)
         for model in arguments.models.split(","):
             if model in CNNS:
-                pictures(bench, model)
+                images(bench, model)
             elif model == "minilm":
                 texts(bench)
             else:

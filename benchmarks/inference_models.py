@@ -9,7 +9,7 @@ from typing import Any
 
 import inference_tables as tables
 import numpy as np
-from finetune import _pictures, random_shelf
+from finetune import photo_folder, random_shelf
 from inference_systems import Bench, body, nncf, saved
 from inference_tables import OV_FP32, OV_INT8, OV_NNCF, SENTENCE, TORCH, TORCH_LAST, ZOO_FP32, ZOO_FUSED, ZOO_INT8
 from sentences import sentences
@@ -29,12 +29,12 @@ MINILM = "all-minilm-l6-v2"
 CALIBRATION = 128
 
 
-def pictures(bench: Bench, model: str) -> None:
+def images(bench: Bench, model: str) -> None:
     """An image network: its exports, and the systems that run them."""
     name = CNNS[model]
     registry = random_shelf(bench.work / "shelf", name)
     house = Zoo(home=bench.home, registry=registry)
-    weights, photos = house.pull(name), _pictures(bench.work, CALIBRATION * 3 // 2)
+    weights, photos = house.pull(name), photo_folder(bench.work, CALIBRATION * 3 // 2)
     exact = bench.export(model, ZOO_FP32, name, [()], registry)
     small = bench.export(model, ZOO_INT8, name, [("--precision", "int8", "--calibrate", str(photos))], registry)
     if exact is None:

@@ -39,10 +39,10 @@ def write(folder: Path, items: int) -> None:
             half = grey[name][:, :middle] if part == "train" else grey[name][:, middle:]
             path = folder / part / kind / f"{Path(name).stem}-{index:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(half, random).save(path, quality=85)
+            image(half, random).save(path, quality=85)
 
 
-def picture(half: np.ndarray, random: np.random.Generator) -> Image.Image:
+def image(half: np.ndarray, random: np.random.Generator) -> Image.Image:
     """An image of SIZE from a 3:4 crop of half a photograph [height, width], with random brightness and contrast."""
     width = int(random.integers(*WIDTHS))
     height = width * SIZE[1] // SIZE[0]

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import record
 import run_tables as tables
-from finetune import _pictures, random_shelf
+from finetune import photo_folder, random_shelf
 from inference import versions
 from inference_models import library_folder
 from inference_systems import Bench, body, say
@@ -40,13 +40,13 @@ from zoo.schema import TextPreprocess
 from zoo.system.cpu import cores
 
 NAMES = {"resnet50": "resnet50.tv_in1k", "lite0": "efficientnet_lite0", "minilm": "all-minilm-l6-v2"}
-#: Pictures of a turn, a multiple of every batch; sentences are timed all together.
+#: Images of a turn, a multiple of every batch; sentences are timed all together.
 TURNS = {"resnet50": 128, "lite0": 512}
-#: Pictures whose pixels the bare loop has.
+#: Images whose pixels the bare loop has.
 READY = 128
-#: Only as small a picture makes a hundred thousand of them quick.
+#: Only as small an image makes a hundred thousand of them quick.
 SMALL = {"resize": 36, "crop": 32}
-SIZES = {"texts": 100_000, "pictures": 100_000}
+SIZES = {"texts": 100_000, "images": 100_000}
 #: The least that answers: both packages, and a session of the same file.
 COLD = "import onnxruntime, numpy, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
 
@@ -59,11 +59,11 @@ class Material:
         self.folder = arguments.work.resolve() / "run"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environment = {"ZOO_HOME": str(bench.home), "ZOO_DEVICE": "cpu"}
-        self.photos = _pictures(arguments.work.resolve(), arguments.items)
+        self.photos = photo_folder(arguments.work.resolve(), arguments.items)
         self.texts = self._written("texts.json", json.dumps(sentences(arguments.items)))
         self.lines = self._written("texts.txt", "\n".join(sentences(arguments.items)) + "\n")
         paths = sorted(map(str, self.photos.rglob("*.jpg")))
-        # Not class by class: a turn has pictures of every kind.
+        # Not class by class: a turn has images of every kind.
         np.random.default_rng(0).shuffle(paths)
         self.paths = self._written("photos.json", json.dumps(paths))
         self._bundles: dict[str, Bundle] = {}
@@ -113,8 +113,8 @@ class Material:
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the parts and return the printed summary."""
     measure: dict[str, Callable[[Material], dict[str, Any]]] = {
-        "resnet50": lambda material: pictures(material, "resnet50"),
-        "lite0": lambda material: pictures(material, "lite0"),
+        "resnet50": lambda material: images(material, "resnet50"),
+        "lite0": lambda material: images(material, "lite0"),
         "minilm": texts, "costs": costs, "memory": memory,
     }  # fmt: skip
     found: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"parts": found, "rounds": arguments.rounds, "items": arguments.items, "machine": record.machine()}
 
 
-def pictures(material: Material, part: str) -> dict[str, Any]:
+def images(material: Material, part: str) -> dict[str, Any]:
     """Files to answers compared with the bare loop, and the time of each stage."""
     bundle = material.bundle(part)
     session = Session(bundle, "cpu")
@@ -142,8 +142,8 @@ def pictures(material: Material, part: str) -> dict[str, Any]:
     warm = max(16, TURNS[part] // 8)
     with ExitStack() as children:
         running = {
-            "bare": material.start("bare_pictures", part, body=str(graph), feeds=str(feeds), warm=warm),
-            "zoo": material.start("zoo_pictures", part, bundle=str(bundle.path), photos=str(material.paths), warm=warm),
+            "bare": material.start("bare_images", part, body=str(graph), feeds=str(feeds), warm=warm),
+            "zoo": material.start("zoo_images", part, bundle=str(bundle.path), photos=str(material.paths), warm=warm),
         }
         for child in running.values():
             children.enter_context(child)
@@ -152,7 +152,7 @@ def pictures(material: Material, part: str) -> dict[str, Any]:
     _, cost = record.timed(command, material.environment)
     return {
         "rates": rates,
-        "bare": chosen(material, part, "bare_pictures"),
+        "bare": chosen(material, part, "bare_images"),
         "command": {**cost, "rate": material.arguments.items / cost["wall"]},
         "stages": material.once("stages", bundle, count=READY),
         "turn": TURNS[part],
@@ -235,7 +235,7 @@ def memory(material: Material) -> dict[str, Any]:
     """The memory above the model for 100,000 sentences and for 100,000 small images."""
     out = str(material.folder / "memory.npy")
     found = {}
-    for name, bundle in (("pictures", material.small()), ("texts", material.bundle("minilm"))):
+    for name, bundle in (("images", material.small()), ("texts", material.bundle("minilm"))):
         found[name] = material.once("memory", bundle, count=material.arguments.long or SIZES[name], out=out)
         say(f"{name}: {found[name]}")
     return found
@@ -288,7 +288,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", default="resnet50,lite0,minilm,costs,memory")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--items", type=int, default=2000, help="pictures, and sentences, of a command")
+    parser.add_argument("--items", type=int, default=2000, help="images, and sentences, of a command")
     parser.add_argument("--long", type=int, default=0, help="inputs of the part memory; a hundred thousand by default")
     record.add_places(parser)
     options = parser.parse_args()

@@ -41,9 +41,9 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
     if isinstance(pipeline, TextPipeline):
         return text_stages(session, pipeline, texts(spec))
     paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[: spec["count"]]
-    pictures, decoding = timed(lambda: [decode_image(path, pipeline.short_side) for path in paths])
+    images, decoding = timed(lambda: [decode_image(path, pipeline.short_side) for path in paths])
     pixels, preparing = timed(
-        lambda: [pipeline.prefix.run([pipeline.cut], {IMAGE: picture[None]})[0] for picture in pictures]
+        lambda: [pipeline.prefix.run([pipeline.cut], {IMAGE: image[None]})[0] for image in images]
     )
     size = pipeline.batch
     ready, joining = timed(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from inference_peer import Call, batches, sentence_transformers, serve
 
-#: Batches of pictures, and tokens in a batch of texts, of which a bare loop takes the quickest.
-PICTURES = (1, 4, 8, 16)
+#: Batches of images, and tokens in a batch of texts, of which a bare loop takes the quickest.
+IMAGES = (1, 4, 8, 16)
 BUDGETS = (256, 512, 1024, 2048)
 #: Sentences in a batch of fastembed's; 256 is its default.
 SENTENCES = (16, 64, 256)
@@ -24,7 +24,7 @@ SENTENCES = (16, 64, 256)
 COMPARED = 256
 
 
-def bare_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+def bare_images(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
     """A bare loop of ONNX Runtime over prepared pixels, in batches of the fastest size."""
     session, pixels = bare(spec), np.load(spec["feeds"])
     name = session.get_inputs()[0].name
@@ -38,7 +38,7 @@ def bare_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
 
         return call
 
-    facts["batch"], best = quickest({batch: loop(batch) for batch in PICTURES}, max(PICTURES) * 2)
+    facts["batch"], best = quickest({batch: loop(batch) for batch in IMAGES}, max(IMAGES) * 2)
     return best
 
 
@@ -65,7 +65,7 @@ def bare_texts(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
     return loop(rows, facts["tokens in a batch"])
 
 
-def zoo_pictures(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
+def zoo_images(spec: dict[str, Any], facts: dict[str, Any]) -> Call:
     """A Session's answers for the next files, called as by `zoo run`."""
     from zoo.bundle import Bundle
     from zoo.runtime.session import Session
@@ -153,7 +153,7 @@ def seconds(call: Call, count: int) -> float:
 
 Prepare = Callable[[dict[str, Any], dict[str, Any]], Call]
 KINDS: dict[str, Prepare] = {
-    each.__name__: each for each in (bare_pictures, bare_texts, zoo_pictures, zoo_embed, fastembed, library)
+    each.__name__: each for each in (bare_images, bare_texts, zoo_images, zoo_embed, fastembed, library)
 }
 
 

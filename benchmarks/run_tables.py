@@ -137,6 +137,6 @@ def _memory(found: Mapping[str, Any]) -> str:
     header = ("`embed` into a .npy file, MB", "model loaded, a batch run", "highest from then on", "more")
     return (
         record.table(header, rows)
-        + "\n\nThe texts are those of MiniLM's section, made as they are read. The pictures are JPEGs from files, "
+        + "\n\nThe texts are those of MiniLM's section, made as they are read. The images are JPEGs from files, "
         "through Lite0 on 32x32 pixels, so that a hundred thousand are done in minutes."
     )

@@ -178,7 +178,7 @@ def deep_shelf(shelf: Path, trunks: Path, zoo_home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with bundles of the tiny models: `pets` of pictures; of texts `tickets`, `several` labels, a `number`.
+    """A folder with bundles of the tiny models: `pets` of images; of texts `tickets`, `several` labels, a `number`.
 
     `other` differs from `tickets` in its head alone. Their data lie beside them.
     """

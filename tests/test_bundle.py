@@ -154,7 +154,7 @@ def test_where_a_bundle_may_be_written(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_what_is_read_is_never_replaced(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = bundle.path / "data" / "pictures"
+    data = bundle.path / "data" / "images"
     data.mkdir(parents=True)
     (tmp_path / "link").symlink_to(bundle.path)
     monkeypatch.chdir(tmp_path)

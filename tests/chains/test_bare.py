@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.kit.browser import answers
 from tests.kit.docs import README, snippet
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.once import once
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo
@@ -22,7 +22,7 @@ from zoo.data.images import decode_image
 from zoo.data.tokenizers import TextEncoder
 
 TEXTS = ["my card was charged twice", "the parcel is late"]
-#: (height, width) of pictures: one smaller than the crop, odd ones, a tall and a wide one.
+#: (height, width) of images: one smaller than the crop, odd ones, a tall and a wide one.
 SIZES = ((64, 48), (301, 227), (97, 640), (512, 33))
 #: What may differ between two builds of the runtime, in a score.
 NEAR = 1e-4
@@ -36,7 +36,7 @@ print(json.dumps({"scores": scores.tolist(), "labels": json.loads(
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with onnxruntime, numpy, and what decodes pictures and makes tokens."""
+    """The interpreter of an environment with onnxruntime, numpy, and what decodes images and makes tokens."""
 
     def install(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
@@ -70,7 +70,7 @@ def web_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles as `zoo export` writes them, under README's names, with pictures of several sizes beside them."""
+    """Bundles as `zoo export` writes them, under README's names, with images of several sizes beside them."""
 
     def make(folder: Path) -> None:
         shutil.copytree(built_home, folder / "home")
@@ -78,14 +78,14 @@ def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPa
         options = FinetuneOptions(epochs=20, lr=1e-2)
         # A head of small weights: fp16 moves the features of this small network more than those of a real one.
         small = FinetuneOptions(epochs=20, lr=1e-3)
-        house.finetune("tiny-lite", write_pictures(folder / "train", 6), folder / "tuned-pictures", small)
+        house.finetune("tiny-lite", write_images(folder / "train", 6), folder / "tuned-images", small)
         texts = write_texts(folder / "tickets.csv")
         house.finetune("tiny-bert", texts, folder / "tuned-texts", options)
-        for name, source in (("surfaces-model", "tuned-pictures"), ("tickets-model", "tuned-texts")):
+        for name, source in (("surfaces-model", "tuned-images"), ("tickets-model", "tuned-texts")):
             house.export(str(folder / source), folder / name)
             house.export(str(folder / source), folder / f"{name}-fp16", Variant(precision="fp16"))
         int8 = Variant(precision="int8", calibrate=str(folder / "train"), max_drop=0.5)
-        house.export(str(folder / "tuned-pictures"), folder / "surfaces-model-int8", int8)
+        house.export(str(folder / "tuned-images"), folder / "surfaces-model-int8", int8)
         (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
         rows = {"words": row(folder / "v.bin", None, 16)}
         house = Zoo(home=folder / "home", registry=write_shelf(folder / "words.json", rows))
@@ -94,9 +94,9 @@ def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPa
             house.export(str(folder / "tuned-words"), folder / f"words-{precision}", Variant(precision=precision))
         random = np.random.default_rng(3)
         for number, (height, width) in enumerate(SIZES):
-            picture = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
-            picture[:, :, number % 3] //= 3
-            Image.fromarray(picture).save(folder / f"{number}.png")
+            image = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+            image[:, :, number % 3] //= 3
+            Image.fromarray(image).save(folder / f"{number}.png")
 
     return once(tmp_path_factory, "exported", make)
 
@@ -120,7 +120,7 @@ def same(got: np.ndarray, wanted: np.ndarray) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("bundle", ["surfaces-model", "surfaces-model-fp16", "surfaces-model-int8"])
-def test_pictures_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle: str) -> None:
+def test_images_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle: str) -> None:
     session = Zoo().session(str(exported / bundle), "cpu")
     for number in range(len(SIZES)):
         script = snippet(README, "images").replace("photo.jpg", f"{number}.png").replace("surfaces-model", bundle)
@@ -142,12 +142,12 @@ def test_texts_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle:
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["surfaces-model", "surfaces-model-int8"])
-def test_pictures_in_a_browser(web_runtime: Path, exported: Path, name: str) -> None:
+def test_images_in_a_browser(web_runtime: Path, exported: Path, name: str) -> None:
     bundle = exported / name
-    pictures = [decode_image(exported / f"{number}.png", 1) for number in range(len(SIZES))]
-    batches = [{"image": picture[None]} for picture in pictures]
+    images = [decode_image(exported / f"{number}.png", 1) for number in range(len(SIZES))]
+    batches = [{"image": image[None]} for image in images]
     # Several in one batch, which have one size.
-    batches.append({"image": np.stack([pictures[1], pictures[1][::-1], pictures[1][:, ::-1]])})
+    batches.append({"image": np.stack([images[1], images[1][::-1], images[1][:, ::-1]])})
     session = Zoo().session(str(bundle), "cpu")
     for batch, found in zip(batches, answers(web_runtime, bundle, batches), strict=True):
         same(found["scores"], session.scores(list(batch["image"])))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.hub import COMMIT, TOKEN, FakeHub
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.libraries import hub_repo, pooled, write_encoder, write_timm
 from zoo import Bundle, PluginError, Zoo
 from zoo.bridge import Bridge, Reference, parse_reference
@@ -57,7 +57,7 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     gone = {"HF_ENDPOINT": NOWHERE, "ZOO_OFFLINE": "1"}
     assert zoo("list", "test_convnext", "--pulled", "-q", **gone).stdout == f"{name}\n"
     assert zoo("pull", name, **gone).stdout == done.stdout
-    data = write_pictures(tmp_path / "data")
+    data = write_images(tmp_path / "data")
     tuned = zoo("finetune", name, data, "-o", tmp_path / "out", "--val", "0.3", "--lr", "0.01", **gone)
     assert tuned.returncode == 0, tuned.stderr
     done = zoo("run", tmp_path / "out", data / "red" / "00.png", "--device", "cpu", "--json", **gone)
@@ -66,7 +66,7 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     assert zoo("export", tmp_path / "out", "-o", tmp_path / "onnx", **gone).returncode == 0
     assert zoo("verify", name, **gone).returncode == 0
 
-    # The exported file, on pictures, against timm from end to end.
+    # The exported file, on images, against timm from end to end.
     bundle = Bundle.open(next((zoo_home / "graphs" / "timm").iterdir()))
     preprocess = bundle.manifest.preprocess
     assert isinstance(preprocess, ImagePreprocess)
@@ -81,10 +81,10 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
         with torch.inference_mode():
             wanted = model(pixels).numpy()
         np.testing.assert_allclose(body.run(None, {PIXELS: pixels.numpy()})[0], wanted, atol=1e-4)
-        picture = decode_image(path, 10_000)
-        image = create_session(bundle.read_model(), "cpu").run(None, {IMAGE: picture[None]})[0]
-        ours = pillow_pixels(picture, preprocess)[None]
-        np.testing.assert_allclose(image, body.run(None, {PIXELS: ours})[0], atol=0.02)
+        image = decode_image(path, 10_000)
+        prepared = create_session(bundle.read_model(), "cpu").run(None, {IMAGE: image[None]})[0]
+        ours = pillow_pixels(image, preprocess)[None]
+        np.testing.assert_allclose(prepared, body.run(None, {PIXELS: ours})[0], atol=0.02)
 
 
 @pytest.mark.parametrize(("kind", "family"), [("Bert", "bert"), ("Electra", "transformers")])

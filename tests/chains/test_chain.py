@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.kit.bundles import check_bundle
-from tests.kit.items import TOPICS, write_pictures, write_texts
+from tests.kit.items import TOPICS, write_images, write_texts
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, UsageError, Zoo
 from zoo.bundle import read_split
 
@@ -29,7 +29,7 @@ def test_the_text_chain(shelf: Path, texts: Path, tmp_path: Path) -> None:
 
 def test_the_image_chain(shelf: Path, tmp_path: Path) -> None:
     zoo = Zoo()
-    train = write_pictures(tmp_path / "pictures")
+    train = write_images(tmp_path / "images")
     outcome = zoo.finetune("tiny-lite", train, tmp_path / "out", FinetuneOptions(val=0.25))
     assert outcome.metrics.accuracy > 0.7
     check_bundle(zoo, tmp_path / "out", train, held=9)
@@ -132,10 +132,10 @@ def test_exporting_a_backbone(shelf: Path, tmp_path: Path) -> None:
     zoo = Zoo()
     bundle = zoo.export("tiny-lite", tmp_path / "lite")
     assert [spec.name for spec in bundle.manifest.outputs] == ["features"]
-    picture = Path(__file__).resolve().parents[2] / "zoo/assets/coffee.jpg"
-    answer = zoo.run(str(tmp_path / "lite"), [picture]).answers[0]
+    image = Path(__file__).resolve().parents[2] / "zoo/assets/coffee.jpg"
+    answer = zoo.run(str(tmp_path / "lite"), [image]).answers[0]
     assert len(answer.features) == 1280
-    assert answer.features == zoo.run("tiny-lite", [picture]).answers[0].features
+    assert answer.features == zoo.run("tiny-lite", [image]).answers[0].features
 
 
 def test_a_bundle_runs_without_registry_plugins_or_torch(shelf: Path, texts: Path, tmp_path: Path) -> None:

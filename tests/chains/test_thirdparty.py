@@ -10,7 +10,7 @@ from tests.kit.installed import Site, pip_install
 
 HERE = Path(__file__).resolve().parents[1]
 TOY = HERE / "thirdparty" / "zoo-toy"
-PICTURE = HERE.parent / "zoo" / "assets" / "coffee.jpg"
+IMAGE = HERE.parent / "zoo" / "assets" / "coffee.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def test_it_is_pulled_by_its_source_and_runs(toy: Site) -> None:
     assert pulled.returncode == 0, pulled.stderr
     folder = Path(pulled.stdout.strip().splitlines()[-1])
     assert (folder / "palette.json").read_bytes() == (TOY / "zoo_toy" / "palette.json").read_bytes()
-    ran = toy.zoo("run", "toy-palette", PICTURE, "--json", "--device", "cpu")
+    ran = toy.zoo("run", "toy-palette", IMAGE, "--json", "--device", "cpu")
     assert ran.returncode == 0, ran.stderr
     (answer,) = json.loads(ran.stdout)["run"]["results"]
-    picture = Image.open(PICTURE)
-    short = min(picture.size)
-    small = picture.resize([40 * side // short for side in picture.size], Image.Resampling.BILINEAR)
+    image = Image.open(IMAGE)
+    short = min(image.size)
+    small = image.resize([40 * side // short for side in image.size], Image.Resampling.BILINEAR)
     left, top = ((side - 32) // 2 for side in small.size)
     mean = (np.asarray(small.crop((left, top, left + 32, top + 32))) / 255 - 0.5).mean((0, 1)) / 0.25
     palette = np.array(json.loads((folder / "palette.json").read_text())["colours"])

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.kit.cli import fails, parsed, plain, zoo
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
@@ -25,7 +25,7 @@ RATES = {"tiny-lite": 0.0003, "tiny-bert": 0.01}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("data")
-    return {"tiny-lite": write_pictures(folder / "pictures", 10), "tiny-bert": write_texts(folder / "t.csv", 20)}
+    return {"tiny-lite": write_images(folder / "images", 10), "tiny-bert": write_texts(folder / "t.csv", 20)}
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,8 @@ def cached(home: Path) -> int:
 def test_views_are_trained_on_and_never_judged(
     kept_shelf: Path, kept_home: Path, data: dict[str, Path], tmp_path: Path, unfreeze: int
 ) -> None:
-    pictures, out = data["tiny-lite"], tmp_path / "out"
-    zoo("finetune", "tiny-lite", pictures, "-o", out, "--epochs", 1)
+    images, out = data["tiny-lite"], tmp_path / "out"
+    zoo("finetune", "tiny-lite", images, "-o", out, "--epochs", 1)
     plain = cached(kept_home)
     more = (
         "--augment",
@@ -181,7 +181,7 @@ def test_views_are_trained_on_and_never_judged(
         0.003,
         "--json",
     )
-    said = parsed(zoo("finetune", "tiny-lite", pictures, "-o", out, *more))["finetune"]
+    said = parsed(zoo("finetune", "tiny-lite", images, "-o", out, *more))["finetune"]
     items, held = said["items"], said["metrics"]["n"]
     train = items - held
     assert (items, held) == (30, 6)
@@ -192,9 +192,9 @@ def test_views_are_trained_on_and_never_judged(
     phase = max((run / ("tail-all" if unfreeze else "all")).iterdir())
     steps = load_file(phase / "state.safetensors")["adamw.steps"].item()
     assert steps == said["best_epoch"] * -(-3 * train // 8)
-    found = parsed(zoo("evaluate", out, pictures, "--held-out", "--json"))["evaluation"]["metrics"]
+    found = parsed(zoo("evaluate", out, images, "--held-out", "--json"))["evaluation"]["metrics"]
     assert (found["n"], found["accuracy"]) == (held, said["metrics"]["accuracy"])
-    again = parsed(zoo("finetune", "tiny-lite", pictures, "-o", out, *more))["finetune"]
+    again = parsed(zoo("finetune", "tiny-lite", images, "-o", out, *more))["finetune"]
     assert again["features_computed"] == 0
     assert again["metrics"] == said["metrics"]
 

@@ -12,21 +12,21 @@ import pytest
 from tests.kit.upstream import Upstream
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Pictures a class that are kept of the demo's.
+#: Images a class that are kept of the demo's.
 COUNTS = {"train": 3, "heldout": 1}
 
 
 @pytest.fixture(scope="module")
 def surfaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's surfaces with the first pictures of each class alone."""
+    """The demo's surfaces with the first images of each class alone."""
     folder = tmp_path_factory.mktemp("surfaces")
     command = [sys.executable, str(ROOT / "demo/surfaces.py"), str(folder / "all")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for part, count in COUNTS.items():
         for kind in sorted((folder / "all" / part).iterdir()):
             (folder / part / kind.name).mkdir(parents=True)
-            for picture in sorted(kind.iterdir())[:count]:
-                shutil.copy(picture, folder / part / kind.name)
+            for image in sorted(kind.iterdir())[:count]:
+                shutil.copy(image, folder / part / kind.name)
     shutil.rmtree(folder / "all")
     return folder
 

@@ -1,4 +1,4 @@
-"""What is no picture and no text, for `run` and `embed`: named, counted, never dropped; by its place in the API."""
+"""What is no image and no text, for `run` and `embed`: named, counted, never dropped; by its place in the API."""
 
 import json
 import shutil
@@ -26,8 +26,8 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def odd_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures of unusual kinds, whose names begin with `good`, and of what is none, with `bad`."""
+def odd_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images of unusual kinds, whose names begin with `good`, and of what is none, with `bad`."""
     folder, random = tmp_path_factory.mktemp("odd") / "odd", np.random.default_rng(5)
     folder.mkdir()
     noise = [Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)) for _ in range(3)]
@@ -52,35 +52,35 @@ def odd_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("verb", "name", "words"), VERBS)
-def test_pictures(
-    kept_shelf: Path, tuned_bundles: Path, odd_pictures: Path, tmp_path: Path, command: Command, verb: str,
+def test_images(
+    kept_shelf: Path, tuned_bundles: Path, odd_images: Path, tmp_path: Path, command: Command, verb: str,
     name: str, words: str,
 ) -> None:  # fmt: skip
     model, out = tuned_bundles / "pets", tmp_path / name
-    code, _, said = command(verb, model, odd_pictures, "-o", out)
+    code, _, said = command(verb, model, odd_images, "-o", out)
     assert code == 1
     assert f"error: {words} for 6 of 10 inputs" in said
     found = lines(out)
     names = [Path(line["input"]).name for line in found]
-    assert names == sorted(path.name for path in odd_pictures.iterdir())
+    assert names == sorted(path.name for path in odd_images.iterdir())
     assert [Path(line["input"]).name.startswith("bad") for line in found] == ["error" in line for line in found]
     for each in names:
         assert (each in said) == each.startswith("bad")
     assert "4294836225 pixels" in said
-    code, _, said = command(verb, model, odd_pictures, "-o", tmp_path / f"strict-{name}", "--strict")
+    code, _, said = command(verb, model, odd_images, "-o", tmp_path / f"strict-{name}", "--strict")
     assert (code, "bad-animated.gif" in said) == (2, True)
 
 
-def test_unusual_pictures_are_what_a_person_sees(kept_shelf: Path, tuned_bundles: Path, odd_pictures: Path) -> None:
+def test_unusual_images_are_what_a_person_sees(kept_shelf: Path, tuned_bundles: Path, odd_images: Path) -> None:
     """The first frame, in RGB, upright."""
     session = Zoo().session(str(tuned_bundles / "pets"), "cpu")
-    first = session.features([odd_pictures / "good-plain.png", odd_pictures / "good-animated.webp"])
+    first = session.features([odd_images / "good-plain.png", odd_images / "good-animated.webp"])
     np.testing.assert_allclose(first[1], first[0], atol=1e-5)
-    with Image.open(odd_pictures / "good-turned.jpg") as turned:
+    with Image.open(odd_images / "good-turned.jpg") as turned:
         upright = np.asarray(turned.transpose(Image.Transpose.ROTATE_270).convert("RGB"))
-    with Image.open(odd_pictures / "good-cmyk.jpg") as cmyk:
+    with Image.open(odd_images / "good-cmyk.jpg") as cmyk:
         arrays = [upright, np.asarray(cmyk.convert("RGB"))]
-    paths = [odd_pictures / "good-turned.jpg", odd_pictures / "good-cmyk.jpg"]
+    paths = [odd_images / "good-turned.jpg", odd_images / "good-cmyk.jpg"]
     np.testing.assert_allclose(session.features(paths), session.features(arrays), atol=1e-5)
 
 
@@ -118,10 +118,8 @@ def test_a_megabyte_in_a_cell(
     assert len(printed.splitlines()) == 3
 
 
-def test_an_error_for_each_on_stdout(
-    kept_shelf: Path, tuned_bundles: Path, odd_pictures: Path, command: Command
-) -> None:
-    code, printed, said = command("run", tuned_bundles / "pets", odd_pictures)
+def test_an_error_for_each_on_stdout(kept_shelf: Path, tuned_bundles: Path, odd_images: Path, command: Command) -> None:
+    code, printed, said = command("run", tuned_bundles / "pets", odd_images)
     assert code == 1
     assert [Path(line.split("\t")[0]).name for line in printed.splitlines()] == [
         "good-animated.webp", "good-cmyk.jpg", "good-plain.png", "good-turned.jpg"
@@ -129,16 +127,16 @@ def test_an_error_for_each_on_stdout(
     told = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(told) == 6
     assert "error: no answer for 6 of 10 inputs" in said
-    code, printed, _ = command("run", tuned_bundles / "pets", odd_pictures, "--json")
+    code, printed, _ = command("run", tuned_bundles / "pets", odd_images, "--json")
     assert code == 1
     results = json.loads(printed)["run"]["results"]
     assert [Path(row["input"]).name.startswith("bad") for row in results] == ["error" in row for row in results]
-    code, printed, _ = command("run", tuned_bundles / "pets", odd_pictures, "--json", "--strict")
+    code, printed, _ = command("run", tuned_bundles / "pets", odd_images, "--json", "--strict")
     assert (code, json.loads(printed)["error"]["code"]) == (2, "data")
 
 
 NAN = np.full((30, 40, 3), np.nan, np.float32)
-PICTURES = [
+IMAGES = [
     (NAN, "must be uint8 [height, width, 3], not float32 [30, 40, 3]"),
     (np.zeros((30, 40, 3), np.uint16), "not uint16"),
     (np.zeros((30, 40, 4), np.uint8), "not uint8 [30, 40, 4]"),
@@ -148,8 +146,8 @@ PICTURES = [
     (np.array(3.5), "not float64 []"),
     (np.zeros((1, 90, 3), np.uint8), "90x1 is too long and thin"),
     (b"", "cannot be decoded"),
-    (b"no picture", "cannot be decoded"),
-    (bytearray(b"no picture"), "not bytearray"),
+    (b"no image", "cannot be decoded"),
+    (bytearray(b"no image"), "not bytearray"),
     (None, "not NoneType"),
     (7, "not int"),
     ("nowhere.png", "nowhere.png: no such file"),
@@ -167,7 +165,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(
-    ("model", "good", "cases"), [("pets", np.zeros((30, 40, 3), np.uint8), PICTURES), ("tickets", "🚚 late", TEXTS)]
+    ("model", "good", "cases"), [("pets", np.zeros((30, 40, 3), np.uint8), IMAGES), ("tickets", "🚚 late", TEXTS)]
 )
 def test_a_named_error_an_item(
     kept_shelf: Path, tuned_bundles: Path, model: str, good: object, cases: list[tuple[object, str]]

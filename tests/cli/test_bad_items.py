@@ -1,4 +1,4 @@
-"""Pictures that are none, folders that lack something, and labels that mean nothing, through the real command."""
+"""Images that are none, folders that lack something, and labels that mean nothing, through the real command."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
-from tests.kit.items import TOPICS, bomb, encoded, write_pictures, write_texts
+from tests.kit.items import TOPICS, bomb, encoded, write_images, write_texts
 
 GOOD = ("animated.webp", "cmyk.jpg", "sixteen.png", "turned.jpg")
 BAD = (
@@ -24,7 +24,7 @@ BAD = (
 
 
 def spoil(folder: Path) -> Path:
-    """Put pictures of unusual kinds, and everything that is no picture, beside those of the class `red`."""
+    """Put images of unusual kinds, and everything that is no image, beside those of the class `red`."""
     red, random = folder / "red", np.random.default_rng(5)
     noise = [Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)) for _ in range(4)]
     noise[0].convert("CMYK").save(red / "cmyk.jpg")
@@ -75,8 +75,8 @@ def caches(home: Path) -> list[Path]:
 
 
 @pytest.mark.usefixtures("real_processes")
-def test_what_is_no_picture_is_left_out_and_listed(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
-    clean, out = write_pictures(tmp_path / "clean", 12), tmp_path / "out"
+def test_what_is_no_image_is_left_out_and_listed(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
+    clean, out = write_images(tmp_path / "clean", 12), tmp_path / "out"
     _, _, usual = peak(["finetune", "tiny-lite", clean, "-o", tmp_path / "usual", "--epochs", 2])
     spoilt = spoil(shutil.copytree(clean, tmp_path / "spoilt"))
     stdout, _, most = peak(["finetune", "tiny-lite", spoilt, "-o", out, "--epochs", 2, "--max-bad", 0.3, "--json"])
@@ -108,7 +108,7 @@ def test_what_is_no_picture_is_left_out_and_listed(shelf: Path, zoo_home: Path, 
 
 
 def test_more_bad_items_than_allowed(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
-    data, out = write_pictures(tmp_path / "data", 8), tmp_path / "out"
+    data, out = write_images(tmp_path / "data", 8), tmp_path / "out"
     for number in range(3):
         (data / "green" / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     hint = fails(2, "1 of 27 items cannot be used", "finetune", "tiny-lite", data, "-o", out)
@@ -129,8 +129,8 @@ def test_more_bad_items_than_allowed(shelf: Path, zoo_home: Path, tmp_path: Path
     assert caches(zoo_home) == before
 
 
-def test_a_class_of_nothing_but_bad_pictures(shelf: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", 4)
+def test_a_class_of_nothing_but_bad_images(shelf: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", 4)
     for path in (data / "green").iterdir():
         path.write_bytes(b"not an image" + path.name.encode())
     fails(2, "class 'green'", "finetune", "tiny-lite", data, "-o", tmp_path / "out", "--max-bad", 0.9)
@@ -139,7 +139,7 @@ def test_a_class_of_nothing_but_bad_pictures(shelf: Path, tmp_path: Path) -> Non
 
 def test_folders_that_lack_something(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     """Said in one line that names it, before anything is computed."""
-    base, number = write_pictures(tmp_path / "base", 3), 0
+    base, number = write_images(tmp_path / "base", 3), 0
 
     def refused(words: str, change: str, *more: object) -> None:
         nonlocal number
@@ -207,16 +207,16 @@ def head_and_split(out: Path) -> tuple[bytes, bytes]:
 
 def test_the_order_of_files_and_rows_changes_nothing(shelf: Path, built_home: Path, tmp_path: Path) -> None:
     """Two processes, each with a home of its own, so that features are computed in each."""
-    pictures, table = write_pictures(tmp_path / "pictures", 6), write_texts(tmp_path / "one.csv", 20)
+    images, table = write_images(tmp_path / "images", 6), write_texts(tmp_path / "one.csv", 20)
     renamed = tmp_path / "renamed"
-    for number, path in enumerate(sorted(pictures.glob("*/*"), reverse=True)):
+    for number, path in enumerate(sorted(images.glob("*/*"), reverse=True)):
         (renamed / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, renamed / path.parent.name / f"{number:03d}.png")
     header, *rows = table.read_text().splitlines()
     shuffled = tmp_path / "other.csv"
     shuffled.write_text("\n".join([header, *np.random.default_rng(1).permutation(rows)]) + "\n")
     second = shutil.copytree(built_home, tmp_path / "second")
-    for model, one, other in (("tiny-lite", pictures, renamed), ("tiny-bert", table, shuffled)):
+    for model, one, other in (("tiny-lite", images, renamed), ("tiny-bert", table, shuffled)):
         found = []
         for data, places in ((one, {}), (other, {"ZOO_HOME": str(second)})):
             done = zoo(

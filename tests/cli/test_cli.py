@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from zoo.evaluation.metrics import wilson
 
 
@@ -53,7 +53,7 @@ def test_pull(shelf: Path, zoo_home: Path) -> None:
 
 
 def test_finetune_evaluate_export_run(shelf: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "pictures")
+    data = write_images(tmp_path / "images")
     done = zoo("finetune", "tiny-lite", data, "-o", tmp_path / "out", "--epochs", 30, "--head", "mlp:16")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
@@ -181,7 +181,7 @@ def test_an_unpinned_row(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
 
 def test_bad_data(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
     table = write_texts(tmp_path / "t.csv", rows=4)
-    pictures = write_pictures(tmp_path / "pictures", 3)
+    images = write_images(tmp_path / "images", 3)
     before = sorted(str(path) for path in zoo_home.rglob("*"))
     out = tmp_path / "out"
 
@@ -193,20 +193,20 @@ def test_bad_data(shelf: Path, tmp_path: Path, zoo_home: Path) -> None:
     one_class = tmp_path / "one.csv"
     one_class.write_text("text,label\na,x\nb,x\n")
     fails(2, "only the class 'x'", *finetune("tiny-bert", one_class))
-    (pictures / "void").mkdir()
-    fails(2, "the class 'void' is empty", *finetune("tiny-lite", pictures))
-    (pictures / "void").rmdir()
-    fails(2, "not a table", *finetune("tiny-bert", pictures))
+    (images / "void").mkdir()
+    fails(2, "the class 'void' is empty", *finetune("tiny-lite", images))
+    (images / "void").rmdir()
+    fails(2, "not a table", *finetune("tiny-bert", images))
     fails(2, "reads images", *finetune("tiny-lite", table))
     fails(3, "no such file or folder", *finetune("tiny-lite", tmp_path / "nowhere"))
     fails(2, "unknown head 'huge'", *finetune("tiny-bert", table, "--head", "huge"))
     fails(2, "--val must be above 0 and below 1, got 1.5", *finetune("tiny-bert", table, "--val", "1.5"))
     assert sorted(str(path) for path in zoo_home.rglob("*")) == before
-    (pictures / "red" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    fails(2, "00.png", *finetune("tiny-lite", pictures))
-    Image.new("RGB", (20, 20)).save(pictures / "red" / "00.png")
-    (pictures / "red" / "01.png").write_bytes((pictures / "red" / "02.png").read_bytes()[:200])
-    fails(2, "01.png", *finetune("tiny-lite", pictures))
+    (images / "red" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    fails(2, "00.png", *finetune("tiny-lite", images))
+    Image.new("RGB", (20, 20)).save(images / "red" / "00.png")
+    (images / "red" / "01.png").write_bytes((images / "red" / "02.png").read_bytes()[:200])
+    fails(2, "01.png", *finetune("tiny-lite", images))
     assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -215,15 +215,15 @@ def test_data_is_judged_before_anything_is_pulled_or_built(
     shelf_file: Path, zoo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
-    pictures, table = write_pictures(tmp_path / "pictures", 3), write_texts(tmp_path / "t.csv")
+    images, table = write_images(tmp_path / "images", 3), write_texts(tmp_path / "t.csv")
     assert "this model reads images" in fails(3, "hello world: no such file", "run", "tiny-lite", "hello world")
-    fails(2, "is an image; this model reads text", "run", "tiny-bert", pictures / "red/00.png")
+    fails(2, "is an image; this model reads text", "run", "tiny-bert", images / "red/00.png")
     for empty in ("", " "):
         fails(2, "an empty text", "run", "tiny-bert", empty)
     out = ("-o", tmp_path / "out")
     fails(2, "this model reads images", "finetune", "tiny-lite", table, *out)
-    fails(2, "this model reads text", "finetune", "tiny-bert", pictures, *out)
-    fails(2, "this model reads text", "finetune", "tiny-bert", table, "--val", pictures, *out)
+    fails(2, "this model reads text", "finetune", "tiny-bert", images, *out)
+    fails(2, "this model reads text", "finetune", "tiny-bert", table, "--val", images, *out)
     fails(2, "no column 'words'", "finetune", "tiny-bert", table, "--text", "words", *out)
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/zoo.json").touch()
@@ -307,7 +307,7 @@ def test_interrupted_while_packages_load() -> None:
 def test_interrupted_from_the_keyboard(shelf: Path, tmp_path: Path) -> None:
     import signal
 
-    data = write_pictures(tmp_path / "pictures", 30)
+    data = write_images(tmp_path / "images", 30)
     command = [
         sys.executable,
         "-m",
@@ -345,7 +345,7 @@ def test_debug_shows_where(shelf: Path) -> None:
 
 
 def test_an_input_that_cannot_be_read_does_not_cost_the_others_their_answer(shelf: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "pictures", 2)
+    data = write_images(tmp_path / "images", 2)
     (data / "red" / "01.png").write_bytes((data / "red" / "01.png").read_bytes()[:40])
     done = zoo("run", "tiny-lite", data / "red", data / "blue")
     assert done.returncode == 1

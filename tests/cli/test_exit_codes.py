@@ -22,7 +22,7 @@ MISTAKES = {
     "an empty table": (2, "tickets", "empty.csv"),
     "an empty folder": (2, "pets", "empty"),
     "an image for a model of texts": (2, "tickets", "image.png"),
-    "a model that does not exist": (3, "gone", "pictures"),
+    "a model that does not exist": (3, "gone", "images"),
 }
 
 
@@ -33,16 +33,16 @@ def files(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> Path:
     (tmp_path / "rows.csv").write_text("text,label\n")
     (tmp_path / "empty.csv").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("pets", "tickets", "pictures", "t.csv"):
+    for name in ("pets", "tickets", "images", "t.csv"):
         (tmp_path / name).symlink_to(tuned_bundles / name)
-    (tmp_path / "image.png").symlink_to(tuned_bundles / "pictures/red/00.png")
+    (tmp_path / "image.png").symlink_to(tuned_bundles / "images/red/00.png")
     return tmp_path
 
 
 def arguments(verb: str, files: Path, kind: str, data: Path) -> list[object]:
     """The command in which `data` is wrong, and everything else is right."""
     bundle, out = files / kind, files / "out"
-    right = files / ("t.csv" if kind == "tickets" else "pictures")
+    right = files / ("t.csv" if kind == "tickets" else "images")
     base = bundle if kind == "gone" else {"pets": "tiny-lite", "tickets": "tiny-bert"}[kind]
     query = "my card" if kind == "tickets" else files / "image.png"
     return {
@@ -76,7 +76,7 @@ def in_python(files: Path, kind: str, data: Path) -> dict[str, Callable[[], Any]
     query = "my card" if kind == "tickets" else files / "image.png"
     return {
         "finetune": lambda: house.finetune(base, data, files / "out"),
-        "finetune --val": lambda: house.finetune(base, files / "pictures", files / "out", options),
+        "finetune --val": lambda: house.finetune(base, files / "images", files / "out", options),
         "evaluate": lambda: house.evaluate(bundle, data),
         "run": lambda: house.run(bundle, [data]),
         "embed": lambda: house.embed(bundle, [data], files / "out.npy", strict=True),

@@ -1,4 +1,4 @@
-"""Random views of pictures: decided by seed, digest and number alone, and pictures like the one they are of."""
+"""Random views of images: decided by seed, digest and number alone, and images like the one they are of."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,22 @@ from PIL import Image
 from zoo.data.augment import View, Viewed, key, transform
 from zoo.data.images import decode_image
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (60, 100, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 100, 3), dtype=np.uint8)
 DIGEST = "ab" * 32
 
 
 def test_a_view_is_decided_by_seed_digest_and_number() -> None:
     views = [(DIGEST, View(seed, k)) for seed in range(3) for k in (1, 2)] + [("cd" * 32, View(0, 1))]
-    made = [transform(PICTURE, *view) for view in views]
-    assert len({picture.tobytes() for picture in made}) == 7
+    made = [transform(IMAGE, *view) for view in views]
+    assert len({image.tobytes() for image in made}) == 7
     assert len({key(*view) for view in views} | {key(DIGEST, None)}) == 8
-    for view, picture in zip(views, made, strict=True):
-        np.testing.assert_array_equal(transform(PICTURE, *view), picture)
+    for view, image in zip(views, made, strict=True):
+        np.testing.assert_array_equal(transform(IMAGE, *view), image)
 
 
 def test_the_numbers_do_not_change_between_versions() -> None:
-    # What is cached under these keys would otherwise be of another picture: raise views.VERSION with it.
-    assert transform(PICTURE, DIGEST, View(0, 1)).shape == (43, 78, 3)
+    # What is cached under these keys would otherwise be of another image: raise views.VERSION with it.
+    assert transform(IMAGE, DIGEST, View(0, 1)).shape == (43, 78, 3)
 
 
 @pytest.mark.parametrize("shape", [(60, 100), (1, 1), (3, 90), (200, 150)])

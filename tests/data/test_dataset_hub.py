@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.kit.hub import TOKEN, FakeHub, HubRepo
-from tests.kit.items import CLASSES, picture, write_parquet
+from tests.kit.items import CLASSES, image_bytes, write_parquet
 
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 URL = "hf://datasets/org/pets/data/train-00000-of-00001.parquet"
@@ -35,10 +35,13 @@ print(json.dumps(answers))
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A data set of two commits: pictures in Parquet by LFS, and two small tables."""
+    """A data set of two commits: images in Parquet by LFS, and two small tables."""
     parquet = write_parquet(
         tmp_path / "t.parquet",
-        {"image": [{"bytes": picture(1), "path": "a.png"}, {"bytes": picture(2), "path": "b.png"}], "label": [0, 1]},
+        {
+            "image": [{"bytes": image_bytes(1), "path": "a.png"}, {"bytes": image_bytes(2), "path": "b.png"}],
+            "label": [0, 1],
+        },
         CLASSES,
     ).read_bytes()
     path = URL.partition("pets/")[2]
@@ -68,7 +71,7 @@ def load(
     return json.loads(done.stdout)
 
 
-def test_pictures_of_the_hub_come_once_and_stay_in_its_cache(hub: FakeHub, tmp_path: Path) -> None:
+def test_images_of_the_hub_come_once_and_stay_in_its_cache(hub: FakeHub, tmp_path: Path) -> None:
     # A Path has one slash only.
     found, again = load(hub, "image", URL, str(Path(URL)))
     name = URL.rpartition("/")[2]
@@ -131,7 +134,7 @@ def test_what_is_not_cached_cannot_be_read_offline(hub: FakeHub) -> None:
     assert hub.requests == []
 
 
-def test_a_table_of_the_hub_holds_its_pictures(hub: FakeHub) -> None:
+def test_a_table_of_the_hub_holds_its_images(hub: FakeHub) -> None:
     [found] = load(hub, "image", "hf://datasets/org/pets/paths.csv")
     assert found["type"] == "DataError"
     assert "paths.csv:2 names the image 'a.png', which is not in the table" in found["message"]

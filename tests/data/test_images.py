@@ -1,4 +1,4 @@
-"""Pictures as people have them, and pictures that are none; tokens as the row says."""
+"""Images as people have them, and images that are none; tokens as the row says."""
 
 import json
 import struct
@@ -17,24 +17,24 @@ from zoo.data.tokenizers import TextEncoder, check_text
 from zoo.schema import TextPreprocess
 
 
-def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """The bytes of a picture file."""
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The bytes of an image file."""
     file = BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def gradient(mode: str = "RGB") -> Image.Image:
-    """A 40 x 30 picture with no two corners alike."""
+    """A 40 x 30 image with no two corners alike."""
     columns, rows = np.meshgrid(np.arange(40), np.arange(30))
     return Image.fromarray(np.stack([columns * 6, rows * 8, (columns + rows) * 3], 2).astype(np.uint8)).convert(mode)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
-def test_lossless_pictures_are_their_rgb_values(kind: str, mode: str) -> None:
-    picture = gradient(mode)
-    np.testing.assert_array_equal(decode_image(saved(picture, kind), 20), np.asarray(picture.convert("RGB")))
+def test_lossless_images_are_their_rgb_values(kind: str, mode: str) -> None:
+    image = gradient(mode)
+    np.testing.assert_array_equal(decode_image(saved(image, kind), 20), np.asarray(image.convert("RGB")))
 
 
 def test_other_modes() -> None:
@@ -100,7 +100,7 @@ def bomb(side: int) -> bytes:
         (saved(gradient(), "TIFF"), "not an image of an accepted format"),
     ],
 )
-def test_what_is_no_picture(tmp_path: Path, data: bytes, message: str) -> None:
+def test_what_is_no_image(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(data)
     with pytest.raises(DataError, match=message) as caught:
@@ -157,7 +157,7 @@ def test_transparent_palettes_raise_no_warning() -> None:
     np.testing.assert_array_equal(decode_image(data, 20), np.asarray(gradient("P").convert("RGB")))
 
 
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.jpg", tmp_path / ("x" * 300), "a\0b.jpg"):
         with pytest.raises(DataError):
             decode_image(path, 20)

@@ -15,14 +15,14 @@ from zoo.data.inputs import Input, Inputs, expand
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, one of them in a folder below and one with a pattern's letters in its name."""
+    """Three images, one of them in a folder below and one with a pattern's letters in its name."""
     (tmp_path / "below").mkdir()
     for name in ("b.png", "a[1].jpg", "below/c.webp"):
         write(tmp_path, name, b"x")
     return tmp_path
 
 
-def test_pictures_by_name_folder_and_pattern(folder: Path) -> None:
+def test_images_by_name_folder_and_pattern(folder: Path) -> None:
     def found(*arguments: str) -> list[str]:
         items, names = expand([f"{folder}/{argument}" for argument in arguments], IMAGE)
         assert items == names
@@ -49,9 +49,7 @@ def test_pictures_by_name_folder_and_pattern(folder: Path) -> None:
         ("t.csv", r"t\.csv is not an image"),
     ],
 )
-def test_pictures_that_are_not_there(
-    folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_are_not_there(folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     write(folder, "t.csv", "text\na\n")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kit.items import IMAGE, TEXT, write, write_pictures
+from tests.kit.items import IMAGE, TEXT, write, write_images
 from tests.kit.pulls import Notes
 from zoo import DataError, FinetuneOptions
 from zoo.data.dataset import Dataset
@@ -199,8 +199,8 @@ def test_numbers_that_cannot_be_split() -> None:
 def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for part, count in (("train", 6), ("valid", 2), ("test", 3)):
-        write_pictures(root / part, count)
-    # The helper draws the same pictures each time: make every part its own.
+        write_images(root / part, count)
+    # The helper draws the same images each time: make every part its own.
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         path.write_bytes(path.read_bytes() + bytes([number]))
     told = Notes()

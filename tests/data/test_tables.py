@@ -1,4 +1,4 @@
-"""Tables: Parquet files as pyarrow writes them, and pictures by path or as bytes."""
+"""Tables: Parquet files as pyarrow writes them, and images by path or as bytes."""
 
 import datetime
 import io
@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from tests.kit.items import CLASSES, IMAGE, TEXT, picture, write, write_parquet
+from tests.kit.items import CLASSES, IMAGE, TEXT, image_bytes, write, write_parquet
 from zoo import DataError, FinetuneOptions, MissingExtraError, Zoo
 from zoo.data.dataset import Dataset, load
 from zoo.data.images import decode_image
@@ -166,17 +166,17 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with pictures, one of them below, and one outside of it."""
+    """A folder with images, one of them below, and one outside of it."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
-    write(folder, "one.png", picture(1))
-    write(folder / "below", "two.jpg", picture(2, "JPEG"))
-    write(tmp_path, "outside.png", picture(3))
+    write(folder, "one.png", image_bytes(1))
+    write(folder / "below", "two.jpg", image_bytes(2, "JPEG"))
+    write(tmp_path, "outside.png", image_bytes(3))
     return folder
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_paths_of_pictures(photos: Path, kind: str) -> None:
+def test_paths_of_images(photos: Path, kind: str) -> None:
     columns = {"image": ["one.png", "./below/two.jpg"], "label": ["a", "b"]}
     table = photos / f"t.{kind}"
     rows = list(zip(*columns.values(), strict=True))
@@ -208,13 +208,13 @@ def test_paths_never_leave_the_folder(photos: Path, path: str) -> None:
     assert caught.value.hint
 
 
-def test_pictures_that_cannot_be_used_are_skipped(photos: Path) -> None:
+def test_images_that_cannot_be_used_are_skipped(photos: Path) -> None:
     (photos / "out.png").symlink_to(photos.parent / "outside.png")
     (photos / "away").symlink_to(photos.parent)
     write(photos, "notes.txt", "x")
     paths = ["one.png", "gone.png", "out.png", "away/outside.png", "notes.txt", "below", "x\0.png", "n" * 999 + ".png"]
-    rows = "".join(json.dumps({"picture": path, "label": "a"}) + "\n" for path in paths)
-    data = load(write(photos, "t.jsonl", rows), IMAGE, DataOptions(image="picture", max_bad=0.9))
+    rows = "".join(json.dumps({"photo": path, "label": "a"}) + "\n" for path in paths)
+    data = load(write(photos, "t.jsonl", rows), IMAGE, DataOptions(image="photo", max_bad=0.9))
     assert [example.item for example in data.examples] == [photos / "one.png"]
     reasons = {each.name.partition(" ")[0]: each.reason for each in data.skipped}
     assert reasons == {
@@ -228,13 +228,13 @@ def test_pictures_that_cannot_be_used_are_skipped(photos: Path) -> None:
     }
     assert data.skipped[0].name == "t.jsonl:2 gone.png"
     with pytest.raises(DataError, match="7 of 8 items cannot be used"):
-        load(photos / "t.jsonl", IMAGE, DataOptions(image="picture"))
+        load(photos / "t.jsonl", IMAGE, DataOptions(image="photo"))
     with pytest.raises(DataError, match="1 of 1 items cannot be used"):
         load(write(photos, "bad.csv", "image,label\ngone.png,a\n"), IMAGE, DataOptions(max_bad=1))
 
 
-def test_pictures_in_the_table_itself(photos: Path) -> None:
-    one, two = picture(1), picture(2, "JPEG")
+def test_images_in_the_table_itself(photos: Path) -> None:
+    one, two = image_bytes(1), image_bytes(2, "JPEG")
     structs = [{"bytes": one, "path": "one.png"}, {"bytes": two, "path": None}, {"bytes": None, "path": "one.png"}]
     table = write_parquet(photos / "t.parquet", {"image": structs, "label": [1, 0, 0]}, CLASSES)
     data = load(table, IMAGE)
@@ -253,7 +253,7 @@ def test_pictures_in_the_table_itself(photos: Path) -> None:
             load(write_parquet(photos / "e.parquet", {"image": [empty], "label": ["a"]}), IMAGE)
 
 
-def test_a_table_of_pictures_goes_into_an_example(photos: Path) -> None:
+def test_a_table_of_images_goes_into_an_example(photos: Path) -> None:
     data = load(
         write(photos, "t.csv", "image,price\none.png,3\nbelow/two.jpg,4.5\n"),
         IMAGE,
@@ -264,27 +264,27 @@ def test_a_table_of_pictures_goes_into_an_example(photos: Path) -> None:
     assert data.targets(data.labels).tolist() == [[3], [4.5]]
 
 
-def test_the_whole_chain_on_pictures_in_a_table(shelf: Path, tmp_path: Path) -> None:
+def test_the_whole_chain_on_images_in_a_table(shelf: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for number in range(20):
         pixels = random.integers(0, 60, (50, 60, 3), dtype=np.uint8)
         pixels[:, :, number % 2] += 150
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
-        pictures.append(stream.getvalue())
+        images.append(stream.getvalue())
     labels = ["red", "green"] * 10
-    table = write_parquet(tmp_path / "t.parquet", {"image": pictures, "label": labels})
+    table = write_parquet(tmp_path / "t.parquet", {"image": images, "label": labels})
     zoo = Zoo()
     outcome = zoo.finetune("tiny-lite", table, tmp_path / "out", FinetuneOptions(lr=0.01, epochs=20))
     assert outcome.items == 20
-    # The same pictures as files: their features are known already.
-    for number, (content, label) in enumerate(zip(pictures, labels, strict=True)):
+    # The same images as files: their features are known already.
+    for number, (content, label) in enumerate(zip(images, labels, strict=True)):
         (tmp_path / "folder" / label).mkdir(parents=True, exist_ok=True)
         write(tmp_path / "folder" / label, f"{number}.png", content)
     assert zoo.finetune("tiny-lite", tmp_path / "folder", tmp_path / "two", FinetuneOptions(lr=0.01)).computed == 0
     assert zoo.evaluate(str(tmp_path / "out"), table, held_out=True).metrics.n == 4
-    # A picture that cannot be decoded is named by its row.
-    write_parquet(table, {"image": [*pictures[:2], pictures[2][:60], *pictures[3:]], "label": labels})
+    # An image that cannot be decoded is named by its row.
+    write_parquet(table, {"image": [*images[:2], images[2][:60], *images[3:]], "label": labels})
     with pytest.raises(DataError, match=r"t\.parquet:3\b.*cannot be decoded"):
         zoo.evaluate(str(tmp_path / "out"), table)

@@ -9,7 +9,7 @@ import pytest
 from zoo_cli.bench import _next as next_of
 
 from tests.kit.cli import fails, parsed, zoo
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.models import SIDE
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
@@ -27,7 +27,7 @@ def systems(found: dict[str, list[dict[str, object]]]) -> set[tuple[object, obje
     return {(each["system"], each["batch"]) for each in found["timings"]}
 
 
-def test_pictures_beside_torch(shelf: Path) -> None:
+def test_images_beside_torch(shelf: Path) -> None:
     done = zoo("bench", "tiny-lite", *SHORT, "--rounds", 1, "--against", "torch", "--json")
     found = parsed(done)["bench"]
     both = {(name, batch) for name in (GRAPH, TORCH, CHANNELS_LAST) for batch in (1, 8, 32)}
@@ -115,8 +115,8 @@ def test_what_is_timed_is_real(shelf: Path) -> None:
     [({"raw": True}, False), ({"precision": "fp16"}, True), ({"precision": "int8"}, True)],
     ids=["raw", "fp16", "int8"],
 )
-def test_every_form_of_a_picture_model(shelf: Path, tmp_path: Path, wanted: dict[str, object], has_whole: bool) -> None:
-    calibrate = str(write_pictures(tmp_path / "pictures", 6)) if wanted.get("precision") == "int8" else None
+def test_every_form_of_an_image_model(shelf: Path, tmp_path: Path, wanted: dict[str, object], has_whole: bool) -> None:
+    calibrate = str(write_images(tmp_path / "images", 6)) if wanted.get("precision") == "int8" else None
     bundle = Zoo().export("tiny-lite", tmp_path / "out", Variant(calibrate=calibrate, **wanted))  # type: ignore[arg-type]
     found = parsed(zoo("bench", bundle.path, *SHORT, "--rounds", 1, "--json"))["bench"]
     whole = {(WHOLE, 1)} if has_whole else set()

@@ -14,7 +14,7 @@ from zoo_cli.metrics import print_confusion, print_labels, print_summary, summar
 from zoo_cli.output import print_table
 
 from tests.kit.cli import fails, parsed, zoo
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from zoo import DataError, GateError, UsageError, Zoo
 from zoo.bundle import MODEL, Bundle, describe_files, write_manifest
 from zoo.evaluation.metrics import measure
@@ -144,8 +144,8 @@ def test_class_weights_of_the_bundle_are_taken_out(shelf: Path, tmp_path: Path) 
 
 def test_items_that_cannot_be_read(shelf: Path, tmp_path: Path) -> None:
     bundle_of(Task.SINGLE_LABEL, ("blue", "green", "red"), tmp_path / "out", base="tiny-lite")
-    data, where = write_pictures(tmp_path / "data", 7), str(tmp_path / "out")
-    (data / "red" / "broken.png").write_bytes(b"no picture")
+    data, where = write_images(tmp_path / "data", 7), str(tmp_path / "out")
+    (data / "red" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of 22 items cannot be used.*broken\.png \(cannot be decoded"):
         Zoo().evaluate(where, data)
     found = Zoo().evaluate(where, data, max_bad=0.05)

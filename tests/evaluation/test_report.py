@@ -34,7 +34,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 
 
-def picture(path: Path, random: np.random.Generator) -> Path:
+def write_image(path: Path, random: np.random.Generator) -> Path:
     height, width = (int(side) for side in random.integers(40, 300, 2))
     Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
     return path
@@ -75,40 +75,40 @@ def facts(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str | bytes]:
-    """Sixty pictures as files and one as bytes."""
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
-    files = [picture(folder / f"{number}.png", random) for number in range(61)]
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str | bytes]:
+    """Sixty images as files and one as bytes."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
+    files = [write_image(folder / f"{number}.png", random) for number in range(61)]
     return [files[0].read_bytes(), *files[1:]]
 
 
-def three(pictures: list[Path | str | bytes]) -> dict[str, ReportInputs]:
-    """A report of each task: pictures of one class, pictures of several labels, texts with a number."""
+def three(images: list[Path | str | bytes]) -> dict[str, ReportInputs]:
+    """A report of each task: images of one class, images of several labels, texts with a number."""
     texts: list[Path | str | bytes] = [EVIL * (2000 if number % 3 == 0 else 1) for number in range(80)]
     return {
         "single": facts(
-            Task.SINGLE_LABEL, pictures, ["cat", "<dog> & $x$", "a very long name of a class, number 3", "b"]
+            Task.SINGLE_LABEL, images, ["cat", "<dog> & $x$", "a very long name of a class, number 3", "b"]
         ),
-        "several": facts(Task.MULTI_LABEL, pictures, ["sea", "snow", "<i>"]),
+        "several": facts(Task.MULTI_LABEL, images, ["sea", "snow", "<i>"]),
         "number": facts(Task.REGRESSION, texts, ["stars"]),
     }
 
 
 @pytest.fixture(scope="module")
-def written(pictures: list[Path | str | bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def written(images: list[Path | str | bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each report."""
     folders = {}
-    for name, report in three(pictures).items():
+    for name, report in three(images).items():
         folders[name] = tmp_path_factory.mktemp(name)
         write_report(folders[name], report)
     return folders
 
 
 def test_a_child_draws_the_same(
-    pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zoo.evaluation.report_plots.draw", lambda *_: pytest.fail("it was drawn here"))
-    for name, report in three(pictures).items():
+    for name, report in three(images).items():
         with Drawing() as drawing:
             drawing.begin(report)
             write_report(tmp_path / name, report, drawing.result())
@@ -119,7 +119,7 @@ def test_a_child_draws_the_same(
 
 @pytest.mark.parametrize("way", ["cannot start", "ends at once", "is killed", "talks nonsense"])
 def test_without_the_child_the_plots_are_drawn_here(
-    written: dict[str, Path], pictures: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch, way: str
+    written: dict[str, Path], images: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     command = {
         "cannot start": ["/nowhere/python"],
@@ -129,18 +129,18 @@ def test_without_the_child_the_plots_are_drawn_here(
     }[way]
     monkeypatch.setattr("zoo.evaluation.report.python", lambda *_: command)
     with Drawing() as drawing:
-        drawing.begin(three(pictures)["number"])
-        _, images = drawing.result()
-    assert images == {path.name: path.read_bytes() for path in written["number"].glob("*.png")}
+        drawing.begin(three(images)["number"])
+        _, drawn = drawing.result()
+    assert drawn == {path.name: path.read_bytes() for path in written["number"].glob("*.png")}
 
 
-def test_after_an_error_nothing_is_drawn(pictures: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_error_nothing_is_drawn(images: list[Path | str | bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoo.evaluation.report_plots.draw", lambda *_: pytest.fail("it was drawn here"))
     monkeypatch.setattr(
         "zoo.evaluation.report.python", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"]
     )
     with Drawing() as drawing:
-        drawing.begin(three(pictures)["number"])
+        drawing.begin(three(images)["number"])
     assert drawing.result()[1] == {}
 
 
@@ -205,7 +205,7 @@ def test_texts_are_shown_as_they_are_and_cut(written: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["single", "several", "number"])
-def test_the_pictures_and_the_page_hold_the_same_plots(written: dict[str, Path], name: str) -> None:
+def test_the_images_and_the_page_hold_the_same_plots(written: dict[str, Path], name: str) -> None:
     names = {path.name for path in written[name].iterdir()}
     plots = {"report-curves.png", "report-map.png"}
     plots |= {"report-scatter.png"} if name == "number" else {"report-confusion.png", "report-calibration.png"}
@@ -217,12 +217,12 @@ def test_the_pictures_and_the_page_hold_the_same_plots(written: dict[str, Path],
         with Image.open(BytesIO(data)) as image:
             image.load()
             assert image.info.keys() == {"dpi"}
-            # Something is drawn: no picture of one colour.
+            # Something is drawn: no image of one colour.
             assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
 
 
-def test_the_numbers_give_the_metrics_again(written: dict[str, Path], pictures: list[Path | str | bytes]) -> None:
-    reports = three(pictures)
+def test_the_numbers_give_the_metrics_again(written: dict[str, Path], images: list[Path | str | bytes]) -> None:
+    reports = three(images)
     for name, folder in written.items():
         data = json.loads((folder / "report.json").read_bytes())
         assert data["schema_version"] == 1
@@ -248,8 +248,8 @@ def test_the_numbers_give_the_metrics_again(written: dict[str, Path], pictures: 
             assert sum(map(len, given)) == sum(found.wrongly_given.values())
 
 
-def test_the_worst_mistakes_come_first(pictures: list[Path | str | bytes], tmp_path: Path) -> None:
-    report = three(pictures)["single"]
+def test_the_worst_mistakes_come_first(images: list[Path | str | bytes], tmp_path: Path) -> None:
+    report = three(images)["single"]
     found = write_report(tmp_path, report).mistakes
     wrong = [i for i, row in enumerate(report.scores) if row.argmax() != report.targets[i]]
     worst = sorted(wrong, key=lambda i: -report.scores[i].max())[:12]
@@ -277,11 +277,11 @@ def test_the_worst_decision_of_several_labels() -> None:
 
 
 def test_the_same_facts_give_the_same_bytes(
-    pictures: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path
+    images: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path
 ) -> None:
     import matplotlib
 
-    for name, report in three(pictures).items():
+    for name, report in three(images).items():
         # What a user has set for plots of their own does not show.
         with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 30, "axes.facecolor": "red"}):
             write_report(tmp_path, report)
@@ -297,7 +297,7 @@ def test_hardly_any_items(tmp_path: Path, task: Task, count: int) -> None:
     Page((tmp_path / "report.html").read_text())
 
 
-def test_no_mistake_no_curve_and_a_picture_that_went(tmp_path: Path) -> None:
+def test_no_mistake_no_curve_and_an_image_that_went(tmp_path: Path) -> None:
     report = facts(Task.SINGLE_LABEL, ["x"] * 20, ["a", "b"], ())
     scores = np.eye(2, dtype=np.float32)[report.targets]
     perfect = msgspec.structs.replace(

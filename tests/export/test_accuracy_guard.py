@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.cli import fails, zoo
-from tests.kit.items import write_pictures, write_several, write_texts
+from tests.kit.items import write_images, write_several, write_texts
 from zoo import Variant, Zoo
 from zoo.bundle import Bundle, read_split
 from zoo.export import accuracy_guard
@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: list[list[str]]) -> Path:
 
 
 def write_truncated(path: Path) -> None:
-    """A picture whose header can be read, and the rest not."""
+    """An image whose header can be read, and the rest not."""
     noise = np.random.default_rng(7).integers(0, 255, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -105,7 +105,7 @@ def test_a_word_table_of_numbers_allows_no_item() -> None:
 
 def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     """Of what calibrates, of what judges, and of what a backbone's gate looks at."""
-    data = write_pictures(tmp_path / "pictures")
+    data = write_images(tmp_path / "images")
     write_truncated(data / "red" / "cut.png")
     zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned", "--max-bad", 0.2)
     refused = zoo("export", tmp_path / "tuned", "-o", tmp_path / "x", *INT8, data, "--max-bad", 0)
@@ -118,9 +118,9 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     for path in data.rglob("*.png"):
         line = split.get(sha256_file(path))
         if line and line.held_out:
-            # Another picture stands for each that was held out: it and the truncated one are new.
-            with Image.open(path) as picture:
-                picture.rotate(180).save(path)
+            # Another image stands for each that was held out: it and the truncated one are new.
+            with Image.open(path) as image:
+                image.rotate(180).save(path)
     found = judged(tmp_path / "tuned", data, tmp_path / "new", "--max-bad", 0.2, "--max-drop", 0.5)
     assert (found.n, found.items.partition(";")[0]) == (held, f"items of {data} that it has not seen")
     exact = Zoo().export("tiny-lite", tmp_path / "exact").path
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
 
 def test_the_gate_of_a_backbone_looks_at_other_items(shelf: Path, tmp_path: Path) -> None:
     exact = Zoo().export("tiny-lite", tmp_path / "exact").path
-    chosen = guard_data(exact, write_pictures(tmp_path / "pictures", 6))
+    chosen = guard_data(exact, write_images(tmp_path / "images", 6))
     gate, called = chosen.compared
     assert (len(gate), len(chosen.calibrate), called) == (8, 10, "the items that did not calibrate")
     assert not set(gate) & {example.item for example in chosen.calibrate}
@@ -145,7 +145,7 @@ def test_the_gate_of_a_backbone_looks_at_other_items(shelf: Path, tmp_path: Path
 
 def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
     data = tmp_path / "parts"
-    write_pictures(data / "train", 8)
+    write_images(data / "train", 8)
     for part, places in (("val", "0[01]"), ("test", "0[23]")):
         for path in sorted((data / "train").rglob(f"{places}.png")):
             (data / part / path.parent.name).mkdir(parents=True, exist_ok=True)

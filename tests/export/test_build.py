@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.kit.docs import ROOT, snippet
-from tests.kit.items import TOPICS, write_pictures, write_texts
+from tests.kit.items import TOPICS, write_images, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs/export.md"
 #: Triton's names of numpy's types.
 TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 CASES = [
-    *(("pictures", "fp32"), ("pictures", "fp16"), ("pictures", "int8")),
+    *(("images", "fp32"), ("images", "fp16"), ("images", "int8")),
     *(("texts", "fp32"), ("texts", "fp16")),
     *(("words", "fp32"), ("words", "fp16"), ("words", "int8")),
 ]
@@ -29,25 +29,25 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def tuned(shelf_file: Path, kept_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fine-tuned bundles `pictures`, `texts` and `words` beside their data `*.data`."""
+    """The fine-tuned bundles `images`, `texts` and `words` beside their data `*.data`."""
     folder = tmp_path_factory.mktemp("surface")
-    write_pictures(folder / "pictures.data", 8)
+    write_images(folder / "images.data", 8)
     (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
     words = write_shelf(folder / "words.json", {"words": row(folder / "v.bin", None, 16)})
     for name in ("texts", "words"):
         write_texts(folder / f"{name}.csv").rename(folder / f"{name}.data.csv")
     for name, model, registry in (
-        ("pictures", "tiny-lite", shelf_file),
+        ("images", "tiny-lite", shelf_file),
         ("texts", "tiny-bert", shelf_file),
         ("words", "words", words),
     ):
-        data = folder / ("pictures.data" if name == "pictures" else f"{name}.data.csv")
+        data = folder / ("images.data" if name == "images" else f"{name}.data.csv")
         Zoo(home=kept_home, registry=registry).finetune(model, data, folder / name, FinetuneOptions(epochs=5))
     return folder
 
 
 def export(tuned: Path, name: str, precision: Precision, out: Path, *, raw: bool = False) -> Bundle:
-    data = tuned / "pictures.data" if name == "pictures" and precision == "int8" else None
+    data = tuned / "images.data" if name == "images" and precision == "int8" else None
     variant = Variant(precision=precision, raw=raw)
     if data:
         variant = Variant(precision=precision, raw=raw, calibrate=str(data), max_drop=0.5)
@@ -62,8 +62,8 @@ def test_every_file_says_what_it_is(
     manifest = bundle.manifest
     session = onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["zoo.labels"]) == sorted(TOPICS if name != "pictures" else ("red", "green", "blue"))
-    assert json.loads(facts["zoo.preprocess"])["kind"] == ("image" if name == "pictures" else "text")
+    assert json.loads(facts["zoo.labels"]) == sorted(TOPICS if name != "images" else ("red", "green", "blue"))
+    assert json.loads(facts["zoo.preprocess"])["kind"] == ("image" if name == "images" else "text")
     assert facts["zoo.license"] == manifest.license == manifest.lineage.entry.license
     digests = {file.path: file.sha256 for file in manifest.lineage.entry.files}
     assert json.loads(facts["zoo.weights_sha256"]) == digests
@@ -81,14 +81,14 @@ def test_every_file_says_what_it_is(
             assert list(spec.shape) == value.shape
             assert value.shape[0] == "batch"
             assert f"`{spec.name}`" in PAGE.read_text()
-    shapes = {"pictures": (50, 70, 3)}.get(name, (9,))
+    shapes = {"images": (50, 70, 3)}.get(name, (9,))
     for batch in (1, 3):
         feeds = {spec.name: np.ones((batch, *shapes), spec.dtype) for spec in manifest.inputs}
         assert {len(array) for array in session.run(None, feeds)} == {batch}
 
 
 def test_what_triton_is_told(tuned: Path, kept_shelf: Path, tmp_path: Path) -> None:
-    manifest = export(tuned, "pictures", "fp32", tmp_path / "out").manifest
+    manifest = export(tuned, "images", "fp32", tmp_path / "out").manifest
     found = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.+?) \]', snippet(PAGE, "triton"))
     wanted = [
         (spec.name, TYPES[spec.dtype], ", ".join("-1" if isinstance(axis, str) else str(axis) for axis in axes))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit.cli import fails, parsed
 from tests.kit.cli import zoo as command
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.models import SIDE, WORDS
 from tests.kit.word_tables import WORDS as LISTED
 from tests.kit.word_tables import binary, row, vectors, write_shelf
@@ -21,7 +21,7 @@ from zoo.runtime.device import onnxruntime
 from zoo.runtime.ort import create_session
 from zoo.schema import Task, input_specs
 
-PICTURES = list(np.random.default_rng(0).integers(0, 255, (3, 90, 131, 3), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 255, (3, 90, 131, 3), dtype=np.uint8))
 RAW = Variant(raw=True)
 
 
@@ -35,7 +35,7 @@ def bare(bundle: Bundle, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_pictures(shelf: Path, tmp_path: Path, precision: str) -> None:
+def test_images(shelf: Path, tmp_path: Path, precision: str) -> None:
     said = parsed(command("export", "tiny-lite", "-o", tmp_path / "raw", "--raw", "--precision", precision, "--json"))[
         "export"
     ]
@@ -52,17 +52,17 @@ def test_pictures(shelf: Path, tmp_path: Path, precision: str) -> None:
     assert json.loads(facts["zoo.preprocess"])["crop"] == SIDE
     zoo = Zoo()
     whole = zoo.export("tiny-lite", tmp_path / "whole", Variant(precision=precision))
-    wanted = zoo.session(str(whole.path), "cpu").features(PICTURES)
+    wanted = zoo.session(str(whole.path), "cpu").features(IMAGES)
     prefix = create_session(image_prefix(manifest.preprocess).SerializeToString(), "cpu")
-    [pixels] = prefix.run(None, {"image": np.stack(PICTURES)})
+    [pixels] = prefix.run(None, {"image": np.stack(IMAGES)})
     np.testing.assert_allclose(bare(bundle, {"pixels": pixels}), wanted, atol=1e-4)
     # A session prepares them as the graph would have.
-    np.testing.assert_allclose(zoo.session(str(bundle.path), "cpu").features(PICTURES), wanted, atol=1e-4)
+    np.testing.assert_allclose(zoo.session(str(bundle.path), "cpu").features(IMAGES), wanted, atol=1e-4)
     assert command("verify", bundle.path).returncode == 0
 
 
 def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "pictures", 6)
+    data = write_images(tmp_path / "images", 6)
     zoo = Zoo()
     zoo.finetune("tiny-lite", data, tmp_path / "tuned", FinetuneOptions(epochs=3))
     bundle = zoo.export(str(tmp_path / "tuned"), tmp_path / "raw", RAW)
@@ -71,7 +71,7 @@ def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_pat
     assert {path.name for path in bundle.path.iterdir()} == {"model.onnx", "zoo.json"}
     assert "zoo.labels" not in {item.key for item in onnx.load(bundle.model).metadata_props}
     session, whole = (zoo.session(str(tmp_path / name), "cpu") for name in ("raw", "tuned"))
-    np.testing.assert_allclose(session.features(PICTURES), whole.features(PICTURES), atol=1e-5)
+    np.testing.assert_allclose(session.features(IMAGES), whole.features(IMAGES), atol=1e-5)
     int8 = zoo.export(
         str(tmp_path / "tuned"), tmp_path / "int8", Variant(raw=True, precision="int8", calibrate=str(data))
     )

@@ -16,7 +16,7 @@ from tests.kit.cli import fails
 from tests.kit.cli import zoo as command
 from tests.kit.faults import frozen_batch, frozen_input, one_weight, reversed_channels, swapped_sides
 from tests.kit.installed import Site
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
 from zoo import FinetuneOptions, GateError, Variant, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
@@ -101,7 +101,7 @@ def test_a_wrong_graph_is_not_exported(
     """The wide bounds of fewer bits hide nothing: what is converted is looked at before."""
     before = files(older)
     zoo = Zoo()
-    data = write_texts(tmp_path / "texts.csv", 4) if name == "tiny-bert" else write_pictures(tmp_path / "pictures", 2)
+    data = write_texts(tmp_path / "texts.csv", 4) if name == "tiny-bert" else write_images(tmp_path / "images", 2)
     variant = Variant(precision=precision, calibrate=str(data) if precision == "int8" else None)
     wrong = forged(zoo.graph(name).path, tmp_path / "wrong", change)
     with pytest.raises(GateError, match="nothing was written") as caught:
@@ -135,14 +135,14 @@ def test_words_of_the_command_that_make_no_sense(older: Path, tmp_path: Path) ->
 
 def test_calibration_data_of_the_wrong_kind(older: Path, tmp_path: Path) -> None:
     before = files(older)
-    texts, pictures = write_texts(tmp_path / "tickets.csv", 4), write_pictures(tmp_path / "pictures", 2)
+    texts, images = write_texts(tmp_path / "tickets.csv", 4), write_images(tmp_path / "images", 2)
     int8 = ("-o", older, "--precision", "int8", "--calibrate")
     assert "--image" in fails(2, "this model reads images", "export", "tiny-lite", *int8, texts)
-    fails(2, "this model reads text", "export", "tiny-bert", *int8, pictures)
+    fails(2, "this model reads text", "export", "tiny-bert", *int8, images)
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 8)))
     shelf = write_shelf(tmp_path / "words.json", {"words": row(tmp_path / "v.bin", None, 8)})
     Zoo(registry=shelf).finetune("words", texts, tmp_path / "tuned", FinetuneOptions(epochs=1))
-    fails(2, "this model reads text", "export", tmp_path / "tuned", *int8, pictures)
+    fails(2, "this model reads text", "export", tmp_path / "tuned", *int8, images)
     nothing_happened(older, before)
 
 

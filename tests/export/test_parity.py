@@ -41,7 +41,7 @@ def frozen_features(model: onnx.ModelProto) -> None:
 
 
 def frozen_pixels(model: onnx.ModelProto) -> None:
-    """A preprocessing that takes one picture at a time."""
+    """A preprocessing that takes one image at a time."""
     node = helper.make_node("Reshape", ["true", "frozen"], ["pixels"])
     behind(model, "pixels", node, frozen=np.array([1, 3, SIDE, SIDE], np.int64))
 

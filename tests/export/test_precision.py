@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
-from tests.kit.items import write_pictures
+from tests.kit.items import write_images
 from tests.kit.models import SIDE, write_hostile_shelf
 from zoo import GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle
@@ -27,8 +27,8 @@ from zoo.training.refit import refit_head
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    write_pictures(folder, 24)
+    folder = tmp_path_factory.mktemp("data") / "images"
+    write_images(folder, 24)
     return folder
 
 
@@ -54,8 +54,8 @@ def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     exact = Bundle.open(tuned).manifest
     half = Bundle.open(tmp_path / "half").manifest
     assert (half.inputs, half.outputs, half.labels) == (exact.inputs, exact.outputs, exact.labels)
-    pictures = sorted(data.rglob("*.png"))
-    near, right = (Zoo().session(str(path), "cpu").scores(pictures) for path in (tmp_path / "half", tuned))
+    images = sorted(data.rglob("*.png"))
+    near, right = (Zoo().session(str(path), "cpu").scores(images) for path in (tmp_path / "half", tuned))
     np.testing.assert_allclose(near, right, atol=3e-2)
     assert (near != right).any()
     weights = [path.stat().st_size for path in (tmp_path / "half" / "model.onnx", tuned / "model.onnx")]
@@ -84,7 +84,7 @@ def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_path: Path) -> None:
-    """Scales are fixed: a loud picture beside it changes nothing of a quiet one's answer."""
+    """Scales are fixed: a loud image beside it changes nothing of a quiet one's answer."""
     zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     session = create_session((tmp_path / "small" / "model.onnx").read_bytes(), "cpu")
     random = np.random.default_rng(0)
@@ -96,29 +96,27 @@ def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_pa
         np.testing.assert_allclose(many[:1], one, atol=1e-5)
 
 
-def write_light_pictures(folder: Path, count: int = 16, *, black: bool = False) -> Path:
-    """Pictures in light red, green and blue, and with `black` black ones in their place; no two are the same."""
+def write_light_images(folder: Path, count: int = 16, *, black: bool = False) -> Path:
+    """Images in light red, green and blue, and with `black` black ones in their place; no two are the same."""
     random = np.random.default_rng(1 + black)
     for channel, label in enumerate(("red", "green", "blue")):
         (folder / label).mkdir(parents=True)
         for number in range(count):
-            picture = random.integers(150, 200, (64, 64 + number, 3), dtype=np.uint8)
-            picture[:, :, channel] += 55
-            # Two black pictures of one size are one file.
-            Image.fromarray(0 * picture[: 64 - channel] if black else picture).save(
-                folder / label / f"{number:02d}.png"
-            )
+            image = random.integers(150, 200, (64, 64 + number, 3), dtype=np.uint8)
+            image[:, :, channel] += 55
+            # Two black images of one size are one file.
+            Image.fromarray(0 * image[: 64 - channel] if black else image).save(folder / label / f"{number:02d}.png")
     return folder
 
 
 def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
-    """Ranges read from black pictures cut all light off: the guard sees it on what was held out, and says so."""
-    good = write_light_pictures(tmp_path / "light")
+    """Ranges read from black images cut all light off: the guard sees it on what was held out, and says so."""
+    good = write_light_images(tmp_path / "light")
     zoo("finetune", "tiny-lite", good, "-o", tmp_path / "tuned")
     split = {
         row["digest"]: row for row in map(json.loads, (tmp_path / "tuned" / "split.jsonl").read_text().splitlines())
     }
-    bad = write_light_pictures(tmp_path / "bad", black=True)
+    bad = write_light_images(tmp_path / "bad", black=True)
     for path in good.rglob("*.png"):
         if split[sha256_file(path)]["held_out"]:
             shutil.copyfile(path, bad / path.relative_to(good).parent / f"held-{path.name}")
@@ -210,7 +208,7 @@ def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Pat
     bundle = Zoo().export("tiny-lite", tmp_path / "exact")
     model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, SIDE, SIDE), -1, np.float32)}
     edit.save(precision.int8(model, [black]), tmp_path / "model.onnx")
-    light = sorted(write_light_pictures(tmp_path / "light").rglob("*.png"))
+    light = sorted(write_light_images(tmp_path / "light").rglob("*.png"))
     backbone = Zoo().plugins.make(bundle.manifest.lineage.entry, Zoo().pull("tiny-lite"))
     preprocess = bundle.manifest.preprocess
     assert isinstance(preprocess, ImagePreprocess)
@@ -223,7 +221,7 @@ def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Pat
 
 
 def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_path: Path) -> None:
-    """--val DATA held out pictures that --calibrate does not name: they are found where fine-tuning read them."""
+    """--val DATA held out images that --calibrate does not name: they are found where fine-tuning read them."""
     train, val = tmp_path / "train", tmp_path / "val"
     shutil.copytree(data, train)
     for path in sorted(train.rglob("0[0-3].png")):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PICTURES = HERE.parents[1] / "zoo" / "assets"
+IMAGES = HERE.parents[1] / "zoo" / "assets"
 SENTENCES = [
     "The parcel was left in the rain behind the bins.",
     "My card was charged twice for the same order.",
@@ -37,9 +37,9 @@ def minilm(folder: Path) -> dict[str, Any]:
 
 
 def lite0(folder: Path) -> dict[str, Any]:
-    """efficientnet-lite-pytorch on pictures that torchvision prepared: short side 256, centre 224, (x - 127) / 128.
+    """efficientnet-lite-pytorch on images that torchvision prepared: short side 256, centre 224, (x - 127) / 128.
 
-    Twice: the whole pictures, and the middle 256 x 256 of them with every pixel doubled, which nothing has to resize.
+    Twice: the whole images, and the middle 256 x 256 of them with every pixel doubled, which nothing has to resize.
     """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
@@ -52,7 +52,7 @@ def lite0(folder: Path) -> dict[str, Any]:
 
     def features(*steps: Any) -> list[list[float]]:
         prepare = transforms.Compose([*steps, transforms.CenterCrop(224), transforms.PILToTensor()])
-        pixels = torch.stack([prepare(Image.open(PICTURES / name).convert("RGB")) for name in NAMES])
+        pixels = torch.stack([prepare(Image.open(IMAGES / name).convert("RGB")) for name in NAMES])
         with torch.inference_mode():
             return rounded(model.extract_features((pixels.float() - 127) / 128).mean((2, 3)))
 
@@ -60,12 +60,12 @@ def lite0(folder: Path) -> dict[str, Any]:
     return {"model": "efficientnet_lite0", "inputs": NAMES, "vectors": whole, "doubled": features(doubled)}
 
 
-def doubled(picture: Any, side: int = 256) -> Any:
-    """The middle of a picture whose pixels are repeated in both directions."""
+def doubled(image: Any, side: int = 256) -> Any:
+    """The middle of an image whose pixels are repeated in both directions."""
     import numpy as np
     from PIL import Image
 
-    large = np.asarray(picture).repeat(2, 0).repeat(2, 1)
+    large = np.asarray(image).repeat(2, 0).repeat(2, 1)
     top, left = ((length - side) // 2 for length in large.shape[:2])
     return Image.fromarray(large[top : top + side, left : left + side])
 

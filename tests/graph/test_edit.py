@@ -19,7 +19,7 @@ from zoo.runtime.ort import create_session
 from zoo.schema import ImagePreprocess
 
 
-def image(resize: int, crop: int, interpolation: str = "bilinear") -> ImagePreprocess:
+def imagenet_preprocess(resize: int, crop: int, interpolation: str = "bilinear") -> ImagePreprocess:
     """ImageNet's usual preprocessing."""
     return ImagePreprocess(
         resize=resize, crop=crop, interpolation=interpolation, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -37,15 +37,15 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     ("resize", "crop"), [(224, 224), (225, 224), (257, 224), (256, 223), (342, 299), (17, 8), (1, 1)]
 )
 def test_odd_margins_and_borders(interpolation: str, resize: int, crop: int) -> None:
-    """Crops as large as the picture show its border, where filters reach beyond it."""
-    preprocess = image(resize, crop, interpolation)
+    """Crops as large as the image show its border, where filters reach beyond it."""
+    preprocess = imagenet_preprocess(resize, crop, interpolation)
     session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     grey = np.array(preprocess.std).reshape(3, 1, 1) * 255
-    for picture in photographs():
-        pixels = session.run(None, {"image": picture[None]})[0][0]
+    for image in photographs():
+        pixels = session.run(None, {"image": image[None]})[0][0]
         for expected in (pillow_pixels, torchvision_pixels):
-            levels = np.abs(pixels - expected(picture, preprocess)) * grey
-            assert levels.max() <= 1.001, (picture.shape, expected.__name__)
+            levels = np.abs(pixels - expected(image, preprocess)) * grey
+            assert levels.max() <= 1.001, (image.shape, expected.__name__)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -54,24 +54,24 @@ def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
     random = np.random.default_rng(0)
     for _ in range(40):
         resize = int(random.choice([8, 56, 64, 99, 128]))
-        preprocess = image(resize, int(random.integers(max(1, resize - 9), resize + 1)), interpolation)
+        preprocess = imagenet_preprocess(resize, int(random.integers(max(1, resize - 9), resize + 1)), interpolation)
         height, width = random.integers(7, 300, 2)
-        picture = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
-        pixels = run(prefix.image_prefix(preprocess), {"image": picture[None]})[0][0]
-        wanted = torchvision_pixels(picture, preprocess)
+        image = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
+        pixels = run(prefix.image_prefix(preprocess), {"image": image[None]})[0][0]
+        wanted = torchvision_pixels(image, preprocess)
         levels = np.abs(pixels - wanted) * np.array(preprocess.std).reshape(3, 1, 1) * 255
-        assert levels.max() <= 1.001, (picture.shape, preprocess)
+        assert levels.max() <= 1.001, (image.shape, preprocess)
 
 
 def test_the_size_and_place_of_the_crop_are_torchvisions() -> None:
-    """Pictures of coordinates: one wrong pixel of offset or one of size would be seen at once."""
+    """Images of coordinates: one wrong pixel of offset or one of size would be seen at once."""
     for resize, crop, height, width in ((8, 5, 8, 13), (8, 5, 13, 8), (9, 4, 9, 20), (9, 4, 31, 9), (12, 12, 12, 17)):
         rows, columns = np.meshgrid(np.arange(height) * 8, np.arange(width) * 8, indexing="ij")
-        picture = np.stack([rows, columns, rows], 2).astype(np.uint8)
+        image = np.stack([rows, columns, rows], 2).astype(np.uint8)
         steps = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
-        wanted = steps(torch.from_numpy(picture.transpose(2, 0, 1).copy())).numpy()
+        wanted = steps(torch.from_numpy(image.transpose(2, 0, 1).copy())).numpy()
         plain = ImagePreprocess(resize=resize, crop=crop, interpolation="bilinear", mean=(0.0,) * 3, std=(1 / 255,) * 3)
-        got = run(prefix.image_prefix(plain), {"image": picture[None]})[0][0]
+        got = run(prefix.image_prefix(plain), {"image": image[None]})[0][0]
         np.testing.assert_array_equal(np.round(got), wanted)
 
 
@@ -98,8 +98,8 @@ def test_the_two_halves_are_the_whole(shelf: Path) -> None:
     assert len(first.graph.node) + len(second.graph.node) == len(model.graph.node)
     sizes = [len(part.graph.initializer) for part in (first, second, model)]
     assert sizes[0] + sizes[1] == sizes[2]
-    for picture in photographs()[3:6]:
-        feeds = {"image": np.stack([picture, picture[::-1]])}
+    for image in photographs()[3:6]:
+        feeds = {"image": np.stack([image, image[::-1]])}
         pixels = run(first, feeds)[0]
         assert pixels.shape == (2, 3, SIDE, SIDE)
         np.testing.assert_allclose(run(second, {"pixels": pixels})[0], run(model, feeds)[0], rtol=1e-4, atol=1e-4)
@@ -139,7 +139,7 @@ def test_cleaning_leaves_no_trace_of_a_machine() -> None:
 
 
 def test_saving_is_the_same_to_the_byte_and_checked(tmp_path: Path) -> None:
-    models = [prefix.image_prefix(image(8, 8)) for _ in range(2)]
+    models = [prefix.image_prefix(imagenet_preprocess(8, 8)) for _ in range(2)]
     for model, facts in zip(models, ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}), strict=True):
         edit.describe(model, facts)
     first, second = (edit.save(model, tmp_path / "model.onnx") for model in models)
@@ -159,7 +159,7 @@ def test_files_that_are_no_models(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_model_for_a_newer_runtime(tmp_path: Path) -> None:
-    model = prefix.image_prefix(image(8, 8))
+    model = prefix.image_prefix(imagenet_preprocess(8, 8))
     onnx.save(model, tmp_path / "model.onnx")
     assert edit.load(tmp_path / "model.onnx") == model
     for domain in ("", "ai.onnx"):

@@ -15,13 +15,13 @@ from zoo.runtime.ort import create_session
 from zoo.schema import ImagePreprocess
 
 
-def torchvision_levels(picture: np.ndarray, preprocess: ImagePreprocess, *, as_image: bool) -> np.ndarray:
+def torchvision_levels(image: np.ndarray, preprocess: ImagePreprocess, *, as_image: bool) -> np.ndarray:
     """Grey levels [3, crop, crop] by torchvision: its PIL path, or its own uint8 tensor kernels."""
     mode = v2.InterpolationMode(preprocess.interpolation)
     steps = v2.Compose([v2.Resize(preprocess.resize, mode, antialias=True), v2.CenterCrop(preprocess.crop)])
     if as_image:
-        return np.asarray(steps(Image.fromarray(picture))).transpose(2, 0, 1)
-    return steps(torch.from_numpy(picture.transpose(2, 0, 1).copy())).numpy()
+        return np.asarray(steps(Image.fromarray(image))).transpose(2, 0, 1)
+    return steps(torch.from_numpy(image.transpose(2, 0, 1).copy())).numpy()
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -31,20 +31,20 @@ def test_within_one_grey_level_of_torchvision(interpolation: str, resize: int, c
     preprocess = ImagePreprocess(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
     session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     grey = np.array(std).reshape(3, 1, 1) * 255, np.array(mean).reshape(3, 1, 1) * 255
-    for picture in photographs():
-        levels = session.run(None, {"image": picture[None]})[0][0] * grey[0] + grey[1]
+    for image in photographs():
+        levels = session.run(None, {"image": image[None]})[0][0] * grey[0] + grey[1]
         np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-        tensor = torchvision_levels(picture, preprocess, as_image=False).astype(int)
-        assert np.abs(levels - tensor).max() <= 1.001, f"{picture.shape} by tensors"
+        tensor = torchvision_levels(image, preprocess, as_image=False).astype(int)
+        assert np.abs(levels - tensor).max() <= 1.001, f"{image.shape} by tensors"
         # A PIL image taller than wide is resized height first by Pillow's own shortcut: bicubic then differs by more.
-        if interpolation == "bilinear" or picture.shape[0] <= picture.shape[1]:
-            image = torchvision_levels(picture, preprocess, as_image=True).astype(int)
-            assert np.abs(levels - image).max() <= 1.001, f"{picture.shape} by images"
+        if interpolation == "bilinear" or image.shape[0] <= image.shape[1]:
+            by_pillow = torchvision_levels(image, preprocess, as_image=True).astype(int)
+            assert np.abs(levels - by_pillow).max() <= 1.001, f"{image.shape} by images"
 
 
 def test_a_jpeg_is_shrunk_while_decoding_only_to_twice_the_target(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1600, 2400, 3), dtype=np.uint8))
-    picture.save(tmp_path / "large.jpg")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1600, 2400, 3), dtype=np.uint8))
+    image.save(tmp_path / "large.jpg")
     for short_side in (64, 224, 256, 500, 801):
         height, width, _ = decode_image(tmp_path / "large.jpg", short_side).shape
         assert height >= min(1600, 2 * short_side)

@@ -45,16 +45,16 @@ def write_texts(path: Path, rows: int = 40) -> Path:
     return path
 
 
-def write_pictures(folder: Path, count: int = 12) -> Path:
-    """Noisy pictures in three colours, every one of another size."""
+def write_images(folder: Path, count: int = 12) -> Path:
+    """Noisy images in three colours, each of another size."""
     random = np.random.default_rng(0)
     for channel, label in enumerate(("red", "green", "blue")):
         (folder / label).mkdir(parents=True)
         for number in range(count):
             height, width = (int(side) for side in random.integers(40, 200, 2))
-            picture = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
-            picture[:, :, channel] += np.uint8(random.integers(100, 190))
-            Image.fromarray(picture).save(folder / label / f"{number:02d}.png")
+            image = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            image[:, :, channel] += np.uint8(random.integers(100, 190))
+            Image.fromarray(image).save(folder / label / f"{number:02d}.png")
     return folder
 
 
@@ -90,8 +90,8 @@ def write_parquet(path: Path, columns: dict[str, Any], features: object = None, 
     return path
 
 
-def picture(colour: int, suffix: str = "PNG") -> bytes:
-    """The bytes of a small picture."""
+def image_bytes(colour: int, suffix: str = "PNG") -> bytes:
+    """The bytes of a small image."""
     stream = io.BytesIO()
     Image.new("RGB", (12, 9), (colour, 0, 0)).save(stream, suffix)
     return stream.getvalue()
@@ -110,9 +110,9 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -139,6 +139,6 @@ def photographs() -> list[np.ndarray]:
     folder = Path(skimage.__file__).parent / "data"
     found = []
     for name in ("astronaut.png", "coffee.png"):
-        picture = Image.open(folder / name).convert("RGB")
-        found += [np.asarray(picture.resize((width, height))) for height, width in SIZES]
+        image = Image.open(folder / name).convert("RGB")
+        found += [np.asarray(image.resize((width, height))) for height, width in SIZES]
     return found

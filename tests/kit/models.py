@@ -89,7 +89,7 @@ def write_lite(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     model = EfficientNet.from_name("efficientnet-lite0")
-    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random pictures.
+    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random images.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -101,12 +101,12 @@ def write_lite(folder: Path) -> list[Path]:
 
 def write_bundles(folder: Path, registry: Path, home: Path) -> None:
     """Fine-tune what the fixture `tuned_bundles` promises, in a copy of `home`."""
-    from tests.kit.items import write_pictures, write_several, write_texts
+    from tests.kit.items import write_images, write_several, write_texts
     from zoo import FinetuneOptions, Task, Zoo
 
     house = Zoo(home=shutil.copytree(home, folder / "home"), registry=registry)
-    pictures, table = write_pictures(folder / "pictures", 6), write_texts(folder / "t.csv")
-    house.finetune("tiny-lite", pictures, folder / "pets", FinetuneOptions(epochs=5))
+    images, table = write_images(folder / "images", 6), write_texts(folder / "t.csv")
+    house.finetune("tiny-lite", images, folder / "pets", FinetuneOptions(epochs=5))
     house.finetune("tiny-bert", table, folder / "tickets", FinetuneOptions(lr=0.01))
     house.finetune("tiny-bert", table, folder / "other", FinetuneOptions(lr=0.02, epochs=3))
     several, options = write_several(folder / "several.csv", 60), FinetuneOptions(task=Task.MULTI_LABEL, epochs=20)
@@ -118,7 +118,7 @@ def write_bundles(folder: Path, registry: Path, home: Path) -> None:
 
 
 def write_hostile_shelf(folder: Path, factor: float, place: str = "project") -> Path:
-    """The model `hostile`: `tiny-lite` on small pictures, one layer of which eight bits can hardly say.
+    """The model `hostile`: `tiny-lite` on small images, one layer of which eight bits can hardly say.
 
     Weights that only ever meet zeros are `factor` times as large as any other of the layer `place`: they change nothing
     but the range that 256 levels have to span. `project` and `expand` have a channel that is always zero, `depthwise`

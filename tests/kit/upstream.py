@@ -154,8 +154,8 @@ def pixels(row: dict[str, Any], count: int = 3) -> "torch.Tensor":
             v2.Normalize(preprocess["mean"], preprocess["std"]),
         ]
     )
-    pictures = sorted(FOLDER.glob("*.jpg"))[:count]
-    return torch.stack([steps(Image.open(path).convert("RGB")) for path in pictures])
+    images = sorted(FOLDER.glob("*.jpg"))[:count]
+    return torch.stack([steps(Image.open(path).convert("RGB")) for path in images])
 
 
 def torchvision_model(row: dict[str, Any], *, seed: int) -> "torch.nn.Module":
@@ -171,7 +171,7 @@ def torchvision_model(row: dict[str, Any], *, seed: int) -> "torch.nn.Module":
 
 
 def settle(model: "torch.nn.Module", examples: "torch.Tensor") -> None:
-    """Random convolutions, and batch norm as after training: each layer's statistics are those of real pictures.
+    """Random convolutions, and batch norm as after training: each layer's statistics are those of real images.
 
     With fresh statistics random activations vanish or explode layer by layer, and no comparison of them means much.
     """

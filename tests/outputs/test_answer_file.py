@@ -93,7 +93,7 @@ def test_the_command(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> N
     fails(3, "nowhere.txt: no such file", "run", tuned_bundles / "tickets", "-", "nowhere.txt", "-o", out)
 
 
-def test_pictures_of_a_table(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
+def test_images_of_a_table(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_what_resume_makes_whole(
 ) -> None:
     photos = write_photos(tmp_path / "photos", 40)
     for bad in (2, 17, 18, 19):
-        (photos / f"{bad:02}.png").write_bytes(b"no picture")
+        (photos / f"{bad:02}.png").write_bytes(b"no image")
     paths = [str(path) for path in sorted(photos.iterdir())]
     whole, out, house = tmp_path / "whole" / name, tmp_path / "broken" / name, Zoo()
     house.run_to_file(str(tuned_bundles / "pets"), paths, whole, device="cpu")
@@ -179,10 +179,10 @@ def counted(items: Iterator[Any], taken: list[int]) -> Iterator[Any]:
 def test_inputs_without_end(kept_shelf: Path, tuned_bundles: Path, is_bad: bool) -> None:
     """What is read ahead is bounded, also where nothing can be answered."""
     house = Zoo()
-    picture = np.zeros((30, 30) if is_bad else (30, 30, 3), np.uint8)
+    image = np.zeros((30, 30) if is_bad else (30, 30, 3), np.uint8)
     for model, item, ahead in (
         ("tickets", " " if is_bad else "my card", 2 * WINDOW),
-        ("pets", picture, 5 * BATCH["cpu"]),
+        ("pets", image, 5 * BATCH["cpu"]),
     ):
         session, taken = house.session(str(tuned_bundles / model), "cpu"), [0]
         stream = session.answers(counted(itertools.repeat(item), taken), keep_going=True)

@@ -153,7 +153,7 @@ def test_a_process_that_is_broken_off_is_resumed(kept_shelf: Path, tmp_path: Pat
     assert (tmp_path / "broken.npy.jsonl").read_bytes() == (tmp_path / "whole.npy.jsonl").read_bytes()
 
 
-def test_pictures_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tmp_path: Path) -> None:
     photos, out = write_photos(tmp_path / "photos", 12), tmp_path / "v.npy"
     (photos / "03.png").write_bytes((photos / "03.png").read_bytes()[:60])
     (photos / "notes.md").write_text("x")
@@ -172,10 +172,10 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tm
     assert [failure["code"] for failure in answer["failures"]] == ["data", "data"]
 
 
-def test_pictures_are_resumed_in_the_middle_of_batches(kept_shelf: Path, tmp_path: Path) -> None:
+def test_images_are_resumed_in_the_middle_of_batches(kept_shelf: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 40)
     for bad in (2, 17, 18, 19):
-        (photos / f"{bad:02}.png").write_bytes(b"no picture")
+        (photos / f"{bad:02}.png").write_bytes(b"no image")
     paths = [str(path) for path in sorted(photos.iterdir())]
     whole, out = tmp_path / "whole" / "v.npy", tmp_path / "broken" / "v.npy"
     Zoo().embed("tiny-lite", paths, whole, device="cpu")

@@ -61,7 +61,7 @@ def test_the_command(kept_shelf: Path, tmp_path: Path) -> None:
     fails(3, "no such file", "similar", "tiny-bert", "my card", "gone.txt")
 
 
-def test_pictures(kept_shelf: Path, tmp_path: Path) -> None:
+def test_images(kept_shelf: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, colour in (("red", (200, 10, 10)), ("blue", (10, 10, 220)), ("pink", (220, 90, 90))):

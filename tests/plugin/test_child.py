@@ -87,8 +87,8 @@ def test_only_what_needs_a_bad_one_fails(wall: Site, shelf: Path, tmp_path: Path
     document["models"] = {"toy": {**document["models"]["tiny-lite"], "family": "toy-raises"}}
     file = tmp_path / "shelf.json"
     file.write_text(json.dumps(document))
-    picture = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
-    done = wall.zoo("--registry", file, "run", "toy", picture)
+    image = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
+    done = wall.zoo("--registry", file, "run", "toy", image)
     assert done.returncode == 9
     error, hint = done.stderr.splitlines()
     assert error == "error: the plugin 'toy-raises' of toy-raises cannot be used: ValueError: no luck"

@@ -96,8 +96,8 @@ def test_the_check_prepares_in_the_child(site: Site, toy_row: Path, code: str, l
 def test_a_family_that_fails_while_it_exports(site: Site, toy_row: Path, code: str, said: str | None) -> None:
     broken = PLAIN.replace("        import numpy as np\n", f"        {code}\n        import numpy as np\n", 1) + HOOK
     site.family("toy-family", "toy", broken)
-    picture = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
-    done = site.zoo("--registry", toy_row, "run", "toy", picture, "--json")
+    image = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
+    done = site.zoo("--registry", toy_row, "run", "toy", image, "--json")
     answer = json.loads(done.stdout)
     if said is None:
         assert done.returncode == 0, done.stderr

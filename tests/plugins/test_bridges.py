@@ -95,10 +95,10 @@ def test_timms_preprocessing_is_timms_transform(hub: FakeHub, tmp_path: Path) ->
     assert isinstance(preprocess, ImagePreprocess)
     transform = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg))
     for path in sorted(FOLDER.glob("*.jpg"))[:5]:
-        picture = Image.open(path).convert("RGB")
-        ours = pillow_pixels(np.asarray(picture), preprocess)
+        image = Image.open(path).convert("RGB")
+        ours = pillow_pixels(np.asarray(image), preprocess)
         # One grey level is 1 / 255 / std.
-        assert np.abs(ours - transform(picture).numpy()).max() <= 1.001 / 255 / 0.5
+        assert np.abs(ours - transform(image).numpy()).max() <= 1.001 / 255 / 0.5
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ def test_golden_vectors_are_whole() -> None:
     _, sentences = golden("all-minilm-l6-v2")
     assert sentences.shape == (3, 384)
     np.testing.assert_allclose(np.linalg.norm(sentences, axis=1), 1, atol=1e-4)
-    names, pictures = golden("efficientnet_lite0")
-    assert pictures.shape == (2, 1280)
+    names, images = golden("efficientnet_lite0")
+    assert images.shape == (2, 1280)
     assert all((FOLDER / name).is_file() for name in names)
-    for vectors in (sentences, pictures):
+    for vectors in (sentences, images):
         assert np.abs(vectors[0] - vectors[1]).max() > 100 * BOUND
 
 
@@ -49,7 +49,7 @@ def test_the_real_lite0_gives_its_golden_vectors(real: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_real_lite0_on_whole_pictures(real: Path) -> None:
+def test_the_real_lite0_on_whole_images(real: Path) -> None:
     """Libraries resize to within a grey level of each other, which turns these features by 3e-4.
 
     Bilinear resizing would by 7e-3, without antialiasing 1e-3, from 255 pixels 4e-3.
@@ -66,7 +66,7 @@ def features(items: list[Any]) -> np.ndarray:
 
 
 def doubled(path: Path, side: int = 256) -> np.ndarray:
-    """The middle of a picture whose pixels are repeated in both directions: uint8 [side, side, 3]."""
-    picture = np.asarray(Image.open(path).convert("RGB")).repeat(2, 0).repeat(2, 1)
-    top, left = ((length - side) // 2 for length in picture.shape[:2])
-    return picture[top : top + side, left : left + side]
+    """The middle of an image whose pixels are repeated in both directions: uint8 [side, side, 3]."""
+    image = np.asarray(Image.open(path).convert("RGB")).repeat(2, 0).repeat(2, 1)
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]

@@ -72,7 +72,7 @@ def features_of(model: Any, feed: torch.Tensor) -> np.ndarray:
 
 
 def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
-    """Within BOUND, on features that are large and tell the pictures apart; else the bound would mean nothing."""
+    """Within BOUND, on features that are large and tell the images apart; else the bound would mean nothing."""
     assert wanted.std(axis=0).mean() > 0.05
     assert np.abs(wanted).max() > 0.5
     assert got.shape == wanted.shape

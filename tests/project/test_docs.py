@@ -17,7 +17,7 @@ import pytest
 import zoo
 from tests.kit.docs import README, ROOT, run_python, snippet
 from tests.kit.installed import pip_install
-from tests.kit.items import write_pictures, write_texts
+from tests.kit.items import write_images, write_texts
 from zoo import FinetuneOptions, Zoo, ZooError, errors
 
 if TYPE_CHECKING:
@@ -123,17 +123,17 @@ def bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPat
     """A folder as README's reader has it: `surfaces/train`, `photo.jpg`, and two bundles, of tiny models."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(built_home, folder / "home")
-    pictures = write_pictures(folder / "surfaces/train", 6)
+    images = write_images(folder / "surfaces/train", 6)
     shutil.copy(ROOT / "zoo/assets/coffee.jpg", folder / "photo.jpg")
     texts = write_texts(folder / "tickets.csv")
     house = Zoo(home=folder / "home", registry=shelf_file)
     options = FinetuneOptions(epochs=20, lr=1e-2)
-    house.finetune("tiny-lite", pictures, folder / "surfaces-model", options)
+    house.finetune("tiny-lite", images, folder / "surfaces-model", options)
     house.finetune("tiny-bert", texts, folder / "tickets-model", options)
     return folder
 
 
-def test_pictures_without_zoo(bundles: Path) -> None:
+def test_images_without_zoo(bundles: Path) -> None:
     label, score = run_python(snippet(README, "images"), bundles).split()
     answer = Zoo().run(str(bundles / "surfaces-model"), [bundles / "photo.jpg"], device="cpu").answers[0]
     assert label == answer.labels[0][0]
@@ -201,7 +201,7 @@ def random_mobilenet(path: Path) -> "torch.nn.Module":
 
     torch.manual_seed(0)
     network = mobilenet_v2()
-    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random pictures.
+    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random images.
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -235,7 +235,7 @@ def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (project / "zoo_mobilenet/registry.yaml").write_text(row)
     pip_install(project, site)
     environment = {"PYTHONPATH": str(site), "ZOO_DEVICE": "cpu"}
-    name, data, out = "mobilenet_v2.tv_in1k", write_pictures(tmp_path / "data", 5), tmp_path / "model"
+    name, data, out = "mobilenet_v2.tv_in1k", write_images(tmp_path / "data", 5), tmp_path / "model"
     for arguments in (
         ("plugins", "check", "mobilenet"),
         ("finetune", name, data, "-o", out, "--epochs", 5),

@@ -213,10 +213,10 @@ def test_a_model_lies_on_cuda(shelf: Path) -> None:
 
 @pytest.mark.gpu
 def test_recorded_kernels_answer_as_others(shelf: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (70, 90, 120, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (70, 90, 120, 3), dtype=np.uint8)
     plain, fixed = (Zoo().session("tiny-lite", "cuda", fixed=each) for each in (False, True))
     for _ in range(3):
-        np.testing.assert_allclose(fixed.features(pictures), plain.features(pictures), atol=1e-3)
+        np.testing.assert_allclose(fixed.features(images), plain.features(images), atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from zoo.runtime.ort import BODY, NUMBERS
 from zoo.runtime.session import Session
 from zoo.store import caches
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (3, 60, 50, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 60, 50, 3), dtype=np.uint8)
 TEXTS = ["late parcel", "my card is locked and the door is late", "refund"]
 
 
@@ -43,7 +43,7 @@ def kept(home: Path) -> Path:
     return record.parent
 
 
-@pytest.mark.parametrize(("name", "items"), [("tiny-lite", PICTURES), ("tiny-bert", TEXTS)])
+@pytest.mark.parametrize(("name", "items"), [("tiny-lite", IMAGES), ("tiny-bert", TEXTS)])
 def test_the_next_session_has_the_same_answers_and_reads_no_model(
     shelf: Path, zoo_home: Path, name: str, items: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +161,7 @@ def test_the_oldest_goes_when_there_are_too_many(shelf: Path, zoo_home: Path, mo
 def test_the_command_keeps_it_and_prune_removes_it(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(PICTURES[0]).save(tmp_path / "a.png")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
     said = [zoo("run", "tiny-lite", str(tmp_path / "a.png"), "--json") for _ in range(2)]
     assert [each.returncode for each in said] == [0, 0]
     results = [parsed(each)["run"]["results"] for each in said]
@@ -173,7 +173,7 @@ def test_the_command_keeps_it_and_prune_removes_it(shelf: Path, zoo_home: Path, 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "items"), [("tiny-lite", PICTURES), ("tiny-bert", TEXTS)])
+@pytest.mark.parametrize(("name", "items"), [("tiny-lite", IMAGES), ("tiny-bert", TEXTS)])
 def test_on_cuda(shelf: Path, zoo_home: Path, name: str, items: list[object]) -> None:
     first, second = (Zoo().session(name, "cuda") for _ in range(2))
     assert (kept(zoo_home) / BODY).is_file()

@@ -28,13 +28,13 @@ def photographs(folder: Path, count: int) -> list[Path]:
     random = np.random.default_rng(0)
     paths = []
     for index in range(count):
-        picture = Image.open(source / names[index % len(names)]).convert("RGB")
-        width, height = (int(random.integers(60, side)) for side in picture.size)
+        image = Image.open(source / names[index % len(names)]).convert("RGB")
+        width, height = (int(random.integers(60, side)) for side in image.size)
         left, top = (
-            int(random.integers(0, side - used + 1)) for side, used in zip(picture.size, (width, height), strict=True)
+            int(random.integers(0, side - used + 1)) for side, used in zip(image.size, (width, height), strict=True)
         )
         path = folder / f"{index:03d}.{'png' if index % 2 else 'jpg'}"
-        picture.crop((left, top, left + width, top + height)).save(path)
+        image.crop((left, top, left + width, top + height)).save(path)
         paths.append(path)
     return paths
 
@@ -43,12 +43,12 @@ def check_mixed_sizes(zoo: Zoo, name: str, folder: Path) -> None:
     """64 photos through Session equal the whole graph on each of them, and the body ran in batches."""
     bundle = zoo.graph(name)
     paths = photographs(folder, 64)
-    pictures = [decode_image(path, bundle.manifest.preprocess.resize) for path in paths]
-    assert len({picture.shape for picture in pictures}) > 50
+    images = [decode_image(path, bundle.manifest.preprocess.resize) for path in paths]
+    assert len({image.shape for image in images}) > 50
     session = Session(bundle, "cpu")
     got = session.features(paths)
     whole = create_session(bundle.read_model(), "cpu")
-    alone = np.concatenate([whole.run(["features"], {"image": picture[None]})[0] for picture in pictures])
+    alone = np.concatenate([whole.run(["features"], {"image": image[None]})[0] for image in images])
     np.testing.assert_allclose(got, alone, atol=1e-5 * max(1.0, float(np.abs(alone).max())))
     assert Counter(session.batches_run) == {BATCH["cpu"]: 64 // BATCH["cpu"]}
 
@@ -62,10 +62,10 @@ def test_real_lite0_on_mixed_sizes(real: Path, tmp_path: Path) -> None:
     check_mixed_sizes(Zoo(), "efficientnet_lite0", tmp_path)
 
 
-def test_pictures_may_be_paths_bytes_arrays_or_pil(shelf: Path, tmp_path: Path) -> None:
+def test_images_may_be_paths_bytes_arrays_or_pil(shelf: Path, tmp_path: Path) -> None:
     path = photographs(tmp_path, 2)[1]
-    picture = Image.open(path)
-    forms: list[Any] = [path, str(path), path.read_bytes(), picture, np.asarray(picture.convert("RGB"))]
+    image = Image.open(path)
+    forms: list[Any] = [path, str(path), path.read_bytes(), image, np.asarray(image.convert("RGB"))]
     features = Zoo().session("tiny-lite", "cpu").features(forms)
     for row in features[1:]:
         np.testing.assert_array_equal(row, features[0])
@@ -85,7 +85,7 @@ def test_no_items_give_no_rows(shelf: Path) -> None:
     assert Zoo().session("tiny-lite", "cpu").features([]).shape == (0, 1280)
 
 
-def test_an_unreadable_picture_is_named(shelf: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(shelf: Path, tmp_path: Path) -> None:
     paths = photographs(tmp_path, 20)
     paths[13].write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"013\.png"):

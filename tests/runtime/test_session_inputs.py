@@ -19,13 +19,13 @@ from zoo.runtime.io_binding import SHAPES, Bound
 from zoo.runtime.pipeline import BATCH
 
 
-def pictures(count: int) -> np.ndarray:
+def random_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 40, 50, 3), dtype=np.uint8)
 
 
 def test_one_input_or_any_iterable(kept_shelf: Path, tmp_path: Path) -> None:
     session = Zoo().session("tiny-lite", "cpu")
-    array = pictures(1)[0]
+    array = random_images(1)[0]
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
     forms = (array, array[None], path, str(path), path.read_bytes(), Image.open(path), [path], (p for p in [path]))
@@ -51,7 +51,7 @@ def test_texts_and_errors(kept_shelf: Path) -> None:
 
 def test_an_async_run_and_runs_on_threads(kept_shelf: Path) -> None:
     session = Zoo().session("tiny-lite", "cpu", spins=False)
-    arrays = pictures(3)
+    arrays = random_images(3)
     wanted = session.run(arrays).answers
 
     async def together() -> list[bool]:
@@ -79,7 +79,7 @@ def test_what_a_notebook_shows(kept_shelf: Path) -> None:
 
 def test_full_batches_answer_as_others(kept_shelf: Path) -> None:
     plain, fixed = (Zoo().session("tiny-lite", "cpu", fixed=each) for each in (False, True))
-    arrays = pictures(BATCH["cpu"] + 3)
+    arrays = random_images(BATCH["cpu"] + 3)
     wanted = plain.features(arrays)
     np.testing.assert_allclose(fixed.features(arrays), wanted, atol=1e-5 * float(np.abs(wanted).max()))
     with pytest.raises(UsageError, match="no fixed shape"):
@@ -126,7 +126,7 @@ def test_an_answer_costs_little_more_than_the_bare_runtime(kept_shelf: Path) -> 
 def test_a_cold_run_costs_at_most_twice_what_the_runtime_does(kept_shelf: Path, tmp_path: Path) -> None:
     """Process start to answer, in CPU time, against importing onnxruntime and numpy and making the session."""
     path = tmp_path / "a.png"
-    Image.fromarray(pictures(1)[0]).save(path)
+    Image.fromarray(random_images(1)[0]).save(path)
     for name, item in (("tiny-lite", str(path)), ("tiny-bert", "late parcel")):
         bundle = Zoo().graph(name)
         bare = f"import onnxruntime, numpy; onnxruntime.InferenceSession({str(bundle.model)!r})"
@@ -139,9 +139,9 @@ def test_a_cold_run_costs_at_most_twice_what_the_runtime_does(kept_shelf: Path, 
         assert min(ratios) <= 2.0, ratios
 
 
-def test_a_picture_needs_neither_onnx_nor_torch(kept_shelf: Path, tmp_path: Path) -> None:
+def test_an_image_needs_neither_onnx_nor_torch(kept_shelf: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    Image.fromarray(pictures(1)[0]).save(path)
+    Image.fromarray(random_images(1)[0]).save(path)
     folder = Zoo().graph("tiny-lite").path
     code = (
         f"import sys; from zoo import Zoo; Zoo().run({str(folder)!r}, {str(path)!r}); "
@@ -155,13 +155,13 @@ def test_one_input_is_one_for_every_way_of_asking(kept_shelf: Path, tmp_path: Pa
     house = Zoo()
     texts, images = house.session("tiny-bert", "cpu"), house.session("tiny-lite", "cpu")
     np.testing.assert_array_equal(texts.features("my card"), texts.features(["my card"]))
-    picture = pictures(1)
-    np.testing.assert_array_equal(images.features(picture[0]), images.features(picture))
+    image = random_images(1)
+    np.testing.assert_array_equal(images.features(image[0]), images.features(image))
     assert [places for places, _ in texts.stream("my card", ["features"])] == [[0]]
     assert house.embed("tiny-bert", "my card", tmp_path / "v.npy", device="cpu").rows == 1
-    assert house.embed("tiny-lite", picture[0], tmp_path / "p.npy", device="cpu").rows == 1
+    assert house.embed("tiny-lite", image[0], tmp_path / "p.npy", device="cpu").rows == 1
     path = tmp_path / "a.png"
-    Image.fromarray(picture[0]).save(path)
+    Image.fromarray(image[0]).save(path)
     with path.open("rb") as file:
         [answer] = images.run(file, keep_going=True).answers
     assert answer.error is not None

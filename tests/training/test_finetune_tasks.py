@@ -15,7 +15,7 @@ from zoo.bundle import read_split
 
 
 def write_numbers(folder: Path, rows: int = 40) -> Path:
-    """A CSV of pictures of one colour with noise: the number is how bright they are, far from zero."""
+    """A CSV of images of one colour with noise: the number is how bright they are, far from zero."""
     random = np.random.default_rng(0)
     folder.mkdir()
     with (folder / "data.csv").open("w", newline="") as file:
@@ -23,8 +23,8 @@ def write_numbers(folder: Path, rows: int = 40) -> Path:
         table.writerow(["image", "grams"])
         for number in range(rows):
             level = float(random.uniform(20, 220))
-            picture = np.clip(random.normal(level, 5, (60, 70, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(picture).save(folder / f"{number:02d}.png")
+            image = np.clip(random.normal(level, 5, (60, 70, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(folder / f"{number:02d}.png")
             table.writerow([f"{number:02d}.png", f"{1000 + 3 * level:.3f}"])
     return folder / "data.csv"
 
@@ -43,16 +43,16 @@ def check_chain(model: Path, data: Path, said: dict[str, object], *more: object)
     assert (exported / "model.onnx").read_bytes() == (model / "model.onnx").read_bytes()
 
 
-def check_report(model: Path, pictures: set[str]) -> None:
+def check_report(model: Path, images: set[str]) -> None:
     """The report lies in the bundle, and the manifest lists every file of it."""
     manifest = json.loads((model / "zoo.json").read_text())
     listed = {file["path"] for file in manifest["files"]}
     assert listed == {path.name for path in model.iterdir()} - {"zoo.json"}
-    assert {f"report-{name}.png" for name in pictures} == {name for name in listed if name.endswith(".png")}
+    assert {f"report-{name}.png" for name in images} == {name for name in listed if name.endswith(".png")}
     assert {"report.html", "report.json", "head.safetensors", "split.jsonl", "training.json"} <= listed
-    for name in pictures:
-        with Image.open(model / f"report-{name}.png") as picture:
-            assert min(picture.size) > 100
+    for name in images:
+        with Image.open(model / f"report-{name}.png") as image:
+            assert min(image.size) > 100
     report = json.loads((model / "report.json").read_text())
     assert plain(report["metrics"]) == plain(manifest["metrics"])
     assert "<html" in (model / "report.html").read_text()
@@ -155,15 +155,15 @@ def test_a_number(kept_shelf: Path, number: Path) -> None:
 
 
 def test_run_answers_with_the_number(kept_shelf: Path, number: Path) -> None:
-    picture = number / "data" / "07.png"
-    [row] = parsed(zoo("run", number / "out", picture, "--json"))["run"]["results"]
+    image = number / "data" / "07.png"
+    [row] = parsed(zoo("run", number / "out", image, "--json"))["run"]["results"]
     assert row.keys() == {"input", "value"}
     # In the target's own unit, which lies far from zero.
     assert 1000 < row["value"] < 1700
-    done = zoo("run", number / "out", picture)
-    assert done.stdout == f"{picture}\t{row['value']:.7g}\n"
+    done = zoo("run", number / "out", image)
+    assert done.stdout == f"{image}\t{row['value']:.7g}\n"
     assert "next: zoo evaluate" in done.stderr
-    assert Zoo().run(str(number / "out"), [picture]).answers[0].value == pytest.approx(row["value"], rel=1e-5)
+    assert Zoo().run(str(number / "out"), [image]).answers[0].value == pytest.approx(row["value"], rel=1e-5)
 
 
 def test_what_cannot_be_trained_is_said_at_once(kept_shelf: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The family `toy`: the mean colour of a picture, compared with each colour of a palette by a dot product."""
+"""The family `toy`: the mean colour of an image, compared with each colour of a palette by a dot product."""
 
 import json
 from collections.abc import Iterable
