@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     data = photo_folder(work, arguments.items)
     environment = {"ZOO_HOME": str(arguments.home or work / "home"), "ZOO_DEVICE": "cpu"}
     if arguments.random_weights:
-        environment["ZOO_REGISTRY"] = str(random_shelf(work / "shelf", arguments.model))
+        environment["ZOO_REGISTRY"] = str(random_registry(work / "registry", arguments.model))
     record.timed(record.zoo("pull", arguments.model), environment)
     if not arguments.home:
         shutil.rmtree(Path(environment["ZOO_HOME"]) / "graphs", ignore_errors=True)
@@ -124,7 +124,7 @@ def photo_folder(work: Path, items: int) -> Path:
     return folder
 
 
-def random_shelf(folder: Path, model: str) -> Path:
+def random_registry(folder: Path, model: str) -> Path:
     """A registry file with the shipped row of `model`, and random weights in upstream's layout beside it."""
     import hashlib
 

@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--systems", default="", help="parts of the names of the systems to time; all by default")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn, for each system and shape")
-    record.add_places(parser)
+    record.add_folder_options(parser)
     options = parser.parse_args()
     os.environ.pop("ZOO_HOME", None)
     result = main(options)

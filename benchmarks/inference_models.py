@@ -9,7 +9,7 @@ from typing import Any
 
 import inference_tables as tables
 import numpy as np
-from finetune import photo_folder, random_shelf
+from finetune import photo_folder, random_registry
 from inference_systems import Bench, body, nncf, saved
 from inference_tables import OV_FP32, OV_INT8, OV_NNCF, SENTENCE, TORCH, TORCH_LAST, ZOO_FP32, ZOO_FUSED, ZOO_INT8
 from sentences import sentences
@@ -32,7 +32,7 @@ CALIBRATION = 128
 def images(bench: Bench, model: str) -> None:
     """An image network: its exports, and the systems that run them."""
     name = CNNS[model]
-    registry = random_shelf(bench.work / "shelf", name)
+    registry = random_registry(bench.work / "registry", name)
     house = Zoo(home=bench.home, registry=registry)
     weights, photos = house.pull(name), photo_folder(bench.work, CALIBRATION * 3 // 2)
     exact = bench.export(model, ZOO_FP32, name, [()], registry)

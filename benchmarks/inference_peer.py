@@ -45,10 +45,10 @@ def openvino_texts(spec: dict[str, Any]) -> Call:
     def call(_: int) -> Any:
         rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         found: list[Any] = [None] * len(rows)
-        for places, feeds in batches(rows, spec["budget"]):
+        for indices, feeds in batches(rows, spec["budget"]):
             answer = request.infer(feeds, share_inputs=True)
-            for place, features in zip(places, answer[0], strict=True):
-                found[place] = np.array(features)
+            for index, features in zip(indices, answer[0], strict=True):
+                found[index] = np.array(features)
         return np.stack(found)
 
     return call
@@ -56,13 +56,13 @@ def openvino_texts(spec: dict[str, Any]) -> Call:
 
 def batches(rows: list[list[int]], budget: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """(indices of rows, their ids and mask), shortest first."""
-    places: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda index: len(rows[index])):
-        if places and len(rows[place]) * (len(places) + 1) > budget:
-            yield places, padded([rows[each] for each in places])
-            places = []
-        places.append(place)
-    yield places, padded([rows[each] for each in places])
+    indices: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda row: len(rows[row])):
+        if indices and len(rows[index]) * (len(indices) + 1) > budget:
+            yield indices, padded([rows[each] for each in indices])
+            indices = []
+        indices.append(index)
+    yield indices, padded([rows[each] for each in indices])
 
 
 def padded(rows: list[list[int]]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def write_section(title: str, text: str) -> None:
     RESULTS.write_text(whole.rstrip() + "\n", encoding="utf-8")
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for a benchmark's folders and for writing RESULTS.md."""
     parser.add_argument("--work", type=Path, default=HERE / "out", help="exports and, unless --home says, ZOO_HOME")
     parser.add_argument("--home", type=Path)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import record
 import run_tables as tables
-from finetune import photo_folder, random_shelf
+from finetune import photo_folder, random_registry
 from inference import versions
 from inference_models import library_folder
 from inference_systems import Bench, body, say
@@ -77,9 +77,9 @@ class Material:
         """The export of a part's model."""
         if part not in self._bundles:
             out = self.bench.work / f"run-{part}"
-            shelf = random_shelf(self.bench.work / "shelf", NAMES[part]) if part == "resnet50" else None
+            registry = random_registry(self.bench.work / "registry", NAMES[part]) if part == "resnet50" else None
             is_there = (out / "zoo.json").exists()
-            found = Bundle.open(out) if is_there else self.bench.export("run", part, NAMES[part], [()], shelf)
+            found = Bundle.open(out) if is_there else self.bench.export("run", part, NAMES[part], [()], registry)
             if found is None:
                 raise SystemExit(f"{NAMES[part]} cannot be exported")
             self._bundles[part] = found
@@ -92,8 +92,8 @@ class Material:
 
         name, row = "lite0-small", ROWS[NAMES["lite0"]]
         models = {name: {**row, "preprocess": {**row["preprocess"], **SMALL}}}
-        shelf = self._written("small.json", json.dumps({"schema_version": 1, "models": models}))
-        return Zoo(home=self.bench.home, registry=shelf).open(name)
+        registry = self._written("small.json", json.dumps({"schema_version": 1, "models": models}))
+        return Zoo(home=self.bench.home, registry=registry).open(name)
 
     def once(self, kind: str, bundle: Bundle, **spec: Any) -> dict[str, Any]:
         """A measurement of run_once.py."""
@@ -279,8 +279,8 @@ def fastembed_folder(bundle: Bundle, weights: Path, folder: Path) -> Path:
 
 def imports_torch(command: list[str], environment: dict[str, str]) -> bool:
     """Whether a command of this interpreter imports torch."""
-    told = [command[0], "-X", "importtime", *command[1:]]
-    done = subprocess.run(told, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    traced = [command[0], "-X", "importtime", *command[1:]]
+    done = subprocess.run(traced, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     return any(line.split("|")[-1].strip().split(".")[0] == "torch" for line in done.stderr.splitlines() if "|" in line)
 
 
@@ -290,7 +290,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=2000, help="images, and sentences, of a command")
     parser.add_argument("--long", type=int, default=0, help="inputs of the part memory; a hundred thousand by default")
-    record.add_places(parser)
+    record.add_folder_options(parser)
     options = parser.parse_args()
     options.systems = ""
     os.environ.pop("ZOO_HOME", None)

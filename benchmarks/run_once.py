@@ -65,8 +65,8 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
     vectors = np.zeros((len(given), session.manifest.dim), np.float32)
 
     def compute() -> None:
-        for places, feeds in ready:
-            vectors[places] = pipeline.run([FEATURES], feeds)[0]
+        for indices, feeds in ready:
+            vectors[indices] = pipeline.run([FEATURES], feeds)[0]
 
     compute()
     _, computing = timed(compute)

@@ -111,9 +111,9 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
 @pytest.fixture(scope="session")
 def shelf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The registry file of tests.kit.models: tiny models with random weights, served by file://."""
-    from tests.kit.models import write_shelf
+    from tests.kit.models import write_registry
 
-    return once(tmp_path_factory, "shelf", write_shelf) / "registry.yaml"
+    return once(tmp_path_factory, "registry", write_registry) / "registry.yaml"
 
 
 @pytest.fixture(scope="session")

@@ -105,14 +105,14 @@ def test_what_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
 def test_the_models_bytes_are_checked(bundle: Bundle) -> None:
     data = bytearray(bundle.read_model())
     assert all(is_same for _, is_same in bundle.verify())
-    for place in (0, len(data) // 2, len(data) - 1):
-        data[place] ^= 1
+    for index in (0, len(data) // 2, len(data) - 1):
+        data[index] ^= 1
         bundle.model.write_bytes(data)
         with pytest.raises(IntegrityError, match="not the file") as caught:
             bundle.read_model()
         assert caught.value.expected == bundle.digest(MODEL) != caught.value.actual
         assert {file.path for file, is_same in bundle.verify() if not is_same} == {MODEL}
-        data[place] ^= 1
+        data[index] ^= 1
     bundle.model.unlink()
     with pytest.raises(IntegrityError, match=r"has no model\.onnx"):
         bundle.read_model()

@@ -15,7 +15,7 @@ from tests.kit.browser import answers
 from tests.kit.docs import README, snippet
 from tests.kit.items import write_images, write_texts
 from tests.kit.once import once
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.images import decode_image
@@ -88,7 +88,7 @@ def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPa
         house.export(str(folder / "tuned-images"), folder / "surfaces-model-int8", int8)
         (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
         rows = {"words": row(folder / "v.bin", None, 16)}
-        house = Zoo(home=folder / "home", registry=write_shelf(folder / "words.json", rows))
+        house = Zoo(home=folder / "home", registry=write_registry(folder / "words.json", rows))
         house.finetune("words", texts, folder / "tuned-words", options)
         for precision in ("fp32", "fp16", "int8"):
             house.export(str(folder / "tuned-words"), folder / f"words-{precision}", Variant(precision=precision))

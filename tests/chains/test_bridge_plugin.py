@@ -20,7 +20,7 @@ from pathlib import Path
 class Toy(Bridge):
     prefix = "toyb"
     def entry(self, name, revision):
-        rows = load_registry([Path({shelf!r})])
+        rows = load_registry([Path({registry!r})])
         if name not in rows:
             raise NotFoundError(f"toyb has no {name}", hint="toyb/tiny-bert")
         row = rows[name]
@@ -35,7 +35,7 @@ def zoo_register_bridges():
 
 @pytest.fixture
 def toy(site: Site, shelf_file: Path) -> Site:
-    code = CODE.replace("{shelf!r}", repr(str(shelf_file)))
+    code = CODE.replace("{registry!r}", repr(str(shelf_file)))
     site.install("toy-bridge", code, "[zoo.bridges]", "toyb = {module}")
     return site
 

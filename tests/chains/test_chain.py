@@ -63,7 +63,7 @@ def test_a_validation_set_of_its_own(shelf: Path, texts: Path, tmp_path: Path) -
     assert outcome.metrics.n == 15
 
 
-def test_nothing_is_written_when_the_gate_fails(
+def test_nothing_is_written_when_the_parity_check_fails(
     shelf: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from zoo_plugins.backbones.bert import Bert
@@ -80,9 +80,9 @@ def test_nothing_is_written_when_the_gate_fails(
         with pytest.raises((GateError, UsageError)) as caught:
             attempt()
         assert caught.value.exit_code in (2, 6)
-    with pytest.raises(GateError) as gate:
+    with pytest.raises(GateError) as caught:
         zoo.export(str(out), tmp_path / "other")
-    assert not gate.value.report.passed
+    assert not caught.value.report.passed
     assert not (tmp_path / "other").exists()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

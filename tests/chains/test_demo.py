@@ -146,12 +146,12 @@ def check_same_predictions(model: str, data: Path) -> None:
 
     zoo = Zoo()
     bundle = zoo.open(model)
-    told = read_split(bundle)
+    split = read_split(bundle)
     digests = {e.name: e.digest for e in load(data, bundle.manifest.preprocess).examples}
     evaluation = zoo.evaluate(model, data, held_out=True)
-    assert len(evaluation.predictions) == sum(line.held_out for line in told.values())
+    assert len(evaluation.predictions) == sum(line.held_out for line in split.values())
     for answer in evaluation.predictions:
-        scores = np.array(told[digests[answer.input]].scores)
+        scores = np.array(split[digests[answer.input]].scores)
         second, first = np.sort(scores)[-2:]
         if first - second > 1e-4:
             assert answer.labels[0][0] == bundle.manifest.labels[int(scores.argmax())]

@@ -85,16 +85,16 @@ def test_without_it_nothing_of_it_is_there(toy: Site) -> None:
     assert chosen.stdout.split() == ["toy-palette"]
 
 
-def test_a_registry_file_replaces_our_shelf_and_not_its(toy: Site, tmp_path: Path) -> None:
-    shelf = tmp_path / "shelf.yaml"
+def test_a_registry_file_replaces_our_rows_and_not_its_rows(toy: Site, tmp_path: Path) -> None:
+    registry = tmp_path / "mine.yaml"
     row = (TOY / "zoo_toy" / "registry.yaml").read_text()
-    shelf.write_text(row.replace("toy-palette", "mine"))
+    registry.write_text(row.replace("toy-palette", "mine"))
     home = Path(os.environ["ZOO_HOME"])
     home.mkdir()
     (home / "registry.yaml").write_text(row.replace("toy-palette", "added"))
     for arguments, environment in (
-        (("--registry", shelf, "list", "-q"), {}),
-        (("list", "-q"), {"ZOO_REGISTRY": str(shelf)}),
+        (("--registry", registry, "list", "-q"), {}),
+        (("list", "-q"), {"ZOO_REGISTRY": str(registry)}),
     ):
         done = toy.zoo(*arguments, **environment)
         assert done.stdout.split() == ["added", "mine", "toy-palette"], done.stderr

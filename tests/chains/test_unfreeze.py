@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.kit.cli import fails, parsed, plain, zoo
 from tests.kit.items import write_images, write_texts
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.export import trunk
@@ -90,7 +90,7 @@ def original(deep: Deep) -> dict[str, np.ndarray]:
 def test_weights_change_and_running_statistics_do_not(kept_shelf: Path, deep: Deep) -> None:
     before, after = original(deep), load_file(deep.path / "tail.safetensors")
     assert before.keys() == after.keys()
-    assert {name.partition(".")[0] for name in after} == {str(place) for place in range(deep.unfrozen)}
+    assert {name.partition(".")[0] for name in after} == {str(index) for index in range(deep.unfrozen)}
     statistics = {name for name in before if "running_" in name or "num_batches" in name}
     assert bool(statistics) == (deep.model == "tiny-lite")
     for name in statistics:
@@ -147,7 +147,7 @@ def test_more_stages_than_can_be_trained(kept_shelf: Path, data: dict[str, Path]
 
 def test_a_family_without_stages(zoo_home: Path, data: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
-    write_shelf(tmp_path / "words.json", {"vectors": row(tmp_path / "v.bin", None, 16)})
+    write_registry(tmp_path / "words.json", {"vectors": row(tmp_path / "v.bin", None, 16)})
     arguments = ("finetune", "vectors", data["tiny-bert"], "-o", tmp_path / "o", "--unfreeze", 1)
     hint = fails(2, "has no stages", *arguments, ZOO_REGISTRY=str(tmp_path / "words.json"))
     assert hint == "hint: --unfreeze 0"

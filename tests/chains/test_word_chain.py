@@ -16,7 +16,7 @@ from tests.kit.bundles import check_bundle
 from tests.kit.cli import zoo as command
 from tests.kit.docs import README, run_python, snippet
 from tests.kit.items import TOPICS, write_texts
-from tests.kit.word_tables import WORDS, binary, entry, row, text, vectors, write_list, write_shelf, write_table
+from tests.kit.word_tables import WORDS, binary, entry, row, text, vectors, write_list, write_registry, write_table
 from zoo import DataError, FinetuneOptions, GateError, IntegrityError, MissingExtraError, RegistryError, Zoo
 from zoo.bundle import Bundle
 from zoo.schema import TextPreprocess
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "short": row(folder / "v.bin", None, DIM, max_length=3),
         "cased": row(folder / "v.bin", None, DIM, lowercase=False),
     }
-    write_shelf(folder / "words.json", rows)
+    write_registry(folder / "words.json", rows)
     home = folder / "home"
     zoo = Zoo(home=home, registry=folder / "words.json")
     for name in rows:
@@ -235,13 +235,13 @@ def test_the_reference_does_not_see_the_prepared_form(words: Zoo, tmp_path: Path
 def test_an_unknown_token_must_be_a_word(tmp_path: Path) -> None:
     (tmp_path / "v.bin").write_bytes(binary(WORDS, TABLE))
     odd = row(tmp_path / "v.bin", None, DIM, unknown="token", unknown_token="<unk>")
-    zoo = Zoo(registry=write_shelf(tmp_path / "shelf.json", {"odd": odd}))
+    zoo = Zoo(registry=write_registry(tmp_path / "registry.json", {"odd": odd}))
     with pytest.raises(RegistryError, match="'<unk>' is not among the words"):
         zoo.graph("odd")
     for wrong in ({"unknown": "token"}, {"unknown_token": "the"}):
         bad = row(tmp_path / "v.bin", None, DIM, **wrong)
         with pytest.raises(RegistryError, match="unknown_token"):
-            _ = Zoo(registry=write_shelf(tmp_path / "shelf.json", {"odd": bad})).registry
+            _ = Zoo(registry=write_registry(tmp_path / "registry.json", {"odd": bad})).registry
 
 
 def test_pull_prepares_and_an_older_pull_is_prepared_when_it_is_used(made: Path, zoo_home: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_pull_does_not_need_the_plugin(made: Path, zoo_home: Path, monkeypatch
 def test_a_file_that_is_not_what_the_row_says_is_exit_5(tmp_path: Path) -> None:
     path = tmp_path / "v.bin"
     path.write_bytes(binary(WORDS, TABLE, header="4000000000 300"))
-    zoo = Zoo(registry=write_shelf(tmp_path / "shelf.json", {"liar": row(path, None, 300)}))
+    zoo = Zoo(registry=write_registry(tmp_path / "registry.json", {"liar": row(path, None, 300)}))
     with pytest.raises(IntegrityError, match="promises 4,000,000,000 words of 300"):
         zoo.pull("liar")
 

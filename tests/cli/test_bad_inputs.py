@@ -124,8 +124,8 @@ def test_an_error_for_each_on_stdout(kept_shelf: Path, tuned_bundles: Path, odd_
     assert [Path(line.split("\t")[0]).name for line in printed.splitlines()] == [
         "good-animated.webp", "good-cmyk.jpg", "good-plain.png", "good-turned.jpg"
     ]  # fmt: skip
-    told = [line for line in said.splitlines() if line.startswith("failed: ")]
-    assert len(told) == 6
+    reported = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert len(reported) == 6
     assert "error: no answer for 6 of 10 inputs" in said
     code, printed, _ = command("run", tuned_bundles / "pets", odd_images, "--json")
     assert code == 1
@@ -174,12 +174,12 @@ def test_a_named_error_an_item(
     items = [each for item, _ in cases for each in (good, item)]
     answers = session.run(items, keep_going=True).answers
     assert [answer.error is not None for answer in answers] == [False, True] * len(cases)
-    for place, (item, words) in enumerate(cases):
-        error = answers[2 * place + 1].error
+    for index, (item, words) in enumerate(cases):
+        error = answers[2 * index + 1].error
         assert error is not None
         assert words in error.message
         # A text and a path are their own names.
-        assert error.message.startswith(f"#{2 * place + 1}: ") != isinstance(item, str)
+        assert error.message.startswith(f"#{2 * index + 1}: ") != isinstance(item, str)
         with pytest.raises(DataError) as caught:
             session.run([good, item])
         assert caught.value.index == 1

@@ -165,7 +165,7 @@ def test_labels_that_differ_in_case_are_noted(shelf: Path, tmp_path: Path) -> No
     table = write_texts(tmp_path / "t.csv", 10)
     rows = table.read_text().splitlines()
     table.write_text(
-        "\n".join([row.replace("billing", "Billing") if place % 2 else row for place, row in enumerate(rows)]) + "\n"
+        "\n".join([row.replace("billing", "Billing") if index % 2 else row for index, row in enumerate(rows)]) + "\n"
     )
     done = zoo("finetune", "tiny-bert", table, "-o", tmp_path / "out", "--epochs", 1)
     assert done.returncode == 0, done.stderr
@@ -218,9 +218,9 @@ def test_the_order_of_files_and_rows_changes_nothing(shelf: Path, built_home: Pa
     second = shutil.copytree(built_home, tmp_path / "second")
     for model, one, other in (("tiny-lite", images, renamed), ("tiny-bert", table, shuffled)):
         found = []
-        for data, places in ((one, {}), (other, {"ZOO_HOME": str(second)})):
+        for data, home in ((one, {}), (other, {"ZOO_HOME": str(second)})):
             done = zoo(
-                "finetune", model, data, "-o", tmp_path / "out", "--epochs", 8, "--head", "mlp:16", "--json", **places
+                "finetune", model, data, "-o", tmp_path / "out", "--epochs", 8, "--head", "mlp:16", "--json", **home
             )
             said = parsed(done)["finetune"]
             assert said["features_computed"] == said["items"]

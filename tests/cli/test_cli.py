@@ -25,7 +25,7 @@ def test_list(shelf: Path) -> None:
     assert zoo("list", "nothing-like-it", "-q").stdout == ""
 
 
-def test_the_registry_option_replaces_the_shelf(shelf_file: Path) -> None:
+def test_the_registry_option_replaces_the_shipped_registry(shelf_file: Path) -> None:
     assert "tiny-lite" in zoo("--registry", shelf_file, "list", "-q").stdout
     assert "tiny-lite" not in zoo("list", "-q").stdout
 

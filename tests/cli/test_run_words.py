@@ -10,7 +10,7 @@ import pytest
 from tests.kit.cli import fails, zoo
 from tests.kit.cost import cpu_seconds
 from tests.kit.outputs import rows
-from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_registry
 from zoo import Zoo
 from zoo.words.table import WordTable
 
@@ -24,8 +24,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The shelf has `tiny-words`; returns its table."""
     table = vectors(len(WORDS), DIM)
     (tmp_path / "v.bin").write_bytes(binary(WORDS, table))
-    shelf = write_shelf(tmp_path / "shelf.json", {"tiny-words": row(tmp_path / "v.bin", None, DIM)})
-    monkeypatch.setenv("ZOO_REGISTRY", str(shelf))
+    registry = write_registry(tmp_path / "registry.json", {"tiny-words": row(tmp_path / "v.bin", None, DIM)})
+    monkeypatch.setenv("ZOO_REGISTRY", str(registry))
     return table
 
 
@@ -132,7 +132,7 @@ def test_a_lying_header_ends_the_command_with_5(tmp_path: Path, monkeypatch: pyt
     ):
         (tmp_path / f"v.{name}").write_bytes(data)
         rows = {"liar": row(tmp_path / f"v.{name}", None, DIM)}
-        monkeypatch.setenv("ZOO_REGISTRY", str(write_shelf(tmp_path / "shelf.json", rows)))
+        monkeypatch.setenv("ZOO_REGISTRY", str(write_registry(tmp_path / "registry.json", rows)))
         fails(5, f"v.{name}: ", "pull", "liar")
 
 

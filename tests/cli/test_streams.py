@@ -141,7 +141,7 @@ def test_a_steady_pipe_is_answered_as_well() -> None:
             assert not thread.is_alive()
 
 
-def test_an_error_of_a_later_part_has_its_place(kept_shelf: Path, tuned_bundles: Path) -> None:
+def test_an_error_of_a_later_part_has_its_index(kept_shelf: Path, tuned_bundles: Path) -> None:
     class Piped(Inputs):
         is_piped = True
 

@@ -203,9 +203,9 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
     # The helper draws the same images each time: make every part its own.
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         path.write_bytes(path.read_bytes() + bytes([number]))
-    told = Notes()
-    train, held = divide(root, IMAGE, FinetuneOptions(), progress=told)  # type: ignore[arg-type]
-    assert told.notes == [f"{root / 'test'} (9 items) is left for zoo evaluate"]
+    notes = Notes()
+    train, held = divide(root, IMAGE, FinetuneOptions(), progress=notes)  # type: ignore[arg-type]
+    assert notes.notes == [f"{root / 'test'} (9 items) is left for zoo evaluate"]
     assert [len(train.examples), len(held.examples)] == [18, 6]
     assert train.labels == held.labels == ("blue", "green", "red")
     assert held.examples[0].name == "valid/blue/00.png"

@@ -11,7 +11,7 @@ from zoo_cli.bench import _next as next_of
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_images, write_texts
 from tests.kit.models import SIDE
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import Benchmark, BenchOptions, Bundle, Timing, UsageError, Variant, Zoo, ZooError
 from zoo.diagnostics.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, verdicts
 from zoo.diagnostics.timing import Stopwatch, System, torch_module
@@ -185,7 +185,7 @@ def test_wishes_that_make_no_sense(shelf: Path, tuned: Path) -> None:
 def test_a_family_without_torch_has_no_rival(zoo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "words.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 8)))
     rows = {"tiny-words": row(tmp_path / "words.bin", None, 8, config={"format": "word2vec-binary"})}
-    monkeypatch.setenv("ZOO_REGISTRY", str(write_shelf(tmp_path / "registry.yaml", rows)))
+    monkeypatch.setenv("ZOO_REGISTRY", str(write_registry(tmp_path / "registry.yaml", rows)))
     found = parsed(zoo("bench", "tiny-words", *SHORT, "--json"))["bench"]
     # The mean is the one product, of the mask with the vectors; the table beside the model counts as a part of it.
     assert found["macs"] == 32 * 8

@@ -62,7 +62,7 @@ def test_attention_counts_as_the_products_that_it_stands_for() -> None:
     assert counted([whole], x=shape, w=(8, 24), b=(24,)) == 2 * 6 * 8 * 24 + scores + mixed
 
 
-def test_eight_bits_multiply_as_often(tmp_path: Path) -> None:
+def test_int8_has_as_many_multiplications(tmp_path: Path) -> None:
     # Behind zoo, which switches its telemetry off.
     from onnxruntime import quantization  # noqa: TID251
 

@@ -25,7 +25,7 @@ from zoo.runtime.answers import decide
 from zoo.schema import Task
 
 ONE, SEVERAL, NUMBER = Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.REGRESSION
-LETTERS = [chr(ord("a") + place) for place in range(26)]
+LETTERS = [chr(ord("a") + index) for index in range(26)]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -311,7 +311,7 @@ def test_no_mistake_no_curve_and_an_image_that_went(tmp_path: Path) -> None:
     assert "This image can no longer be read" in (tmp_path / "report.html").read_text()
 
 
-def test_many_classes_are_told_by_their_pairs(tmp_path: Path) -> None:
+def test_many_classes_are_shown_by_their_pairs(tmp_path: Path) -> None:
     labels = [f"class {number}" for number in range(60)]
     found = write_report(tmp_path, facts(Task.SINGLE_LABEL, ["x"] * 400, labels))
     page = Page((tmp_path / "report.html").read_text())

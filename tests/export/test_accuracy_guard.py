@@ -135,19 +135,19 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     assert zoo("export", "tiny-lite", "-o", tmp_path / "bare", *INT8, few, "--max-bad", 0.5).returncode == 0
 
 
-def test_the_gate_of_a_backbone_looks_at_other_items(shelf: Path, tmp_path: Path) -> None:
+def test_the_parity_check_of_a_backbone_uses_other_items(shelf: Path, tmp_path: Path) -> None:
     exact = Zoo().export("tiny-lite", tmp_path / "exact").path
     chosen = guard_data(exact, write_images(tmp_path / "images", 6))
-    gate, called = chosen.compared
-    assert (len(gate), len(chosen.calibrate), called) == (8, 10, "the items that did not calibrate")
-    assert not set(gate) & {example.item for example in chosen.calibrate}
+    compared, called = chosen.compared
+    assert (len(compared), len(chosen.calibrate), called) == (8, 10, "the items that did not calibrate")
+    assert not set(compared) & {example.item for example in chosen.calibrate}
 
 
 def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
     data = tmp_path / "parts"
     write_images(data / "train", 8)
-    for part, places in (("val", "0[01]"), ("test", "0[23]")):
-        for path in sorted((data / "train").rglob(f"{places}.png")):
+    for part, pattern in (("val", "0[01]"), ("test", "0[23]")):
+        for path in sorted((data / "train").rglob(f"{pattern}.png")):
             (data / part / path.parent.name).mkdir(parents=True, exist_ok=True)
             path.rename(data / part / path.parent.name / path.name)
     zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned", "--epochs", 5)

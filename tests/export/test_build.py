@@ -10,7 +10,7 @@ import pytest
 
 from tests.kit.docs import ROOT, snippet
 from tests.kit.items import TOPICS, write_images, write_texts
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.export import parity
@@ -33,7 +33,7 @@ def tuned(shelf_file: Path, kept_home: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("surface")
     write_images(folder / "images.data", 8)
     (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
-    words = write_shelf(folder / "words.json", {"words": row(folder / "v.bin", None, 16)})
+    words = write_registry(folder / "words.json", {"words": row(folder / "v.bin", None, 16)})
     for name in ("texts", "words"):
         write_texts(folder / f"{name}.csv").rename(folder / f"{name}.data.csv")
     for name, model, registry in (
@@ -87,7 +87,7 @@ def test_every_file_says_what_it_is(
         assert {len(array) for array in session.run(None, feeds)} == {batch}
 
 
-def test_what_triton_is_told(tuned: Path, kept_shelf: Path, tmp_path: Path) -> None:
+def test_the_configuration_for_triton(tuned: Path, kept_shelf: Path, tmp_path: Path) -> None:
     manifest = export(tuned, "images", "fp32", tmp_path / "out").manifest
     found = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.+?) \]', snippet(PAGE, "triton"))
     wanted = [

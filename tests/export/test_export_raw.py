@@ -12,7 +12,7 @@ from tests.kit.cli import zoo as command
 from tests.kit.items import write_images, write_texts
 from tests.kit.models import SIDE, WORDS
 from tests.kit.word_tables import WORDS as LISTED
-from tests.kit.word_tables import binary, row, vectors, write_shelf
+from tests.kit.word_tables import binary, row, vectors, write_registry
 from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.graph import edit
@@ -103,8 +103,8 @@ def test_tuned_stages_are_a_part_of_it(deep_shelf: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     (tmp_path / "v.bin").write_bytes(binary(LISTED, vectors(len(LISTED), 16)))
-    shelf = write_shelf(tmp_path / "shelf.json", {"words": row(tmp_path / "v.bin", None, 16)})
-    zoo, data = Zoo(registry=shelf), write_texts(tmp_path / "tickets.csv")
+    registry = write_registry(tmp_path / "registry.json", {"words": row(tmp_path / "v.bin", None, 16)})
+    zoo, data = Zoo(registry=registry), write_texts(tmp_path / "tickets.csv")
     zoo.finetune("words", data, tmp_path / "tuned", FinetuneOptions(epochs=1))
     variant = Variant(raw=True, precision=precision, calibrate=str(data) if precision == "int8" else None)
     bundle = zoo.export(str(tmp_path / "tuned"), tmp_path / "raw", variant)

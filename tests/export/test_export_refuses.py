@@ -17,7 +17,7 @@ from tests.kit.cli import zoo as command
 from tests.kit.faults import frozen_batch, frozen_input, one_weight, reversed_channels, swapped_sides
 from tests.kit.installed import Site
 from tests.kit.items import write_images, write_texts
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import FinetuneOptions, GateError, Variant, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 
@@ -140,8 +140,8 @@ def test_calibration_data_of_the_wrong_kind(older: Path, tmp_path: Path) -> None
     assert "--image" in fails(2, "this model reads images", "export", "tiny-lite", *int8, texts)
     fails(2, "this model reads text", "export", "tiny-bert", *int8, images)
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 8)))
-    shelf = write_shelf(tmp_path / "words.json", {"words": row(tmp_path / "v.bin", None, 8)})
-    Zoo(registry=shelf).finetune("words", texts, tmp_path / "tuned", FinetuneOptions(epochs=1))
+    registry = write_registry(tmp_path / "words.json", {"words": row(tmp_path / "v.bin", None, 8)})
+    Zoo(registry=registry).finetune("words", texts, tmp_path / "tuned", FinetuneOptions(epochs=1))
     fails(2, "this model reads text", "export", tmp_path / "tuned", *int8, images)
     nothing_happened(older, before)
 
@@ -159,8 +159,8 @@ def test_a_graph_that_is_too_new(older: Path, tmp_path: Path) -> None:
         "task": "image-features",
         "preprocess": {"kind": "image", "resize": 8, "crop": 8, "interpolation": "bilinear", **grey},
     }
-    shelf = write_shelf(tmp_path / "new.json", {"new": facts})
-    done = site.zoo("export", "new", "-o", older, ZOO_REGISTRY=str(shelf))
+    registry = write_registry(tmp_path / "new.json", {"new": facts})
+    done = site.zoo("export", "new", "-o", older, ZOO_REGISTRY=str(registry))
     assert done.returncode == 5, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
     assert len(said) == 2

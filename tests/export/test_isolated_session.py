@@ -81,7 +81,7 @@ def test_a_child_that_ends_between_two_questions(same: Path, is_waited_for: bool
     assert is_gone(session)
 
 
-def test_the_gate_takes_another_child_for_one_that_ended_early(same: Path) -> None:
+def test_the_parity_check_takes_another_child_for_one_that_ended_early(same: Path) -> None:
     feeds = [{"x": np.ones((batch, 4), np.float32)} for batch in (1, 2, 7)]
     expected = Expected("ones", [Case(each, {"features": each["x"]}) for each in feeds])
     with IsolatedSession() as fresh:
@@ -218,13 +218,13 @@ def test_a_stopwatch_whose_child_ends(shelf: Path, tmp_path: Path) -> None:
     assert is_gone(watch)
 
 
-def test_a_process_that_cannot_be_told_what_to_time() -> None:
+def test_a_process_that_ends_before_it_reads_its_task() -> None:
     with pytest.raises(ZooError, match="timed process ended"):
         Stopwatch({"much": "x" * 1_000_000}, ["false"])
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_gate_that_failed_says_all_that_it_compared(
+def test_a_failed_parity_check_reports_all_that_it_compared(
     same: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     feeds = {"x": np.ones((7, 4), np.float32)}

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 from zoo_plugins.backbones.efficientnet import EfficientNet
 
-from tests.kit.faults import behind, frozen_input, gate, reversed_channels
+from tests.kit.faults import behind, check_parity, frozen_input, reversed_channels
 from tests.kit.heads import train
 from tests.kit.models import SIDE
 from zoo import GateError, Zoo
@@ -93,7 +93,7 @@ def test_a_wrong_graph_is_refused(
     shelf: Path, name: str, change: Callable[[onnx.ModelProto], None], failing: str
 ) -> None:
     with pytest.raises(GateError, match=r"parity: .* nothing was written") as caught:
-        gate(Zoo(), name, change)
+        check_parity(Zoo(), name, change)
     report = caught.value.report
     assert isinstance(report, parity.Parity)
     assert not report.passed

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests.kit.faults import frozen_batch, gate, one_weight, swapped_sides
+from tests.kit.faults import check_parity, frozen_batch, one_weight, swapped_sides
 from zoo import GateError, IntegrityError, Zoo
 from zoo.export import parity
 
@@ -24,7 +24,7 @@ def swapped_channels(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-lite"])
 def test_the_graph_as_it_is_passes(shelf: Path, name: str) -> None:
-    report = gate(Zoo(), name, nothing)
+    report = check_parity(Zoo(), name, nothing)
     assert report.passed
     assert {check.batch for check in report.checks} == {1, 2, 7}
 
@@ -42,7 +42,7 @@ def test_the_graph_as_it_is_passes(shelf: Path, name: str) -> None:
 )
 def test_a_wrong_graph_is_refused(shelf: Path, name: str, change: Callable[[onnx.ModelProto], None]) -> None:
     with pytest.raises(GateError) as caught:
-        gate(Zoo(), name, change)
+        check_parity(Zoo(), name, change)
     assert isinstance(caught.value.report, parity.Parity)
     assert not caught.value.report.passed
     assert caught.value.exit_code == 6

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_images
-from tests.kit.models import SIDE, write_hostile_shelf
+from tests.kit.models import SIDE, write_hostile_registry
 from zoo import GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.dataset import load
@@ -62,7 +62,7 @@ def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     assert weights[0] < 0.8 * weights[1]
 
 
-def test_eight_bits(tuned: Path, data: Path, tmp_path: Path) -> None:
+def test_int8(tuned: Path, data: Path, tmp_path: Path) -> None:
     done = zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     assert " before, " in done.stderr
     bundle = Bundle.open(tmp_path / "small")
@@ -134,13 +134,13 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["project", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expand", "depthwise"))]
+    "layer", ["project", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expand", "depthwise"))]
 )
 def test_leaving_layers_in_float_saves_it(
-    place: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A layer that eight bits can hardly say is the first that is left in float, whatever stands behind it."""
-    monkeypatch.setenv("ZOO_REGISTRY", str(write_hostile_shelf(tmp_path / "shelf", 1e4, place)))
+    monkeypatch.setenv("ZOO_REGISTRY", str(write_hostile_registry(tmp_path / "registry", 1e4, layer)))
     zoo("finetune", "hostile", data, "-o", tmp_path / "tuned")
     done = zoo("export", tmp_path / "tuned", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ def float_weights(model: onnx.ModelProto) -> list[np.ndarray]:
     return [onnx.numpy_helper.to_array(each) for each in tensors if len(each.dims) == 4]
 
 
-def test_a_features_bundle_is_calibrated_and_gated(shelf: Path, data: Path, tmp_path: Path) -> None:
+def test_a_features_bundle_is_calibrated_and_checked(shelf: Path, data: Path, tmp_path: Path) -> None:
     zoo("export", "tiny-lite", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     manifest = Bundle.open(tmp_path / "small").manifest
     assert (manifest.precision, manifest.guard) == ("int8", None)
@@ -203,7 +203,7 @@ def test_a_features_bundle_is_calibrated_and_gated(shelf: Path, data: Path, tmp_
     assert manifest.parity.passed
 
 
-def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Path) -> None:
+def test_the_parity_check_stops_features_of_another_direction(shelf: Path, tmp_path: Path) -> None:
     """Without labels there is no guard: ranges that do not fit show in the features of the items themselves."""
     bundle = Zoo().export("tiny-lite", tmp_path / "exact")
     model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, SIDE, SIDE), -1, np.float32)}
@@ -220,7 +220,7 @@ def test_the_gate_stops_features_of_another_direction(shelf: Path, tmp_path: Pat
         )
 
 
-def test_what_fine_tuning_was_validated_on_judges(shelf: Path, data: Path, tmp_path: Path) -> None:
+def test_the_validation_data_of_fine_tuning_judges(shelf: Path, data: Path, tmp_path: Path) -> None:
     """--val DATA held out images that --calibrate does not name: they are found where fine-tuning read them."""
     train, val = tmp_path / "train", tmp_path / "val"
     shutil.copytree(data, train)

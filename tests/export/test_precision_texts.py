@@ -82,9 +82,9 @@ def test_rows_of_zeros_and_of_any_size_are_right() -> None:
     rows *= np.array([0, 1e-6, 1, 1e6], np.float32)[None, :, None]
     exact, near = answers(model, {"x": rows}), answers(small, {"x": rows})
     assert np.isfinite(near).all()
-    for place in (0, 1, 2, 3):
-        size = max(np.abs(exact[0, place]).max(), 0.05)
-        assert np.abs(near[0, place] - exact[0, place]).max() < 0.03 * size
+    for token in (0, 1, 2, 3):
+        size = max(np.abs(exact[0, token]).max(), 0.05)
+        assert np.abs(near[0, token] - exact[0, token]).max() < 0.03 * size
 
 
 def test_excluded_layers_stay(body: onnx.ModelProto) -> None:

@@ -30,7 +30,7 @@ def kinds(path: Path) -> dict[str, int]:
     return {kind: sum(node.op_type == kind for node in nodes) for kind in {node.op_type for node in nodes}}
 
 
-def test_eight_bits_are_judged_by_what_was_held_out(tuned: Path, data: Path, tmp_path: Path) -> None:
+def test_int8_is_judged_by_the_held_out_items(tuned: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"
     done = zoo("export", tuned, "-o", out, "--precision", "int8", "--calibrate", data)
     assert " before, " in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from tests.kit.cli import fails, parsed
 from tests.kit.cli import zoo as command
 from tests.kit.items import write_texts
-from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, text, vectors, write_registry
 from zoo import FinetuneOptions, GateError, UsageError, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.export import precision_words
@@ -29,7 +29,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     (tmp_path / "v.bin").write_bytes(binary(WORDS, TABLE))
     (tmp_path / "v.txt").write_bytes(text(WORDS, TABLE, header=False))
     rows = {"bin": row(tmp_path / "v.bin", None, DIM), "glove": row(tmp_path / "v.txt", None, DIM, unknown="zero")}
-    monkeypatch.setenv("ZOO_REGISTRY", str(write_shelf(tmp_path / "shelf.json", rows)))
+    monkeypatch.setenv("ZOO_REGISTRY", str(write_registry(tmp_path / "registry.json", rows)))
     return Zoo()
 
 
@@ -159,7 +159,7 @@ def test_what_makes_no_sense(words: Zoo, tmp_path: Path) -> None:
     large = TABLE.copy()
     large[5, 3] = 7e4
     (tmp_path / "large.bin").write_bytes(binary(WORDS, large))
-    zoo = Zoo(registry=write_shelf(tmp_path / "large.json", {"large": row(tmp_path / "large.bin", None, DIM)}))
+    zoo = Zoo(registry=write_registry(tmp_path / "large.json", {"large": row(tmp_path / "large.bin", None, DIM)}))
     with pytest.raises(UsageError, match="numbers beyond 65,504"):
         zoo.export("large", out, Variant(precision="fp16"))
     assert zoo.export("large", out, Variant(precision="int8")).manifest.parity.passed

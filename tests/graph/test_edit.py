@@ -63,7 +63,7 @@ def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
         assert levels.max() <= 1.001, (image.shape, preprocess)
 
 
-def test_the_size_and_place_of_the_crop_are_torchvisions() -> None:
+def test_the_size_and_position_of_the_crop_are_torchvisions() -> None:
     """Images of coordinates: one wrong pixel of offset or one of size would be seen at once."""
     for resize, crop, height, width in ((8, 5, 8, 13), (8, 5, 13, 8), (9, 4, 9, 20), (9, 4, 31, 9), (12, 12, 12, 17)):
         rows, columns = np.meshgrid(np.arange(height) * 8, np.arange(width) * 8, indexing="ij")
@@ -107,7 +107,7 @@ def test_the_two_halves_are_the_whole(shelf: Path) -> None:
         assert (part.ir_version, [(item.domain, item.version) for item in part.opset_import]) == (10, [("", 20)])
 
 
-def test_joining_keeps_what_it_is_told_to() -> None:
+def test_joining_keeps_the_outputs_that_were_asked_for() -> None:
     layers = [(np.ones((2, 3), np.float32), np.zeros(2, np.float32))]
     node = helper.make_node("Identity", ["pixels"], ["features"])
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3])] for name in ("pixels", "features")]

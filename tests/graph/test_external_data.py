@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from zoo_plugins.backbones.word2vec import mean_graph
 
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo import IntegrityError, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.graph import external_data
@@ -29,8 +29,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A features bundle of word vectors."""
     folder = tmp_path_factory.mktemp("external")
     (folder / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), DIM)))
-    shelf = write_shelf(folder / "shelf.json", {"bin": row(folder / "v.bin", None, DIM)})
-    return Zoo(home=folder / "home", registry=shelf).graph("bin").path
+    registry = write_registry(folder / "registry.json", {"bin": row(folder / "v.bin", None, DIM)})
+    return Zoo(home=folder / "home", registry=registry).graph("bin").path
 
 
 @pytest.fixture

@@ -39,14 +39,14 @@ def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
 def test_what_is_fused_in_part_is_refused(tmp_path: Path) -> None:
     """A softmax that is no attention's, as another exporter might write it: counted, and said."""
     body = exported(tmp_path, "bert")
-    place = next(index for index, node in enumerate(body.graph.node) if node.op_type == "Softmax")
-    softmax = body.graph.node[place]
+    index = next(index for index, node in enumerate(body.graph.node) if node.op_type == "Softmax")
+    softmax = body.graph.node[index]
     between = onnx.helper.make_node("Identity", [softmax.output[0]], ["odd"], name="odd")
     doubled = onnx.helper.make_node("Add", ["odd", "odd"], ["twice"], name="twice")
     for node in body.graph.node:
         node.input[:] = ["twice" if name == softmax.output[0] else name for name in node.input]
-    body.graph.node.insert(place + 1, between)
-    body.graph.node.insert(place + 2, doubled)
+    body.graph.node.insert(index + 1, between)
+    body.graph.node.insert(index + 2, doubled)
     with pytest.raises(PluginError, match="not all of the model was fused: 2 of 3 MultiHeadAttention") as caught:
         fuse.fuse(body)
     assert caught.value.hint is not None

@@ -50,20 +50,20 @@ def chain(lengths: list[int]) -> onnx.ModelProto:
 @given(st.lists(st.integers(1, 5000), min_size=2, max_size=6), st.data())
 def test_chains_are_cut_anywhere(lengths: list[int], data: st.DataObject) -> None:
     model = chain(lengths)
-    place = f"y{data.draw(st.integers(0, len(lengths) - 2))}"
+    cut = f"y{data.draw(st.integers(0, len(lengths) - 2))}"
     wire, last = Wire(model.SerializeToString()), f"y{len(lengths) - 1}"
-    for inputs, outputs in ((["x"], [place]), ([place], [last])):
+    for inputs, outputs in ((["x"], [cut]), ([cut], [last])):
         assert onnx.load_from_string(wire.cut(inputs, outputs)) == edit.extract(model, inputs, outputs)
 
 
 @given(st.data())
 def test_damaged_models_are_refused_or_read_but_never_crash(data: st.DataObject) -> None:
     good = bytearray(chain([3, 300]).SerializeToString())
-    place = data.draw(st.integers(0, len(good) - 1))
+    index = data.draw(st.integers(0, len(good) - 1))
     if data.draw(st.booleans()):
-        damaged = bytes(good[:place])
+        damaged = bytes(good[:index])
     else:
-        good[place] = data.draw(st.integers(0, 255))
+        good[index] = data.draw(st.integers(0, 255))
         damaged = bytes(good)
     with suppress(IntegrityError):
         Wire(damaged).cut(["x"], ["y1"])

@@ -22,9 +22,9 @@ def behind(model: onnx.ModelProto, name: str, *nodes: onnx.NodeProto, **constant
     for node in model.graph.node:
         node.output[:] = ["true" if output == name else output for output in node.output]
     model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
-    place = max(i for i, node in enumerate(model.graph.node) if "true" in node.output) + 1
-    after = list(model.graph.node)[place:]
-    del model.graph.node[place:]
+    index = max(i for i, node in enumerate(model.graph.node) if "true" in node.output) + 1
+    after = list(model.graph.node)[index:]
+    del model.graph.node[index:]
     model.graph.node.extend([*nodes, *after])
 
 
@@ -40,7 +40,7 @@ def reversed_channels(model: onnx.ModelProto) -> None:
     behind(model, "pixels", node, bgr=np.array([2, 1, 0], np.int64))
 
 
-def gate(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> parity.Parity:
+def check_parity(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> parity.Parity:
     """The gate on the built bundle of `name` after `change` was made to its graph."""
     bundle = zoo.graph(name)
     model = onnx.load_from_string(bundle.read_model())

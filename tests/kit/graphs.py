@@ -24,14 +24,14 @@ def weights(*shapes: tuple[int, int], **changed: Any) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     random, nodes, constants, value = np.random.default_rng(0), [], [], "x"
-    for place, shape in enumerate(shapes):
+    for index, shape in enumerate(shapes):
         weight = random.normal(size=shape).astype(np.float32) / np.float32(shape[0] ** 0.5)
-        constants.append(numpy_helper.from_array(changed.get(f"w{place}", lambda w: w)(weight), f"w{place}"))
-        out = "y" if place == len(shapes) - 1 else f"v{place}"
-        nodes.append(helper.make_node("MatMul", [value, f"w{place}"], [out], name=f"layer{place}"))
+        constants.append(numpy_helper.from_array(changed.get(f"w{index}", lambda w: w)(weight), f"w{index}"))
+        out = "y" if index == len(shapes) - 1 else f"v{index}"
+        nodes.append(helper.make_node("MatMul", [value, f"w{index}"], [out], name=f"layer{index}"))
         value = out
         if out != "y":
-            value = f"g{place}"
+            value = f"g{index}"
             nodes.append(helper.make_node("Gelu", [out], [value], name=value))
     body = helper.make_graph(
         nodes, "chain",

@@ -27,7 +27,7 @@ TINY = {
 }
 
 
-def write_shelf(folder: Path) -> Path:
+def write_registry(folder: Path) -> Path:
     """Write the models `tiny-bert`, `tiny-bert-cls` and `tiny-lite` under `folder`; returns their registry file."""
     bert = write_bert(folder / "bert", prefix="bert.", legacy=True)
     lite = write_lite(folder / "lite")
@@ -117,7 +117,7 @@ def write_bundles(folder: Path, registry: Path, home: Path) -> None:
     house.finetune("tiny-bert", folder / "n.csv", folder / "number", FinetuneOptions(task=Task.REGRESSION, epochs=5))
 
 
-def write_hostile_shelf(folder: Path, factor: float, place: str = "project") -> Path:
+def write_hostile_registry(folder: Path, factor: float, layer: str = "project") -> Path:
     """The model `hostile`: `tiny-lite` on small images, one layer of which eight bits can hardly say.
 
     Weights that only ever meet zeros are `factor` times as large as any other of the layer `place`: they change nothing
@@ -129,11 +129,11 @@ def write_hostile_shelf(folder: Path, factor: float, place: str = "project") -> 
     [path] = write_lite(folder / "lite")
     state = torch.load(path, weights_only=True)
     channel, side = 3, 64
-    if place == "project":
+    if layer == "project":
         state["_blocks.0._bn1.weight"][channel], state["_blocks.0._bn1.bias"][channel] = 0, -1
         weight = state["_blocks.0._project_conv.weight"]
         weight[:, channel] = factor * weight.abs().max()
-    elif place == "expand":
+    elif layer == "expand":
         state["_blocks.0._bn2.weight"][channel] = state["_blocks.0._bn2.bias"][channel] = 0
         weight = state["_blocks.1._expand_conv.weight"]
         weight[:, channel] = factor * weight.abs().max()

@@ -109,7 +109,7 @@ def entry(table: Path, words: Path | None, dim: int, **more: Any) -> Entry:
     return msgspec.convert({**row(table, words, dim, **more), "name": "tiny-words"}, Entry)
 
 
-def write_shelf(path: Path, rows: Mapping[str, dict]) -> Path:
+def write_registry(path: Path, rows: Mapping[str, dict]) -> Path:
     """A registry file of these rows."""
     path.write_text(json.dumps({"schema_version": 1, "models": dict(rows)}))
     return path

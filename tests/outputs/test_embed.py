@@ -161,8 +161,8 @@ def test_images_that_cannot_be_read_are_named_and_counted(kept_shelf: Path, tmp_
     assert done.returncode == 1
     assert done.stdout == f"{out}\n"
     assert "error: no vector for 2 of 13 inputs" in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
-    assert [name in line for name, line in zip(("03.png", "notes.md"), told, strict=True)] == [True, True]
+    reported = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert [name in line for name, line in zip(("03.png", "notes.md"), reported, strict=True)] == [True, True]
     vectors, names = stored(out)
     assert names == [str(photos / f"{n:02}.png") for n in range(12) if n != 3]
     session = Zoo().session("tiny-lite", "cpu")

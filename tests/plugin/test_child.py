@@ -85,7 +85,7 @@ def test_other_verbs_work_and_stay_fast(wall: Site, shelf: Path) -> None:
 def test_only_what_needs_a_bad_one_fails(wall: Site, shelf: Path, tmp_path: Path) -> None:
     document = json.loads(shelf.read_text())
     document["models"] = {"toy": {**document["models"]["tiny-lite"], "family": "toy-raises"}}
-    file = tmp_path / "shelf.json"
+    file = tmp_path / "registry.json"
     file.write_text(json.dumps(document))
     image = Path(__file__).parents[2] / "zoo/assets/rocket.jpg"
     done = wall.zoo("--registry", file, "run", "toy", image)

@@ -30,7 +30,7 @@ def test_the_parts_of_run(kept_shelf: Path, tmp_path: Path) -> None:
             found = json.loads(done.stdout)
             assert min(found[name] for name in found if name not in ("over", "above")) > 0
     spec = {"kind": "zoo_embed", "bundle": bundle, **shared, "threads": cores(), "warm": 0}
-    places = {"facts": str(tmp_path / "facts.json"), "save": str(tmp_path / "saved.npy")}
-    with Stopwatch({**spec, **places}, [sys.executable, str(BENCHMARKS / "run_peer.py")]) as child:
+    paths = {"facts": str(tmp_path / "facts.json"), "save": str(tmp_path / "saved.npy")}
+    with Stopwatch({**spec, **paths}, [sys.executable, str(BENCHMARKS / "run_peer.py")]) as child:
         assert child.time(2, 0)[0] > 0
     assert np.load(tmp_path / "saved.npy").shape[0] == 2

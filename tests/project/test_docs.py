@@ -222,8 +222,8 @@ def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     site, source, project = tmp_path / "site", snippet(PLUGINS, "family"), tmp_path / "zoo-mobilenet"
     assert len(source.splitlines()) <= 35
     assert command_line("plugins", "new", "mobilenet", "-o", project).returncode == 0
-    told = tomllib.loads(snippet(PLUGINS, "entry point"))["project"]["entry-points"]
-    assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["entry-points"] == told
+    documented = tomllib.loads(snippet(PLUGINS, "entry point"))["project"]["entry-points"]
+    assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["entry-points"] == documented
     network = random_mobilenet(tmp_path / "weights.pth")
     row, published = snippet(PLUGINS, "row"), "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
@@ -274,9 +274,14 @@ def test_the_source_of_the_tutorial(tmp_path: Path, shelf_file: Path) -> None:
     assert points is not None
     install(site, "zoo_share", snippet(PLUGINS, "source"), points[1])
     shutil.copy(shelf_file.parent / "lite/lite0.pth", share)
-    shelf = tmp_path / "shelf.json"
-    shelf.write_text(shelf_file.read_text().replace((shelf_file.parent / "lite").as_uri(), "share:/"))
-    environment = {"PYTHONPATH": str(site), "ZOO_REGISTRY": str(shelf), "COMPANY_SHARE": str(share), "ZOO_OFFLINE": "1"}
+    registry = tmp_path / "registry.json"
+    registry.write_text(shelf_file.read_text().replace((shelf_file.parent / "lite").as_uri(), "share:/"))
+    environment = {
+        "PYTHONPATH": str(site),
+        "ZOO_REGISTRY": str(registry),
+        "COMPANY_SHARE": str(share),
+        "ZOO_OFFLINE": "1",
+    }
     done = command_line("pull", "tiny-lite", **environment)
     assert done.returncode == 0, done.stderr
     missing = command_line(

@@ -87,8 +87,8 @@ def test_every_package_of_the_tree_is_declared() -> None:
 def test_the_wheel_holds_what_it_should_and_nothing_else(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         names = set(wheel.namelist())
-        shelf = wheel.read("zoo/registry.yaml")
-    assert shelf == (ROOT / "registry.yaml").read_bytes()
+        registry = wheel.read("zoo/registry.yaml")
+    assert registry == (ROOT / "registry.yaml").read_bytes()
     wanted = {"zoo/registry.yaml"}
     for package, folder in PROJECT["tool"]["setuptools"]["package-dir"].items():
         kept = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("assets/*"), ROOT / folder / "py.typed"]
@@ -157,7 +157,7 @@ def test_every_entry_point_loads_from_the_wheel(environment: Path, tmp_path: Pat
 
 
 @pytest.mark.network
-def test_the_shelf_is_found_in_the_wheel(environment: Path, tmp_path: Path) -> None:
+def test_the_registry_is_found_in_the_wheel(environment: Path, tmp_path: Path) -> None:
     from zoo.registry.registry import load_registry
 
     listed = zoo(environment, "list", "-q", cwd=tmp_path)

@@ -34,10 +34,10 @@ ROW = f"""\
         size: 12
         sources: [hf://org/tiny@{"ab" * 20}/model.safetensors, "https://example.org/model.safetensors"]
 """
-SHELF = f"schema_version: 1\nmodels:\n  tiny_a.one:\n{ROW}"
+REGISTRY = f"schema_version: 1\nmodels:\n  tiny_a.one:\n{ROW}"
 
 
-def write(folder: Path, text: str | bytes, name: str = "shelf.yaml") -> Path:
+def write(folder: Path, text: str | bytes, name: str = "registry.yaml") -> Path:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
@@ -57,12 +57,12 @@ def problem(folder: Path, text: str | bytes) -> str:
 
 
 def changed(old: str, new: str) -> str:
-    assert SHELF.count(old) == 1, old
-    return SHELF.replace(old, new)
+    assert REGISTRY.count(old) == 1, old
+    return REGISTRY.replace(old, new)
 
 
 def test_a_row_becomes_an_entry(tmp_path: Path) -> None:
-    entry = load_registry([write(tmp_path, SHELF)]).entry("tiny_a.one")
+    entry = load_registry([write(tmp_path, REGISTRY)]).entry("tiny_a.one")
     assert (entry.family, entry.params, entry.dim, entry.size, entry.is_pinned) == ("tiny", 10, 4, 12, True)
     assert isinstance(entry.preprocess, ImagePreprocess)
     assert entry.preprocess.std == (1.0, 1.0, 0.5)
@@ -72,7 +72,11 @@ def test_a_row_becomes_an_entry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"\xef\xbb\xbf" + SHELF.encode(), SHELF.replace("\n", "\r\n").encode(), b"---\n" + SHELF.encode() + b"...\n"],
+    [
+        b"\xef\xbb\xbf" + REGISTRY.encode(),
+        REGISTRY.replace("\n", "\r\n").encode(),
+        b"---\n" + REGISTRY.encode() + b"...\n",
+    ],
     ids=["BOM", "CRLF", "document markers"],
 )
 def test_harmless_forms_are_read(tmp_path: Path, data: bytes) -> None:
@@ -210,7 +214,7 @@ def test_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> No
 
 
 def test_a_file_that_the_preprocessing_needs_must_be_listed(tmp_path: Path) -> None:
-    text = yaml.safe_load(SHELF)
+    text = yaml.safe_load(REGISTRY)
     row = text["models"]["tiny_a.one"]
     row["task"] = "text-features"
     row["preprocess"] = {
@@ -229,21 +233,21 @@ def test_a_file_that_the_preprocessing_needs_must_be_listed(tmp_path: Path) -> N
 
 def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     second = f"      - {{path: Model.safetensors, sha256: {SHA}, size: 12, sources: [file:///x]}}\n"
-    assert "files[1].path: 'Model.safetensors' is listed twice" in problem(tmp_path, SHELF + second)
+    assert "files[1].path: 'Model.safetensors' is listed twice" in problem(tmp_path, REGISTRY + second)
 
 
 @pytest.mark.parametrize("other", ["tiny_a.one", "Tiny_A.one", "tiny-a.one", "tiny.a_one", "tiny__a.one"])
 def test_names_that_can_be_confused_are_refused(tmp_path: Path, other: str) -> None:
-    said = problem(tmp_path, f"{SHELF}  {other}:\n{ROW}")
+    said = problem(tmp_path, f"{REGISTRY}  {other}:\n{ROW}")
     if other == "tiny_a.one":
         assert "the key 'models.tiny_a.one' is given twice, in lines 3 and 23" in said
     else:
         assert said.startswith(f":23: row '{other}': the name can be confused with the row 'tiny_a.one' at ")
-        assert said.endswith("shelf.yaml:3")
+        assert said.endswith("registry.yaml:3")
 
 
-def test_a_name_on_two_shelves_names_both_files(tmp_path: Path) -> None:
-    first, second = write(tmp_path, SHELF, "first.yaml"), write(tmp_path, SHELF, "second.yaml")
+def test_a_name_in_two_registry_files_names_both_files(tmp_path: Path) -> None:
+    first, second = write(tmp_path, REGISTRY, "first.yaml"), write(tmp_path, REGISTRY, "second.yaml")
     for paths in ([first, second], [second, first]):
         with pytest.raises(RegistryError, match=r"the name is already a row at") as caught:
             load_registry(paths)
@@ -258,7 +262,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "ZOO_REGISTRY" in (missing.value.hint or "")
     with pytest.raises(RegistryError, match="not a file"):
         load_registry([tmp_path])
-    locked = write(tmp_path, SHELF)
+    locked = write(tmp_path, REGISTRY)
     locked.chmod(0)
     try:
         locked.read_bytes()
@@ -267,17 +271,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             load_registry([locked])
 
 
-def test_the_environment_chooses_the_shelves(tmp_path: Path) -> None:
+def test_the_environment_chooses_the_registry_files(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     builtin = set(default_registry(home, {}))
     assert "resnet50.tv_in1k" in builtin
-    shelf = write(tmp_path, SHELF)
-    assert set(default_registry(home, {"ZOO_REGISTRY": str(shelf)})) == {"tiny_a.one"}
+    registry = write(tmp_path, REGISTRY)
+    assert set(default_registry(home, {"ZOO_REGISTRY": str(registry)})) == {"tiny_a.one"}
     assert set(default_registry(home, {"ZOO_REGISTRY": ""})) == builtin
-    write(home, SHELF.replace("tiny_a.one", "tiny_b"), "registry.yaml")
+    write(home, REGISTRY.replace("tiny_a.one", "tiny_b"), "registry.yaml")
     assert set(default_registry(home, {})) == builtin | {"tiny_b"}
-    assert set(default_registry(home, {"ZOO_REGISTRY": str(shelf)})) == {"tiny_a.one", "tiny_b"}
+    assert set(default_registry(home, {"ZOO_REGISTRY": str(registry)})) == {"tiny_a.one", "tiny_b"}
     with pytest.raises(NotFoundError):
         default_registry(home, {"ZOO_REGISTRY": str(tmp_path / "nowhere.yaml")})
 
@@ -338,7 +342,7 @@ def test_the_parser_written_in_python_reads_the_same(monkeypatch: pytest.MonkeyP
     assert dict(load_registry([builtin_registry_path()])) == dict(shelf)
 
 
-def test_the_shipped_shelf_loads_in_25_ms() -> None:
+def test_the_shipped_registry_loads_in_25_ms() -> None:
     pytest.importorskip("yaml._yaml", reason="PyYAML without libyaml is slower")
     seconds = []
     for _ in range(7):

@@ -9,7 +9,7 @@ from torchvision import models
 from zoo.registry.registry import builtin_registry_path, load_registry
 from zoo.schema import Entry, ImagePreprocess
 
-SHELF = load_registry([builtin_registry_path()])
+REGISTRY = load_registry([builtin_registry_path()])
 HOST = "https://download.pytorch.org/models/"
 #: Every set of weights that torchvision has, by its URL.
 PUBLISHED = {
@@ -20,7 +20,7 @@ PUBLISHED = {
 def names(prefix: str, *, tags: tuple[str, ...] = ("",)) -> list[str]:
     return [
         entry.name
-        for entry in SHELF.values()
+        for entry in REGISTRY.values()
         if entry.files[0].sources[0].startswith(prefix) and entry.name.partition(".")[2].startswith(tags)
     ]
 
@@ -32,9 +32,9 @@ def image(entry: Entry) -> ImagePreprocess:
 
 @pytest.mark.parametrize("name", names(HOST))
 def test_torchvisions_rows_are_preprocessed_by_its_transforms(name: str) -> None:
-    entry = SHELF.entry(name)
+    entry = REGISTRY.entry(name)
     # The older file left torchvision's table when the present one replaced it.
-    newer = SHELF.entry(name.removesuffix("_old"))
+    newer = REGISTRY.entry(name.removesuffix("_old"))
     weights = PUBLISHED[newer.files[0].sources[0]]
     steps, preprocess = weights.transforms(), image(entry)
     assert ([preprocess.resize], [preprocess.crop]) == (steps.resize_size, steps.crop_size)
@@ -44,7 +44,7 @@ def test_torchvisions_rows_are_preprocessed_by_its_transforms(name: str) -> None
 
 
 def test_the_older_inception_is_in_timms_table() -> None:
-    old = SHELF.entry("inception_v3.tv_in1k_old")
+    old = REGISTRY.entry("inception_v3.tv_in1k_old")
     assert timm.get_pretrained_cfg("inception_v3.tv_in1k").url == old.files[0].sources[0]
 
 
@@ -52,7 +52,7 @@ def test_the_older_inception_is_in_timms_table() -> None:
     "name", names("hf://timm/") + names("https://github.com/huggingface/pytorch-image-models/releases/")
 )
 def test_timms_rows_are_preprocessed_by_its_table(name: str) -> None:
-    entry = SHELF.entry(name)
+    entry = REGISTRY.entry(name)
     known = timm.get_pretrained_cfg(name.removesuffix("_pth").removesuffix("_bin"))
     preprocess = image(entry)
     _, height, width = known.input_size
@@ -67,10 +67,10 @@ def test_timms_rows_are_preprocessed_by_its_table(name: str) -> None:
 
 
 def test_timms_copies_of_torchvisions_weights_name_the_same_file() -> None:
-    twins = [name for name in names("hf://timm/", tags=("tv",)) if f"{name}_pth" in SHELF]
+    twins = [name for name in names("hf://timm/", tags=("tv",)) if f"{name}_pth" in REGISTRY]
     assert twins == ["resnet18.tv_in1k", "resnet34.tv_in1k", "resnet50.tv_in1k"]
     for name in twins:
-        assert timm.get_pretrained_cfg(name).url == SHELF.entry(f"{name}_pth").files[0].sources[0]
+        assert timm.get_pretrained_cfg(name).url == REGISTRY.entry(f"{name}_pth").files[0].sources[0]
 
 
 def test_microsofts_rows_are_resized_by_transformers_image_processor() -> None:
@@ -79,6 +79,6 @@ def test_microsofts_rows_are_resized_by_transformers_image_processor() -> None:
     from transformers.image_utils import PILImageResampling
 
     for name in ("resnet18.ms_in1k", "resnet50.ms_in1k"):
-        preprocess = image(SHELF.entry(name))
+        preprocess = image(REGISTRY.entry(name))
         assert preprocess.resize == int(preprocess.crop / ConvNextImageProcessor.crop_pct)
         assert ConvNextImageProcessor.resample is PILImageResampling[preprocess.interpolation.upper()]

@@ -7,7 +7,7 @@ import pytest
 from zoo.registry.registry import builtin_registry_path, load_registry
 from zoo.schema import Entry, ImagePreprocess, TextPreprocess
 
-SHELF = load_registry([builtin_registry_path()])
+REGISTRY = load_registry([builtin_registry_path()])
 HF = re.compile(r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}/[\w./-]+")
 PYPI = re.compile(r"pypi://[a-z0-9-]+==[0-9][0-9.]*/[\w./-]+")
 HTTPS = re.compile(r"https://(download\.pytorch\.org|github\.com)/[\w./-]+")
@@ -66,7 +66,7 @@ def names(entry: Entry) -> str:
     return entry.name
 
 
-@pytest.fixture(params=SHELF.values(), ids=names)
+@pytest.fixture(params=REGISTRY.values(), ids=names)
 def entry(request: pytest.FixtureRequest) -> Entry:
     found: Entry = request.param
     return found
@@ -90,8 +90,8 @@ def test_every_model_promised_is_there() -> None:
         "googlenet.tv_in1k",
         "efficientnet_lite0",
     ]
-    assert {*resnets, *recipes, *texts, *embeddings, *images} <= set(SHELF)
-    assert {each.family for each in SHELF.values()} == {"resnet", "inception", "efficientnet", "bert", "word2vec"}
+    assert {*resnets, *recipes, *texts, *embeddings, *images} <= set(REGISTRY)
+    assert {each.family for each in REGISTRY.values()} == {"resnet", "inception", "efficientnet", "bert", "word2vec"}
 
 
 def test_every_source_is_of_a_known_and_immutable_form(entry: Entry) -> None:
@@ -121,7 +121,7 @@ def test_file_names_that_carry_a_digest_carry_this_one(entry: Entry) -> None:
 
 
 def test_one_digest_means_one_size(entry: Entry) -> None:
-    sizes = {file.sha256: file.size for each in SHELF.values() for file in each.files if file.size}
+    sizes = {file.sha256: file.size for each in REGISTRY.values() for file in each.files if file.size}
     assert all(file.size in (None, sizes[file.sha256]) for file in entry.files if file.sha256 in sizes)
 
 
@@ -132,7 +132,7 @@ def test_float32_weights_are_as_large_as_their_parameters(entry: Entry) -> None:
             assert 0 < file.size - 4 * entry.params < 0.01 * file.size
 
 
-@pytest.mark.parametrize("entry", SHELF.search(task="image-features"), ids=names)
+@pytest.mark.parametrize("entry", REGISTRY.search(task="image-features"), ids=names)
 def test_image_rows(entry: Entry) -> None:
     preprocess = entry.preprocess
     assert isinstance(preprocess, ImagePreprocess)
@@ -148,7 +148,7 @@ def test_image_rows(entry: Entry) -> None:
         assert preprocess.mean == (0.485, 0.456, 0.406)
 
 
-@pytest.mark.parametrize("entry", SHELF.search(task="text-features"), ids=names)
+@pytest.mark.parametrize("entry", REGISTRY.search(task="text-features"), ids=names)
 def test_text_rows(entry: Entry) -> None:
     assert isinstance(entry.preprocess, TextPreprocess)
     assert [file.path for file in entry.files] == ["config.json", entry.preprocess.tokenizer, "model.safetensors"]
@@ -163,7 +163,7 @@ def test_text_rows(entry: Entry) -> None:
 def test_rows_that_a_package_index_serves() -> None:
     shipped = {
         url: (file.sha256, file.size)
-        for entry in SHELF.values()
+        for entry in REGISTRY.values()
         for file in entry.files
         for url in file.sources
         if url.startswith("pypi://")
@@ -172,7 +172,7 @@ def test_rows_that_a_package_index_serves() -> None:
 
 
 def test_minilm_can_come_from_the_hub_too() -> None:
-    minilm = SHELF.entry("all-minilm-l6-v2")
+    minilm = REGISTRY.entry("all-minilm-l6-v2")
     for file in minilm.files:
         assert [url.partition(":")[0] for url in file.sources] == ["pypi", "hf"]
     assert minilm.preprocess == TextPreprocess(
@@ -181,7 +181,7 @@ def test_minilm_can_come_from_the_hub_too() -> None:
 
 
 def test_lite0_is_normalised_as_google_trained_it() -> None:
-    lite0 = SHELF.entry("efficientnet_lite0")
+    lite0 = REGISTRY.entry("efficientnet_lite0")
     assert (lite0.dim, lite0.params, lite0.config) == (1280, 4652008, {"variant": "lite0"})
     assert isinstance(lite0.preprocess, ImagePreprocess)
     assert lite0.preprocess.mean == (127 / 255,) * 3
@@ -191,7 +191,7 @@ def test_lite0_is_normalised_as_google_trained_it() -> None:
 
 def test_twins_say_that_they_are() -> None:
     """Rows of the same weights in other bytes name each other."""
-    for name in SHELF:
+    for name in REGISTRY:
         for suffix in ("_pth", "_bin"):
             if name.endswith(suffix):
-                assert name.removesuffix(suffix) in (SHELF[name].notes or "")
+                assert name.removesuffix(suffix) in (REGISTRY[name].notes or "")

@@ -51,7 +51,7 @@ def test_asked_cuda_got_some_nodes_on_the_cpu() -> None:
     assert caught.value.hint == "run the command with --device cpu or --device auto"
 
 
-def test_a_few_nodes_on_the_cpu_are_told_and_no_error() -> None:
+def test_a_few_nodes_on_the_cpu_are_reported_and_no_error() -> None:
     assert placed("cuda:0", CUDA, report(107, 11)) == {"CUDA": 107, "CPU": 11}
     assert 11 / 118 <= ON_CPU < 12 / 118
 

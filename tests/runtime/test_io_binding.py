@@ -17,12 +17,12 @@ from zoo.runtime.io_binding import cuda_runtime, page_locked
 RUNTIME = """
 #include <stddef.h>
 int locked = 0; size_t bytes = 0; int refuses = 0;
-int cudaHostRegister(void *place, size_t size, unsigned flags) {
+int cudaHostRegister(void *address, size_t size, unsigned flags) {
     if (refuses || flags != 1) return 1;
     locked += 1; bytes = size; return 0;
 }
 int cudaSetDevice(int index) { return index > 1; }
-int cudaHostUnregister(void *place) { locked -= 1; return 0; }
+int cudaHostUnregister(void *address) { locked -= 1; return 0; }
 """
 
 

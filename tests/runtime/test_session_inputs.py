@@ -157,7 +157,7 @@ def test_one_input_is_one_for_every_way_of_asking(kept_shelf: Path, tmp_path: Pa
     np.testing.assert_array_equal(texts.features("my card"), texts.features(["my card"]))
     image = random_images(1)
     np.testing.assert_array_equal(images.features(image[0]), images.features(image))
-    assert [places for places, _ in texts.stream("my card", ["features"])] == [[0]]
+    assert [indices for indices, _ in texts.stream("my card", ["features"])] == [[0]]
     assert house.embed("tiny-bert", "my card", tmp_path / "v.npy", device="cpu").rows == 1
     assert house.embed("tiny-lite", image[0], tmp_path / "p.npy", device="cpu").rows == 1
     path = tmp_path / "a.png"

@@ -9,7 +9,7 @@ from tests.kit.cli import parsed, zoo
 from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.libraries import hub_repo, write_encoder, write_timm
 from tests.kit.upstream import Upstream
-from tests.kit.word_tables import WORDS, binary, row, vectors, write_shelf
+from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo.plugin.manager import Plugins
 
 #: Where each family's row comes from. A new family takes its place here.
@@ -35,7 +35,7 @@ def test_every_family_of_ours_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), TINY.items())
-def test_a_family_of_the_tiny_shelf(shelf: Path, family: str, name: str) -> None:
+def test_a_family_of_the_tiny_models(shelf: Path, family: str, name: str) -> None:
     details = conforms(zoo("plugins", "check", family, "--row", name, "--json"), family, name)
     assert ("sequence" in details["dynamic batch"]) == (family == "bert")
 
@@ -48,8 +48,8 @@ def test_a_family_of_upstreams_files(upstream: Upstream, family: str, name: str)
 
 def test_word_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "v.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 16)))
-    shelf = write_shelf(tmp_path / "words.json", {"tiny-words": row(tmp_path / "v.bin", None, 16)})
-    monkeypatch.setenv("ZOO_REGISTRY", str(shelf))
+    registry = write_registry(tmp_path / "words.json", {"tiny-words": row(tmp_path / "v.bin", None, 16)})
+    monkeypatch.setenv("ZOO_REGISTRY", str(registry))
     details = conforms(zoo("plugins", "check", "word2vec", "--json"), "word2vec", "tiny-words")
     assert "sequence" in details["dynamic batch"]
 

@@ -63,9 +63,9 @@ def several(kept_home: Path, shelf_file: Path, tmp_path_factory: pytest.TempPath
     """A folder with `data.csv` of several labels, the bundle `out` of it, and what the command said in `said.json`."""
     folder = tmp_path_factory.mktemp("several")
     data = write_several(folder / "data.csv")
-    places = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
+    environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
     done = zoo(
-        "finetune", "tiny-bert", data, "-o", folder / "out", "--task", "multi-label", "--val", 0.3, "--json", **places
+        "finetune", "tiny-bert", data, "-o", folder / "out", "--task", "multi-label", "--val", 0.3, "--json", **environ
     )
     (folder / "said.json").write_text(json.dumps(parsed(done)["finetune"]))
     return folder
@@ -137,9 +137,9 @@ def number(kept_home: Path, shelf_file: Path, tmp_path_factory: pytest.TempPathF
     """A folder with the bundle `out` of a number, and what the command said in `said.json`."""
     folder = tmp_path_factory.mktemp("number")
     data = write_numbers(folder / "data")
-    places = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
+    environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
     options = ("--task", "regression", "--label", "grams", "--json")
-    done = zoo("finetune", "tiny-lite", data, "-o", folder / "out", *options, **places)
+    done = zoo("finetune", "tiny-lite", data, "-o", folder / "out", *options, **environ)
     (folder / "said.json").write_text(json.dumps(parsed(done)["finetune"]))
     return folder
 

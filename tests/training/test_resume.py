@@ -34,8 +34,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(texts: Path, kept_home: Path, shelf_file: Path) -> bytes:
     """The head of twelve epochs without a stop."""
     out = texts.parent / "whole"
-    places = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
-    done = zoo("finetune", "tiny-bert", texts, "-o", out, "--epochs", 12, *PLAIN, "--json", **places)
+    environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
+    done = zoo("finetune", "tiny-bert", texts, "-o", out, "--epochs", 12, *PLAIN, "--json", **environ)
     assert parsed(done)["finetune"]["best_epoch"] == 12
     return (out / "head.safetensors").read_bytes()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from zoo_plugins.backbones.word2vec import Word2Vec
 
-from tests.kit.word_tables import WORDS, binary, entry, row, vectors, write_list, write_shelf, write_table
+from tests.kit.word_tables import WORDS, binary, entry, row, vectors, write_list, write_registry, write_table
 from zoo import NotFoundError, UsageError, Zoo
 from zoo.words import table as table_words
 from zoo.words.table import WordTable
@@ -193,7 +193,7 @@ def test_a_crash_leaves_nothing_half_made(folder: Path) -> None:
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-def big_shelf(folder: Path, count: int, dim: int) -> tuple[Path, np.ndarray]:
+def big_registry(folder: Path, count: int, dim: int) -> tuple[Path, np.ndarray]:
     """A shelf with one table of that many words `w0`, `w1`, ..., of cheap numbers written part after part."""
     random = np.random.default_rng(0)
     rows = np.lib.format.open_memmap(folder / "t.npy", mode="w+", dtype=np.float32, shape=(count, dim))
@@ -202,13 +202,13 @@ def big_shelf(folder: Path, count: int, dim: int) -> tuple[Path, np.ndarray]:
         part[:] = random.integers(-100, 100, part.shape, dtype=np.int8)
     rows.flush()
     (folder / "w.txt").write_text("".join(f"w{index}\n" for index in range(count)))
-    shelf = write_shelf(folder / "big.json", {"big": row(folder / "t.npy", folder / "w.txt", dim)})
-    return shelf, rows
+    registry = write_registry(folder / "big.json", {"big": row(folder / "t.npy", folder / "w.txt", dim)})
+    return registry, rows
 
 
 def test_400000_words_answer_quickly_and_import_little(tmp_path: Path) -> None:
-    shelf, rows = big_shelf(tmp_path, 400_000, 50)
-    Zoo(registry=shelf).pull("big")
+    registry, rows = big_registry(tmp_path, 400_000, 50)
+    Zoo(registry=registry).pull("big")
     heavy = (
         "torch",
         "onnxruntime",
@@ -226,7 +226,7 @@ def test_400000_words_answer_quickly_and_import_little(tmp_path: Path) -> None:
         f"found = lambda: [name for name in {heavy!r} if name in sys.modules]\n"
         "atexit.register(lambda: print(time.process_time(), found(), file=sys.stderr))\nmain()"
     )
-    environment = {**os.environ, "ZOO_REGISTRY": str(shelf)}
+    environment = {**os.environ, "ZOO_REGISTRY": str(registry)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     # The promise is 1.5 s of an idle machine; the CPU's time does not depend on what else runs here.
     seconds, found = done.stderr.splitlines()[-1].split(maxsplit=1)
@@ -242,8 +242,8 @@ def test_400000_words_answer_quickly_and_import_little(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_table_is_opened_and_searched_without_a_copy(tmp_path: Path) -> None:
-    shelf, _ = big_shelf(tmp_path, 1_000_000, 64)
-    Zoo(registry=shelf).pull("big")
+    registry, _ = big_registry(tmp_path, 1_000_000, 64)
+    Zoo(registry=registry).pull("big")
     code = (
         "from zoo import Zoo\n"
         "def private():\n"
@@ -254,7 +254,7 @@ def test_a_large_table_is_opened_and_searched_without_a_copy(tmp_path: Path) -> 
         "assert len(table.neighbours(['w5', 'w77', 'w999999'], top=10)) == 3\n"
         "print(opened - before, private() - before)"
     )
-    environment = {**os.environ, "ZOO_REGISTRY": str(shelf), "OPENBLAS_NUM_THREADS": "2"}
+    environment = {**os.environ, "ZOO_REGISTRY": str(registry), "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     opened, searched = map(float, done.stdout.split())
     # The table alone is 256 MB.
