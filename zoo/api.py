@@ -218,7 +218,7 @@ class Zoo(Workspace):
     def inputs(
         self, model: str, arguments: Sequence[str], *, text: str | None = None
     ) -> tuple[Sequence[str], Sequence[str]]:
-        """(items, names) of command-line arguments for a model: files, folders, globs, texts, `-` for stdin."""
+        """Returns items and their names for command-line arguments: files, folders, globs, texts, `-` for stdin."""
         from zoo.data.inputs import expand
 
         return expand(arguments, self._preprocess(model), text=text)

@@ -71,7 +71,7 @@ def load_state(
 def _problems(
     given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """(problem, the names of the tensors that have it), problem by problem; later checks rely on earlier ones."""
+    """Yields each problem with the names of the tensors that have it; later checks rely on earlier ones."""
     import torch
 
     def fits(name: str) -> bool:

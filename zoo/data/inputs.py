@@ -172,7 +172,7 @@ def named_inputs(inputs: Iterable[Any]) -> Iterator[Input]:
 
 
 def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None) -> tuple[list[str], list[str]]:
-    """(items, their names) of command-line arguments.
+    """Returns the items that command-line arguments mean, and their names.
 
     Images: files, folders (their images), glob patterns; `-` reads paths from stdin. Texts: the argument itself,
     or the lines of a .txt file, or the column `text` of a CSV, JSON lines or Parquet file; `-` reads texts from stdin.
@@ -272,7 +272,7 @@ def _is(test: Callable[[Path], bool], name: str) -> bool:
 
 
 def _stdin_lines() -> Iterator[tuple[str, str | DataError]]:
-    """(name, line) for each line of stdin; the name of a line that can be read is the line."""
+    """Yields a name and the line for each line of stdin; the name of a line that can be read is the line."""
     # sys.stdin is None when it was closed (<&-), and has no `buffer` in a notebook.
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:

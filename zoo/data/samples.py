@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "assets"
 
 
 def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Path] | list[str], str]:
-    """(at least seven images, or sentences of very different lengths; their name in a report).
+    """Returns at least seven images, or sentences of very different lengths, and their name in a report.
 
     `words` are made into three more texts, for a model of another language, which knows no word of the sentences.
     """

@@ -29,7 +29,7 @@ def divide(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Dataset, Dataset]:
-    """(training, held out) of the data at `source`.
+    """Returns the training and the held-out part of the data at `source`.
 
     If `options.val` is a path, its data are held out. With the default fraction the folder `val`, or else `test`, is
     held out if there is one; any other fraction is held out of the training part. Raises the errors of

@@ -63,7 +63,7 @@ def read_images(path: Path, image: str, label: str, task: Task, *, has_files: bo
 
 
 def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
-    """(line number, text, or the error of the row) for one column of a table, read lazily.
+    """Yields, for one column of a table, each line number with the text or with the row's error, read lazily.
 
     Raises DataError for a missing column and for a file that cannot be read.
     """
@@ -88,7 +88,7 @@ def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | Dat
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """(line number, text, or the error of the line) for every line of a UTF-8 file that is not blank.
+    """Yields the number of every line of a UTF-8 file that is not blank, with its text or its error.
 
     Only a line feed ends a line: JSON and texts may contain other Unicode separators. Raises DataError for a file that
     cannot be read.
@@ -126,7 +126,7 @@ def parse_number(cell: str) -> float | None:
 
 
 def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line, cells) of the rows of a table. `columns` maps the columns that every row has to the options for them."""
+    """Yields the line and the cells of each row of a table. `columns` maps required columns to the options for them."""
     for line, row in _each_row(path, columns):
         if isinstance(row, DataError):
             raise row

@@ -74,6 +74,6 @@ def evaluate(
 def infer_readable(
     session: "Session", data: Dataset, output: str, unreadable: Unreadable, progress: Progress = SILENT
 ) -> "tuple[Floats, Dataset]":
-    """(the named output for the readable items of `data`, these items); the others go to `unreadable`."""
+    """Returns the named output for the readable items of `data`, and these items; the others go to `unreadable`."""
     rows = session.infer(data.items, [output], progress, unreadable.skip(data.examples))[output]
     return rows[unreadable.kept(data.examples)], data.readable(unreadable)

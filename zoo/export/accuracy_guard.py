@@ -197,7 +197,7 @@ def _measured(
 def _held(
     source: Bundle, data: Dataset, trained: Dataset, known: Mapping[str, Held], offline: bool, progress: Progress
 ) -> tuple[Dataset, str]:
-    """(the items to measure on, their name); none of them was trained on. Raises DataError if there are none."""
+    """Returns items that were not trained on, to measure on, and their name. Raises DataError if there are none."""
     was_held = {digest for digest, line in known.items() if line.held_out}
     held = data.only(example for example in data.examples if example.digest in was_held)
     if not held.examples:

@@ -105,7 +105,7 @@ def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequen
 def quantise_cnn(
     body: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """(the graph from `pixels` to `features` before quantisation, the same in int8 except the nodes `exclude`)."""
+    """Returns the graph from `pixels` to `features` before quantisation, and in int8 except the nodes `exclude`."""
     onnxruntime()
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -128,6 +128,6 @@ def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rounded(weight: NDArray[np.float32], ranges: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(the weight in levels, the scale that it has to be multiplied by); a weight as large as its range gets LEVELS."""
+    """Returns the weight in levels and the scale to multiply it by; a weight as large as its range gets LEVELS."""
     scale: NDArray[np.float32] = (ranges / LEVELS).astype(np.float32)
     return np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8), scale

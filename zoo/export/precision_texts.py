@@ -136,7 +136,7 @@ class _Writer(edit.GraphBuilder):
         self.add("Mul", [exact, self.add("Gather", [scales, index], f"{output}/scale")], output)
 
     def _rows(self, values: str) -> tuple[str, str]:
-        """(activations quantised to uint8 with one scale per row and back, the largest number of each row)."""
+        """Returns activations quantised to uint8 with one scale per row and back, and each row's largest number."""
         last = self.constant(f"{self.name}/last_axis", [-1], "int64")
         most = self.add("ReduceMax", [values, last], f"{values}/max", keepdims=1)
         if values in self.gelus:
@@ -157,7 +157,7 @@ class _Writer(edit.GraphBuilder):
         return self.add("DequantizeLinear", [stored, scale, zero], f"{values}/rounded"), largest
 
     def _columns(self, weight: str) -> tuple[str, NDArray[np.float32]]:
-        """(a weight quantised with one scale per column and back, the sums [out] of its columns after that)."""
+        """Returns a weight quantised with one scale per column and back, and its column sums [out] after that."""
         columns = self.array(weight)
         levels, scale = rounded(columns, np.maximum(fitting_range(columns.T[:, :, None, None]), TINY))
         inputs = [

@@ -128,7 +128,7 @@ def attributes(node: "onnx.NodeProto") -> dict[str, Any]:
 
 
 def tensor_specs(model: "onnx.ModelProto") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """(inputs, outputs) that the graph declares."""
+    """Returns the inputs and the outputs that the graph declares."""
     return tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output))
 
 

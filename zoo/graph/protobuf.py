@@ -95,7 +95,7 @@ class Wire:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """(number, the whole field, its value) of every field of a message. Raises ValueError for a truncated message."""
+    """Yields the number, the bytes and the value of every field of a message. Raises ValueError if it is truncated."""
     index, end = 0, len(data)
     while index < end:
         start = index
@@ -117,7 +117,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
 
 
 def _varint(data: memoryview, index: int) -> tuple[int, int]:
-    """(the varint at `index`, the index after it)."""
+    """Returns the varint at `index` and the index after it."""
     value = shift = 0
     while True:
         byte = data[index]

@@ -71,7 +71,7 @@ def state_of(point: EntryPoint, state: State, error: str | None = None, seconds:
 
 
 def installed() -> tuple[list[EntryPoint], list[PluginState]]:
-    """(zoo's entry points in all installed distributions, a quarantined state for each with broken metadata).
+    """Returns zoo's entry points in all installed distributions, and a quarantined state for each with broken metadata.
 
     Of a distribution that is on sys.path twice the first one counts, as for an import.
     """
@@ -106,7 +106,7 @@ def allowed(points: Iterable[EntryPoint], environ: Mapping[str, str]) -> list[En
 
 
 def _distributions() -> Iterator[tuple[str, Read]]:
-    """(canonical name, function that reads a metadata file) of every installed distribution."""
+    """Yields the canonical name of every installed distribution, with a function that reads its metadata files."""
     for entry in sys.path:
         try:
             with os.scandir(entry or ".") as found:
@@ -150,7 +150,7 @@ def _name_and_version(read: Read) -> tuple[str | None, str | None]:
 
 
 def _parse(text: str) -> Iterator[tuple[str, str, str]]:
-    """(group, name, value) in zoo's groups. Raises ValueError for a line that is not an entry point.
+    """Yields the group, name and value of entry points in zoo's groups. Raises ValueError for any other line.
 
     Format: https://packaging.python.org/en/latest/specifications/entry-points/
     """

@@ -165,7 +165,7 @@ class _RegistryFile:
 
 
 def _inconsistencies(entry: Entry) -> Iterator[tuple[KeyPath, str]]:
-    """(path, problem) for fields that are valid one by one and contradict each other."""
+    """Yields the path and the problem of fields that are valid one by one and contradict each other."""
     preprocess, seen = entry.preprocess, set()
     if isinstance(preprocess, ImagePreprocess):
         task, needs = "image-features", {}
@@ -201,7 +201,7 @@ FORMS = {
 
 
 def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[KeyPath, str]:
-    """(path in `row`, problem in plain words) of an error of msgspec."""
+    """Returns the path in `row` and the problem in plain words for an error of msgspec."""
     match = re.fullmatch(r"(.*) - at `\$(.*)`", problem, re.DOTALL)
     problem, path = match.groups() if match else (problem, "")
     steps = re.findall(r"\.([^.\[]+)|\[([0-9]+)\]", path)
@@ -223,7 +223,7 @@ def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[KeyPath, str]:
 
 
 def _expected(key_path: KeyPath, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(keys, words) that the schema allows at `key_path` of a row."""
+    """Returns the keys and the words that the schema allows at `key_path` of a row."""
     from msgspec import inspect
 
     def unwrapped(kind: inspect.Type) -> list[inspect.Type]:

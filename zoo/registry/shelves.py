@@ -16,7 +16,7 @@ from zoo.schema import canonical
 def add_shelves(
     registry: Registry, environ: Mapping[str, str], points: Iterable[EntryPoint] | None = None
 ) -> tuple[Registry, list[PluginState]]:
-    """(`registry` with the rows of the plugins that ZOO_PLUGINS allows, the state of each registry file).
+    """Returns `registry` with the rows of the plugins that ZOO_PLUGINS allows, and the state of each registry file.
 
     `points` replaces the installed entry points. If two files claim a name, both are left out.
     """

@@ -103,7 +103,7 @@ def built_for(ort: Any) -> str | None:
 
 
 def version_problem(cuda: tuple[int, int] | None, wheel: str) -> tuple[str, str] | None:
-    """(problem, fix) if the driver, which runs `cuda`, is too old for onnxruntime built for `wheel`; None otherwise."""
+    """Returns a problem and its fix if a driver for `cuda` is too old for onnxruntime built for `wheel`, else None."""
     major = int(wheel.partition(".")[0]) if wheel.partition(".")[0].isdecimal() else 0
     if cuda is None or cuda[0] >= major:
         return None

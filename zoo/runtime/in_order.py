@@ -36,7 +36,7 @@ class InOrder:
         self._next = 0
 
     def __iter__(self) -> Iterator[list[tuple[str, Any]]]:
-        """(name, row or ZooError) of the inputs that each batch completes, perhaps none."""
+        """Yields after each batch the name and the row (or ZooError) of every input that it completes; perhaps none."""
         for indices, rows in self._rows(self._take(), self._fail):
             self._found.update(zip(indices, rows, strict=True))
             self.answered += len(indices)
@@ -67,7 +67,7 @@ class InOrder:
 
 
 def windows(items: Iterable[Given], size: int) -> Iterator[tuple[int, list[Given]]]:
-    """(index of the first item, the items) of each window of at most `size` items; items are taken as needed."""
+    """Yields windows of at most `size` items, each with the index of its first item; items are taken as needed."""
     rest, start = iter(items), 0
     while window := list(islice(rest, size)):
         yield start, window

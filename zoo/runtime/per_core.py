@@ -33,7 +33,7 @@ class PerCore(NamedTuple):
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """(indices of the items, the named outputs) batch by batch, in order; no indices if no item could be read.
+        """Yields the indices of each batch's items and the named outputs, in order; no indices if none could be read.
 
         At most two batches for each core are computed ahead of their use.
         """
@@ -47,7 +47,7 @@ class PerCore(NamedTuple):
     def _answer(
         self, start: int, items: Sequence[Any], outputs: Sequence[str]
     ) -> "tuple[list[int], dict[str, Floats], list[tuple[int, DataError]]]":
-        """(indices of the images that were read, their outputs, (index, error) of the others) for one batch."""
+        """Returns the indices of a batch's readable images, their outputs, and the index and error of the others."""
         import numpy as np
 
         found = {index: attempt(self.prepare, item) for index, item in enumerate(items, start)}

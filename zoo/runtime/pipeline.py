@@ -79,12 +79,12 @@ class _Pipeline(ABC):
 
     @abstractmethod
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(indices of the items, the body's input for them); no indices after many items that cannot be read."""
+        """Yields the indices of items and the body's input for them; no indices after many unreadable items."""
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """(indices of the items, the named outputs) for each of `batches`; an output may be an input of the body."""
+        """Yields the indices and the named outputs of each of `batches`; an output may be an input of the body."""
         for indices, feeds in self.batches(items, skip):
             if not indices:
                 yield [], {}
@@ -136,7 +136,7 @@ class ImagePipeline(_Pipeline):
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """(indices of the items, the named outputs) batch by batch, in order."""
+        """Yields the indices of each batch's items and the named outputs, in order."""
         rest, start = iter(items), 0
         if self._per_core is None:
             start = ALONE
@@ -164,7 +164,7 @@ class ImagePipeline(_Pipeline):
             return self._per_core
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(indices of the items, their pixels) in order; no indices after many items that cannot be read."""
+        """Yields the indices of items and their pixels, in order; no indices after many unreadable items."""
         import numpy as np
 
         rest = iter(items)
@@ -225,7 +225,7 @@ class TextPipeline(_Pipeline):
         self.budget = TOKENS[device.partition(":")[0]]
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """(indices of the items, the body's input for them), shortest first within each window.
+        """Yields the indices of items and the body's input for them, shortest first within each window.
 
         No indices after a window in which no text can be read.
         """

@@ -148,7 +148,7 @@ class Session:
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """(indices of the items, the named outputs for them), batch by batch; texts are sorted within each window.
+        """Yields the indices of each batch's items and the named outputs; texts are sorted within each window.
 
         Items are those of `run`, read as needed and not kept: at most two windows of texts, or a few batches of images,
         ahead. An item that cannot be read raises DataError, or is left out and passed to `skip` with its error. Inputs

@@ -89,7 +89,7 @@ class Records:
             self.refresh()
 
     def get(self, key: bytes) -> tuple[memoryview, int, int]:
-        """(the string, its length, its kind). Raises KeyError."""
+        """Returns the string, its length and its kind. Raises KeyError."""
         offset, size, length, kind = self._positions[key]
         if self._map is None or len(self._map) < offset + size:
             with self._data.open("rb") as file:

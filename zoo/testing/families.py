@@ -86,7 +86,7 @@ def _first_available(family: str, entries: Sequence[Entry], pull: Callable[[str]
 
 
 def _rows_of(family: str, registry: Registry, is_pulled: Callable[[Entry], bool]) -> tuple[list[Entry], list[Entry]]:
-    """(the pulled rows of the family, its other rows), smallest first."""
+    """Returns the pulled rows of the family and its other rows, smallest first."""
     entries = sorted(
         (entry for entry in registry.values() if entry.family == family),
         key=lambda entry: (entry.size is None, entry.size or 0),

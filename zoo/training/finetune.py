@@ -81,9 +81,10 @@ def load(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Dataset, Dataset]:
-    """(training, held out) of the data at `source`, divided by `zoo.data.split.divide`, sorted by digest.
+    """Returns the training and the held-out part of the data at `source`, each sorted by digest.
 
-    Sorted because files found in another order must train the same model. Raises UsageError for views of texts.
+    `zoo.data.split.divide` divides the data. They are sorted because files found in another order must train the same
+    model. Raises UsageError for views of texts.
     """
     if options.augment and not isinstance(preprocess, ImagePreprocess):
         raise UsageError("only images have random views, and this model reads text", hint="leave --augment out")
@@ -129,7 +130,7 @@ def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
 def _train(
     materials: Materials, features: Features, checkpoints: Path, progress: Progress
 ) -> "tuple[Tuned, Callable[[], Expected] | None]":
-    """(the trained model, the file's expected answers if they are computed already)."""
+    """Returns the trained model, and the file's expected answers if they are computed already."""
     (train, held), labels, options = features.parts, features.labels, materials.options
     backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
     run = partial(TrainingRun, checkpoints=checkpoints, resume=options.resume, progress=progress)

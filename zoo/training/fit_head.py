@@ -67,7 +67,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
     y = objective.tensor(problem.targets[problem.inner])
 
     def inner() -> "tuple[torch.Tensor, torch.Tensor]":
-        """(logits of the first head, targets) of the inner items."""
+        """Returns the logits of the first head and the targets of the inner items."""
         first.model.eval()
         with torch.inference_mode():
             return first.model(x), y

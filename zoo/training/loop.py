@@ -126,7 +126,7 @@ class Training:
             part.module.load_state_dict(_inside(tensors, f"{part.name}."))
 
     def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
-        """(tensors, facts) from which `restore` continues."""
+        """Returns the tensors and facts from which `restore` continues."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights().items()}
         tensors |= {f"adamw.{name}": tensor for name, tensor in self.optimizer.state()}
         facts = {"epoch": self.epoch, "step": self.step, "total": self.total, "batch": self.plan.batch}

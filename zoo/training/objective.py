@@ -72,7 +72,7 @@ class Objective:
         return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
 
     def judge(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, float]:
-        """(loss, score)."""
+        """Returns the loss and the score."""
         return self.loss(logits, wanted).item(), self.score(logits, wanted)
 
     def score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> float:

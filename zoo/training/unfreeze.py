@@ -94,7 +94,7 @@ class _Task:
         return answer.float()
 
     def inner(self, model: "torch.nn.Module") -> "tuple[torch.Tensor, torch.Tensor]":
-        """(logits, targets) of the inner items."""
+        """Returns the logits and targets of the inner items."""
         import numpy as np
         import torch
 

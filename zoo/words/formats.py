@@ -80,7 +80,7 @@ def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
 
 
 def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
-    """(the memory-mapped table [words, dim], its offset in the file). Raises IntegrityError.
+    """Returns the memory-mapped table [words, dim] and its offset in the file. Raises IntegrityError.
 
     Published tables may be in Fortran order.
     """
@@ -195,7 +195,7 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
 
 
 def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
-    """(word, numbers) of a line with too many fields: GloVe's words may contain spaces (`. . .` in glove.840B).
+    """Returns word and numbers of a line with too many fields: GloVe's words may have spaces (`. . .` in glove.840B).
 
     A line whose additional fields are numbers is returned unchanged: it has too many numbers.
     """
@@ -229,7 +229,7 @@ def _lines(path: Path, data: "Bytes", at: int, longest: int) -> Iterator[bytes]:
 
 
 def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int, int]:
-    """(number of words, offset of the first), if the file is large enough for so many rows of `smallest` bytes."""
+    """Returns the number of words and the offset of the first, if the file has room for rows of `smallest` bytes."""
     end = data.find(b"\n", 0, 128)
     found = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", data[: max(end, 0)])
     if found is None:

@@ -27,7 +27,7 @@ MAX_BYTES = 1 << 16
 
 
 def rows(entry: Entry, weights: Path, layout: str) -> Iterator[tuple[bytes, Any]]:
-    """(word, vector in the form of the file, for `parse`) of every row in the entry's files in `weights`.
+    """Yields the word and the vector of every row in the entry's files in `weights`; `parse` reads the vector.
 
     `layout` is one of zoo.words.formats.LAYOUTS. A list of words with several columns needs `config.column`.
     """
@@ -95,7 +95,7 @@ def parse(vector: Any) -> "Vector":
 
 
 def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector], str | None]":
-    """(about `count` words, evenly spread over the rows, with their vectors; a word that has two rows, or None).
+    """Returns about `count` words, evenly spread over the rows, with their vectors; and a word with two rows, or None.
 
     All are words that a text can contain and whose vector is not zero, the vector of unknown words. The word with two
     rows is one of them, with the vector of its first row. Raises ValueError when there are no such words and for files
@@ -122,7 +122,7 @@ def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector],
 
 
 def _choose(words: list[bytes], count: int, preprocess: WordsPreprocess) -> tuple[set[int], str | None]:
-    """(the rows of `count` words and of the first word with two rows, that word)."""
+    """Returns the rows of `count` words and of the first word with two rows, and that word."""
     first: dict[bytes, int] = {}
     again = [word for row, word in enumerate(words) if first.setdefault(word, row) != row]
     distinct = list(first)

@@ -103,7 +103,7 @@ def is_prepared(weights: Path) -> bool:
 
 
 def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
-    """(expected file, whether it is unchanged) for every file of the prepared form in `weights`; all are hashed.
+    """Returns every expected file of the prepared form in `weights` and whether it is unchanged; all are hashed.
 
     After that the next `is_prepared` hashes damaged files again, so that the form is prepared anew. The list is empty
     without a prepared form of this version, and has only the manifest when that is damaged.
@@ -352,7 +352,7 @@ def _unit(vectors: "Floats") -> "Floats":
 
 
 def _best(scores: "Floats", top: int) -> list[tuple[int, float]]:
-    """(index, score) of the `top` highest scores; of equal scores the first."""
+    """Returns the index and the score of the `top` highest scores; of equal scores the first."""
     import numpy as np
 
     top = min(top, len(scores))
