@@ -1,4 +1,4 @@
-"""What every test gets: a ZOO_HOME of its own, a clean environment, no socket beyond loopback, no package index."""
+"""Fixtures: each test has its own ZOO_HOME and a clean environment, and no connections beyond loopback."""
 
 import gc
 import hashlib
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from tests.kit.installed import Site
     from tests.kit.upstream import Upstream
 
-#: Set by a developer's shell, never by a test: they would change what the code under test does.
+#: Variables that a developer's shell may set and that would change the code under test.
 FOREIGN = (
     "ZOO_REGISTRY", "ZOO_OFFLINE", "ZOO_DEVICE", "ZOO_PLUGINS", "ZOO_DEBUG",
     "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME",
 )  # fmt: skip
 
-# A busy machine makes any single example slow: examples are judged by what they do.
+# On a busy machine any single example may be slow.
 settings.register_profile("zoo", deadline=None)
 settings.load_profile("zoo")
 
@@ -103,7 +103,7 @@ def zoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     if request.node.get_closest_marker("network") is None:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
-    # Nothing is written to a home after the test that it belongs to, but for those that are about this.
+    # Optimised graphs are written in the background: no test but those of this cache may leave one in its home.
     monkeypatch.setattr("zoo.runtime.optimised_graphs.SMALLEST", 1 << 60)
     return home
 
@@ -131,7 +131,7 @@ def built_home(shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def shelf(shelf_file: Path, built_home: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """ZOO_REGISTRY is the tiny shelf, and this test's ZOO_HOME a copy of the built one. Returns the registry file."""
+    """Returns the registry file of the tiny models, set as ZOO_REGISTRY; ZOO_HOME is a copy of `built_home`."""
     shutil.copytree(built_home, zoo_home)
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
     return shelf_file
@@ -139,7 +139,7 @@ def shelf(shelf_file: Path, built_home: Path, zoo_home: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="module")
 def kept_home(built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the built ZOO_HOME for the tests of one file: what one computes, the next ones find."""
+    """A copy of the built ZOO_HOME that the tests of one file share: later tests find what earlier ones computed."""
     home = tmp_path_factory.mktemp("kept") / "home"
     shutil.copytree(built_home, home)
     return home
@@ -147,7 +147,7 @@ def kept_home(built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def kept_shelf(shelf_file: Path, kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As `shelf`, but in the ZOO_HOME that this file's tests share."""
+    """Like `shelf`, but in the ZOO_HOME that this file's tests share."""
     monkeypatch.setenv("ZOO_REGISTRY", str(shelf_file))
     monkeypatch.setenv("ZOO_HOME", str(kept_home))
     return shelf_file
@@ -155,7 +155,7 @@ def kept_shelf(shelf_file: Path, kept_home: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def trunks(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `graphs` as a ZOO_HOME has it, with what `--unfreeze 1` and `2` leave frozen of the tiny models."""
+    """A folder `graphs` for a ZOO_HOME, with the parts of the tiny models that `--unfreeze 1` and `2` leave frozen."""
     from zoo import Zoo
     from zoo.export.trunk import cut_at
 
@@ -171,16 +171,16 @@ def trunks(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def deep_shelf(shelf: Path, trunks: Path, zoo_home: Path) -> Path:
-    """As `shelf`, but for tests that train stages: the trunks of the tiny models are built, too."""
+    """Like `shelf`, but for tests that train stages: the trunks of the tiny models are built, too."""
     shutil.copytree(trunks, zoo_home / "graphs", dirs_exist_ok=True)
     return shelf
 
 
 @pytest.fixture(scope="session")
 def tuned_bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with bundles of the tiny models: `pets` of images; of texts `tickets`, `several` labels, a `number`.
+    """A folder with fine-tuned bundles: `pets` (images), and `tickets`, `several` (labels) and `number` (texts).
 
-    `other` differs from `tickets` in its head alone. Their data lie beside them.
+    `other` differs from `tickets` only in its head. The data lie beside the bundles.
     """
     from tests.kit.models import write_bundles
 
@@ -218,7 +218,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Site]":
 
 @pytest.fixture
 def toy_row(tmp_path: Path) -> Path:
-    """A registry file with one row, `toy`, of the family `toy`, whose file lies beside it."""
+    """A registry file with one row, `toy`, of the family `toy`; the row's file lies beside the registry file."""
     (tmp_path / "toy.bin").write_bytes(b"weights")
     file = {
         "path": "toy.bin",
@@ -238,7 +238,7 @@ def toy_row(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upstream]":
-    """The shipped rows on loopback, full size with random weights, made as tests ask for them, removed at the end."""
+    """The shipped rows on loopback, full size, with random weights; made when a test asks for one."""
     from tests.kit.upstream import Upstream
 
     with shared(tmp_path_factory, "upstream") as folder, Upstream(folder) as running:

@@ -1,9 +1,9 @@
-"""Write the golden vectors beside this file again, from reference libraries alone; nothing of zoo computes them.
+"""Write the golden vectors beside this file again, with the reference libraries and without zoo.
 
     python tests/golden/make.py [FOLDER]
 
-FOLDER holds the weights as `zoo pull` leaves them (default: .cache/weights/models), and is only read: its files are
-those whose digests registry.yaml pins.
+FOLDER has the weights as `zoo pull` stores them (default: .cache/weights/models), with the digests in registry.yaml. It
+is only read.
 """
 
 import json
@@ -22,7 +22,7 @@ NAMES = ["coffee.jpg", "rocket.jpg"]
 
 
 def minilm(folder: Path) -> dict[str, Any]:
-    """transformers' BertModel and tokenizer, mean over real tokens, L2: what the model's card says."""
+    """transformers' BertModel and tokenizer, the mean over real tokens, L2 normalised, as on the model's card."""
     import torch
     from transformers import BertModel, PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ def minilm(folder: Path) -> dict[str, Any]:
 def lite0(folder: Path) -> dict[str, Any]:
     """efficientnet-lite-pytorch on images that torchvision prepared: short side 256, centre 224, (x - 127) / 128.
 
-    Twice: the whole images, and the middle 256 x 256 of them with every pixel doubled, which nothing has to resize.
+    Twice: for the whole images, and for their middle with every pixel doubled, 256 x 256, which needs no resizing.
     """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
@@ -71,18 +71,18 @@ def doubled(image: Any, side: int = 256) -> Any:
 
 
 def rounded(vectors: Any) -> list[list[float]]:
-    """To 1e-6, so that the file is small and the same on every machine but for the last digit."""
+    """The numbers to 1e-6: the file is small, and equal on every machine except for the last digit."""
     return [[round(value, 6) for value in vector] for vector in vectors.tolist()]
 
 
 def main() -> None:
-    """Write one file a model."""
+    """Write one file for each model."""
     models = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parents[1] / ".cache" / "weights" / "models"
     for make, name in ((minilm, "all-minilm-l6-v2"), (lite0, "efficientnet_lite0")):
         (folder,) = (path.parent for path in (models / name).glob("*/manifest.json"))
         facts = make(folder)
         text = json.dumps(facts, ensure_ascii=False)
-        # A line a vector.
+        # One line for each vector.
         text = text.replace("[[", "[\n[").replace("], [", "],\n[").replace(']], "', ']],\n"')
         (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 

@@ -28,7 +28,7 @@ def reference(arch: str, **changes: Any) -> Any:
         config = getattr(transformers, f"{name}Config")(**{**SHAPE, "max_position_embeddings": 160, **changes})
         model = getattr(transformers, f"{name}Model")(config)
     if arch == "mpnet":
-        # Biases near zero would hide a wrong bucket.
+        # With biases near zero a wrong bucket would not be noticed.
         model.encoder.relative_attention_bias.weight.data.normal_(std=3)
     return model.eval()
 
@@ -45,7 +45,7 @@ def entry_of(arch: str, max_length: int = 150, dim: int = 32, pooling: str = "me
 
 
 def tokens(batch: int, length: int, first: int = 4) -> dict[str, np.ndarray]:
-    """Random ids, each row of its own length, then padding by 0."""
+    """Random token ids; each row has its own length and is padded with 0."""
     random = np.random.default_rng(length)
     mask = (np.arange(length) < random.integers(length // 2 + 1, length + 1, (batch, 1))).astype(np.int64)
     return {"input_ids": random.integers(first, 200, (batch, length)) * mask, "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, and a page of it that runs ONNX files with onnxruntime-web."""
+"""A headless Chromium, with a page that runs ONNX files with onnxruntime-web."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
-    # No name leads anywhere: what a page, or the browser itself, asks of others fails.
+    # No host name resolves, so that requests to other hosts fail, the browser's own included.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
-#: What a page needs of the package onnxruntime-web, and as what it is served.
+#: The files of onnxruntime-web that a page needs, with their media types.
 RUNTIME = {
     "ort.wasm.min.mjs": "text/javascript",
     "ort-wasm-simd-threaded.mjs": "text/javascript",
@@ -49,7 +49,7 @@ window.ready = true;
 
 @contextmanager
 def chromium() -> "Iterator[Browser]":
-    """A running browser; the test is skipped where there is none."""
+    """A running browser; the test is skipped if none is installed."""
     found = shutil.which("chromium")
     if found is None:
         pytest.skip("needs chromium, and it is not installed: apt-get install chromium")
@@ -62,9 +62,9 @@ def chromium() -> "Iterator[Browser]":
 
 
 def answers(runtime: Path, bundle: Path, batches: "list[Mapping[str, np.ndarray]]") -> list[dict[str, np.ndarray]]:
-    """What onnxruntime-web, whose files lie in `runtime`, says of each batch with the bundle's file, by output.
+    """The outputs of the bundle's file for each batch, computed by the onnxruntime-web in `runtime`.
 
-    Asserts that the page complained of nothing, and asked nobody but the server that serves these files.
+    Asserts that the page printed no message and sent requests only to the server of these files.
     """
     beside = [path.name for path in bundle.glob("*.bin")]
     with Loopback() as server, chromium() as browser:

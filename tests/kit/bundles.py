@@ -14,7 +14,7 @@ from zoo.runtime.ort import create_session
 
 
 def check_bundle(zoo: Zoo, path: Path, data: Path, *, held: int) -> None:
-    """The exported file says what fine-tuning said, verifies, exports again, and runs without its neighbours."""
+    """The bundle predicts what fine-tuning predicted, verifies, exports again, and its file runs by itself."""
     model = str(path)
     bundle = zoo.open(model)
     assert bundle.manifest.parity.passed

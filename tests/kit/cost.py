@@ -1,4 +1,4 @@
-"""What a process costs in CPU time, its children included: the same on a busy machine as on an idle one, or nearly."""
+"""The CPU time of a process and its children, which is nearly the same on a busy machine as on an idle one."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.kit.forks import ADDRESS
 def cpu_seconds(
     command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> tuple[float, bytes]:
-    """(user and system time, stdout) of `command` once it has succeeded; wall time where the system has no wait4."""
+    """Returns the user and system time and the stdout of `command`, which must succeed; wall time without wait4."""
     started = time.perf_counter()
     env = {**(os.environ if env is None else env), ADDRESS: ""}
     child = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -11,7 +11,7 @@ README = ROOT / "README.md"
 
 
 def snippet(page: Path, name: str) -> str:
-    """The fenced block behind `<!-- tested: name -->`."""
+    """The fenced block after `<!-- tested: name -->`."""
     found = re.search(rf"<!-- tested: {name} -->\n```\w+\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     assert found is not None, f"{page.name} has no block that is tested as {name!r}"
     return found[1]

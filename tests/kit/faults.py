@@ -1,4 +1,4 @@
-"""Mistakes that an exported graph may have, and the parity gate that finds them."""
+"""Mistakes that an exported graph may have, and the parity check that finds them."""
 
 import tempfile
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from zoo.export.reference import expect
 
 
 def behind(model: onnx.ModelProto, name: str, *nodes: onnx.NodeProto, **constants: np.ndarray) -> None:
-    """Rename the tensor `name` to `true` where it is made; `nodes` make another `name` of it."""
+    """Rename the tensor `name` to `true` where it is computed; `nodes` compute a new `name` from it."""
     for node in model.graph.node:
         node.output[:] = ["true" if output == name else output for output in node.output]
     model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
@@ -41,7 +41,7 @@ def reversed_channels(model: onnx.ModelProto) -> None:
 
 
 def check_parity(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None]) -> parity.Parity:
-    """The gate on the built bundle of `name` after `change` was made to its graph."""
+    """The result of the parity check on the built bundle of `name` after `change` was made to its graph."""
     bundle = zoo.graph(name)
     model = onnx.load_from_string(bundle.read_model())
     change(model)
@@ -56,7 +56,7 @@ def check_parity(zoo: Zoo, name: str, change: Callable[[onnx.ModelProto], None])
 
 
 def one_weight(model: onnx.ModelProto) -> None:
-    """One number of the largest weight is off."""
+    """One number of the largest weight is wrong."""
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     array = numpy_helper.to_array(largest).copy()
     array.flat[np.abs(array).argmax()] *= -3
@@ -64,13 +64,13 @@ def one_weight(model: onnx.ModelProto) -> None:
 
 
 def swapped_sides(model: onnx.ModelProto) -> None:
-    """Height and width change places on the way in."""
+    """Height and width of the input are swapped."""
     node = next(node for node in model.graph.node if node.op_type == "Transpose")
     next(attribute for attribute in node.attribute if attribute.name == "perm").ints[:] = [0, 3, 2, 1]
 
 
 def frozen_batch(model: onnx.ModelProto) -> None:
-    """Only the first item of a batch is computed, and repeated."""
+    """Only the first item of a batch is computed; its features are repeated for the others."""
     first = onnx.helper.make_node("Slice", ["whole", "zero", "one", "zero"], ["first"])
     shape = onnx.helper.make_node("Shape", ["whole"], ["shape"])
     spread = onnx.helper.make_node("Expand", ["first", "shape"], ["features"])

@@ -1,9 +1,9 @@
-"""Child processes without the time that imports take: `python -m zoo...` is forked from a process that has them all.
+"""Faster child processes: `python -m zoo...` is forked from a process that has already imported everything.
 
-Torch and what comes with it take five seconds to import, and the tests start a thousand children that need it. A child
-that is forked is a process of its own in all else: it has its own pid, streams, environment, folder and exit code.
+Importing torch takes five seconds, and the tests start a thousand children that need it. Apart from its imports a
+forked child is an ordinary process: it has its own pid, streams, environment, folder and exit code.
 `install` makes `subprocess.Popen` do so; the fixture `real_processes` undoes that for a test that is about the start of
-a process. Linux alone has what this needs; elsewhere every child is a real one.
+a process. On other systems than Linux every child is started as usual.
 """
 
 import json
@@ -20,13 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: The environment variable with the address of the server; empty or absent: children are real.
+#: The environment variable with the address of the server; if it is empty or absent, children are not forked.
 ADDRESS = "ZOO_TEST_FORKS"
-#: The environment variable with the file beside which children leave what they covered; absent: they measure nothing.
+#: The environment variable with the path of the coverage data; if it is absent, children do not measure coverage.
 COVERAGE = "ZOO_TEST_COVERAGE"
-#: Variables that Python or a library reads while it starts. A child for whom one of them differs is a real one.
+#: Variables that Python or a library reads while it starts. A child with another value is not forked.
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "COVERAGE_")
-#: Imported once. What reads its environment while it is imported (huggingface_hub) is not among them.
+#: Modules that are imported once; none that reads its environment at import (as huggingface_hub does).
 IMPORTED = (
     *("numpy", "PIL.Image", "onnx", "onnxruntime.quantization", "tokenizers", "safetensors.torch", "pyarrow.parquet"),
     *("torch", "torchvision.transforms.v2", "torch.onnx", "torch.export", "torch._dynamo", "onnxscript"),
@@ -39,9 +39,9 @@ def _starting(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(AT_START) and name != "PYTHONPATH"}
 
 
-#: What they were when children began to be forked.
+#: The values of these variables at `install`.
 _own: dict[str, str] = {}
-#: The server that this process has to start; the children of this process find it started.
+#: The server that this process has to start; its children find a running one.
 _server: "Server | None" = None
 
 
@@ -104,18 +104,18 @@ class Popen(_Popen):  # type: ignore[type-arg]
                 said = _line(self._connection)
             except BlockingIOError:
                 return 0, 0
-            # The server is gone, and its children with it.
+            # The server has ended, and its children with it.
             self.returncode = json.loads(said) if said else -signal.SIGKILL
             self._connection.close()
         return self.pid, (self.returncode << 8 if self.returncode >= 0 else -self.returncode)
 
 
 def is_ours(words: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the command is this interpreter with a module of zoo, started as the server was."""
+    """Whether the command is this interpreter with a module of zoo and with the server's start variables."""
     if len(words) < 3 or words[0] != sys.executable or _starting(environment) != _own:
         return False
     folders = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    # A package there would be imported in place of the one that the server has imported.
+    # A package there would hide the one that the server has imported.
     names = {name.partition(".")[0] for name in IMPORTED}
     hiding = {"sitecustomize.py", *names, *(f"{name}.py" for name in names)}
     if any((Path(folder) / name).exists() for folder in folders for name in hiding):
@@ -125,7 +125,7 @@ def is_ours(words: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """The next line without its end, b"" when no more come. A line that has begun is there as a whole."""
+    """The next line without its line feed; b"" at the end of the connection."""
     found = b""
     while (byte := connection.recv(1)) not in (b"\n", b""):
         found += byte
@@ -150,12 +150,12 @@ class Server:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start it, unless it runs already, and wait until it can fork."""
+        """Start the server, unless it runs already, and wait until it can fork."""
         with self._lock:
             if self._process is None:
                 command = [sys.executable, "-m", "tests.kit.forks", self.address]
                 root = Path(__file__).resolve().parents[2]
-                # In a session of its own: a signal that a test sends to its process group is not meant for the server.
+                # In its own session, so that signals to a test's process group do not reach the server.
                 self._process = _Popen(
                     command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
@@ -179,7 +179,7 @@ def serve(address: str) -> None:
     from zoo.runtime.device import onnxruntime
 
     onnxruntime()
-    # It reads its environment while it is imported: whatever needs it is left to the children.
+    # huggingface_hub reads its environment at import: only the children import it and the modules that need it.
     sys.modules["huggingface_hub"] = None  # type: ignore[assignment]
     for name in IMPORTED:
         import_module(name)
@@ -272,7 +272,7 @@ def _start(connection: socket.socket, running: dict[int, socket.socket]) -> None
         if request.pop("new"):
             os.setsid()
         os.sched_setaffinity(0, request.pop("cores"))
-        # Whoever knows the pid may kill the session at once.
+        # The parent may kill the session as soon as it knows the pid.
         connection.send(b"%d\n" % os.getpid())
         os.closerange(3, max(256, *streams) + 1)
         _become(**request)
@@ -281,7 +281,7 @@ def _start(connection: socket.socket, running: dict[int, socket.socket]) -> None
 
 
 def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
-    """Be `python *words` in this process; does not return."""
+    """Run `python *words` in this process; does not return."""
     import atexit
     import runpy
     import traceback
@@ -300,10 +300,10 @@ def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     is_safe = words[0] == "-P"
     _, module, *arguments = words[1:] if is_safe else words
-    # The server's own place on the path is the checkout; a child with -m has the folder that it runs in.
+    # The first path of the server is the checkout; that of a child with -m is its working folder.
     sys.path[0:1] = [*([] if is_safe else [cwd]), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [module, *arguments]
-    # That the server has imported the module already.
+    # runpy warns because the server has already imported the module.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     code = 0
     if COVERAGE in env:
@@ -328,7 +328,7 @@ def _become(words: list[str], env: dict[str, str], cwd: str) -> None:
 
 
 def _cover(path: str) -> None:
-    """Measure this process from now on: what it ran is saved before each message to the parent, and at its end."""
+    """Measure coverage in this process; the data are saved before each message to the parent and at the end."""
     import atexit
     from collections.abc import Sequence
 
@@ -352,7 +352,7 @@ def _cover(path: str) -> None:
 
 
 if __name__ == "__main__":
-    # The one copy of this module that has the server's state.
+    # The server's state lies in the imported module, not in __main__.
     from tests.kit import forks
 
     forks.serve(sys.argv[1])

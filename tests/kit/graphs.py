@@ -1,4 +1,4 @@
-"""Small graphs, and what is asked about a graph."""
+"""Small graphs, and functions that run or count them."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def operators(model: onnx.ModelProto, kind: str) -> int:
 
 
 def weights(*shapes: tuple[int, int], **changed: Any) -> onnx.ModelProto:
-    """A chain of products of seeded random weights, with a GELU between them."""
+    """A chain of matrix products with seeded random weights, and a GELU between each two."""
     from onnx import TensorProto, helper, numpy_helper
 
     random, nodes, constants, value = np.random.default_rng(0), [], [], "x"

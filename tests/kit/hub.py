@@ -1,8 +1,8 @@
-"""A small Hugging Face Hub on loopback that speaks what huggingface_hub 2.x asks; HF_ENDPOINT is its `origin`.
+"""A small Hugging Face Hub on loopback for huggingface_hub 2.x; HF_ENDPOINT is its `origin`.
 
 It answers: the files of a repository, or of a data set (`datasets/ORG/NAME`), by commit or branch (HEAD and GET, with
-the headers of a commit, LFS files by a redirect to another host), what the Hub knows of a model (`model_info`, with
-`blobs` and `expand`), its listing (`list_repo_tree`, recursive or a folder; no pages) and of some paths
+the headers of a commit, LFS files by a redirect to another host), the facts of a model (`model_info`, with `blobs` and
+`expand`), its listing (`list_repo_tree`, recursive or a folder; no pages) and the facts of some paths
 (`get_paths_info`). Routes and field names: https://huggingface.co/.well-known/openapi.json and
 huggingface_hub/hf_api.py.
 """
@@ -24,7 +24,7 @@ import yaml
 from tests.kit.servers import Answer, Data, Handler, Loopback, status, whole
 
 TOKEN = "hf_of_the_test"
-#: What model_info gives of a model whether or not `expand` asks for it.
+#: Fields that model_info always has, whether or not `expand` asks for them.
 ALWAYS = ("_id", "id")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -37,7 +37,7 @@ class HubRepo:
     files: Mapping[str, Data]
     lfs: frozenset[str] = frozenset()
     is_gated: bool = False
-    #: The sha256 that the Hub announces of an LFS file, where that differs from the truth.
+    #: The sha256 that the Hub announces for an LFS file, if that is not the real one.
     announced: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -48,11 +48,11 @@ class HubRepo:
 
     @cached_property
     def oids(self) -> dict[str, str]:
-        """Each file's git object id: that of its LFS pointer where it has one, as on the Hub."""
+        """Each file's git object id: for an LFS file that of its pointer, as on the Hub."""
         return {path: _git_id("blob", self._stored(path)) for path in self.files}
 
     def pointer(self, path: str) -> bytes:
-        """The pointer that git keeps of an LFS file."""
+        """The pointer that git stores for an LFS file."""
         size, digest = len(self.files[path]), self.digests[path]
         return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n".encode()
 
@@ -136,7 +136,7 @@ class FakeHub(Loopback):
         return status(404)
 
     def _at(self, name: str, revision: str, then: Callable[[HubRepo, str], Answer]) -> Answer:
-        """What `then` answers of the repository at a commit or branch, or the Hub's word for what is not there."""
+        """The answer of `then` for the repository at a commit or branch, or the Hub's error for a missing one."""
         commit = self.branches.get((name, revision), revision)
         if (name, commit) in self.repos:
             return then(self.repos[name, commit], commit)

@@ -1,4 +1,4 @@
-"""Distributions as pip leaves them in a folder of the path, for tests of plugins."""
+"""Distributions as pip installs them into a folder on the path, for tests of plugins."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-#: Loopback's port for throwing things away, where nothing listens.
+#: The discard port of loopback, on which nothing listens.
 NOBODY = "http://127.0.0.1:9"
 FAMILY = """
 from zoo.backbone import Backbone
@@ -84,15 +84,15 @@ def zoo_register_backbones():
 
 
 class Site:
-    """A folder on sys.path to which distributions are installed as pip leaves them: a module and its dist-info."""
+    """A folder on sys.path with installed distributions: a module and a dist-info folder each, as pip installs them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: A command that starts the command line, where it is not to be started plainly.
+        #: The words in front of the command line, such as those of a wrapper.
         self.prefix: list[str] = []
 
     def install(self, distribution: str, code: str, *lines: str, version: str = "1.0") -> str:
-        """A distribution with one module; `lines` are entry_points.txt, where {module} is that module's name."""
+        """Install a distribution with one module, {module} in `lines`, which are its entry_points.txt."""
         module = distribution.replace("-", "_")
         (self.folder / f"{module}.py").write_text(code)
         self._info(distribution, module, lines, version)
@@ -111,7 +111,7 @@ class Site:
         return self.install(distribution, code.replace("{name}", name), "[zoo.sources]", f"{name} = {{module}}")
 
     def shelf(self, distribution: str, name: str, registry: str) -> str:
-        """A distribution whose package holds nothing but a registry file."""
+        """Install a distribution whose package has only a registry file."""
         package = distribution.replace("-", "_")
         (self.folder / package).mkdir()
         (self.folder / package / "__init__.py").write_text("raise SystemExit('a shelf is not imported')")
@@ -120,10 +120,10 @@ class Site:
         return package
 
     def zoo(self, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """The command line in a process of its own, with this folder on its path."""
+        """Run zoo in its own process, with this folder on its path."""
         return subprocess.run(
             [*self.prefix, sys.executable, "-m", "zoo_cli", *map(str, arguments)],
-            # `zoo doctor` asks the Hub: unless a test has one, nobody answers.
+            # `zoo doctor` sends a request to the Hub, which nothing answers unless a test has a Hub.
             env={"HF_ENDPOINT": NOBODY, **os.environ, "PYTHONPATH": str(self.folder), **environment},
             capture_output=True,
             text=True,
@@ -133,7 +133,7 @@ class Site:
 
 
 def pip_install(source: Path, site: Path) -> None:
-    """Install the distribution at `source` into the folder `site`, from a copy: a build leaves litter behind."""
+    """Install the distribution at `source` into the folder `site`, from a copy, because a build leaves files behind."""
     copy = site.parent / f"{source.name}-source"
     shutil.copytree(source, copy)
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
@@ -148,7 +148,7 @@ def pip_install(source: Path, site: Path) -> None:
 
 
 def checks(site: Site, code: int, *options: str, **environment: str) -> dict[str, dict[str, str]]:
-    """What `zoo doctor --json` finds, by name, when it ends with `code`."""
+    """The checks of `zoo doctor --json` by name; the command must end with `code`."""
     done = site.zoo("doctor", "--json", *options, **environment)
     assert done.returncode == code, done.stdout + done.stderr
     return {each["name"]: each for each in json.loads(done.stdout)["checks"]}

@@ -22,7 +22,7 @@ TOPICS = {
 }
 TEXT = TextPreprocess(tokenizer="t.json", max_length=8, pooling="mean", normalize=True)
 IMAGE = ImagePreprocess(resize=8, crop=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
-#: What the library `datasets` writes beside the schema of a Parquet file with two classes.
+#: The metadata that the library `datasets` adds to the schema of a Parquet file with two classes.
 CLASSES = {
     "info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}}
 }
@@ -33,7 +33,7 @@ SIZES = ((1, 1), (3, 50), (50, 3), (99, 128), (223, 224), (255, 257), (257, 255)
 
 
 def write_texts(path: Path, rows: int = 40) -> Path:
-    """A CSV in which each class has words of its own."""
+    """A CSV of texts in which each class has its own words."""
     random = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -72,14 +72,14 @@ def write_several(path: Path, rows: int = 150) -> Path:
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
-    """A file of the data set."""
+    """A file of that name in the folder."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def write_parquet(path: Path, columns: dict[str, Any], features: object = None, **options: Any) -> Path:
-    """A Parquet file; `features` is what the library `datasets` writes beside the schema."""
+    """A Parquet file; `features` is the metadata that the library `datasets` adds to the schema."""
     import pyarrow
     from pyarrow import parquet
 
@@ -98,7 +98,7 @@ def image_bytes(colour: int, suffix: str = "PNG") -> bytes:
 
 
 def bomb() -> bytes:
-    """A whole PNG of 65,535 x 65,535 pixels of one bit: 67 kB that would be 13 GB as RGB."""
+    """A valid PNG of 65,535 x 65,535 pixels of one bit: 67 kB that would be 13 GB as RGB."""
     row = b"\0" * (1 + 65535 // 8 + 1)
     packer = zlib.compressobj(1)
     body = b"".join(packer.compress(row * 255) for _ in range(257)) + packer.flush()
@@ -122,7 +122,7 @@ def examples(texts: list[str], label: str = "a") -> list[Example]:
 
 
 def write_photos(folder: Path, count: int, side: int) -> list[Example]:
-    """JPEGs of side x side pixels, each with a shade of its own."""
+    """JPEGs of side x side pixels, each of another colour."""
     folder.mkdir()
     found = []
     for number in range(count):

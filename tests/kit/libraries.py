@@ -21,14 +21,14 @@ def hub_repo(folder: Path, *, card: str = "license: apache-2.0") -> HubRepo:
 
 
 def write_timm(folder: Path, arch: str, **arguments: Any) -> Any:
-    """What timm's push_to_hf_hub uploads; returns the model, classifier included, in eval mode."""
+    """Write the files that timm's push_to_hf_hub uploads; returns the model with its classifier, in eval mode."""
     import timm
     import torch
     from timm.models._hub import save_for_hf
 
     torch.manual_seed(0)
     model = timm.create_model(arch, pretrained=False, **arguments)
-    # Fresh batch-norm statistics would hide that they are loaded.
+    # Other than the initial batch-norm statistics, so that a test notices if they are not loaded.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
@@ -40,7 +40,7 @@ def write_timm(folder: Path, arch: str, **arguments: Any) -> Any:
 def write_encoder(
     folder: Path, kind: str = "Bert", *, pooling: str = "cls", normalize: bool = True, **changes: Any
 ) -> Any:
-    """What sentence-transformers uploads: an encoder of `transformers`, tokenizer and pooling; returns the encoder."""
+    """Write the files that sentence-transformers uploads: encoder, tokenizer and pooling; returns the encoder."""
     import torch
     import transformers
 

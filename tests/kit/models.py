@@ -1,4 +1,4 @@
-"""Small models for tests, in the layouts that upstream publishes, with seeded random weights, on their own shelf."""
+"""Small models for tests, in upstream's layouts, with seeded random weights, and their registry file."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def write_bert(folder: Path, *, prefix: str = "", legacy: bool = False, config: 
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     model = BertModel(BertConfig(**config))
-    # Random BERTs map every text to nearly the same vector: larger embeddings keep them apart.
+    # Random BERTs map every text to nearly the same vector; larger embeddings make the vectors differ.
     model.embeddings.word_embeddings.weight.data.mul_(20)
     state = {prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if legacy:
@@ -89,7 +89,7 @@ def write_lite(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     model = EfficientNet.from_name("efficientnet-lite0")
-    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random images.
+    # With initial batch-norm statistics random activations vanish layer by layer: use those of a few random images.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -100,7 +100,7 @@ def write_lite(folder: Path) -> list[Path]:
 
 
 def write_bundles(folder: Path, registry: Path, home: Path) -> None:
-    """Fine-tune what the fixture `tuned_bundles` promises, in a copy of `home`."""
+    """Fine-tune the bundles of the fixture `tuned_bundles`, in a copy of `home`."""
     from tests.kit.items import write_images, write_several, write_texts
     from zoo import FinetuneOptions, Task, Zoo
 
@@ -118,11 +118,11 @@ def write_bundles(folder: Path, registry: Path, home: Path) -> None:
 
 
 def write_hostile_registry(folder: Path, factor: float, layer: str = "project") -> Path:
-    """The model `hostile`: `tiny-lite` on small images, one layer of which eight bits can hardly say.
+    """The registry file of `hostile`: `tiny-lite` on small images, with a layer that int8 represents badly.
 
-    Weights that only ever meet zeros are `factor` times as large as any other of the layer `place`: they change nothing
-    but the range that 256 levels have to span. `project` and `expand` have a channel that is always zero, `depthwise`
-    of one pixel a place that is always padding. Returns the registry file.
+    Weights of `layer` whose inputs are always zero are `factor` times as large as the largest other one: they only
+    widen the range that 256 levels have to cover. In `project` and `expand` a channel is always zero; in `depthwise`
+    a position of the kernel always meets padding.
     """
     import torch
 
@@ -138,7 +138,7 @@ def write_hostile_registry(folder: Path, factor: float, layer: str = "project") 
         weight = state["_blocks.1._expand_conv.weight"]
         weight[:, channel] = factor * weight.abs().max()
     else:
-        # Of 32 pixels two by two are left here, one before the first of them is padding, and the stride is two.
+        # 32 pixels have become 2 x 2 here; with stride 2 the kernel's first row and column see only padding.
         side = 32
         weight = state["_blocks.11._depthwise_conv.weight"]
         weight[:, :, 0, 0] = factor * weight.abs().max()
@@ -162,7 +162,7 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    # As all-MiniLM-L6-v2's file does: a limit and a padding that the row must overrule.
+    # Like all-MiniLM-L6-v2's file: a limit and a padding that the row must overrule.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(path))

@@ -1,4 +1,4 @@
-"""Folders that are made once a run, by whichever of pytest's processes asks first: the others wait, then use them."""
+"""Folders made once for each test run: the first of pytest's processes that asks makes one, the others wait for it."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from filelock import FileLock
 
 
 def run_folder(factory: pytest.TempPathFactory) -> Path:
-    """The temporary folder of the whole run; a worker of pytest-xdist, say gw0, has its own, popen-gw0, inside."""
+    """The temporary folder of the whole run; the worker gw0 of pytest-xdist has its own, popen-gw0, inside."""
     own = factory.getbasetemp()
     return own.parent if own.name == f"popen-{os.environ.get('PYTEST_XDIST_WORKER')}" else own
 
 
 @contextmanager
 def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """The folder `name` of this run, for large things: the last process that leaves removes it."""
+    """The folder `name` of this run, for large files: the last process that leaves it removes it."""
     folder = run_folder(factory) / name
     lock, here = FileLock(f"{folder}.lock"), folder / f"used-by-{os.getpid()}"
     with lock:
@@ -34,9 +34,9 @@ def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder `name` of this run of the tests, which `make` fills; no test may change what is in it.
+    """The folder `name` of this run, which `make` fills; no test may change its content.
 
-    A `make` that failed is called anew by the next one who asks.
+    If `make` fails, the next process that asks calls it again.
     """
     run = run_folder(factory)
     folder, is_made = run / name, run / f"{name}.made"

@@ -1,4 +1,4 @@
-"""Inputs for `zoo run` and `zoo embed`, and what their output files hold."""
+"""Inputs for `zoo run` and `zoo embed`, and readers of their output files."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ WORDS = ("card", "late", "money", "parcel", "door", "price")
 
 
 def some_texts(count: int) -> list[str]:
-    """Texts of several lengths, no two the same."""
+    """Different texts of several lengths."""
     return [f"{WORDS[n % 6]} {'late ' * (n * 7 % 11)}{n}" for n in range(count)]
 
 
@@ -29,7 +29,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def breaking(texts: list[str], at: int) -> Iterator[str]:
-    """The texts; when that number is asked for, Ctrl-C comes."""
+    """Yields the texts, and raises SIGINT before the one at index `at`."""
     for number, text in enumerate(texts):
         if number == at:
             signal.raise_signal(signal.SIGINT)
@@ -44,7 +44,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of an output as another program reads them: numbers as numbers, without cells that hold nothing."""
+    """The rows of an output as another program reads them: numbers as numbers, without empty cells."""
     if out.suffix == ".parquet":
         from pyarrow import parquet
 

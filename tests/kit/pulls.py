@@ -1,4 +1,4 @@
-"""What tests of pulling share: registry rows of known bytes, a progress that remembers, pulls in other processes."""
+"""Helpers of the tests of pulling: registry rows of known bytes, a recording progress, pulls in other processes."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def row(files: Mapping[str, tuple[bytes, list[str]]], *, is_pinned: bool = True,
 
 
 class Notes(Silent):
-    """Progress that keeps what is said and counts what the bars are told."""
+    """Progress that keeps the notes and adds up what the bars advance."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -56,7 +56,7 @@ class QuickHttp(HttpSource):
 
 
 class Sources:
-    """The sources of a test by scheme; remembers which ones were asked for."""
+    """The sources of a test by scheme; records which ones were asked for."""
 
     def __init__(self, **more: Source) -> None:
         self.table: dict[str, Source] = {"http": QuickHttp(), "file": FileSource(), **more}
@@ -92,7 +92,7 @@ def names(folder: Path) -> list[str]:
 
 
 class Counting(Silent):
-    """Adds up what the bars are told."""
+    """Progress that adds up what the bars advance."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -116,12 +116,12 @@ class Counting(Silent):
         return Bar()
 
 
-#: A pull in a process of its own: the row on stdin, the folder or the error on stdout as JSON.
-#: A child that holds a cache as a running command does, until its stdin ends.
+#: A child process that uses a cache, as a running command does, until its stdin ends.
 HOLDER = (
     "import sys; from pathlib import Path; from zoo.store import caches\n"
     "with caches.in_use(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.readline()"
 )
+#: A pull in its own process: reads the row from stdin, prints the folder or the error as JSON.
 PULL = """
 import json, sys
 from pathlib import Path
@@ -155,7 +155,7 @@ print(json.dumps(result | {"notes": progress.notes}))
 
 
 def start_pull(entry: Entry, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
-    """Start a pull into this process's ZOO_HOME; `finish` gives what came of it."""
+    """Start a pull into this process's ZOO_HOME; `finish` returns its result."""
     child = subprocess.Popen(
         [sys.executable, "-c", PULL, *arguments],
         stdin=subprocess.PIPE,
@@ -172,7 +172,7 @@ def start_pull(entry: Entry, *arguments: str, **environment: str) -> "subprocess
 
 
 def finish(child: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    """What a started pull printed; everything it wrote to stderr is under `stderr`."""
+    """The JSON that a started pull printed, with its stderr under `stderr`."""
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err.decode()
     result: dict[str, Any] = json.loads(out)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
-#: What a server sends: bytes, or a file's mapped into memory.
+#: The content that a server sends: bytes, or a file mapped into memory.
 Data: TypeAlias = "bytes | mmap.mmap"
-#: Writes one whole answer, or breaks off where the script says.
+#: Writes one whole answer, or a part of one.
 Answer: TypeAlias = "Callable[[Handler], None]"
-#: How long a scripted silence lasts at most: no test may hang on it.
+#: The longest scripted silence in seconds, so that no test hangs.
 GATE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request that a server got."""
+    """One received request."""
 
     method: str
     path: str
@@ -51,14 +51,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def range_start(self, etag: str | None) -> int:
-        """Where the client wants to go on, 0 when it does not or when its validator is out of date."""
+        """The byte from which the client continues; 0 for a new download and for an outdated validator."""
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
         return int(match[1]) if match and condition in (None, etag) else 0
 
 
 class Loopback(ThreadingHTTPServer):
-    """A server of scripted paths: the answers of a path are given in turn, the last one from then on."""
+    """A server of scripted paths: the answers of a path are used in turn, the last one from then on."""
 
     daemon_threads = True
     block_on_close = False
@@ -100,12 +100,12 @@ class Loopback(ThreadingHTTPServer):
         return [seen.headers.get("Range") for seen in self.requests if seen.path == path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that is killed or has seen enough closes the connection: that is part of the scripts.
+        # Clients that are killed or need no more close the connection: the tests intend that.
         pass
 
 
 def whole(data: Data, *, etag: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
-    """A well-behaved file: ranges, If-Range, 416 past the end."""
+    """A correctly served file: ranges, If-Range, 416 past the end."""
 
     def answer(handler: Handler) -> None:
         start = handler.range_start(etag)
@@ -125,7 +125,7 @@ def whole(data: Data, *, etag: str | None = None, headers: Mapping[str, str] | N
 
 
 def cut(data: bytes, at: int, *, etag: str | None = None, with_length: bool = True) -> Answer:
-    """The file up to byte `at`, then a closed connection; `with_length` says that more was to come."""
+    """The file up to byte `at`, then a closed connection; with `with_length` the headers announce the whole length."""
 
     def answer(handler: Handler) -> None:
         start = handler.range_start(etag)
@@ -175,7 +175,7 @@ def range_ignored(data: bytes) -> Answer:
 
 
 def wrong_range(data: bytes) -> Answer:
-    """Status 206 from another byte than the one asked for."""
+    """Status 206 from another byte than the requested one."""
 
     def answer(handler: Handler) -> None:
         start = handler.range_start(None) + 1

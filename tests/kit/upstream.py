@@ -1,7 +1,7 @@
-"""A shelf like the shipped one, on loopback: its rows, repositories, commits and paths, random weights behind them.
+"""The shipped rows on loopback: the same repositories, commits and paths, with random weights.
 
 Files are made in the layout that upstream publishes, by upstream's own classes, when a test first asks for a row. Every
-source of a row is served where its URL says, but for the host: `hf://` by the small Hub, `https://` by a web server.
+source of a row is served at its URL's path on another host: `hf://` by the small Hub, `https://` by a web server.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS: dict[str, dict[str, Any]] = yaml.safe_load(builtin_registry_path().read_text(encoding="utf-8"))["models"]
-#: What the Hub keeps in LFS, and so serves from its other host.
+#: Suffixes of the files that the Hub keeps in LFS, and so serves from its other host.
 LARGE = (".safetensors", ".bin")
 HF = re.compile(r"hf://([^/]+/[^/@]+)@([^/]+)/(.+)")
 
@@ -61,7 +61,7 @@ class Upstream:
         self.hub.__exit__(*details)
 
     def provide(self, name: str) -> Path:
-        """Make and serve the files of a shipped row, once; returns the folder that they are in."""
+        """Make and serve the files of a shipped row, once; returns their folder."""
         folder = self.files / name
         if name not in self.rows:
             with FileLock(self.files / f"{name}.lock"):
@@ -74,7 +74,7 @@ class Upstream:
         return folder
 
     def publish(self, name: str, folder: Path) -> None:
-        """Serve `folder` as the files of a shipped row, and put the row, with their digests, on the shelf."""
+        """Serve `folder` as the files of a shipped row, and add the row with their digests to the registry file."""
         row = deepcopy(ROWS[name])
         for file in row["files"]:
             data = _mapped(folder / file["path"])
@@ -94,7 +94,7 @@ class Upstream:
         return self.web.script("/" + url.removeprefix("https://").partition("/")[2], whole(data))
 
     def run(self, *argv: str, home: Path | None = None) -> "subprocess.CompletedProcess[str]":
-        """The command line in a process of its own, on this shelf: huggingface_hub reads its environment at import."""
+        """Run zoo with this registry in its own process, because huggingface_hub reads its environment at import."""
         environment = {
             "ZOO_HOME": str(home or self.home),
             "ZOO_REGISTRY": str(self.registry),
@@ -122,7 +122,7 @@ def _mapped(path: Path) -> Data:
 
 
 def write_weights(name: str, folder: Path) -> None:
-    """The files of a shipped row in upstream's layout, with random weights that depend on the row's name alone."""
+    """The files of a shipped row in upstream's layout, with random weights that depend only on the row's name."""
     row = ROWS[name]
     [*_, checkpoint] = (file["path"] for file in row["files"])
     if row["family"] == "bert":
@@ -130,7 +130,7 @@ def write_weights(name: str, folder: Path) -> None:
     elif row["config"].get("layout") == "transformers":
         _write_transformers_resnet(row, folder)
     else:
-        # Twins hold the same weights in other bytes.
+        # Twins are rows with the same weights in another file format.
         _write_state(torchvision_model(row, seed=_seed(re.sub(r"_(pth|bin)$", "", name))), row, folder / checkpoint)
 
 
@@ -171,9 +171,9 @@ def torchvision_model(row: dict[str, Any], *, seed: int) -> "torch.nn.Module":
 
 
 def settle(model: "torch.nn.Module", examples: "torch.Tensor") -> None:
-    """Random convolutions, and batch norm as after training: each layer's statistics are those of real images.
+    """Make convolutions random and batch norm as after training: each layer's statistics are those of real images.
 
-    With fresh statistics random activations vanish or explode layer by layer, and no comparison of them means much.
+    With initial statistics random activations vanish or explode layer by layer, and comparing them means little.
     """
     import torch
 
@@ -190,7 +190,7 @@ def settle(model: "torch.nn.Module", examples: "torch.Tensor") -> None:
 
 
 def _write_state(model: "torch.nn.Module", row: dict[str, Any], path: Path) -> None:
-    """The state as torchvision saves it (a pickle), or as timm's own class of the network has it (safetensors)."""
+    """Write the state as torchvision saves it (a pickle), or with the names of timm's class (safetensors)."""
     import torch
 
     if path.suffix != ".safetensors":

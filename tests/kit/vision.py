@@ -16,14 +16,14 @@ FAMILIES: dict[str, type[TorchBackbone]] = {"resnet": ResNet, "inception": Incep
 
 
 def ours(upstream: Upstream, name: str) -> TorchBackbone:
-    """The row's backbone on the files that the real command pulled."""
+    """The row's backbone with the files that the real command pulled."""
     folder = upstream.pull(name)
     entry = load_registry([upstream.registry]).entry(name)
     return FAMILIES[entry.family](entry, folder)
 
 
 def with_config(entry: Entry, path: str, **config: Any) -> Entry:
-    """The row with one file of another name and some of its config changed; a None takes a key away."""
+    """The row with one file of another name and with changes to its config; None removes a key."""
     changed = {key: value for key, value in {**entry.config, **config}.items() if value is not None}
     files = (msgspec.structs.replace(entry.files[0], path=path),)
     return msgspec.structs.replace(entry, config=changed, files=files)

@@ -1,4 +1,4 @@
-"""Word vectors for tests: seeded tables written in every layout that upstream publishes, and rows that name them."""
+"""Word vectors for tests: seeded tables in every layout that upstream publishes, and registry rows for them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from tests.kit.models import WORDS as ENGLISH
 from zoo.schema import Entry
 
-#: Words that the formats make hard: signs, accents, other scripts, upper case, one that begins another.
+#: Words that are hard for the formats: signs, accents, other scripts, upper case, one that begins another.
 WORDS = [*dict.fromkeys(ENGLISH), "naïve", "東京", "New_York", "king", "kings", "kin", "##", "'s", "🙂", "King", "zoë"]
 
 
@@ -25,7 +25,7 @@ def vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:
 def binary(
     words: Sequence[str | bytes], table: np.ndarray, *, newline: bool = True, header: str | None = None
 ) -> bytes:
-    """word2vec.c's binary form."""
+    """The bytes of a file in word2vec.c's binary format."""
     rows = [
         encoded(word) + b" " + row.astype("<f4").tobytes() + b"\n" * newline
         for word, row in zip(words, table, strict=True)
@@ -37,7 +37,7 @@ def binary(
 def text(
     words: Sequence[str | bytes], table: np.ndarray, *, header: str | bool = True, end: str = "\n", form: str = "{!r}"
 ) -> bytes:
-    """The text form: with a header word2vec's and (end=" \\n") fastText's, without it GloVe's."""
+    """The bytes of a text file: word2vec's and (end=" \\n") fastText's with a header, GloVe's without one."""
     numbers = (" ".join(form.format(float(value)) for value in row) for row in table)
     rows = [encoded(word) + f" {row}{end}".encode() for word, row in zip(words, numbers, strict=True)]
     first = header if isinstance(header, str) else f"{len(table)} {table.shape[1]}"
@@ -49,7 +49,7 @@ def encoded(word: str | bytes) -> bytes:
 
 
 def write_list(path: Path, words: Sequence[str], column: str = "index") -> Path:
-    """The words alone, in the form that the suffix says; `.ids.json` is {word: id}."""
+    """A file of the words alone, in the format of the suffix; `.ids.json` is {word: id}."""
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -65,7 +65,7 @@ def write_list(path: Path, words: Sequence[str], column: str = "index") -> Path:
 
 
 def write_table(path: Path, table: np.ndarray) -> Path:
-    """The numbers alone, as .npy or .safetensors."""
+    """A file of the numbers alone, as .npy or .safetensors."""
     if path.suffix == ".npy":
         np.save(path, table)
     else:
@@ -105,7 +105,7 @@ def row(
 
 
 def entry(table: Path, words: Path | None, dim: int, **more: Any) -> Entry:
-    """The same row as an entry."""
+    """The row of `row` as an Entry."""
     return msgspec.convert({**row(table, words, dim, **more), "name": "tiny-words"}, Entry)
 
 

@@ -37,7 +37,7 @@ ROW = f"""\
 REGISTRY = f"schema_version: 1\nmodels:\n  tiny_a.one:\n{ROW}"
 
 
-def write(folder: Path, text: str | bytes, name: str = "registry.yaml") -> Path:
+def write(folder: Path, text: str | bytes, name: str = "rows.yaml") -> Path:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
@@ -243,7 +243,7 @@ def test_names_that_can_be_confused_are_refused(tmp_path: Path, other: str) -> N
         assert "the key 'models.tiny_a.one' is given twice, in lines 3 and 23" in said
     else:
         assert said.startswith(f":23: row '{other}': the name can be confused with the row 'tiny_a.one' at ")
-        assert said.endswith("registry.yaml:3")
+        assert said.endswith("rows.yaml:3")
 
 
 def test_a_name_in_two_registry_files_names_both_files(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The parts of zoo-toy: `family`, `source`, and the shelf registry.yaml, which zoo reads without importing this."""
+"""zoo-toy: `family`, `source`, and the registry file registry.yaml, which zoo reads without importing this package."""

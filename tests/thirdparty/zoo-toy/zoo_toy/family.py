@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Toy(Backbone):
-    """`features` [batch, dim]: one number a colour of the palette."""
+    """`features` [batch, dim]: one number for each colour of the palette."""
 
     family = "toy"
 
     def palette(self) -> "NDArray[np.float32]":
-        """The colours in the row's file: float32 [dim, 3]. Raises IntegrityError where they are not that many."""
+        """The colours in the row's file: float32 [dim, 3]. Raises IntegrityError for another number of colours."""
         import numpy as np
 
         path = self.weights / self.entry.files[0].path
@@ -54,7 +54,7 @@ class Toy(Backbone):
         onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=options.ir_version), path)
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """The same in numpy, in double precision."""
+        """The features in numpy, in double precision."""
         import numpy as np
 
         means = np.asarray(feeds["pixels"], np.float64).mean((2, 3))
