@@ -1,4 +1,4 @@
-"""The demo as README promises it: both chains with real weights, then once more offline, with nothing to install."""
+"""The demo of README: both chains with real weights, then again offline and without an installation."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ TICKETS = ROOT / "demo/tickets.csv"
 
 
 def run_demo(folder: Path, **environment: str) -> str:
-    """demo/run.sh in a copy of the demo, with this environment's commands; returns what it said."""
+    """Run demo/run.sh in a copy of the demo, with this environment's commands; returns its output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     clean = {name: value for name, value in os.environ.items() if name != "ZOO_HOME"}
     done = subprocess.run(
@@ -39,7 +39,7 @@ def run_demo(folder: Path, **environment: str) -> str:
 
 
 def accuracies(said: str, pattern: str) -> list[float]:
-    """The numbers after `pattern` in what the demo said."""
+    """The numbers after `pattern` in the demo's output."""
     return [float(found) for found in re.findall(pattern + r"\s+(\d\.\d+)", said)]
 
 
@@ -54,7 +54,7 @@ def test_the_demo_and_then_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert tickets - words >= 0.05
     assert surfaces >= 0.93
     assert surfaces - pixels >= 0.5
-    # In eight bits both lose half a point at most. What --val named is looked for where the demo ran.
+    # In int8 both lose at most half a point. The data of --val are found relative to the demo's folder.
     monkeypatch.chdir(tmp_path)
     zoo, out = Zoo(home=tmp_path / "demo/.zoo"), tmp_path / "demo/out"
     for name, data in (("tickets", tmp_path / "demo/tickets.csv"), ("surfaces-model", out / "surfaces/train")):
@@ -96,7 +96,7 @@ def test_the_tickets_are_real_texts() -> None:
     classes = Counter(row["label"] for row in rows)
     assert len(classes) == 4
     assert min(classes.values()) >= 140
-    # Written one by one: no two share a run of eight words.
+    # They were written one by one: no two share eight words in a row.
     runs = Counter()
     for row in rows:
         words = re.findall(r"[a-z']+", row["text"].lower())
@@ -141,7 +141,7 @@ def test_a_hundred_epochs_cost_about_one_pass(real: Path, tmp_path: Path, kind: 
 
 
 def check_same_predictions(model: str, data: Path) -> None:
-    """The exported file's labels are fine-tuning's on every held-out row with a clear winner."""
+    """The exported file predicts fine-tuning's label for every held-out row whose two best scores differ."""
     from zoo.data.dataset import load
 
     zoo = Zoo()
