@@ -1,4 +1,4 @@
-"""ResNet, Inception and GoogLeNet against their references: the same files, pulled from the loopback Hub and web."""
+"""ResNet, Inception and GoogLeNet against their references, on the same files from the loopback Hub and web server."""
 
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ TORCHVISION = (
 )  # fmt: skip
 TIMM = ("resnet18.tv_in1k", "resnet34.a1_in1k_bin", "resnet50.tv_in1k")
 TRANSFORMERS = ("resnet18.ms_in1k", "resnet50.ms_in1k")
-#: Whole graphs are built of these: the two that the project promises, and the smallest, whose pools round up.
+#: Rows whose whole graph is built: the two promised ones, and the smallest, whose pools round up.
 EXPORTED = ("resnet50.tv_in1k", "inception_v3.tv_in1k", "googlenet.tv_in1k")
-#: They differ from resnet50 in the counts of their blocks alone.
+#: Rows that differ from resnet50 only in their numbers of blocks.
 DEEP = ("resnet101.tv_in1k", "resnet152.tv_in1k")
 BOUND = 1e-4
 
 
 def torchvision_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor) -> np.ndarray:
-    """What torchvision's own class makes of the checkpoint, built as torchvision builds it for its own weights."""
+    """The features of torchvision's class with the checkpoint, built as torchvision builds it for its weights."""
     from safetensors.torch import load_file
     from torchvision import models
 
@@ -44,7 +44,7 @@ def torchvision_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tens
 
 
 def timm_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor, **extra: Any) -> np.ndarray:
-    """What timm's own class makes of the checkpoint, read by timm's own reader."""
+    """The features of timm's class with the checkpoint, loaded by timm."""
     import timm
 
     model = timm.create_model(row["config"]["arch"], pretrained=False, **extra)
@@ -54,7 +54,7 @@ def timm_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor, **e
 
 
 def transformers_features(folder: Path, feed: torch.Tensor) -> np.ndarray:
-    """What transformers makes of the folder that it saved."""
+    """The features of transformers' class loaded from a folder that transformers saved."""
     from transformers import ResNetModel
 
     model = ResNetModel.from_pretrained(folder, local_files_only=True)
@@ -66,13 +66,13 @@ def features_of(model: Any, feed: torch.Tensor) -> np.ndarray:
         model.eval()
     with torch.inference_mode():
         answer = model(feed)
-    # timm's Inception gives its auxiliary head's answer beside the features.
+    # timm's Inception returns the output of its auxiliary head, too.
     features: np.ndarray = (answer[0] if isinstance(answer, tuple) else answer).numpy()
     return features
 
 
 def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
-    """Within BOUND, on features that are large and tell the images apart; else the bound would mean nothing."""
+    """The features agree within BOUND, and are large and different enough for that bound to mean something."""
     assert wanted.std(axis=0).mean() > 0.05
     assert np.abs(wanted).max() > 0.5
     assert got.shape == wanted.shape
@@ -109,7 +109,7 @@ def test_features_are_transformers(upstream: Upstream, name: str) -> None:
     "name", [name if name == EXPORTED[-1] else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED]
 )
 def test_the_onnx_graph_is_torchvisions(upstream: Upstream, name: str) -> None:
-    """On the full size: the graph passed its gate, and equals torchvision from the pixels on."""
+    """At full size the graph passes its parity check and equals torchvision from the pixels on."""
     import onnx
 
     from zoo.graph import edit
@@ -131,7 +131,7 @@ def test_twins_are_the_same_weights(upstream: Upstream) -> None:
 
 
 def test_timms_inception_takes_other_pixels(upstream: Upstream, tmp_path: Path) -> None:
-    """The same weights by timm: normalised to 0.5 outside, so `transform_input` is false, and the features agree."""
+    """timm's pixels are normalised to 0.5 outside of the network, so `transform_input` is false; the features agree."""
     from safetensors.torch import save_file
 
     name = "inception_v3.tv_in1k"
@@ -184,7 +184,7 @@ def test_unknown_config_is_the_registrys_fault(
 
 
 def check_stages(backbone: TorchBackbone, feed: torch.Tensor) -> None:
-    """Stages one after another are the module, to the bit, and none but the first sees the pixels."""
+    """The stages one after another equal the module to the bit, and only the first one gets the pixels."""
     stages = backbone.stages()
     assert len(stages) >= 4
     tensors = {"pixels": feed}
