@@ -1,4 +1,4 @@
-"""What judges a lower precision: only items that were not trained on, of every task, and that can be read."""
+"""A lower precision is judged, for every task, only by readable items that were not trained on."""
 
 import csv
 import shutil
@@ -21,7 +21,7 @@ INT8 = ("--precision", "int8", "--calibrate")
 
 
 def judged(source: Path, data: Path, out: Path, *more: object) -> Guard:
-    """The guard of `source` in eight bits."""
+    """The guard of the int8 export of `source`."""
     done = zoo("export", source, "-o", out, *INT8, data, *more)
     assert done.returncode == 0, done.stderr
     found = Bundle.open(out).manifest.guard
@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: list[list[str]]) -> Path:
 
 
 def write_truncated(path: Path) -> None:
-    """An image whose header can be read, and the rest not."""
+    """Write an image of which only the header can be read."""
     noise = np.random.default_rng(7).integers(0, 255, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -61,7 +61,7 @@ def test_nothing_that_was_trained_on_judges(shelf: Path, tmp_path: Path) -> None
     )
     assert "the items that were held out, or with items that the model has not seen" in hint
     assert not (tmp_path / "x").exists()
-    # Items that are new to it judge, and only they; without any other a fifth of them does.
+    # If the data have items that are new to the model, only these judge; if all items are new, a fifth of them.
     fresh = [[f"{text} again", label] for text, label in rows[::4]]
     both = write_rows(tmp_path / "both.csv", [*(row for at, row in enumerate(rows) if at % 4), *fresh])
     found = judged(tmp_path / "tuned", both, tmp_path / "both")
@@ -96,7 +96,7 @@ def test_numbers_are_not_made_of_items(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_a_word_table_of_numbers_allows_no_item() -> None:
-    """One of 24 items is no part of an R squared; of an accuracy it is."""
+    """An accuracy may lose one item of 24; an R squared has no such part."""
     from zoo.schema import Metrics
 
     assert accuracy_guard._allowed(Metrics(n=24, r2=0.9), 0.01) == 0.01
@@ -104,7 +104,7 @@ def test_a_word_table_of_numbers_allows_no_item() -> None:
 
 
 def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
-    """Of what calibrates, of what judges, and of what a backbone's gate looks at."""
+    """Unreadable items are left out of the calibration, of the judging, and of a backbone's parity check."""
     data = write_images(tmp_path / "images")
     write_truncated(data / "red" / "cut.png")
     zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned", "--max-bad", 0.2)
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     for path in data.rglob("*.png"):
         line = split.get(sha256_file(path))
         if line and line.held_out:
-            # Another image stands for each that was held out: it and the truncated one are new.
+            # A rotated image replaces each held-out one: these and the truncated one are new to the model.
             with Image.open(path) as image:
                 image.rotate(180).save(path)
     found = judged(tmp_path / "tuned", data, tmp_path / "new", "--max-bad", 0.2, "--max-drop", 0.5)
@@ -156,7 +156,7 @@ def test_only_the_training_part_calibrates(shelf: Path, tmp_path: Path) -> None:
     assert {example.digest for example in chosen.calibrate} == here["train"]
     assert chosen.held is not None
     assert {example.digest for example in chosen.held.data.examples} == here["val"]
-    # Nor does what a backbone, which knows of no training, is calibrated with.
+    # The other parts do not calibrate a backbone, which has no training, either.
     bare = guard_data(Zoo().export("tiny-lite", tmp_path / "exact").path, data)
     assert {example.digest for example in bare.calibrate} == here["train"]
     assert {sha256_file(Path(str(item))) for item in bare.compared[0]} <= here["val"] | here["test"]

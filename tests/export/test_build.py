@@ -1,4 +1,4 @@
-"""What a stranger finds in an exported file: facts, operators, inputs and outputs, as docs/export.md says."""
+"""The content of an exported file is as docs/export.md says: facts, operators, inputs and outputs."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from zoo.runtime.device import onnxruntime
 from zoo.schema import Precision
 
 PAGE = ROOT / "docs/export.md"
-#: Triton's names of numpy's types.
+#: Triton's names for numpy's types.
 TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 CASES = [
     *(("images", "fp32"), ("images", "fp16"), ("images", "int8")),
@@ -74,7 +74,7 @@ def test_every_file_says_what_it_is(
     assert not model.functions
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
     assert model.ir_version == 10
-    # As runtime, manifest and page have it: the batch axis is the first, and of any length.
+    # Runtime, manifest and documentation agree: the batch axis is the first, and of any length.
     for ours, theirs in ((manifest.inputs, session.get_inputs()), (manifest.outputs, session.get_outputs())):
         assert [spec.name for spec in ours] == [value.name for value in theirs]
         for spec, value in zip(ours, theirs, strict=True):

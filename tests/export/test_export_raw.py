@@ -1,4 +1,4 @@
-"""The bare backbone: what its graph takes and gives, in every precision, and that the verbs still know what it is."""
+"""The bare backbone: inputs and outputs of its graph in every precision, and the verbs on such a bundle."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ RAW = Variant(raw=True)
 
 
 def bare(bundle: Bundle, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The one answer of the file, as a runtime that knows nothing else opens it."""
+    """The only output of the file, opened by its path in a plain runtime."""
     session = onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == list(feeds)
     assert [value.name for value in session.get_outputs()] == ["features"]
@@ -56,7 +56,7 @@ def test_images(shelf: Path, tmp_path: Path, precision: str) -> None:
     prefix = create_session(image_prefix(manifest.preprocess).SerializeToString(), "cpu")
     [pixels] = prefix.run(None, {"image": np.stack(IMAGES)})
     np.testing.assert_allclose(bare(bundle, {"pixels": pixels}), wanted, atol=1e-4)
-    # A session prepares them as the graph would have.
+    # A session prepares the images as the removed part of the graph would.
     np.testing.assert_allclose(zoo.session(str(bundle.path), "cpu").features(IMAGES), wanted, atol=1e-4)
     assert command("verify", bundle.path).returncode == 0
 
@@ -79,7 +79,7 @@ def test_of_a_fine_tuned_bundle_nothing_of_the_head_is_left(shelf: Path, tmp_pat
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(int8.model).graph.node}
     assert bare(int8, {"pixels": np.zeros((2, 3, SIDE, SIDE), np.float32)}).shape == (2, 1280)
     fails(2, "has no labels", "evaluate", bundle.path, data)
-    # It is what it is: exported again it stays bare, and is converted no further.
+    # Exported again the bundle stays bare, and it cannot be converted further.
     again = zoo.export(str(bundle.path), tmp_path / "again")
     assert again.model.read_bytes() == bundle.model.read_bytes()
     assert again.manifest.parity.checks == manifest.parity.checks
@@ -112,6 +112,6 @@ def test_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) 
     assert {file.path for file in bundle.manifest.files} == {"model.onnx", "tokenizer.json", *tables}
     feeds = {"input_ids": np.array([[3, 4, 9]]), "attention_mask": np.ones((1, 3), np.int64)}
     assert bare(bundle, feeds).shape == (1, 16)
-    # What it cost was judged with the head that was cut off.
+    # The guard judged it with the head that was cut off.
     assert (bundle.manifest.guard is not None) == (precision == "int8")
     assert edit.tensor_specs(onnx.load(bundle.model, load_external_data=False))[0] == bundle.manifest.inputs

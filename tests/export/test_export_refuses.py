@@ -1,4 +1,4 @@
-"""What `zoo export` refuses, by the real command: one line, a hint, an exit code, and the older export as it was."""
+"""`zoo export` refuses bad requests with one line, a hint and an exit code, and leaves an older export unchanged."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from zoo import FinetuneOptions, GateError, Variant, Zoo
 from zoo.bundle import Bundle, describe_files, write_manifest
 
 Change = Callable[[onnx.ModelProto], None]
-#: A family whose graph is of the newest form that its exporter knows: channel means of the pixels.
+#: A family whose graph has too new an opset and IR version: channel means of the pixels.
 TOO_NEW = """
 import numpy as np, onnx
 from onnx import TensorProto, helper
@@ -60,7 +60,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def forged(source: Path, target: Path, change: Change) -> Path:
-    """A copy of a bundle whose graph was changed, and whose manifest agrees with that."""
+    """A copy of a bundle with a changed graph and a manifest that matches it."""
     shutil.copytree(source, target)
     model = onnx.load(target / "model.onnx", load_external_data=False)
     change(model)
@@ -71,14 +71,14 @@ def forged(source: Path, target: Path, change: Change) -> Path:
 
 
 def nothing_happened(out: Path, before: dict[str, bytes]) -> None:
-    """`out` is what it was, and nothing half-written lies beside it."""
+    """`out` is unchanged, and no partial file lies beside it."""
     assert files(out) == before
     assert not [path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}.")]
 
 
 @pytest.fixture
 def older(shelf: Path, tmp_path: Path) -> Path:
-    """A bundle of `tiny-bert` at the target of all that follows."""
+    """A bundle of `tiny-bert` in the folder to which the tests export."""
     return Path(shutil.copytree(Zoo().graph("tiny-bert").path, tmp_path / "older"))
 
 
@@ -98,7 +98,7 @@ def older(shelf: Path, tmp_path: Path) -> Path:
 def test_a_wrong_graph_is_not_exported(
     older: Path, tmp_path: Path, name: str, change: Change, failing: str, precision: str
 ) -> None:
-    """The wide bounds of fewer bits hide nothing: what is converted is looked at before."""
+    """The wide bounds of fp16 and int8 hide no wrong graph, because the float graph is checked first."""
     before = files(older)
     zoo = Zoo()
     data = write_texts(tmp_path / "texts.csv", 4) if name == "tiny-bert" else write_images(tmp_path / "images", 2)
@@ -117,7 +117,7 @@ def test_exit_6(older: Path, tmp_path: Path, raw: list[str]) -> None:
     wrong = forged(Zoo().graph("tiny-lite").path, tmp_path / "wrong", one_weight)
     fails(6, "parity: features", "export", wrong, "-o", older, *raw)
     nothing_happened(older, before)
-    # And what was not there before is not there afterwards.
+    # A target that did not exist is not created.
     done = command("export", wrong, "-o", tmp_path / "new", *raw, "--json")
     assert done.returncode == 6
     assert [check for check in json.loads(done.stdout)["error"]["report"]["checks"] if not check["passed"]]
@@ -170,7 +170,7 @@ def test_a_graph_that_is_too_new(older: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_is_too_new(older: Path, tmp_path: Path) -> None:
-    """A bundle whose file is of a newer form than ONNX Runtime reads, as another tool may have written it."""
+    """The file's IR version is newer than ONNX Runtime reads, as another tool may have written it."""
 
     def newest(model: onnx.ModelProto) -> None:
         model.ir_version = 99
@@ -194,7 +194,7 @@ def test_no_room_for_a_file(older: Path) -> None:
 
 
 def test_a_disk_that_fills(older: Path, tmp_path: Path) -> None:
-    """A real file system of 2 MB, in a mount namespace of its own; an export of 16 MB does not fit."""
+    """An export of 16 MB does not fit into a real file system of 2 MB in its own mount namespace."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     script = (

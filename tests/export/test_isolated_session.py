@@ -1,4 +1,4 @@
-"""The processes that answer for the gate and for the stopwatch: what is said when one of them ends too early."""
+"""The child processes of the parity check and the stopwatch, and the errors when one of them ends too early."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MUCH = {"x": np.ones((1, 1_000_000), np.float32)}
 
 
 def model(*nodes: onnx.NodeProto, opset: int = 20, ir: int = 10, batch: int | str = "batch") -> onnx.ModelProto:
-    """x [batch, width] -> features [batch, width], and scores where a node makes some."""
+    """x [batch, width] -> features [batch, width], and scores if a node has that output."""
     made = {name for node in nodes for name in node.output}
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, f"{name} wide"])
@@ -38,18 +38,18 @@ def model(*nodes: onnx.NodeProto, opset: int = 20, ir: int = 10, batch: int | st
 
 @pytest.fixture
 def same(tmp_path: Path) -> Path:
-    """A file whose features are what it is given."""
+    """A file whose features equal its input."""
     onnx.save(model(helper.make_node("Identity", ["x"], ["features"])), tmp_path / "same.onnx")
     return tmp_path / "same.onnx"
 
 
 def killed(session: IsolatedSession | Stopwatch) -> None:
-    """End the child, as the system does when memory is short."""
+    """Kill the child, as the system does when memory is short."""
     session.process.kill()
 
 
 def is_gone(session: IsolatedSession | Stopwatch) -> bool:
-    """Whether the child was waited for, and its pipes are closed."""
+    """Whether the child was waited for and its pipes are closed."""
     child = session.process
     assert child.stdin is not None
     assert child.stdout is not None
@@ -88,7 +88,7 @@ def test_the_parity_check_takes_another_child_for_one_that_ended_early(same: Pat
         killed(fresh)
         fresh.process.wait()
         assert parity.check(same, expected, fresh=fresh).passed
-    # One that serves is not replaced, and is not left running.
+    # A running child is used as it is, and ends with the check.
     with IsolatedSession() as fresh:
         assert parity.check(same, expected, fresh=fresh).passed
         assert is_gone(fresh)
@@ -148,7 +148,7 @@ def top() -> Top:
 
 
 def swapped(kept: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Features of which all rows but the first `kept` say another class."""
+    """A function that changes the predicted class of all rows of features except the first `kept`."""
     return lambda rows: np.concatenate([rows[:kept], np.roll(rows[kept:], 1, axis=1)])
 
 
@@ -164,15 +164,15 @@ def test_of_seven_answers_one_may_be_another(wrong: int, passes: bool, bounds: p
     session = create_session(graph.SerializeToString(), "cpu")
     found: dict[int, list[parity.ParityCheck]] = {}
     for batch in (1, 2, 7):
-        # Each row differs from the others a little, and is sure of its class.
+        # The rows differ a little, and each has a clear class.
         rows = np.eye(3, dtype=np.float32)[np.arange(batch) % 3] + np.arange(batch, dtype=np.float32)[:, None] / 100
         wanted = {"features": swapped(max(0, batch - wrong))(rows)}
         checks = parity.compare(session, Case({"x": rows}, wanted), top(), bounds, former=top())
         found[batch] = [check for check in checks if check.name.startswith("top-1")]
-    # Of one or two rows one that may move proves nothing.
+    # With one or two rows, of which one may change, there is no such check.
     assert found[1] == found[2] == []
     assert [(check.value, check.passed) for check in found[7]] == [(wrong, passes)]
-    # Two samples make a batch of seven by repeating: each counts once.
+    # A batch of seven rows that repeats two samples counts each sample once.
     rows = np.eye(3, dtype=np.float32)[np.arange(7) % 2]
     wanted = {"features": np.where(np.arange(7)[:, None] % 2, rows, np.roll(rows, 1, axis=1))}
     last = list(parity.compare(session, Case({"x": rows}, wanted), top(), bounds, former=top()))[-1]
@@ -234,7 +234,7 @@ def test_a_failed_parity_check_reports_all_that_it_compared(
     print_error(caught.value, as_json=as_json)
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    # Twice as long, and of the same direction.
+    # The expected features are twice as long, with the same direction.
     assert lines[0] == "  ✗ features (max difference), batch 7: 0.5 (at most 0.0001)"
     assert lines[1].startswith("  ✓ features (1 - cosine), batch 7: ")
     assert lines[2] == "  ✓ each row alone (max difference), batch 7: 0 (at most 0.0001)"

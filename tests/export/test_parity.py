@@ -1,4 +1,4 @@
-"""More that the parity gate must refuse, always with its report: what test_gate.py does not break."""
+"""More faults that the parity check must refuse, each with its report, beside those of test_parity_refuses.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def nan_features(model: onnx.ModelProto) -> None:
 
 
 def nan_pixels(model: onnx.ModelProto) -> None:
-    """0 / 0 in every pixel; the reference, which gets the same pixels, answers NaN as well."""
+    """0 / 0 in every pixel; the reference gets the same pixels and answers NaN, too."""
     zero = helper.make_node("Sub", ["true", "true"], ["zero"])
     behind(model, "pixels", zero, helper.make_node("Div", ["zero", "zero"], ["pixels"]))
 
@@ -41,7 +41,7 @@ def frozen_features(model: onnx.ModelProto) -> None:
 
 
 def frozen_pixels(model: onnx.ModelProto) -> None:
-    """A preprocessing that takes one image at a time."""
+    """A preprocessing that takes only one image at a time."""
     node = helper.make_node("Reshape", ["true", "frozen"], ["pixels"])
     behind(model, "pixels", node, frozen=np.array([1, 3, SIDE, SIDE], np.int64))
 
@@ -56,13 +56,13 @@ def shifted_crop(model: onnx.ModelProto) -> None:
 
 
 def darker(model: onnx.ModelProto) -> None:
-    """Every pixel is two and a half grey levels off."""
+    """Every pixel is darker by two and a half grey levels."""
     node = helper.make_node("Sub", ["true", "dark"], ["pixels"])
     behind(model, "pixels", node, dark=np.array(2.5 / 128, np.float32))
 
 
 def leaking_rows(model: onnx.ModelProto) -> None:
-    """A little of the whole batch's mean is mixed into each row."""
+    """A little of the batch's mean is added to each row."""
     mean = helper.make_node("ReduceMean", ["true", "first"], ["mean"])
     nodes = [
         mean,

@@ -1,4 +1,4 @@
-"""The parity gate: passes the real graph, refuses a wrong one. And what every exported file promises."""
+"""The parity check passes the real graph and refuses wrong ones; the promises of every exported file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from zoo.export import parity
 
 
 def nothing(model: onnx.ModelProto) -> None:
-    """The graph as it is."""
+    """The graph is not changed."""
 
 
 def swapped_channels(model: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""Other precisions of a bundle: what fp16 and int8 keep, what is refused, and that the guard cannot be fooled."""
+"""fp16 and int8 bundles: their differences from fp32, refused options, and the items that the guard uses."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     kinds = {tensor.data_type for tensor in model.graph.initializer if "converted" in tensor.name}
     assert onnx.TensorProto.FLOAT16 in kinds
     assert onnx.TensorProto.FLOAT not in kinds
-    # Inputs and outputs are what they were, the head and the preprocessing too.
+    # Inputs, outputs, head and preprocessing do not change.
     exact = Bundle.open(tuned).manifest
     half = Bundle.open(tmp_path / "half").manifest
     assert (half.inputs, half.outputs, half.labels) == (exact.inputs, exact.outputs, exact.labels)
@@ -84,7 +84,7 @@ def test_int8(tuned: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_path: Path) -> None:
-    """Scales are fixed: a loud image beside it changes nothing of a quiet one's answer."""
+    """Scales are fixed: an image of high contrast does not change the answer for one of low contrast beside it."""
     zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
     session = create_session((tmp_path / "small" / "model.onnx").read_bytes(), "cpu")
     random = np.random.default_rng(0)
@@ -97,20 +97,20 @@ def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_pa
 
 
 def write_light_images(folder: Path, count: int = 16, *, black: bool = False) -> Path:
-    """Images in light red, green and blue, and with `black` black ones in their place; no two are the same."""
+    """Different images in light red, green and blue; with `black` all are black instead."""
     random = np.random.default_rng(1 + black)
     for channel, label in enumerate(("red", "green", "blue")):
         (folder / label).mkdir(parents=True)
         for number in range(count):
             image = random.integers(150, 200, (64, 64 + number, 3), dtype=np.uint8)
             image[:, :, channel] += 55
-            # Two black images of one size are one file.
+            # Black images of the same size would have the same digest.
             Image.fromarray(0 * image[: 64 - channel] if black else image).save(folder / label / f"{number:02d}.png")
     return folder
 
 
 def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
-    """Ranges read from black images cut all light off: the guard sees it on what was held out, and says so."""
+    """Ranges read from black images clip all light values; the guard notices the loss on the held-out items."""
     good = write_light_images(tmp_path / "light")
     zoo("finetune", "tiny-lite", good, "-o", tmp_path / "tuned")
     split = {
@@ -129,7 +129,7 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     assert f"n = {error['report']['n']} (held-out items of {bad})" in error["message"]
     assert error["report"]["before"] - error["report"]["after"] > error["report"]["allowed"]
     assert not out.exists()
-    # It was the calibration: the same model's own data does it.
+    # The calibration was the cause: with the model's own data the export succeeds.
     assert zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", good).returncode == 0
 
 
@@ -139,7 +139,7 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
 def test_leaving_layers_in_float_saves_it(
     layer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer that eight bits can hardly say is the first that is left in float, whatever stands behind it."""
+    """A layer that int8 represents badly is the first that is left in float, wherever it lies."""
     monkeypatch.setenv("ZOO_REGISTRY", str(write_hostile_registry(tmp_path / "registry", 1e4, layer)))
     zoo("finetune", "hostile", data, "-o", tmp_path / "tuned")
     done = zoo("export", tmp_path / "tuned", "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
@@ -159,14 +159,14 @@ def test_leaving_layers_in_float_saves_it(
     assert found.before - found.after <= found.allowed
     assert found.items.startswith(f"held-out items of {data}; they also chose ")
     assert found.items.endswith("the layers left in float")
-    # The layer's own weights are still there in single precision, most others are not.
+    # The layer's weights are still in single precision, most others are not.
     kept = float_weights(onnx.load(bundle.model))
     assert any(np.abs(weight).max() > 1e3 * np.median(np.abs(weight)) for weight in kept)
     assert 0 < len(kept) < len(float_weights(exact)) / 2
 
 
 def test_a_head_is_fitted_to_the_new_features(tuned: Path, data: Path, tmp_path: Path) -> None:
-    """It is another head, the file answers with it, and does as well as before."""
+    """The refitted head differs, the file's scores are those of this head, and the accuracy stays high."""
     source = Bundle.open(tuned)
     examples = load(data, source.manifest.preprocess)
     batches = list(precision.calibration(Zoo().session(str(tuned), "cpu"), examples.items[::3]))
@@ -204,7 +204,7 @@ def test_a_features_bundle_is_calibrated_and_checked(shelf: Path, data: Path, tm
 
 
 def test_the_parity_check_stops_features_of_another_direction(shelf: Path, tmp_path: Path) -> None:
-    """Without labels there is no guard: ranges that do not fit show in the features of the items themselves."""
+    """Without labels there is no guard; the parity check finds wrong ranges by the features of the items."""
     bundle = Zoo().export("tiny-lite", tmp_path / "exact")
     model, black = onnx.load(bundle.model), {"pixels": np.full((1, 3, SIDE, SIDE), -1, np.float32)}
     edit.save(precision.int8(model, [black]), tmp_path / "model.onnx")
@@ -221,7 +221,7 @@ def test_the_parity_check_stops_features_of_another_direction(shelf: Path, tmp_p
 
 
 def test_the_validation_data_of_fine_tuning_judges(shelf: Path, data: Path, tmp_path: Path) -> None:
-    """--val DATA held out images that --calibrate does not name: they are found where fine-tuning read them."""
+    """The guard finds the images of --val, which --calibrate does not name, in the folder that fine-tuning read."""
     train, val = tmp_path / "train", tmp_path / "val"
     shutil.copytree(data, train)
     for path in sorted(train.rglob("0[0-3].png")):
@@ -265,7 +265,7 @@ def test_an_older_export_stays(tuned: Path, data: Path, tmp_path: Path, monkeypa
 
 
 def broken(model: onnx.ModelProto) -> onnx.ModelProto:
-    """One weight of a model is another."""
+    """The model with one wrong weight."""
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     array = onnx.numpy_helper.to_array(largest).copy()
     array.flat[np.abs(array).argmax()] *= -30

@@ -1,4 +1,4 @@
-"""Eight-bit weights: every processor sums them alike, and rounding them moves no mean."""
+"""int8 weights: every processor sums them alike, and their rounding moves no mean."""
 
 import numpy as np
 import onnx
@@ -29,7 +29,7 @@ def convolution(weight: np.ndarray, bias: np.ndarray | None, **attributes: objec
 
 @pytest.mark.parametrize("shape", [(16, 33, 1, 1), (8, 5, 3, 3), (8, 6, 1, 7), (12, 1, 3, 3)])
 def test_two_neighbours_fit_sixteen_bits(shape: tuple[int, ...]) -> None:
-    """However a kernel lays the weights out, 255 times two neighbours does not overflow."""
+    """255 times two neighbouring weights does not overflow, whatever the memory layout of a kernel."""
     random = np.random.default_rng(0)
     weight = random.standard_t(3, shape).astype(np.float32)
     weight[0] = 1
@@ -43,7 +43,7 @@ def test_two_neighbours_fit_sixteen_bits(shape: tuple[int, ...]) -> None:
         rows = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
         for sign in (1, -1):
             assert 255 * np.maximum(sign * rows, 0).sum(2).max() <= 32767
-    # Most channels keep more than the seven bits that would always do.
+    # Most channels use more than the seven bits that are always safe.
     assert np.median(np.abs(steps[2:]).reshape(len(steps) - 2, -1).max(1)) > 70
 
 
@@ -54,7 +54,7 @@ def test_rounding_moves_no_mean(has_bias: bool, group: int) -> None:
     weight = random.standard_t(2, (12, 6 // group, 3, 3)).astype(np.float32)
     bias = random.normal(size=12).astype(np.float32) if has_bias else None
     model = convolution(weight, bias, pads=[1, 1, 1, 1], group=group)
-    # Of the kind that a ReLU leaves: errors of weights that read zeros on average would average out by themselves.
+    # Positive inputs, as after a ReLU: with a mean of zero the errors of the weights would average out anyway.
     batches = [{"pixels": random.uniform(0, 6, (1, 6, 9, 9)).astype(np.float32)} for _ in range(5)]
     ranges = precision_images.weight_ranges(model)
     corrected = precision_images.correct_biases(model, ranges, batches)

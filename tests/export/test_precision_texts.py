@@ -1,4 +1,4 @@
-"""Encoders in eight bits with a scale a row: how near they stay, that neighbours do not matter, what is worst."""
+"""Encoders in int8 with one scale for each row: accuracy, independence of the neighbours, and the worst layer."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def test_it_stays_near(body: onnx.ModelProto) -> None:
     small = precision_texts.quantise_encoder(body)
     onnx.checker.check_model(small)
-    # Six products of a weight in each of three layers; a table of words stays in bytes, too.
+    # Three layers with six weight products each; the table of words is in bytes, too.
     assert operators(small, "QuantizeLinear") == 4 * 3
     kinds = {tensor.dims[0]: tensor.data_type for tensor in small.graph.initializer if tensor.name.endswith("/bytes")}
     assert kinds[200] == onnx.TensorProto.INT8
@@ -48,7 +48,7 @@ def test_the_file_is_a_quarter(tmp_path: Path) -> None:
 
 
 def test_a_loud_neighbour_changes_nothing(body: onnx.ModelProto) -> None:
-    """The same text alone, beside another one, and beside one whose activations are a hundred times as large."""
+    """A text has the same features alone, beside another one, and beside one with activations 100 times as large."""
     loud = onnx.ModelProto()
     loud.CopyFrom(body)
     table = max(loud.graph.initializer, key=lambda tensor: tensor.dims[0] if len(tensor.dims) == 2 else 0)
@@ -75,7 +75,7 @@ def test_fused_graphs_too(body: onnx.ModelProto) -> None:
 
 
 def test_rows_of_zeros_and_of_any_size_are_right() -> None:
-    """A row may be all zeros, tiny or huge: its own scale fits it. Behind a GELU the shift is taken back exactly."""
+    """Each row's own scale fits rows of zeros, tiny and huge numbers. After a GELU the shift is undone exactly."""
     model = weights((64, 96), (96, 32))
     small = precision_texts.quantise_encoder(model)
     rows = np.random.default_rng(1).normal(size=(1, 4, 64)).astype(np.float32)
@@ -96,7 +96,7 @@ def test_excluded_layers_stay(body: onnx.ModelProto) -> None:
 
 
 def test_the_worst_layer_is_found() -> None:
-    """One weight that dwarfs its column leaves few levels to the others."""
+    """One weight that is far larger than its column leaves few levels for the others."""
 
     def spoiled(weight: np.ndarray) -> np.ndarray:
         weight[0] *= 100

@@ -1,4 +1,4 @@
-"""Texts in other forms by the real command: eight bits with the guard, fused, and both; what is refused."""
+"""Text bundles exported by the real command in int8 with the guard, fused, and both; refused combinations."""
 
 from pathlib import Path
 

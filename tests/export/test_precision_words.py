@@ -1,4 +1,4 @@
-"""A table of words in fewer bits: half and a quarter of the size, near the same answers, by the same verbs."""
+"""Word tables in fp16 and int8: a half and a quarter of the size, with nearly the same answers from every verb."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from zoo.runtime.device import onnxruntime
 DIM = 16
 TABLE = vectors(len(WORDS), DIM)
 TEXTS = ["The card", "money, money... KING", "東京 qqq naïve 's", "🙂"]
-#: Bytes of a table, beside those of a float32 one: a scale a row is 4 of them.
+#: The size of a table as a part of the float32 one; int8 has a scale of 4 bytes for each row.
 SIZES = {"fp16": 2 * TABLE.size, "int8": TABLE.size + 4 * len(WORDS)}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp16", "int8"])
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """A shelf of two rows: word2vec's binary form, and GloVe's text with zeros for what it does not know."""
+    """A registry of two rows: word2vec's binary format, and GloVe's text with zeros for unknown words."""
     (tmp_path / "v.bin").write_bytes(binary(WORDS, TABLE))
     (tmp_path / "v.txt").write_bytes(text(WORDS, TABLE, header=False))
     rows = {"bin": row(tmp_path / "v.bin", None, DIM), "glove": row(tmp_path / "v.txt", None, DIM, unknown="zero")}
@@ -34,12 +34,12 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
 
 
 def table_size(bundle: Bundle) -> int:
-    """Bytes of the files in which the table lies."""
+    """The bytes of the files that hold the table."""
     return sum(file.size for file in bundle.manifest.files if file.path.endswith(".bin"))
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The cosine of each row of one with that of the other."""
+    """The cosine of each row of `one` with the same row of `other`."""
     return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
@@ -65,7 +65,7 @@ def test_the_answers_stay_near_and_the_table_is_smaller(words: Zoo, name: str, p
 
 @PRECISIONS
 def test_only_gathered_rows_are_widened(words: Zoo, precision: str, tmp_path: Path) -> None:
-    """In the file, and in what the runtime makes of it: a table made wide at once would take its memory again."""
+    """In the file and in the optimised graph only gathered rows become float32, so that memory stays small."""
     bundle = words.export("bin", tmp_path / "out", Variant(precision=precision))
     model = onnx.load(bundle.model, load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
@@ -80,7 +80,7 @@ def test_only_gathered_rows_are_widened(words: Zoo, precision: str, tmp_path: Pa
     [table] = [name for name in kinds if name.endswith("/vectors")]
     assert kinds[table] == {"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
     assert {node.op_type for node in optimised.graph.node if table in node.input} == {"Gather"}
-    # A row's numbers do not depend on what lies beside it.
+    # A row's numbers do not depend on the other rows.
     feeds = {"input_ids": np.array([[3, 4], [7, len(WORDS)]]), "attention_mask": np.ones((2, 2), np.int64)}
     [together] = session.run(None, feeds)
     alone = [session.run(None, {name: array[i : i + 1] for name, array in feeds.items()})[0] for i in (0, 1)]
@@ -103,7 +103,7 @@ def test_a_fine_tuned_bundle(words: Zoo, precision: str, tmp_path: Path) -> None
         assert guard is not None
         assert (guard.n, guard.items) == (36, f"held-out items of {data}")
         assert (guard.before, guard.after) == (exact.metrics.accuracy, near.metrics.accuracy)
-        # Without data the gate alone decides.
+        # Without data there is only the parity check.
         unjudged = words.export(str(tmp_path / "tuned"), tmp_path / "unjudged", Variant(precision="int8"))
         assert unjudged.manifest.guard is None
         assert unjudged.model.read_bytes() == bundle.model.read_bytes()
@@ -112,7 +112,7 @@ def test_a_fine_tuned_bundle(words: Zoo, precision: str, tmp_path: Path) -> None
 
 
 def test_the_guard_judges_it(words: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One level each side of zero is too few for these classes, and the gate's own bounds do not say so."""
+    """One level on each side of zero is too few for these classes, and the bounds of the parity check allow it."""
     data = write_texts(tmp_path / "tickets.csv")
     words.finetune("bin", data, tmp_path / "tuned", FinetuneOptions(val=0.3))
     monkeypatch.setattr("zoo.export.precision_words.LEVELS", 1)
@@ -124,7 +124,7 @@ def test_the_guard_judges_it(words: Zoo, tmp_path: Path, monkeypatch: pytest.Mon
 
 @PRECISIONS
 def test_a_wrong_table_is_refused(words: Zoo, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows in another order, and too few levels: the gate says so, and an older export stays as it was."""
+    """The parity check refuses rows in another order and too few levels, and an older export stays unchanged."""
     out = tmp_path / "out"
     words.export("bin", out, Variant(precision=precision))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -142,7 +142,7 @@ def test_a_wrong_table_is_refused(words: Zoo, precision: str, tmp_path: Path, mo
 
 
 def test_every_row_has_its_own_scale(tmp_path: Path) -> None:
-    """A row of zeros, one of subnormal numbers and one of huge ones do not spoil each other."""
+    """A row of zeros, one of subnormal numbers and one of huge numbers do not affect each other."""
     table = np.array([[0, 0], [1e-42, -1e-42], [1, -0.25], [3e38, -1e38]], np.float32)
     precision_words._write_bytes(table, tmp_path / "rows", tmp_path / "scales")
     levels = np.fromfile(tmp_path / "rows", np.int8).reshape(table.shape)

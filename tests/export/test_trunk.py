@@ -1,4 +1,4 @@
-"""A frozen trunk and a tuned tail are the whole model, in torch, in ONNX, and on disk."""
+"""A frozen trunk and a tuned tail together equal the whole model, in torch, in ONNX, and on disk."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from zoo.torchkit import TorchBackbone
 
 
 def nudged(backbone: Backbone, cut: int) -> torch.nn.ModuleList:
-    """A tail after what a training might have done to it."""
+    """A tail with changed weights, as after a training."""
     stages = trunk.tail(backbone, cut)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def joined(backbone: TorchBackbone, stages: torch.nn.ModuleList, folder: Path) -
 
 
 def check_same(backbone: TorchBackbone, cut: int, folder: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    """The joined graph gives what torch does with a tuned tail; untuned the same parts are the whole model."""
+    """The joined graph equals torch with a tuned tail, and with an untuned tail it equals the whole model."""
     tuned, untuned = nudged(backbone, cut), trunk.tail(backbone, cut)
     session = create_session(joined(backbone, tuned, folder).SerializeToString(), "cpu")
     for feed in feeds:
@@ -67,7 +67,7 @@ def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     check_same(Bert(entry_of(arch), tmp_path), cut, tmp_path, feeds)
 
 
-# GoogLeNet's stages are Inception v3's code: that they are the module is seen by its conformance check.
+# GoogLeNet shares the code of Inception v3's stages; its conformance check compares its stages with the module.
 @pytest.mark.parametrize(("name", "unfreeze"), [("resnet18.tv_in1k", 1), ("inception_v3.tv_in1k", 2)])
 def test_image_families(upstream: Upstream, tmp_path: Path, name: str, unfreeze: int) -> None:
     backbone = ours(upstream, name)
@@ -102,7 +102,7 @@ def test_the_chain_from_a_built_trunk(shelf: Path, tmp_path: Path, name: str, cu
 
 
 def test_what_is_shared_with_the_trunk_is_not_tuned_there(tmp_path: Path) -> None:
-    # MPNet's bias for distances is one for all layers: training the last one must not move the others.
+    # All layers of MPNet share one bias for distances: training the last layer must not change the others.
     reference("mpnet").save_pretrained(tmp_path)
     backbone, feeds = Bert(entry_of("mpnet"), tmp_path), tokens(2, 20)
     before = backbone.reference(feeds)["features"]
