@@ -1,4 +1,4 @@
-"""The device that was asked for is the one that runs, or there is an error that names what is missing."""
+"""The requested device runs the model, or an error names the missing part."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ COMMAND = (sys.executable, "-c", "from zoo_cli.app import process; process()")
 
 
 class Node(NamedTuple):
-    """What ONNX Runtime's EpAssignedNode tells."""
+    """The fields of ONNX Runtime's EpAssignedNode."""
 
     op_type: str
 
 
 class Part(NamedTuple):
-    """What ONNX Runtime's EpAssignedSubgraph tells."""
+    """The fields of ONNX Runtime's EpAssignedSubgraph."""
 
     ep_name: str
     nodes: list[Node]
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 def report(on_cuda: int, on_cpu: int) -> list[Part]:
-    """A report of a CUDA session, which gives each node a subgraph of its own."""
+    """The report of a CUDA session, which has one subgraph for each node."""
     there = [Part("CUDAExecutionProvider", [Node("Conv")]) for _ in range(on_cuda)]
     return [*there, *(Part("CPUExecutionProvider", [Node("Resize" if n % 3 else "Shape")]) for n in range(on_cpu))]
 
@@ -167,7 +167,7 @@ def cgroup(root: Path, lines: str, files: dict[str, str]) -> Path:
     [
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        # The strictest of the tree counts.
+        # The smallest quota on the path to the root counts.
         ("0::/a/b\n", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "200000 100000", "cpu.max": "max 100000"}, 2.0),
         # In a container the path is the host's, and its own group is the root.
         ("0::/docker/abc\n", {"cpu.max": "50000 100000"}, 0.5),

@@ -1,4 +1,4 @@
-"""Arrays in page-locked memory, by a CUDA runtime that was compiled to count."""
+"""Arrays in page-locked memory, with a compiled stand-in for the CUDA runtime that counts the calls."""
 
 import ctypes
 import gc
@@ -13,7 +13,7 @@ import pytest
 from zoo.runtime import io_binding
 from zoo.runtime.io_binding import cuda_runtime, page_locked
 
-#: libcudart as far as it is used.
+#: The functions of libcudart that zoo calls.
 RUNTIME = """
 #include <stddef.h>
 int locked = 0; size_t bytes = 0; int refuses = 0;

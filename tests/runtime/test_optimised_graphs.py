@@ -1,4 +1,4 @@
-"""Optimised graphs are kept for the next start: with the same answers, never stale, and nobody needs them."""
+"""Optimised graphs are kept for the next start: they give the same answers, are never stale, and may be missing."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ TEXTS = ["late parcel", "my card is locked and the door is late", "refund"]
 
 @pytest.fixture(autouse=True)
 def kept_at_once(zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model is large enough, and nothing is waited for."""
+    """Graphs of every size are kept, and without the usual delay."""
     monkeypatch.setattr(optimised_graphs, "SMALLEST", 0)
     monkeypatch.setattr(optimised_graphs, "AFTER", 0.0)
 
 
 def loaded(model: str | Path, **options: object) -> Session:
-    """A session whose graph is kept by now."""
+    """A session, returned after its graph was kept."""
     session = Zoo().session(str(model), "cpu", **options)  # type: ignore[arg-type]
     for thread in threading.enumerate():
         if thread.name == "zoo-keep":
@@ -38,7 +38,7 @@ def loaded(model: str | Path, **options: object) -> Session:
 
 
 def kept(home: Path) -> Path:
-    """The folder of the one graph that is kept."""
+    """The folder of the only kept graph."""
     [record] = home.glob(f"optimised/*/{RECORD}")
     return record.parent
 
@@ -81,7 +81,7 @@ def test_a_damaged_one_is_made_again(shelf: Path, zoo_home: Path) -> None:
 
 
 def test_one_that_the_runtime_refuses_is_made_again(shelf: Path, zoo_home: Path) -> None:
-    """As it would be when a key did not tell two runtimes apart: the digests are right, the graph is of no use."""
+    """The digests are right but the runtime cannot load the graph, as if two runtimes had the same cache key."""
     wanted = loaded("tiny-bert").features(TEXTS)
     folder = kept(zoo_home)
     (folder / BODY).write_bytes(b"not a graph")

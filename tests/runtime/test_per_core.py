@@ -95,7 +95,7 @@ def test_inputs_are_taken_as_they_are_needed(session: Session) -> None:
 
 
 def test_without_sessions_per_core_it_goes_on(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kept graph that they would load may be gone by then."""
+    """The kept graph that these sessions would load may have been removed."""
     items: list[Any] = [*images(ALONE + 20), b"no image", *images(3)]
     expected = Session(session.bundle, "cpu", threads=1).features([*items[:-4], *items[-3:]])
 

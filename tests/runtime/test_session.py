@@ -1,4 +1,4 @@
-"""Session: truthful about its device, equal to the whole graph run one by one, in order, really in batches."""
+"""Session reports its real device, runs in batches and in order, and equals the whole graph run item by item."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from zoo.runtime.session import Session
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """Crops of real photographs, no two neighbours of the same size."""
+    """Crops of real photographs; neighbours differ in size."""
     import skimage
 
     source = Path(skimage.__file__).parent / "data"
@@ -124,7 +124,7 @@ def test_cuda_without_cuda_is_an_error_and_auto_says_cpu(shelf: Path) -> None:
 
 @pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")
 def test_a_provider_that_was_dropped_is_an_error(shelf: Path) -> None:
-    # Asked past choose_device, onnxruntime itself falls back silently: that is what must not pass.
+    # Without choose_device onnxruntime falls back to the CPU silently, which zoo must not accept.
     with pytest.raises(DeviceError, match="fell back"):
         create_session(Zoo().graph("tiny-bert").read_model(), "cuda:0")
 

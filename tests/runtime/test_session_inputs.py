@@ -1,4 +1,4 @@
-"""Session from Python: what it takes, what it shows, what it costs beside the bare runtime."""
+"""Session from Python: its inputs, its display in a notebook, and its cost compared with the bare runtime."""
 
 import asyncio
 import statistics
@@ -104,7 +104,7 @@ def test_buffers_are_used_again_and_answers_are_not(kept_shelf: Path) -> None:
 
 
 def test_an_answer_costs_little_more_than_the_bare_runtime(kept_shelf: Path) -> None:
-    """Less than 0.3 ms at batch 1: medians of runs that take turns, of the best of three rounds."""
+    """Less than 0.3 ms at batch 1: the median difference of alternating runs, in the best of three rounds."""
     session = Zoo().session("tiny-bert", "cpu", spins=False)
     body, encoder = session._pipeline.body, session._pipeline.encoder  # type: ignore[union-attr]
 
@@ -124,7 +124,7 @@ def test_an_answer_costs_little_more_than_the_bare_runtime(kept_shelf: Path) -> 
 
 
 def test_a_cold_run_costs_at_most_twice_what_the_runtime_does(kept_shelf: Path, tmp_path: Path) -> None:
-    """Process start to answer, in CPU time, against importing onnxruntime and numpy and making the session."""
+    """The CPU time from process start to answer, compared with importing onnxruntime and numpy and making a session."""
     path = tmp_path / "a.png"
     Image.fromarray(random_images(1)[0]).save(path)
     for name, item in (("tiny-lite", str(path)), ("tiny-bert", "late parcel")):
