@@ -1,4 +1,4 @@
-"""zoo evaluate on bundles of every task: the same numbers as the session's own scores give, files, bad inputs."""
+"""zoo evaluate on bundles of every task: its numbers equal those of the session's scores; files; bad inputs."""
 
 import csv
 import json
@@ -85,7 +85,7 @@ def test_several_labels(several: Path) -> None:
     assert done.stdout.startswith(f"macro-F1  {found.metrics.macro_f1:.4f}  (n = 40, on cpu)")
     assert "CLASS  N   PRECISION  RECALL  F1     AP" in done.stdout
     rows = read(several / "new" / "p.csv")
-    # A label that is called like a column does not hide it.
+    # A label with the name of a column does not hide this column.
     assert list(rows[0]) == ["input", "label", "predicted", "a", "b", "score:label"]
     assert [row["predicted"] for row in rows] == wanted
     np.testing.assert_allclose([[float(row[name]) for name in list(row)[3:]] for row in rows], scores, rtol=1e-5)

@@ -39,7 +39,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     )
 )
 def test_one_label_an_item(rows: list[tuple[int, list[int]]]) -> None:
-    """With ties, classes that do not occur, and a single item."""
+    """The examples include ties, classes that do not occur, and a single item."""
     targets = [target for target, _ in rows]
     scores = softmax(np.array([scores for _, scores in rows]) / 25)
     found = measure(ONE, scores, targets, LETTERS[:4])
@@ -58,7 +58,7 @@ def test_one_label_an_item(rows: list[tuple[int, list[int]]]) -> None:
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_several_labels_an_item(n: int, count: int, seed: int) -> None:
-    """Scores of one decimal: many ties, some of them on a threshold."""
+    """Scores with one decimal give many ties, some of them on a threshold."""
     random = np.random.default_rng(seed)
     targets = (random.random((n, count)) < random.random(count)).astype(np.float32)
     scores = random.integers(0, 11, (n, count)).astype(np.float32) / 10
@@ -122,7 +122,7 @@ def test_top_five() -> None:
     found = measure(ONE, scores, targets, LETTERS[:9])
     assert found.top5 == pytest.approx(top_k_accuracy_score(targets, scores, k=5, labels=range(9)))
     assert measure(ONE, scores[:, :5], targets % 5, LETTERS[:5]).top5 is None
-    # Of equal scores the first ones are the best ones: as many items are right as argmax would have it.
+    # Of equal scores the first is the best, as for argmax.
     equal = np.full((6, 6), 1 / 6, np.float32)
     found = measure(ONE, equal, np.arange(6), LETTERS[:6])
     assert (found.accuracy, found.top5) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
@@ -148,7 +148,7 @@ def test_calibration_of_several_labels_is_over_every_decision() -> None:
     share, mean = calibration_curve(targets.ravel(), scores.ravel().astype(float), n_bins=BINS, strategy="quantile")
     found = measure(SEVERAL, scores, targets, LETTERS[:4]).calibration_error
     assert found == pytest.approx(np.abs(share - mean).mean())
-    # Scores that are the probabilities themselves are calibrated, up to chance.
+    # Scores that equal the true probabilities are calibrated, up to chance.
     honest = (random.random(scores.shape) < scores).astype(np.float32)
     assert measure(SEVERAL, scores, honest, LETTERS[:4]).calibration_error < 0.08 < found
 
@@ -166,7 +166,7 @@ def test_calibration_does_not_depend_on_the_order_of_the_items(n: int) -> None:
 
 
 def test_class_weights_are_taken_out_again() -> None:
-    """Probabilities of a weighted loss's minimum, from the known truth: corrected, they are calibrated."""
+    """The exact probabilities at the minimum of a weighted loss are calibrated after the correction."""
     random = np.random.default_rng(6)
     honest = softmax(random.normal(size=(6000, 3)) * 1.5)
     targets = (random.random((6000, 1)) > honest.cumsum(1)).sum(1).clip(max=2)
@@ -178,7 +178,7 @@ def test_class_weights_are_taken_out_again() -> None:
     plain = measure(ONE, skewed, targets, LETTERS[:3])
     mended = measure(ONE, skewed, targets, LETTERS[:3], class_weights=weights)
     assert mended.calibration_error < 0.02 < 0.1 < plain.calibration_error
-    # What is answered stays what the model answers.
+    # The predicted labels stay those of the model.
     assert (mended.accuracy, mended.confusion) == (plain.accuracy, plain.confusion)
 
 

@@ -1,4 +1,4 @@
-"""The report: what it says, that nothing in it can hurt or call home, and how a real browser shows it."""
+"""The report: its content, escaped texts, no requests to other hosts, and its look in a real browser."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def write_image(path: Path, random: np.random.Generator) -> Path:
 def facts(
     task: Task, items: list[Path | str | bytes], labels: list[str], curve: tuple[Epoch, ...] = CURVE
 ) -> ReportInputs:
-    """A report on items around one centre a label, judged by the centres themselves."""
+    """The report on items around one centre for each label, whose scores come from the centres."""
     random = np.random.default_rng(0)
     count = len(items)
     centres = random.normal(0, 1.5, (len(labels), 40))
@@ -76,14 +76,14 @@ def facts(
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str | bytes]:
-    """Sixty images as files and one as bytes."""
+    """Sixty-one images: the last one as bytes, the others as files."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
     files = [write_image(folder / f"{number}.png", random) for number in range(61)]
     return [files[0].read_bytes(), *files[1:]]
 
 
 def three(images: list[Path | str | bytes]) -> dict[str, ReportInputs]:
-    """A report of each task: images of one class, images of several labels, texts with a number."""
+    """A report for each task: images with one class, images with several labels, texts with a number."""
     texts: list[Path | str | bytes] = [EVIL * (2000 if number % 3 == 0 else 1) for number in range(80)]
     return {
         "single": facts(
@@ -217,7 +217,7 @@ def test_the_images_and_the_page_hold_the_same_plots(written: dict[str, Path], n
         with Image.open(BytesIO(data)) as image:
             image.load()
             assert image.info.keys() == {"dpi"}
-            # Something is drawn: no image of one colour.
+            # The plot has many colours, so it is not empty.
             assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
 
 
@@ -269,7 +269,7 @@ def test_the_worst_decision_of_several_labels() -> None:
     examples = tuple(msgspec.structs.replace(e, label=label) for e, label in zip(report.examples, labels, strict=True))
     report = msgspec.structs.replace(report, scores=scores, targets=targets, examples=examples, thresholds=(0.3, 0.5))
     found = gather(report).mistakes
-    # 0.95 is 93 % of the way from 0.3 to 1, and 0.2 a third of the way from 0.3 to 0.
+    # From the threshold 0.3, 0.95 is 93 % of the way to 1, and 0.2 a third of the way to 0.
     assert [(m.place, m.about, m.predicted) for m in found] == [(0, "a", "a"), (1, "a", "b")]
     page = render(gather(report), {}, ["x", "y"])
     assert "</span> is wrong (score 0.95); true: none" in page
@@ -282,7 +282,7 @@ def test_the_same_facts_give_the_same_bytes(
     import matplotlib
 
     for name, report in three(images).items():
-        # What a user has set for plots of their own does not show.
+        # A user's matplotlib settings have no effect.
         with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 30, "axes.facecolor": "red"}):
             write_report(tmp_path, report)
             assert matplotlib.rcParams["font.size"] == 20
@@ -330,7 +330,7 @@ def test_the_map_is_principal_components() -> None:
     _, values, rows = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(spots), np.abs(centred @ rows[:2].T), atol=1e-6 * values[0])
     assert variance == pytest.approx(tuple(values[:2] ** 2 / (values**2).sum()))
-    # Items on a line have one axis, equal items none.
+    # Items on a line have one axis, equal items have none.
     line, shares = project(np.outer(np.arange(9), np.ones(4)).astype(np.float32))
     assert shares == (pytest.approx(1), 0)
     assert not line[:, 1].any()
@@ -355,7 +355,7 @@ def test_a_browser_shows_it(written: dict[str, Path], tmp_path: Path, name: str)
             assert len(images) >= 3
             assert all(images)
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            # Nothing that does not scroll by itself sticks out either.
+            # Elements without their own scroll bar do not stick out, either.
             wide = """[...document.querySelectorAll('body *')].filter(each => !each.closest('.scroll')
                 && each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML.slice(0, 80))"""
             assert page.evaluate(wide) == []
