@@ -1,4 +1,4 @@
-"""ONNX surgery: heads equal torch, halves equal the whole, and nothing of the exporter's machine stays in a file."""
+"""Editing ONNX graphs: heads equal torch, halves equal the whole, and files have no traces of the machine."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +37,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     ("resize", "crop"), [(224, 224), (225, 224), (257, 224), (256, 223), (342, 299), (17, 8), (1, 1)]
 )
 def test_odd_margins_and_borders(interpolation: str, resize: int, crop: int) -> None:
-    """Crops as large as the image show its border, where filters reach beyond it."""
+    """Crops as large as the image include its border, where filters reach beyond the image."""
     preprocess = imagenet_preprocess(resize, crop, interpolation)
     session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
     grey = np.array(preprocess.std).reshape(3, 1, 1) * 255
@@ -50,7 +50,7 @@ def test_odd_margins_and_borders(interpolation: str, resize: int, crop: int) -> 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
-    """Black and white noise: bicubic overshoots at every pixel, and ties are everywhere."""
+    """On black and white noise bicubic overshoots at every pixel, and there are many ties."""
     random = np.random.default_rng(0)
     for _ in range(40):
         resize = int(random.choice([8, 56, 64, 99, 128]))
@@ -64,7 +64,7 @@ def test_hard_edges_and_odd_sizes(interpolation: str) -> None:
 
 
 def test_the_size_and_position_of_the_crop_are_torchvisions() -> None:
-    """Images of coordinates: one wrong pixel of offset or one of size would be seen at once."""
+    """In images of coordinates an offset or a size that is wrong by one pixel is visible."""
     for resize, crop, height, width in ((8, 5, 8, 13), (8, 5, 13, 8), (9, 4, 9, 20), (9, 4, 31, 9), (12, 12, 12, 17)):
         rows, columns = np.meshgrid(np.arange(height) * 8, np.arange(width) * 8, indexing="ij")
         image = np.stack([rows, columns, rows], 2).astype(np.uint8)

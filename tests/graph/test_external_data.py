@@ -1,4 +1,4 @@
-"""External data: only a plain file that the manifest lists, only with its bytes; anything else before it is opened."""
+"""External data must be a plain file with the digest in the manifest; anything else is refused before it is opened."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(built: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of `built`."""
     shutil.copytree(built, tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -45,7 +45,7 @@ def table(model: onnx.ModelProto) -> TensorProto:
 
 
 def say(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
-    """Set one fact of where the table lies."""
+    """Set one entry of the table's external data."""
 
     def change(model: onnx.ModelProto) -> None:
         facts = {entry.key: entry.value for entry in table(model).external_data} | {key: value}
@@ -59,14 +59,14 @@ def say(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
 
 
 def in_a_node(model: onnx.ModelProto) -> None:
-    """A constant's tensor outside of the file."""
+    """A constant whose tensor lies outside of the model file."""
     tensor = TensorProto(name="inner", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="vectors.bin")
     model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=tensor))
 
 
 def in_a_subgraph(model: onnx.ModelProto) -> None:
-    """The same in the branch of an If."""
+    """Such a constant in the branch of an If."""
     branch = onnx.GraphProto(name="branch")
     branch.initializer.add(name="deep", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
     branch.initializer[0].external_data.add(key="location", value="/etc/passwd")
@@ -74,7 +74,7 @@ def in_a_subgraph(model: onnx.ModelProto) -> None:
 
 
 def forge(bundle: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Change the model and write a manifest that agrees with it: what a stranger's bundle could be."""
+    """Change the model and write a manifest that matches it, as in a hostile bundle."""
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     change(model)
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
@@ -86,7 +86,7 @@ def forge(bundle: Path, change: Callable[[onnx.ModelProto], None]) -> None:
 
 @pytest.fixture
 def unopened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every file opened through os.open or by the runtime's own path is noted here."""
+    """The files that were opened through os.open or passed to the runtime by their path."""
     seen: list[str] = []
     real = os.open
     monkeypatch.setattr(
@@ -175,7 +175,7 @@ def test_the_table_is_a_part_of_the_feature_caches_key(bundle: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_table_is_not_copied(tmp_path: Path) -> None:
     def private() -> float:
-        """Megabytes of this process that belong to no file."""
+        """The megabytes of this process that are not mapped from files."""
         facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(facts["RssAnon"].split()[0]) / 1024
 
@@ -193,7 +193,7 @@ def test_a_large_table_is_not_copied(tmp_path: Path) -> None:
 
 
 def test_the_runtime_computes_on_the_mapped_table(bundle: Path) -> None:
-    """The verified bytes themselves: what is written to the path later is not read."""
+    """The runtime uses the verified bytes: later changes of the file are not read."""
     session = Session(Bundle.open(bundle), "cpu")
     before = session.features(["the card"])
     (bundle / "vectors.bin").unlink()

@@ -1,4 +1,4 @@
-"""Fused encoders: every part of every architecture, the numbers stay, and a graph of another form is refused."""
+"""Fused encoders: every part of every architecture is fused, the numbers stay, and other graphs are refused."""
 
 from pathlib import Path
 
@@ -22,13 +22,13 @@ def exported(folder: Path, arch: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
-    """Three layers: an exporter that writes them another way shows here, not in how slow a GPU is."""
+    """All three layers are fused; this test fails if the exporter changes its patterns."""
     body = exported(tmp_path, arch)
     fused = fuse.fuse(body)
     wanted = {"MultiHeadAttention": 3, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 6, "BiasGelu": 3}
     assert {kind: operators(fused, kind) for kind in wanted} == wanted
     for kind in ("Softmax", "LayerNormalization", "Gelu", "Transpose", "Reshape", "Slice"):
-        # MPNet turns its table of distances once.
+        # MPNet transposes its table of distances once.
         assert operators(fused, kind) == (kind == "Transpose" and arch == "mpnet"), kind
     assert edit.tensor_specs(fused) == edit.tensor_specs(body)
     for batch, length in ((1, 3), (2, 40), (7, 150)):
@@ -37,7 +37,7 @@ def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
 
 
 def test_what_is_fused_in_part_is_refused(tmp_path: Path) -> None:
-    """A softmax that is no attention's, as another exporter might write it: counted, and said."""
+    """A softmax that is not fused, as from another exporter, is an error with the counts."""
     body = exported(tmp_path, "bert")
     index = next(index for index, node in enumerate(body.graph.node) if node.op_type == "Softmax")
     softmax = body.graph.node[index]

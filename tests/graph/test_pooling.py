@@ -1,4 +1,4 @@
-"""Averages behind 1x1 convolutions: the same numbers, all nine places of Inception v3, and nothing that differs."""
+"""Average pools are moved behind 1x1 convolutions: all nine of Inception v3, and only where the numbers stay."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_an_average_that_others_read_stays() -> None:
 
 @pytest.mark.slow
 def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
-    """An exporter that writes its pools otherwise would undo it, and nothing else would show that."""
+    """This test fails if the exporter writes pools in another way, which no other test would notice."""
     name = "inception_v3.tv_in1k"
     weights = upstream.pull(name)
     backbone = Inception(load_registry([upstream.registry]).entry(name), weights)
@@ -105,7 +105,7 @@ def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
     feed = pixels(ROWS[name], 2).numpy()
     features = run(model, feed)
     np.testing.assert_allclose(run(changed, feed), features, atol=1e-5 * np.abs(features).max())
-    # What eight bits are made of has none either, and every convolution is in eight bits.
+    # The int8 graph has no average pool either, and all its convolutions are in int8.
     _, small = precision.quantise_cnn(model, [{PIXELS: feed[:1]}])
     kinds = [node.op_type for node in small.graph.node]
     assert "AveragePool" not in kinds

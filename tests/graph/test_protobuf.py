@@ -1,4 +1,4 @@
-"""Graphs cut on their bytes are those that onnx cuts, and bytes that are no model are refused."""
+"""Graphs that are cut on their bytes equal those that onnx cuts, and bytes that are no model are refused."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -25,13 +25,13 @@ def test_both_parts_of_a_real_model(kept_shelf: Path) -> None:
     assert wire.outputs == [item.name for item in whole.graph.output]
     for inputs, outputs in (([IMAGE], [cut]), ([cut], wire.outputs)):
         wanted = edit.extract(whole, inputs, outputs)
-        # Of these a part says as much as the whole.
+        # A cut graph keeps the metadata of the whole.
         wanted.metadata_props.extend(whole.metadata_props)
         assert onnx.load_from_string(wire.cut(inputs, outputs)) == wanted
 
 
 def chain(lengths: list[int]) -> onnx.ModelProto:
-    """y0 = x + w0, y1 = y0 + w1, ...: weights of these many numbers, so that lengths take one byte or more."""
+    """y0 = x + w0, y1 = y0 + w1, ...: weights of these lengths, which the file stores in one byte or more."""
     nodes = [
         helper.make_node("Add", [f"y{n - 1}" if n else "x", f"w{n}"], [f"y{n}"], name=f"add {n}")
         for n in range(len(lengths))
