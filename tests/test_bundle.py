@@ -1,4 +1,4 @@
-"""Bundles: what makes a folder one, what is refused, and where one may be written."""
+"""Bundles: valid and refused folders, and the places where a bundle may be written."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ def test_a_file_swapped_for_one_of_the_same_size(bundle: Bundle) -> None:
 
 
 def test_a_link_is_not_the_file(bundle: Bundle) -> None:
-    """Whatever it leads to: a bundle is whole by itself."""
+    """A link is refused whatever its target: a bundle has all its files itself."""
     assert all(is_same for _, is_same in bundle.verify())
     elsewhere = bundle.path.parent / "elsewhere.onnx"
     bundle.model.rename(elsewhere)
