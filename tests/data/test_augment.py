@@ -1,4 +1,4 @@
-"""Random views of images: decided by seed, digest and number alone, and images like the one they are of."""
+"""Random views depend only on seed, digest and number, and are similar to their image."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_a_view_is_decided_by_seed_digest_and_number() -> None:
 
 
 def test_the_numbers_do_not_change_between_versions() -> None:
-    # What is cached under these keys would otherwise be of another image: raise views.VERSION with it.
+    # If these numbers change, cached features are wrong: increase augment.VERSION.
     assert transform(IMAGE, DIGEST, View(0, 1)).shape == (43, 78, 3)
 
 

@@ -1,4 +1,4 @@
-"""Data sets: tables of texts and what is refused of them, labels and targets of each task, the bound of bad items."""
+"""Data sets: tables of texts, labels and targets of each task, the bound of bad items, and refusals."""
 
 import json
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_the_digest_of_a_data_set_ignores_order_and_names() -> None:
 
 
 def classes(*rows: tuple[str, str]) -> Dataset:
-    """(item, label) rows."""
+    """A data set of these pairs of item and label."""
     return Dataset("rows", tuple(Example(f"t.csv:{n}", item, label, item) for n, (item, label) in enumerate(rows, 2)))
 
 
@@ -126,7 +126,7 @@ def test_several_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.csv:2 has the label 'b'"):
         data.targets(["a"])
     with pytest.raises(DataError, match=r"t\.csv:2 has an empty 'label'"):
-        # A row that ends early is no statement about labels.
+        # A row without the label's column does not mean that it has no labels.
         load(write(tmp_path, "short.csv", "text,label\none\n"), TEXT, DataOptions(task=Task.MULTI_LABEL))
     rows = write(tmp_path, "t.jsonl", '{"text": "x", "label": null}\n{"text": "y", "label": "a"}\n')
     assert load(rows, TEXT, DataOptions(task=Task.MULTI_LABEL)).targets(["a"]).tolist() == [[0], [1]]

@@ -1,4 +1,4 @@
-"""hf://datasets/... against a small Hub on loopback, in processes: huggingface_hub reads its environment once."""
+"""hf://datasets/... from the loopback Hub, in child processes, because huggingface_hub reads its environment once."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 def load(
     hub: FakeHub | None, kind: str, *sources: str, environment: dict[str, str] | None = None, **options: Any
 ) -> Any:
-    """What a process says that loads each of `sources`; without a hub, from an address where nothing listens."""
+    """The JSON of a process that loads each of `sources`; without `hub` the Hub's address is one without a server."""
     done = subprocess.run(
         [sys.executable, "-c", LOAD, json.dumps([kind, sources, options])],
         env={**os.environ, "HF_ENDPOINT": hub.origin if hub else "http://127.0.0.1:9", **(environment or {})},
@@ -72,14 +72,14 @@ def load(
 
 
 def test_images_of_the_hub_come_once_and_stay_in_its_cache(hub: FakeHub, tmp_path: Path) -> None:
-    # A Path has one slash only.
+    # A Path turns two slashes into one.
     found, again = load(hub, "image", URL, str(Path(URL)))
     name = URL.rpartition("/")[2]
     assert found["items"] == again["items"] == [["bytes", "cat", f"{name}:1"], ["bytes", "dog", f"{name}:2"]]
     assert found["source"] == URL
     cached = list((tmp_path / "hf-home").rglob("*.parquet"))
     assert [NEW in str(path) for path in cached] == [True]
-    # Once it is there, neither zoo's word nor the client's own needs the network.
+    # Cached data need no network, whether zoo's variable or huggingface_hub's says offline.
     assert load(None, "image", URL, offline=True) == [found]
     assert load(None, "image", URL, environment={"HF_HUB_OFFLINE": "1"}) == [found]
     assert len([seen for seen in hub.cdn.requests if seen.method == "GET"]) == 1
@@ -89,7 +89,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: FakeHub) -> None:
     revisions = (OLD, "main", NEW, "v1")
     found = load(hub, "text", *(f"hf://datasets/org/pets@{revision}/t.csv" for revision in revisions))
     assert [len(each["items"]) for each in found] == [1, 2, 2, 1]
-    # What the cache has of a commit is not asked for again.
+    # Cached files of a commit are not requested again.
     requested = {seen.path for seen in hub.requests}
     assert requested >= {f"/datasets/org/pets/resolve/{revision}/t.csv" for revision in ("main", "v1", OLD)}
 
@@ -141,7 +141,7 @@ def test_a_table_of_the_hub_holds_its_images(hub: FakeHub) -> None:
 
 
 def test_the_command_line_takes_the_hubs_names(hub: FakeHub, shelf: Path, tmp_path: Path) -> None:
-    """The whole chain on one; the table with one class tells that it was read before anything was computed."""
+    """The whole chain on a data set of the Hub; a table with one class is refused before anything is computed."""
     words = ("my card", "a bill", "the code", "login", "refund", "parcel")
     rows = "".join(f"{word} {label},{label}\n" for label in ("a", "b") for word in words)
     one = "".join(f"{word},a\n" for word in words)

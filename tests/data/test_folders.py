@@ -1,4 +1,4 @@
-"""Folders of images: classes, parts, and what else lies in them."""
+"""Folders of images: classes, parts, and other files in them."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from zoo.schema import Task
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up root's right to read everything, where the tests run as root."""
+    """Give up root's right to read everything if the tests run as root."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)
@@ -94,7 +94,7 @@ def test_what_cannot_be_used_is_skipped_and_bounded(tmp_path: Path) -> None:
     found = {skipped.name: skipped.reason for skipped in read.skipped}
     assert "cannot be read" in found.pop("red/round.png")
     assert found == reasons
-    # A link that stays inside is a copy.
+    # A link to a file inside the folder counts as a copy.
     assert {e.name for e in read.examples} - {e.name for e in data.examples} == {"red/same.png"}
     # Five of 18 are bad: 0.27 allows 4, and 0.28 allows 5.
     with pytest.raises(
@@ -133,7 +133,7 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
     assert list(parts) == ["train", "val", "test"]
     assert {data.labels for data in parts.values()} == {("blue", "green", "red")}
     assert parts["val"].examples[0].name == "validation/blue/00.png"
-    # Asked for as one, it is all of them.
+    # `load` returns the items of all parts.
     everything = load(root, IMAGE)
     assert len(everything.examples) == 18
     assert everything.labels == ("blue", "green", "red")
@@ -141,7 +141,7 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has valid/ and validation/, which mean the same"):
         load(root, IMAGE)
     (root / "valid").rmdir()
-    # Another class beside them, and they are classes themselves.
+    # With another folder beside them, parts are classes.
     (root / "train").rename(root / "bus")
     write_images(root / "train", 2)
     with pytest.raises(DataError, match="is a folder in a class folder"):

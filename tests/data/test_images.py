@@ -1,4 +1,4 @@
-"""Images as people have them, and images that are none; tokens as the row says."""
+"""Images of many kinds, bytes that are no image, and tokens by the rules of the row."""
 
 import json
 import struct
@@ -51,7 +51,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 
 def oriented(orientation: int) -> Image.Exif:
-    """An EXIF block that says how the camera was held."""
+    """An EXIF block with the orientation of the camera."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
@@ -73,7 +73,7 @@ def test_the_first_frame_of_an_animation() -> None:
 
 
 def bomb(side: int) -> bytes:
-    """A few bytes of PNG that announce side x side pixels."""
+    """A PNG of a few bytes whose header announces side x side pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -220,7 +220,7 @@ def test_what_is_no_text(item: object) -> None:
 
 
 def test_the_files_own_limits_would_be_shorter(shelf: Path) -> None:
-    """What the row must overrule is really there; padding of a batch is masked and changes no other row."""
+    """The file has limits that the row must overrule; a batch's padding is masked and changes no other row."""
     bundle = Zoo().graph("tiny-bert")
     own = json.loads((bundle.path / "tokenizer.json").read_text())
     assert own["truncation"]["max_length"] == own["padding"]["strategy"]["Fixed"] == 8

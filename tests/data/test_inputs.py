@@ -1,4 +1,4 @@
-"""What a person names on a command line: files, folders, patterns, texts, tables, stdin."""
+"""Command-line arguments: files, folders, patterns, texts, tables, stdin."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from zoo.data.inputs import Input, Inputs, expand
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images, one of them in a folder below and one with a pattern's letters in its name."""
+    """Three images, one of them in a subfolder and one with a pattern's characters in its name."""
     (tmp_path / "below").mkdir()
     for name in ("b.png", "a[1].jpg", "below/c.webp"):
         write(tmp_path, name, b"x")

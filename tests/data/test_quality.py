@@ -1,4 +1,4 @@
-"""What a run says about its data first."""
+"""The notes about the data at the start of a run."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from zoo.schema import Task
 
 
 def dataset(*rows: tuple[str, str], task: Task = Task.SINGLE_LABEL) -> Dataset:
-    """(item, label) rows."""
+    """A data set of these pairs of item and label."""
     return Dataset(
         "rows", tuple(Example(f"t.csv:{n}", item, label, item) for n, (item, label) in enumerate(rows, 2)), task
     )

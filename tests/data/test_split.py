@@ -1,4 +1,4 @@
-"""Splits: only the items and the seed decide them, identical items stay together, every kind of target is balanced."""
+"""Splits depend only on the items and the seed, keep identical items together, and balance every kind of target."""
 
 import random
 from collections import Counter
@@ -21,7 +21,7 @@ labelled = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abc")), min_
 
 
 def dataset(rows: list[tuple[int, str]]) -> Dataset:
-    """A data set whose items repeat now and then; every class has at least two different ones."""
+    """A data set with some repeated items; every class has at least two different ones."""
     rows = [*rows, *((number, label) for label in "abc" for number in (1000 + ord(label), 2000 + ord(label)))]
     return Dataset(
         "rows",
@@ -40,7 +40,7 @@ def test_split(rows: list[tuple[int, str]], fraction: float, seed: int, random: 
     assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
     assert train.labels == held.labels == data.labels
     for label in data.labels:
-        # An item under two labels counts for the first of them.
+        # An item with two labels counts for the first one.
         others = {e.digest for e in data.examples if e.label < label}
         of_class = [{e.digest for e in part.examples if e.label == label} - others for part in (train, held)]
         count = sum(map(len, of_class))
@@ -88,7 +88,7 @@ def test_an_item_under_two_labels_is_on_one_side_only() -> None:
 
 
 def several(cells: list[str]) -> Dataset:
-    """Different items with these cells of labels."""
+    """Different items with these cells of labels, one cell each."""
     examples = tuple(Example(str(n), str(n), cell, f"{n:064x}") for n, cell in enumerate(cells))
     return Dataset("several", examples, Task.MULTI_LABEL)
 
@@ -108,7 +108,7 @@ cells = st.lists(st.frozensets(st.sampled_from("abcde")).map(lambda labels: "|".
 
 @given(cells, st.floats(0.05, 0.95), st.integers(0, 3))
 def test_a_split_of_several_labels(rows: list[str], fraction: float, seed: int) -> None:
-    # A second copy of every third item, and two items that make it worth learning.
+    # Every third item has a copy, and two more items make sure that there are labels.
     data = several([*rows, "", "a", "a"])
     copies = [msgspec.structs.replace(example, name=f"{example.name}+") for example in data.examples[::3]]
     data = data.only([*data.examples, *copies])
@@ -118,7 +118,7 @@ def test_a_split_of_several_labels(rows: list[str], fraction: float, seed: int) 
     assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
     assert train.examples
     assert held.examples
-    # What is judged was learned.
+    # Every held-out label is in the training part.
     assert train.labels == data.labels
     again = split(shuffled(data, seed), fraction, seed)[1]
     assert {e.name for e in again.examples} == {e.name for e in held.examples}
@@ -134,14 +134,14 @@ def test_labels_that_never_meet_are_held_out_to_the_item(rows: list[str], fracti
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.5))
 def test_labels_that_meet_are_held_out_within_an_item_or_two(seed: int, fraction: float) -> None:
-    """As the paper's data is: labels of different frequency, drawn without regard to each other."""
+    """Labels of different frequency, drawn independently, like the paper's data."""
     draw = random.Random(seed)
     shares = {"a": 0.5, "b": 0.3, "c": 0.2, "d": 0.1, "e": 0.05}
     rows = ["|".join(label for label, share in shares.items() if draw.random() < share) for _ in range(300)]
     data = several(rows)
     held = counts(split(data, fraction, 0)[1])
     wanted = {label: fraction * count for label, count in counts(data).items()}
-    # The rarest labels are dealt first and come out exact; the commonest carries what the others left.
+    # The rarest labels are divided first and exactly; the commonest label gets the deviation of the others.
     for label in "cde":
         assert abs(held[label] - wanted.get(label, 0)) <= 1.5
     for label in "ab":
@@ -176,7 +176,7 @@ def test_a_split_of_numbers(values: list[float], fraction: float, seed: int) -> 
     assert not {e.digest for e in train.examples} & {e.digest for e in held.examples}
     assert len(train.examples) + len(held.examples) == len(values)
     assert len(held.examples) == held_count(len(values), fraction)
-    # Whatever number cuts the data, as large a part of both sides lies below it: within two items of a bin.
+    # Below every number lies the same fraction of both parts, within two items of a bin.
     ordered = sorted(data.number(example) for example in data.examples)
     for cut in set(ordered):
         below = sum(1 for value in ordered if value < cut)
@@ -200,7 +200,7 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for part, count in (("train", 6), ("valid", 2), ("test", 3)):
         write_images(root / part, count)
-    # The helper draws the same images each time: make every part its own.
+    # The helper writes the same images each time: make the parts different.
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         path.write_bytes(path.read_bytes() + bytes([number]))
     notes = Notes()
@@ -209,7 +209,7 @@ def test_a_folder_with_parts_is_divided_by_them(tmp_path: Path) -> None:
     assert [len(train.examples), len(held.examples)] == [18, 6]
     assert train.labels == held.labels == ("blue", "green", "red")
     assert held.examples[0].name == "valid/blue/00.png"
-    # Another fraction is held out of the training part, and a data set of its own is that.
+    # Another fraction is held out of the training part; a path in --val is the held-out data.
     train, held = divide(root, IMAGE, FinetuneOptions(val=0.5))
     assert [len(train.examples), len(held.examples)] == [9, 9]
     assert {e.name.partition("/")[0] for e in (*train.examples, *held.examples)} == {"train"}

@@ -97,7 +97,7 @@ def test_a_label_in_a_list_is_one(tmp_path: Path) -> None:
 def test_numbers_of_classes_have_their_names(tmp_path: Path) -> None:
     columns = {"text": ["x", "y", "z"], "label": [1, 0, 1]}
     assert load(write_parquet(tmp_path / "t.parquet", columns, CLASSES), TEXT).labels == ("cat", "dog")
-    # Without the names, and with what is not the library's, they stay numbers.
+    # Without names, and with metadata in another form than the library's, they stay numbers.
     for strange in (None, {}, [], {"info": {"features": {"label": {"_type": "ClassLabel"}}}}, {"info": None}):
         assert load(write_parquet(tmp_path / "t.parquet", columns, strange), TEXT).labels == ("0", "1")
     unknown = write_parquet(tmp_path / "t.parquet", {"text": ["x", "y"], "label": [1, -1]}, CLASSES)
@@ -166,7 +166,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with images, one of them below, and one outside of it."""
+    """A folder with two images, one of them in a subfolder; a third one lies outside of the folder."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     write(folder, "one.png", image_bytes(1))
@@ -192,7 +192,7 @@ def test_paths_of_images(photos: Path, kind: str) -> None:
         (photos / "one.png", "a", f"t.{kind}:{line} one.png"),
         (photos / "below/two.jpg", "b", f"t.{kind}:{line + 1} ./below/two.jpg"),
     ]
-    # The same bytes have the same digest wherever they lie: features are computed once.
+    # The same bytes have the same digest in every form, so that features are computed once.
     (photos / "folder" / "a").mkdir(parents=True)
     (photos / "one.png").rename(photos / "folder" / "a" / "other.png")
     assert load(photos / "folder", IMAGE).examples[0].digest == data.examples[0].digest
@@ -278,7 +278,7 @@ def test_the_whole_chain_on_images_in_a_table(shelf: Path, tmp_path: Path) -> No
     zoo = Zoo()
     outcome = zoo.finetune("tiny-lite", table, tmp_path / "out", FinetuneOptions(lr=0.01, epochs=20))
     assert outcome.items == 20
-    # The same images as files: their features are known already.
+    # The features of the same images as files are in the cache.
     for number, (content, label) in enumerate(zip(images, labels, strict=True)):
         (tmp_path / "folder" / label).mkdir(parents=True, exist_ok=True)
         write(tmp_path / "folder" / label, f"{number}.png", content)
