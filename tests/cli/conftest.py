@@ -1,4 +1,4 @@
-"""The command line in the process of the tests."""
+"""A fixture that runs the command line in the process of the tests."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from zoo_cli import app
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """The real command in this process: (exit code, stdout, stderr)."""
+    """A function that runs the command in this process and returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["zoo", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""What is no image and no text, for `run` and `embed`: named, counted, never dropped; by its place in the API."""
+"""Unreadable inputs of `run` and `embed` are named and counted, never dropped; the API names them by index."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.kit.items import bomb, encoded
 from zoo import DataError, Zoo, ZooError
 from zoo.bundle import Bundle, describe_files, write_manifest
 
-#: (verb, its output, what the line of the error count says).
+#: The verb, its output file, and a part of its line with the number of errors.
 VERBS = [("run", "a.jsonl", "no answer"), ("embed", "v.jsonl", "no vector")]
 Command = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +27,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def odd_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images of unusual kinds, whose names begin with `good`, and of what is none, with `bad`."""
+    """A folder of unusual images, whose names begin with `good`, and of unreadable files, which begin with `bad`."""
     folder, random = tmp_path_factory.mktemp("odd") / "odd", np.random.default_rng(5)
     folder.mkdir()
     noise = [Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)) for _ in range(3)]
@@ -72,7 +72,7 @@ def test_images(
 
 
 def test_unusual_images_are_what_a_person_sees(kept_shelf: Path, tuned_bundles: Path, odd_images: Path) -> None:
-    """The first frame, in RGB, upright."""
+    """Images are read as their first frame, in RGB, upright."""
     session = Zoo().session(str(tuned_bundles / "pets"), "cpu")
     first = session.features([odd_images / "good-plain.png", odd_images / "good-animated.webp"])
     np.testing.assert_allclose(first[1], first[0], atol=1e-5)
@@ -107,7 +107,7 @@ def test_texts(
 def test_a_megabyte_in_a_cell(
     kept_shelf: Path, tuned_bundles: Path, tmp_path: Path, command: Command, suffix: str
 ) -> None:
-    """More than Python's own reader of CSV takes."""
+    """The cell is longer than the limit of Python's CSV reader."""
     table, texts = tmp_path / f"t{suffix}", ["my card", "late parcel " * 90_000, "refund"]
     if suffix == ".csv":
         table.write_text("text\n" + "".join(f"{text}\n" for text in texts))
@@ -178,7 +178,7 @@ def test_a_named_error_an_item(
         error = answers[2 * index + 1].error
         assert error is not None
         assert words in error.message
-        # A text and a path are their own names.
+        # The name of a text or a path is the input itself.
         assert error.message.startswith(f"#{2 * index + 1}: ") != isinstance(item, str)
         with pytest.raises(DataError) as caught:
             session.run([good, item])
@@ -196,7 +196,7 @@ def test_a_named_error_an_item(
 def test_numbers_that_are_not_finite(
     kept_shelf: Path, tuned_bundles: Path, tmp_path: Path, command: Command, verb: str
 ) -> None:
-    """A bundle whose file is whole, but whose head (or, for its features, whose body) gives NaN."""
+    """A bundle with a valid file whose head (or, for features, whose body) gives NaN."""
     broken = shutil.copytree(tuned_bundles / "tickets", tmp_path / "broken")
     model = onnx.load(broken / "model.onnx")
     manifest = Bundle.open(broken).manifest

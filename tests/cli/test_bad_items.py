@@ -1,4 +1,4 @@
-"""Images that are none, folders that lack something, and labels that mean nothing, through the real command."""
+"""Unreadable images, incomplete folders and meaningless labels, by the real command."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BAD = (
 
 
 def spoil(folder: Path) -> Path:
-    """Put images of unusual kinds, and everything that is no image, beside those of the class `red`."""
+    """Add unusual images, and files that are no images, to the class `red`."""
     red, random = folder / "red", np.random.default_rng(5)
     noise = [Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)) for _ in range(4)]
     noise[0].convert("CMYK").save(red / "cmyk.jpg")
@@ -58,7 +58,7 @@ def spoil(folder: Path) -> Path:
 
 
 def peak(command: list[object]) -> tuple[str, str, int]:
-    """(stdout, stderr, the most memory in bytes) of the command in a process of its own, which succeeds."""
+    """Returns stdout, stderr and the peak memory in bytes of the command in its own process, which must succeed."""
     words = [sys.executable, "-m", "zoo_cli", *map(str, command)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -97,9 +97,9 @@ def test_what_is_no_image_is_left_out_and_listed(shelf: Path, zoo_home: Path, tm
     notes = " ".join(json.loads((out / "report.json").read_text())["notes"])
     assert "left out, see skipped.jsonl: " in notes
     assert f"({len(BAD)} in all)" in notes
-    # Only the four odd ones, and no digest of what cannot be read, are new in the cache.
+    # The cache has four new items, the unusual images, and no digest of an unreadable file.
     assert said["features_computed"] == len(GOOD)
-    # The command that it says to be next works on this data.
+    # The command that finetune suggests next works on these data.
     done = zoo("finetune", "tiny-lite", spoilt, "-o", out, "--epochs", 2, "--max-bad", 0.3)
     assert f"{len(BAD)} left out of " in done.stderr
     [following] = [line for line in done.stderr.splitlines() if line.startswith("next: zoo ")]
@@ -121,7 +121,7 @@ def test_more_bad_items_than_allowed(shelf: Path, zoo_home: Path, tmp_path: Path
     assert not out.exists()
     done = zoo("finetune", "tiny-lite", data, "-o", out, "--max-bad", 0.12, "--epochs", 1)
     assert done.returncode == 0, done.stderr
-    # Files whose names alone say it are counted before anything is computed.
+    # Files with the wrong suffix are counted before anything is computed.
     for number in range(2):
         (data / "blue" / f"{number}.txt").write_text("x")
     before = caches(zoo_home)
@@ -138,7 +138,7 @@ def test_a_class_of_nothing_but_bad_images(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_folders_that_lack_something(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
-    """Said in one line that names it, before anything is computed."""
+    """The error names the problem in one line, before anything is computed."""
     base, number = write_images(tmp_path / "base", 3), 0
 
     def refused(words: str, change: str, *more: object) -> None:
@@ -175,7 +175,7 @@ def test_labels_that_differ_in_case_are_noted(shelf: Path, tmp_path: Path) -> No
 
 
 def test_random_labels_train_to_chance(shelf: Path, tmp_path: Path) -> None:
-    """Nothing of the held-out items leaks into the training."""
+    """Held-out items do not leak into the training."""
     random, words = np.random.default_rng(2), " ".join(TOPICS.values()).split()
     rows = [
         f"my {' '.join(random.choice(words, 4))} is {number},{random.choice(list(TOPICS))}" for number in range(300)
@@ -206,7 +206,7 @@ def head_and_split(out: Path) -> tuple[bytes, bytes]:
 
 
 def test_the_order_of_files_and_rows_changes_nothing(shelf: Path, built_home: Path, tmp_path: Path) -> None:
-    """Two processes, each with a home of its own, so that features are computed in each."""
+    """Two processes with their own ZOO_HOME, so that both compute features."""
     images, table = write_images(tmp_path / "images", 6), write_texts(tmp_path / "one.csv", 20)
     renamed = tmp_path / "renamed"
     for number, path in enumerate(sorted(images.glob("*/*"), reverse=True)):

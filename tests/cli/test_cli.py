@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints where, its exit codes, its one-line errors."""
+"""The command line as a user meets it: its output on both streams, exit codes and one-line errors."""
 
 import json
 import shutil
@@ -237,7 +237,7 @@ def test_offline(shelf: Path, zoo_home: Path) -> None:
     assert zoo("list", ZOO_OFFLINE="1").returncode == 0
     hint = fails(4, "all-minilm-l6-v2", "pull", "all-minilm-l6-v2", ZOO_OFFLINE="1", ZOO_REGISTRY="")
     assert "hint" in hint
-    # A source on this machine stays usable.
+    # A local source stays usable.
     assert zoo("pull", "tiny-bert", "--offline").returncode == 0
 
 
@@ -262,7 +262,7 @@ def test_a_device_that_is_not_there(shelf: Path, tuned: Path) -> None:
 def test_a_missing_extra(
     shelf: Path, tuned: Path, tmp_path: Path, package: str, extra: str, arguments: tuple[str, ...]
 ) -> None:
-    # The path finder does not find one package: what Python does when it is not installed.
+    # The path finder does not find one package, as if it were not installed.
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text(
@@ -278,10 +278,10 @@ def test_a_missing_extra(
 
 
 def test_interrupted_while_something_is_tidied_up() -> None:
-    """Python drops what a destructor raises, a KeyboardInterrupt too."""
+    """Python drops exceptions that a destructor raises, also KeyboardInterrupt."""
     code = (
         "import signal, sys, time\nfrom zoo_cli import app, list as verb\n"
-        # A shell that runs the tests in its background has it ignored.
+        # SIGINT is ignored if a shell runs the tests in the background.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Loud:\n    def __del__(self):\n        raise KeyboardInterrupt\n"
         "def command():\n    Loud()\n    for _ in range(300):\n        time.sleep(0.1)\n"
@@ -292,7 +292,7 @@ def test_interrupted_while_something_is_tidied_up() -> None:
 
 
 def test_interrupted_while_packages_load() -> None:
-    """As ONNX Runtime's C code does: what interrupted an import becomes an error of it."""
+    """An interrupted import ends in an ImportError, as in ONNX Runtime's C code."""
     code = (
         "import sys\nfrom zoo_cli import app, list as verb\n"
         "def command():\n"
@@ -320,7 +320,7 @@ def test_interrupted_from_the_keyboard(shelf: Path, tmp_path: Path) -> None:
         "--epochs",
         "100000",
     ]
-    # A run of the tests that a shell started in its background ignores SIGINT, and would hand that on.
+    # Tests that a shell started in the background ignore SIGINT, and their children would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

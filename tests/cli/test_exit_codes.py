@@ -1,4 +1,4 @@
-"""One mistake has one exit code, whatever the verb, on the command line and in Python."""
+"""A mistake has the same exit code for every verb, on the command line and in Python."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ MISTAKES = {
 
 @pytest.fixture
 def files(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> Path:
-    """A folder with the data that are wrong, and links to the bundles `pets` and `tickets` and to their data."""
+    """A folder with wrong data, and links to the bundles `pets` and `tickets` and to their data."""
     (tmp_path / "other.csv").write_text("a,b\nx,y\nz,w\n")
     (tmp_path / "rows.csv").write_text("text,label\n")
     (tmp_path / "empty.csv").touch()
@@ -40,7 +40,7 @@ def files(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> Path:
 
 
 def arguments(verb: str, files: Path, kind: str, data: Path) -> list[object]:
-    """The command in which `data` is wrong, and everything else is right."""
+    """The arguments of a command in which only `data` is wrong."""
     bundle, out = files / kind, files / "out"
     right = files / ("t.csv" if kind == "tickets" else "images")
     base = bundle if kind == "gone" else {"pets": "tiny-lite", "tickets": "tiny-bert"}[kind]
@@ -70,7 +70,7 @@ def test_on_the_command_line(files: Path, command: Command, mistake: str, verb: 
 
 
 def in_python(files: Path, kind: str, data: Path) -> dict[str, Callable[[], Any]]:
-    """A call for each verb, in which `data` is wrong."""
+    """A call for each verb in which only `data` is wrong."""
     house, bundle, options = Zoo(), str(files / kind), FinetuneOptions(val=str(data))
     base = {"pets": "tiny-lite", "tickets": "tiny-bert"}[kind]
     query = "my card" if kind == "tickets" else files / "image.png"
@@ -88,7 +88,7 @@ def in_python(files: Path, kind: str, data: Path) -> dict[str, Callable[[], Any]
 
 
 def test_a_missing_file_in_python(files: Path) -> None:
-    """It can be caught as data that cannot be used, and as something that does not exist."""
+    """The error can be caught as DataError and as NotFoundError."""
     for verb, call in in_python(files, "pets", files / "gone.png").items():
         with pytest.raises(ZooError) as caught:
             call()
@@ -99,7 +99,7 @@ def test_a_missing_file_in_python(files: Path) -> None:
 
 
 def test_a_missing_file_among_others(files: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of inputs that come one by one the others are answered, and `--strict` ends with the code of the mistake."""
+    """The other inputs are answered if they come one by one, and `--strict` ends with the exit code of the mistake."""
     from io import BytesIO, TextIOWrapper
 
     for more, code in (([], 1), (["--strict"], 3)):

@@ -1,4 +1,4 @@
-"""What is told of long work where there is no terminal."""
+"""The progress lines of long work without a terminal."""
 
 import pytest
 from zoo_cli import progress

@@ -21,7 +21,7 @@ DIM = 8
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """The shelf has `tiny-words`; returns its table."""
+    """The table of `tiny-words`, a row of the registry file in ZOO_REGISTRY."""
     table = vectors(len(WORDS), DIM)
     (tmp_path / "v.bin").write_bytes(binary(WORDS, table))
     registry = write_registry(tmp_path / "registry.json", {"tiny-words": row(tmp_path / "v.bin", None, DIM)})
@@ -30,7 +30,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def nearest(table: np.ndarray, wanted: np.ndarray, *left_out: str, top: int = 5) -> list[str]:
-    """The plain way to the nearest words."""
+    """The nearest words, computed in the simplest way."""
     similar = table @ wanted / np.linalg.norm(table, axis=1)
     similar[[WORDS.index(word) for word in left_out]] = -np.inf
     return [WORDS[index] for index in np.argsort(-similar)[:top]]
@@ -78,7 +78,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz", "--strict")
     fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")
     fails(7, "searched on the CPU", "run", "tiny-words", "--analogy", "king", "card", "money", "--device", "cuda")
-    # A wish of the environment's is for the models that can have it.
+    # Word tables ignore ZOO_DEVICE, which only some models support.
     assert zoo("run", "tiny-words", "king", ZOO_DEVICE="cuda").returncode == 0
 
 
@@ -87,7 +87,7 @@ def test_a_text_of_several_words_is_near_to_the_mean_of_those_that_are_known(tin
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
     mean = (tiny[WORDS.index("the")] + tiny[WORDS.index("card")]) / 2
     assert lines["the qqqq CARD!"].split()[::2] == nearest(tiny, mean, "the", "card", top=3)
-    # One rule for each input, whatever stands beside it.
+    # Each input is handled alone, whatever the other inputs are.
     assert lines["the"].split()[::2] == nearest(tiny, tiny[WORDS.index("the")], "the", top=3)
 
 
@@ -143,7 +143,7 @@ def test_the_real_glove_answers_from_a_cold_start(real: Path) -> None:
     runs = [cpu_seconds(command) for _ in range(3)]
     for _, said in runs:
         assert [each for each in said.decode().split("\t")[1].split() if each.isalpha()] == ["prince", "queen", "ii"]
-    # The promise is 1.5 s on two idle cores: half a second of it is left for the disk.
+    # The goal is 1.5 s on two idle cores, of which half a second is for the disk.
     seconds = [each for each, _ in runs]
     assert min(seconds) < 1, seconds
 
@@ -161,7 +161,7 @@ def test_the_real_glove_has_the_golden_vectors(real: Path) -> None:
     assert len(table) == golden["words"]
     for word, facts in golden["vectors"].items():
         assert table.find(word) == facts["id"]
-        # Shortest decimals: each is one float32 and no other.
+        # The shortest decimals identify each float32.
         assert table.vectors[facts["id"]].tolist() == np.float32(facts["vector"]).tolist()
     for word, wanted in golden["neighbours"].items():
         found = table.neighbours([word], top=len(wanted))[0]
@@ -177,7 +177,7 @@ def test_both_learn_the_tickets_and_bert_wins(real: Path, tmp_path: Path) -> Non
         accuracy[model] = json.loads(done.stdout)["finetune"]["metrics"]["accuracy"]
         judged = zoo("evaluate", tmp_path / model, TICKETS, "--held-out", "--json")
         assert json.loads(judged.stdout)["evaluation"]["metrics"]["accuracy"] == pytest.approx(accuracy[model])
-    # Four classes of about one size: chance is 0.25.
+    # Four classes of about the same size: chance is 0.25.
     assert 0.7 < accuracy["glove-6b-50d"] < accuracy["all-minilm-l6-v2"]
     exported = zoo("export", tmp_path / "glove-6b-50d", "-o", tmp_path / "exported")
     assert exported.stdout.strip() == str(tmp_path / "exported/model.onnx")

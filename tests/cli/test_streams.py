@@ -1,4 +1,4 @@
-"""Standard streams: pipes that come slowly, readers that go away, streams that are closed or lack letters."""
+"""Standard streams: slow pipes, readers that close, closed streams, and encodings that lack characters."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="closes streams 
 
 
 def shell(redirect: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The real command behind a shell's redirection."""
+    """Run the real command with a shell's redirection."""
     command = f"exec {shlex.join([sys.executable, '-m', 'zoo_cli', *arguments])} {redirect}"
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=300)
 
@@ -70,7 +70,7 @@ def test_what_comes_slowly_is_answered_as_it_comes(kept_shelf: Path, tuned_bundl
         for text in ("late parcel", "my card", "price of the box"):
             child.stdin.write(f"{text}\n")
             child.stdin.flush()
-            # The pipe stays open: this would wait for ever.
+            # The pipe stays open, so that reading to its end would never return.
             assert child.stdout.readline().startswith(f"{text}\t")
         child.stdin.close()
     assert child.returncode == 0
@@ -103,7 +103,7 @@ def test_a_reader_that_goes_away_is_no_error(kept_shelf: Path, tuned_bundles: Pa
 
 
 def test_a_bar_on_the_terminal_leaves_the_pipe_alone(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
-    """Answers go where stdout goes, also while a bar is drawn on stderr, and each is one line."""
+    """Answers go to stdout, one line each, also while a bar is drawn on stderr."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "zoo_cli", "run", str(tuned_bundles / "tickets"), "my\tcard\nis", "🚚 late"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower) as child:
@@ -115,7 +115,7 @@ def test_a_bar_on_the_terminal_leaves_the_pipe_alone(kept_shelf: Path, tuned_bun
             try:
                 drawn += os.read(leader, 65536)
             except OSError:
-                # The other end is closed.
+                # The other end of the terminal is closed.
                 break
     os.close(leader)
     assert child.returncode == 0, drawn
@@ -124,8 +124,8 @@ def test_a_bar_on_the_terminal_leaves_the_pipe_alone(kept_shelf: Path, tuned_bun
     assert "late" not in drawn.decode()
 
 
-def test_a_steady_pipe_is_answered_as_well() -> None:
-    """No gap ever says that a part is over."""
+def test_a_steady_pipe_is_answered_too() -> None:
+    """A pipe without pauses is answered part by part, too."""
 
     def steady() -> Iterator[Input]:
         for number in itertools.count():
