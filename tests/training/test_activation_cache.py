@@ -1,4 +1,4 @@
-"""Activations of a trunk on disk: computed once, in half precision, crash-safe, bounded, and right in any batch."""
+"""The activations of a trunk on disk: computed once, in half precision, crash-safe, bounded, equal in any batch."""
 
 import hashlib
 import os
@@ -66,13 +66,13 @@ class Notes:
 
 
 def alone(session: Session, text: str) -> np.ndarray:
-    """One text by the trunk, without any padding: [tokens, width]."""
+    """The trunk's activations for one text without padding: [tokens, width]."""
     ((_, arrays),) = session.stream([text], ["hidden"])
     return arrays["hidden"][0]
 
 
 def check(activations: Activations, session: Session, texts: Sequence[str], rows: Sequence[int]) -> None:
-    """The batch holds what the trunk gives, padded to its longest text, within half precision."""
+    """The batch holds the trunk's activations within half precision, padded to its longest text."""
     batch = activations.batch(rows)
     wanted = [alone(session, texts[row]) for row in rows]
     assert batch["hidden"].dtype == np.float32
@@ -120,7 +120,7 @@ MANY = [f"card number {n} " + "late " * 20 for n in range(600)]
 
 
 class Slow(Session):
-    """A session that can be caught at work."""
+    """A session slow enough to be killed while it computes."""
 
     def stream(self, items: Sequence[Any], outputs: Sequence[str], skip: Skip | None = None) -> Iterator[Any]:
         for batch in super().stream(items, outputs, skip):
@@ -138,7 +138,7 @@ def test_a_killed_process_leaves_what_it_wrote(texts: Session, tmp_path: Path) -
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    # And what a crash in the middle of a write leaves.
+    # Add the bytes that a crash in the middle of a write leaves.
     for name, torn in (("data", b"half an item"), ("index", b"\1" * 100)):
         with next(tmp_path.glob(f"*.activations/{name}")).open("ab") as file:
             file.write(torn)
@@ -197,7 +197,7 @@ def test_a_data_set_that_is_too_large_is_computed_again(
         assert "about" in notes.lines[-1]
         check(activations, texts, TEXTS, [5, 1, 59])
     assert not list(tmp_path.iterdir())
-    # A part of it fits, and takes the place of what was kept of other data by the same trunk.
+    # A part of the data fits, and replaces the cached activations of other data with the same trunk.
     for part in (TEXTS[:15], TEXTS[30:45]):
         with Activations(tmp_path, texts, examples(part)) as activations:
             assert activations.records is not None

@@ -1,4 +1,4 @@
-"""The feature cache: computes what is new, once, under a key of all that matters, and survives what disks do."""
+"""The feature cache computes only new items, has a key of all that affects features, and survives damaged files."""
 
 import shutil
 import subprocess
@@ -53,7 +53,7 @@ def test_another_process_finds_them(cache: FeatureCache) -> None:
 
 
 def copy_of(bundle: Bundle, folder: Path, change: str) -> Bundle:
-    """A bundle with one of its files a little longer."""
+    """A copy of a bundle in which one file is a little longer."""
     shutil.copytree(bundle.path, folder)
     with (folder / change).open("ab") as file:
         file.write(b"\n")
@@ -78,7 +78,7 @@ def test_the_key_is_all_that_matters(cache: FeatureCache, tmp_path: Path, monkey
     other.device = "cuda:0"
     keys.add(cache_key(other))
     assert len(keys) == 6
-    # Which of two equal GPUs computed a feature does not matter, and neither does where the bundle lies.
+    # Neither the index of the GPU nor the folder of the bundle is a part of the key.
     other.device = "cuda:1"
     assert cache_key(other) in keys
     shutil.copytree(other.bundle.path, tmp_path / "elsewhere")
@@ -126,13 +126,13 @@ def test_more_items_than_are_written_at_once(cache: FeatureCache) -> None:
     again = cache.features(examples([*MANY[::-1], *TEXTS]))
     np.testing.assert_array_equal(again[: len(MANY)], first[::-1])
     assert cache.computed == len(TEXTS)
-    # The head hands the array to torch, which warns about memory that it must not write.
+    # The head passes the array to torch, which warns about read-only memory.
     assert again.flags.writeable
     assert cache.features([]).shape == (0, 32)
 
 
 class Meanwhile(Session):
-    """A session that lets something else happen after each batch."""
+    """A session that calls a function after each batch."""
 
     happens: Callable[[], object]
 

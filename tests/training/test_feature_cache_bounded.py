@@ -1,4 +1,4 @@
-"""The feature cache within bounds: unreadable items, views, the disk's and the memory's limits, and what it tells."""
+"""The feature cache: unreadable items, views, the limits of disk and memory, and the reported notes."""
 
 import hashlib
 import subprocess
@@ -76,7 +76,7 @@ def test_the_oldest_cache_makes_room(cache: FeatureCache, monkeypatch: pytest.Mo
     other.features(examples(TEXTS))
     assert not cache.path.exists()
     assert other.computed == 0
-    # One that is itself too large is not kept, and its answer is right.
+    # A cache that is larger than the limit is not kept, and its features are right.
     monkeypatch.setenv("ZOO_CACHE_LIMIT", "1KB")
     vectors = other.features(examples(TEXTS))
     assert not other.path.exists()
@@ -129,11 +129,11 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_images(shelf: Path, tmp_path: Path) -> None:
     peaks = []
-    # From the 65th image on another session works beside the first, which takes what it needs once.
+    # From the 65th image on there is one session for each core, which takes its memory once.
     for count in (240, 480):
         arguments = [str(Zoo().graph("tiny-lite").path), str(tmp_path / str(count)), str(count)]
         child = subprocess.run([sys.executable, "-c", PEAK, *arguments], cwd=ROOT, capture_output=True, check=True)
         peaks.append(int(child.stdout) * 1024)
     assert peaks[1] < 1e9
-    # What an image may leave behind, times 20,000, and what the work takes anyhow.
+    # The memory that may grow with each image, times 20,000, and the memory of the work itself.
     assert peaks[1] + (peaks[1] - peaks[0]) / 240 * 20_000 < 2e9, peaks

@@ -1,4 +1,4 @@
-"""What the options of a training do, through the real command: class weights, smoothing, heads, rates, patience."""
+"""The effects of fine-tuning options by the real command: class weights, smoothing, heads, rates, patience."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts of which one in ten is of the class `rare`, and looks like some of the others."""
+    """Texts of which one in ten has the class `rare` and looks like some of the others."""
     random, path = np.random.default_rng(3), tmp_path_factory.mktemp("rare") / "rare.csv"
     billing, account = TOPICS["billing"].split(), TOPICS["account"].split()
     with path.open("w", newline="") as file:
@@ -42,7 +42,7 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 str(random.choice(billing if random.random() < (0.65 if is_rare else 0.3) else account))
                 for _ in range(5)
             ]
-            # A number that sets texts apart and tells nothing.
+            # A number without meaning makes every text different.
             table.writerow([f"my {' '.join(words)} is {random.integers(10**6)}", "rare" if is_rare else "usual"])
     return path
 
@@ -65,7 +65,7 @@ def test_class_weights_find_the_rare_class(kept_shelf: Path, rare: Path, tmp_pat
     bundle = Zoo().open(str(tmp_path / "weighted"))
     frequent, seldom = bundle.manifest.class_weights[1], bundle.manifest.class_weights[0]
     assert seldom / frequent == pytest.approx(9, rel=0.05)
-    # The scores are those of a model that takes classes to be equally frequent: as they stand they promise too much.
+    # With class weights the model assumes equally frequent classes, so that its raw scores are too high.
     lines = [line for line in read_split(bundle).values() if line.held_out]
     scores = np.array([line.scores for line in lines], np.float32)
     truth = [bundle.manifest.labels.index(line.label) for line in lines]
@@ -109,7 +109,7 @@ def test_rates_that_are_given_are_used(kept_shelf: Path, texts: Path, tmp_path: 
 
 
 def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses within a fiftieth of that of knowing nothing are equal; beyond that the lowest counts."""
+    """Losses that differ by less than 2 % of the loss of a constant guess are equal; otherwise the lowest wins."""
     grid = ((3e-3, 0.1), (3e-3, 1.0), (1e-2, 3.0), (3e-2, 3.0))
     features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     targets = np.arange(60) % 2
@@ -134,7 +134,7 @@ def test_patience_ends_it_early(kept_shelf: Path, texts: Path, tmp_path: Path) -
     assert len(curve) == said["best_epoch"] + 2 < 400
     assert [line["epoch"] for line in curve] == list(range(1, len(curve) + 1))
     best = min(curve, key=lambda line: line["val_loss"])
-    # Nearly: what is lower by next to nothing of the loss of knowing nothing is no better epoch.
+    # Nearly, because an epoch is better only if its loss is lower by a small part of a constant guess's loss.
     assert curve[said["best_epoch"] - 1]["val_loss"] <= best["val_loss"] + 2e-3 * math.log(3)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [line["epoch"] for line in report["curve"]] == [line["epoch"] for line in curve]

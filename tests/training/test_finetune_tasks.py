@@ -1,4 +1,4 @@
-"""Several labels and numbers through the real command: finetune, evaluate, export, verify, run say the same."""
+"""Several labels and numbers: finetune, evaluate, export, verify and run agree, by the real command."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from zoo.bundle import read_split
 
 
 def write_numbers(folder: Path, rows: int = 40) -> Path:
-    """A CSV of images of one colour with noise: the number is how bright they are, far from zero."""
+    """A CSV of noisy images of one colour; the number grows with the brightness and is far from zero."""
     random = np.random.default_rng(0)
     folder.mkdir()
     with (folder / "data.csv").open("w", newline="") as file:
@@ -30,7 +30,7 @@ def write_numbers(folder: Path, rows: int = 40) -> Path:
 
 
 def check_chain(model: Path, data: Path, said: dict[str, object], *more: object) -> None:
-    """What fine-tuning `said` is what evaluate finds in the bundle and in its export; both verify."""
+    """evaluate finds fine-tuning's metrics, `said`, in the bundle and in its export; both verify."""
     exported = model.parent / f"{model.name}-exported"
     done = zoo("export", model, "-o", exported)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def check_chain(model: Path, data: Path, said: dict[str, object], *more: object)
 
 
 def check_report(model: Path, images: set[str]) -> None:
-    """The report lies in the bundle, and the manifest lists every file of it."""
+    """The bundle has a report, and the manifest lists all its files."""
     manifest = json.loads((model / "zoo.json").read_text())
     listed = {file["path"] for file in manifest["files"]}
     assert listed == {path.name for path in model.iterdir()} - {"zoo.json"}
@@ -60,7 +60,7 @@ def check_report(model: Path, images: set[str]) -> None:
 
 @pytest.fixture(scope="module")
 def several(kept_home: Path, shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data.csv` of several labels, the bundle `out` of it, and what the command said in `said.json`."""
+    """A folder with `data.csv` of several labels, its bundle `out`, and the command's JSON in `said.json`."""
     folder = tmp_path_factory.mktemp("several")
     data = write_several(folder / "data.csv")
     environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
@@ -97,7 +97,7 @@ def test_run_names_the_labels_that_hold_first(kept_shelf: Path, several: Path) -
         scores = {label["name"]: label["score"] for label in row["labels"]}
         assert scores.keys() == TOPICS.keys()
         held = [label for label in scores if scores[label] >= thresholds[label]]
-        # Those that hold come first, each group by its scores.
+        # The labels that hold come first; each group is sorted by score.
         assert row["chosen"] == held == list(scores)[: len(held)]
         assert held == sorted(held, key=lambda label: -scores[label])
         rest = list(scores.values())[len(held) :]
@@ -107,12 +107,12 @@ def test_run_names_the_labels_that_hold_first(kept_shelf: Path, several: Path) -
     for line, row in zip(lines, rows, strict=True):
         name, chosen, scores_ = line.split("\t")
         assert (name, chosen) == (row["input"], "|".join(row["chosen"]))
-        # All that hold are shown, however few were asked for.
+        # All labels that hold are shown, even if --top is smaller.
         assert len(scores_.split("  ")) == max(1, len(row["chosen"]))
 
 
 def test_the_scores_are_the_same_in_every_verb(kept_shelf: Path, several: Path) -> None:
-    """run, evaluate --predictions and what fine-tuning kept in the split agree on every held-out item."""
+    """run, evaluate --predictions and fine-tuning's split.jsonl agree on every held-out item."""
     model, data = several / "out", several / "data.csv"
     done = zoo("evaluate", model, data, "--held-out", "--predictions", several / "p.csv")
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_the_scores_are_the_same_in_every_verb(kept_shelf: Path, several: Path) 
 
 @pytest.fixture(scope="module")
 def number(kept_home: Path, shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the bundle `out` of a number, and what the command said in `said.json`."""
+    """A folder with the bundle `out` that predicts a number, and the command's JSON in `said.json`."""
     folder = tmp_path_factory.mktemp("number")
     data = write_numbers(folder / "data")
     environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
@@ -158,7 +158,7 @@ def test_run_answers_with_the_number(kept_shelf: Path, number: Path) -> None:
     image = number / "data" / "07.png"
     [row] = parsed(zoo("run", number / "out", image, "--json"))["run"]["results"]
     assert row.keys() == {"input", "value"}
-    # In the target's own unit, which lies far from zero.
+    # The value is in the target's unit, far from zero.
     assert 1000 < row["value"] < 1700
     done = zoo("run", number / "out", image)
     assert done.stdout == f"{image}\t{row['value']:.7g}\n"
@@ -199,7 +199,7 @@ def test_what_cannot_be_trained_is_said_at_once(kept_shelf: Path, tmp_path: Path
 
 
 def _first(path: Path, label: str) -> Path:
-    """The table with nothing but rows of one label, after a row that has a number."""
+    """The table with the rows of one label only, after a row with a number."""
     other = path.with_name("words.csv")
     other.write_text(f"text,label\na,1\nb,{label}\n")
     return other

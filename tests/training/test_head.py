@@ -1,4 +1,4 @@
-"""The head: learns, repeats to the bit, survives near-dead features, says when it diverges."""
+"""The head learns, is reproducible to the bit, copes with nearly constant features, and reports divergence."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_constant_features_and_one_item_a_class() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567, 1e-30, 3e7])
 def test_constant_features_make_no_noise_of_the_head(value: float) -> None:
-    """Divided by a spread of nothing, the last bit of a feature would decide the class."""
+    """If features were divided by a spread near zero, their last bit would decide the class."""
     features = np.full((40, 8), value, np.float32)
     trained = train(features, np.arange(40) % 2, 2, FinetuneOptions(epochs=3, hidden=(4,)))
     nearly = np.nextafter(features, np.float32(np.inf))
@@ -91,7 +91,7 @@ def test_classes_of_one_item_and_of_many() -> None:
 
 @pytest.mark.parametrize(("epochs", "batch"), [(1, 1000), (2, 7)])
 def test_a_rate_that_only_the_validation_notices(epochs: int, batch: int) -> None:
-    """The loss of the only step is measured before that step spoils the weights."""
+    """The loss of the only step is measured before this step changes the weights."""
     features, targets = blobs()
     with pytest.raises(DivergedError, match="not finite in epoch"):
         train(features, targets, 4, FinetuneOptions(lr=1e30, epochs=epochs, batch=batch, hidden=(8,)))

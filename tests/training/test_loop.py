@@ -1,4 +1,4 @@
-"""A training: the same numbers however it is cut, a watched end, and checkpoints that survive a crash anywhere."""
+"""The training loop: equal numbers with and without stops, early stopping, and crash-safe checkpoints."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ PLAN = Plan(count=60, batch=16, seed=3, weight_decay=0.1, decay=5)
 
 
 class Asked(Interrupt):
-    """An interrupt that comes when it has been looked at so many times."""
+    """An interrupt that is asked for once `is_asked` was read `after` times."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -96,7 +96,7 @@ def test_wherever_it_is_stopped_it_goes_on_as_if_it_had_not_been(stops: list[int
 
 @pytest.mark.parametrize("large", [0, 10**9])
 def test_adamw_of_one_rate_is_torchs(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
-    """By torch's kernel and by the arithmetic that small parameters get."""
+    """Our AdamW equals torch's, with torch's kernel and with the arithmetic for small parameters."""
     monkeypatch.setattr("zoo.training.adamw.LARGE", large)
     torch.manual_seed(0)
     ours, theirs = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
@@ -121,7 +121,7 @@ def test_adamw_is_torchs() -> None:
     ours, theirs = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
     theirs.load_state_dict(ours.state_dict())
     right = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.3)
-    # Two candidates along the first axis, the second one at a rate and a decay of its own.
+    # Two candidates along the first axis; the second one has another rate and decay.
     stacked = [p.detach().expand(2, *p.shape).clone().requires_grad_() for p in ours.parameters()]
     shapes = [(2, *[1] * (p.dim() - 1)) for p in stacked]
     rates, decays = ([torch.tensor(pair).view(shape) for shape in shapes] for pair in ((0.01, 0.1), (0.3, 0.0)))
@@ -143,7 +143,7 @@ def test_adamw_is_torchs() -> None:
 
 
 def test_a_head_is_trained_without_torchs_compiler() -> None:
-    """Importing it takes longer than the training."""
+    """Importing torch's compiler takes longer than the training."""
     code = (
         "import sys\nfrom zoo.training import adamw\nadamw.LARGE = 0\n"
         "from tests.training.test_loop import fitted\nfitted(None, epochs=2)\n"
@@ -219,7 +219,7 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     phase = Phase(TrainingRun(stop=Interrupt()), "net", run, lambda: (next(curve), 0.0), tolerance=0.001)
     with SILENT.task("training", None) as bar:
         phase.train(bar, 50, patience=3)
-    # A loss that is lower by next to nothing is no better one.
+    # A loss that is only slightly lower is not better.
     assert (phase.best_epoch, run.epoch) == (2, 5)
     two = training()
     for _ in range(2):
@@ -282,7 +282,7 @@ for last in range(1, 100):
 
 
 def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """A process is killed before its first, second, ... call that touches the disk, until one comes through."""
+    """A process is killed before its first, second, ... call that changes the disk, until one succeeds."""
     done = subprocess.run([sys.executable, "-c", SWEEP, str(tmp_path)], capture_output=True, text=True, check=True)
     statuses = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert len(statuses) > 8
@@ -293,7 +293,7 @@ def test_a_kill_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> 
         assert found is not None
         assert found.facts["epoch"] in (1, 2)
         assert found.tensors["a"].eq(found.facts["epoch"]).all()
-        # The next one goes on from there, and tidies up.
+        # The next process continues from the newest checkpoint and removes the remains.
         Checkpoints(folder).save({"a": torch.ones(1)}, {"epoch": 9})
         assert Checkpoints(folder).newest().facts == {"epoch": 9}  # type: ignore[union-attr]
         assert len(list(folder.iterdir())) == 2
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_another_kind_is_never_executed(tmp_path: Path) -> None:
-    """A pickle under the names of a checkpoint is not whole, whatever its marker says."""
+    """A pickle with the file names of a checkpoint is not a whole checkpoint, whatever its marker says."""
     import pickle
 
     class Canary:
@@ -342,7 +342,7 @@ def test_a_checkpoint_of_another_kind_is_never_executed(tmp_path: Path) -> None:
 
 
 class Scarce:
-    """Activations of 30 items for which there is memory for so many rows at once."""
+    """Activations of 30 items; a batch of more than `rows` raises an out-of-memory error."""
 
     is_text = False
 

@@ -1,4 +1,4 @@
-"""A training that stops and goes on, through the real command: the same bytes, and refusals that say why."""
+"""A training that stops and is resumed by the real command: equal bytes, and refusals with their reason."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from tests.kit.items import write_texts
 from zoo import UsageError
 from zoo.training.checkpoints import Checkpoints, State
 
-#: No search and no early end: every epoch counts.
+#: Neither a search nor early stopping, so that every epoch runs.
 PLAIN = ("--lr", 0.001, "--weight-decay", 0.1, "--patience", 100)
-#: Epochs that no test waits for.
+#: More epochs than any test waits for.
 ENDLESS = 1_000_000
 
 
@@ -32,7 +32,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(texts: Path, kept_home: Path, shelf_file: Path) -> bytes:
-    """The head of twelve epochs without a stop."""
+    """The bytes of the head after twelve epochs without a stop."""
     out = texts.parent / "whole"
     environ = {"ZOO_HOME": str(kept_home), "ZOO_REGISTRY": str(shelf_file)}
     done = zoo("finetune", "tiny-bert", texts, "-o", out, "--epochs", 12, *PLAIN, "--json", **environ)
@@ -51,7 +51,7 @@ def train(kept_shelf: Path, texts: Path, tmp_path: Path) -> Callable[..., list[s
 
 
 def run(command: list[str]) -> None:
-    """The command in this process: it saves the start of another one, where that is not what a test is about."""
+    """Run the command in this process, which is faster than a new one."""
     from zoo_cli.app import app
 
     assert not app(command, standalone_mode=False)
@@ -68,7 +68,7 @@ def newest(home: Path, out: Path, phase: str = "inner") -> State | None:
 def start(command: list[str], home: Path, out: Path) -> "subprocess.Popen[str]":
     """The command as a child process that has begun to train."""
     before = {run: run.stat().st_mtime_ns for run in (home / "training").glob("*/run.json")}
-    # A run of the tests that a shell started in its background ignores SIGINT, and would hand that on.
+    # Tests that a shell started in the background ignore SIGINT, and their children would inherit that.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         child = subprocess.Popen(
@@ -113,7 +113,7 @@ def test_deeper_trainings_go_on_alike(
         found.append([(tmp_path / "out" / f"{part}.safetensors").read_bytes() for part in ("head", "tail")])
         shutil.move(tmp_path / "out", tmp_path / name)
     assert found[0] == found[1]
-    # Of its own, the training of the tail went through all of its epochs.
+    # The training of the tail ran all its epochs.
     state = newest(kept_home, tmp_path / "out", "tail-inner")
     assert state is not None
     assert state.facts["epoch"] == 4
@@ -165,7 +165,7 @@ def test_a_second_ctrl_c_leaves_a_whole_checkpoint(
 def test_a_kill_in_the_middle(train: Callable[..., list[str]], kept_home: Path, whole: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for more in ((), ("--resume",)):
-        # The first one has no checkpoint yet, the second one that of six epochs.
+        # The first process has no checkpoint yet, the second one has that of six epochs.
         child = start(train("--epochs", ENDLESS, "--patience", ENDLESS, *more), kept_home, out)
         child.kill()
         child.communicate()
@@ -196,7 +196,7 @@ def test_another_training_is_not_gone_on_with(
         with pytest.raises(UsageError, match=f"{what}: ") as refused:
             run(train("--epochs", 4, "--resume", *more, data=other))
         assert "leave --resume out" in str(refused.value.hint)
-    # All at once: every difference is named, what was then and what is now.
+    # With several differences the error names each, with its old and new value.
     other.write_text(changes["labels"][0])
     done = zoo(*train("--epochs", 4, "--resume", "--seed", 1, model="tiny-bert-cls", data=other))
     assert done.returncode == 2
@@ -206,7 +206,7 @@ def test_another_training_is_not_gone_on_with(
     for what in ("features graph", "training items", "held-out items", "labels"):
         assert f"{what}: " in error
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    # What was refused took nothing away.
+    # The refusals removed nothing.
     other.write_text(rows)
     run(train("--epochs", 3, "--resume", data=other))
 
@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number(
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     train: Callable[..., list[str]], kept_home: Path, tmp_path: Path
 ) -> None:
-    """No file above 9 MB can be written: a checkpoint of this head is larger, the bundle's files are not."""
+    """No file above 9 MB can be written: the checkpoints of this head are larger, the files of the bundle smaller."""
     out, head = tmp_path / "out", ("--head", "mlp:1000,1000")
     run(train("--epochs", 2, *head))
     command = [sys.executable, "-m", "zoo_cli", *train("--epochs", 4, "--resume", *head)]

@@ -1,4 +1,4 @@
-"""Training the last stages: they learn, batch norm keeps its statistics, and what gains nothing changes nothing."""
+"""Training the last stages: they learn, batch norm keeps its statistics, and a training without gain is discarded."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ ITEMS, CLASSES = 96, 3
 
 
 class Patches:
-    """Activations in memory, float32 [items, 4, 6, 6]: classes differ in a pattern that the mean does not show."""
+    """Activations in memory, float32 [items, 4, 6, 6]: classes differ in a pattern, not in the mean."""
 
     is_text = False
     views = (None,)
@@ -84,7 +84,7 @@ def test_a_rate_that_only_spoils_leaves_the_stages_as_they_were() -> None:
 
 
 def test_an_earlier_stage_moves_less() -> None:
-    """Its rate is half of the next one's; batch norm aside, both are convolutions."""
+    """Its rate is half of the next stage's; apart from batch norm both are convolutions."""
     _, stages = trained("cpu", lr=0.01)
     before, after = tail().state_dict(), stages.state_dict()
 
