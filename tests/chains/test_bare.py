@@ -1,4 +1,4 @@
-"""An exported bundle where nothing of ours is: under bare onnxruntime, and under onnxruntime-web in a browser."""
+"""An exported bundle without zoo: under bare onnxruntime, and under onnxruntime-web in a browser."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from zoo.data.tokenizers import TextEncoder
 TEXTS = ["my card was charged twice", "the parcel is late"]
 #: (height, width) of images: one smaller than the crop, odd ones, a tall and a wide one.
 SIZES = ((64, 48), (301, 227), (97, 640), (512, 33))
-#: What may differ between two builds of the runtime, in a score.
+#: The allowed difference of a score between two builds of the runtime.
 NEAR = 1e-4
 ALONE = """
 import importlib.metadata, importlib.util
@@ -36,7 +36,7 @@ print(json.dumps({"scores": scores.tolist(), "labels": json.loads(
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with onnxruntime, numpy, and what decodes images and makes tokens."""
+    """The interpreter of an environment with onnxruntime, numpy, Pillow and tokenizers."""
 
     def install(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
@@ -70,13 +70,13 @@ def web_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles as `zoo export` writes them, under README's names, with images of several sizes beside them."""
+    """Exported bundles with README's names, and images of several sizes beside them."""
 
     def make(folder: Path) -> None:
         shutil.copytree(built_home, folder / "home")
         house = Zoo(home=folder / "home", registry=shelf_file)
         options = FinetuneOptions(epochs=20, lr=1e-2)
-        # A head of small weights: fp16 moves the features of this small network more than those of a real one.
+        # Small head weights, because fp16 changes the features of this small network more than a real one's.
         small = FinetuneOptions(epochs=20, lr=1e-3)
         house.finetune("tiny-lite", write_images(folder / "train", 6), folder / "tuned-images", small)
         texts = write_texts(folder / "tickets.csv")
@@ -102,9 +102,9 @@ def exported(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPa
 
 
 def alone(interpreter: Path, script: str, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """(scores, labels) by README's own snippet in that environment, which has nothing of ours."""
+    """Returns the scores and labels of README's snippet in an environment without zoo."""
     done = subprocess.run(
-        # Isolated: no PYTHONPATH, nothing of the user's, nothing of this checkout.
+        # Isolated: no PYTHONPATH, no user packages, no modules of this checkout.
         [interpreter, "-I", "-c", script + ALONE], cwd=folder, capture_output=True, text=True, check=False, timeout=300
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_images_in_a_browser(web_runtime: Path, exported: Path, name: str) -> No
     bundle = exported / name
     images = [decode_image(exported / f"{number}.png", 1) for number in range(len(SIZES))]
     batches = [{"image": image[None]} for image in images]
-    # Several in one batch, which have one size.
+    # A batch of several images of one size.
     batches.append({"image": np.stack([images[1], images[1][::-1], images[1][:, ::-1]])})
     session = Zoo().session(str(bundle), "cpu")
     for batch, found in zip(batches, answers(web_runtime, bundle, batches), strict=True):

@@ -1,4 +1,4 @@
-"""A bridge of somebody else's: a distribution on the path, found by its entry point, its models as good as rows."""
+"""A bridge from another distribution is found by its entry point, and its models work like registry rows."""
 
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_list_loads_no_bridge(toy: Site, monkeypatch: pytest.MonkeyPatch) -> Non
     del sys.modules["toy_bridge"]
     assert [row.is_pulled for row in Zoo().list("toyb")] == [True]
     assert Zoo().pull("toyb/tiny-bert").is_dir()
-    # Left out, or uninstalled: what was pulled is still there.
+    # If the bridge is left out or uninstalled, pulled models stay usable.
     monkeypatch.setenv("ZOO_PLUGINS", "backbone-zoo")
     assert Zoo().pull("toyb/tiny-bert").is_dir()
     assert "toy_bridge" not in sys.modules
@@ -72,5 +72,5 @@ def test_a_broken_bridge_and_a_prefix_claimed_twice_are_named(toy: Site) -> None
     assert caught.value.exit_code == 9
     with pytest.raises(PluginError, match=r"the prefix 'hf' is claimed by backbone-zoo .* and toy-second"):
         Zoo().entry("hf/a/b")
-    # Neither stops anything else.
+    # Neither problem stops the other verbs.
     assert Zoo().pull("toyb/tiny-bert", trust_first=True).is_dir()

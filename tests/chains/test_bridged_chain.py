@@ -1,4 +1,4 @@
-"""Bridged models through the real command line: pulled once, kept, and from there on as good as a row, offline."""
+"""Bridged models by the real command line: after one pull they work offline, like registry rows."""
 
 import json
 import os
@@ -27,13 +27,13 @@ from zoo.schema import FEATURES, IMAGE, PIXELS, Entry, ImagePreprocess
 
 LATER = "89abcdef0123456789abcdef0123456789abcdef"
 THIRD = "fedcba98fedcba98fedcba98fedcba98fedcba98"
-#: Nobody listens there.
+#: An address at which nothing listens.
 NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """The Hub that the children ask."""
+    """The Hub to which the children send their requests."""
     with FakeHub() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.origin)
         yield running
@@ -53,7 +53,7 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     assert Path(done.stdout.strip()).is_relative_to(zoo_home / "models" / name)
     assert set(json.loads((zoo_home / "zoo.lock").read_text())["entries"][name]) == {"config.json", "model.safetensors"}
 
-    # From here on the Hub is not asked again, by anything.
+    # From here on nothing sends a request to the Hub.
     gone = {"HF_ENDPOINT": NOWHERE, "ZOO_OFFLINE": "1"}
     assert zoo("list", "test_convnext", "--pulled", "-q", **gone).stdout == f"{name}\n"
     assert zoo("pull", name, **gone).stdout == done.stdout
@@ -66,7 +66,7 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
     assert zoo("export", tmp_path / "out", "-o", tmp_path / "onnx", **gone).returncode == 0
     assert zoo("verify", name, **gone).returncode == 0
 
-    # The exported file, on images, against timm from end to end.
+    # The exported file on images, compared with timm from end to end.
     bundle = Bundle.open(next((zoo_home / "graphs" / "timm").iterdir()))
     preprocess = bundle.manifest.preprocess
     assert isinstance(preprocess, ImagePreprocess)
@@ -110,7 +110,7 @@ def test_a_text_model_goes_the_whole_way(
         assert tuned.returncode == 0, tuned.stderr
         answer = parsed(zoo("run", out, "my parcel is late", "--device", "cpu", "--json", **gone))["run"]
         assert answer["results"][0]["labels"][0]["name"] == "delivery"
-    # However it is spelt, it is the same model, and the built graph is used as it is.
+    # Other spellings name the same model, and the built graph is used again.
     again = parsed(zoo("run", "hf/Acme/Net-v1.5", "my parcel is late", "--device", "cpu", "--json", **gone))["run"]
     assert len(again["results"][0]["features"]) == 32
 
@@ -134,7 +134,7 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     assert zoo("pull", name).returncode == 0
     assert zoo("pull", f"{name}@{COMMIT[:12]}").returncode == 0
     assert kept.read_bytes() == before
-    # What is new was never trusted, and the way to trust it is the hint.
+    # The new files were never trusted, and the hint says how to trust them.
     hint = fails(5, "nobody has pinned", "pull", f"{name}@main")
     assert hint == f"hint: zoo pull {name}@main --trust-first"
     assert kept.read_bytes() == before
@@ -144,7 +144,7 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     assert entry["preprocess"]["pooling"] == "mean"
     assert all(f"@{LATER}/" in file["sources"][0] for file in entry["files"])
     assert zoo("pull", f"{name}@nowhere").returncode == 3
-    # A branch that is named again is looked up again; the other verbs keep to what was pulled of it.
+    # A pull that names a branch looks it up again; the other verbs use the pulled commit.
     server.add("acme/net", THIRD, hub_repo(tmp_path / "first"))
     assert zoo("verify", f"{name}@main").returncode == 0
     fails(5, "nobody has pinned", "pull", f"{name}@main")
@@ -153,7 +153,7 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
 
 
 def test_wrong_bytes_are_refused_and_nothing_is_kept(server: FakeHub, tmp_path: Path, zoo_home: Path) -> None:
-    """The Hub announces the digest of a large file: other bytes are not trusted first."""
+    """The Hub announces the digest of a large file, so that --trust-first does not accept other bytes."""
     write_encoder(tmp_path / "repo")
     repo = hub_repo(tmp_path / "repo")
     repo.announced["model.safetensors"] = "a" * 64
@@ -206,7 +206,7 @@ def test_references(text: str, wanted: tuple[str, str, str | None] | None) -> No
 
 
 class Odd(Bridge):
-    """A bridge that does as the test says."""
+    """A bridge whose answer the test chooses."""
 
     prefix = "odd"
     answer: Entry
@@ -239,7 +239,7 @@ def test_a_bridge_that_breaks_its_contract_is_named(shelf: Path, tmp_path: Path)
     assert list(good.kept()) == []
     entry = good.entry(model)
     good.keep(model)
-    # Without its bridge, too.
+    # Also without its bridge.
     alone = Bridged(tmp_path / "kept", list, lambda prefix: pytest.fail("asked"), offline=True)
     assert [alone.reference("odd/X"), alone.reference("odd/y")] == [("odd", "X", None), None]
     assert list(alone.kept()) == [alone.entry(model)] == [entry]

@@ -1,4 +1,4 @@
-"""Silence on the network: every connection of a whole chain is traced, and telemetry is off before it could start."""
+"""No network traffic: all connections of a whole chain are traced, and telemetry is off before it could start."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.kit.items import write_texts
 
-#: What libraries would report with, and the switch that each reads when it is first imported.
+#: Libraries with telemetry, and the variable that each reads when it is first imported.
 SWITCHES = {"onnxruntime": "ORT_DISABLE_TELEMETRY", "huggingface_hub": "HF_HUB_DISABLE_TELEMETRY"}
 INTERNET = re.compile(r"AF_INET6?\b")
 #: Seconds to wait for a connection that must not come.
@@ -44,7 +44,7 @@ def trace_problem() -> str | None:
 
 @pytest.fixture(scope="module")
 def strace() -> str:
-    """The tracer, or a skip that says why not."""
+    """The path of strace; the test is skipped with the reason if tracing is not possible."""
     problem = trace_problem()
     if problem is not None:
         pytest.skip(problem)
@@ -52,7 +52,7 @@ def strace() -> str:
 
 
 def connections(strace: str, command: list[str], log: Path, **environment: str) -> list[str]:
-    """Every connect and sendto to an internet address by `command` and all processes that it starts."""
+    """Every connect and sendto to an internet address by `command` and its child processes."""
     done = subprocess.run(
         [strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log), *command],
         env={**os.environ, **environment},
@@ -80,7 +80,7 @@ def test_the_trace_sees_a_connection_of_a_child_process(strace: str, tmp_path: P
 
 
 def test_no_connection_in_a_whole_chain(strace: str, shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
-    """From files alone, with nothing kept: pull, export in a child process, finetune, evaluate, run, list."""
+    """With local files and an empty home: pull, export in a child process, finetune, evaluate, run, list."""
     table, out = write_texts(tmp_path / "small.csv"), tmp_path / "out"
     shutil.rmtree(zoo_home)
     for number, arguments in enumerate(
@@ -93,14 +93,14 @@ def test_no_connection_in_a_whole_chain(strace: str, shelf: Path, zoo_home: Path
             ("plugins",),
         )
     ):
-        # What a machine of its own would do: no switch of ours or of the libraries' is set.
+        # As on a user's machine: no offline variable of zoo or of a library is set.
         said = dict.fromkeys([*SWITCHES.values(), "HF_HUB_OFFLINE", "DO_NOT_TRACK"], "")
         assert connections(strace, zoo(*arguments), tmp_path / f"{number}.log", **said) == []
     assert (zoo_home / "graphs").is_dir()
 
 
 def test_no_connection_of_a_session_that_stays(strace: str, shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
-    """What official builds report goes out some nine seconds after the import: a short command would not show it."""
+    """Official builds report about nine seconds after the import, which a short command would not show."""
     (bundle,) = (zoo_home / "graphs").glob("tiny-bert-????????????????")
     script = f"import time; from zoo import Zoo; Zoo().run({str(bundle)!r}, ['card']); time.sleep({PATIENCE})"
     said = dict.fromkeys(SWITCHES.values(), "")
@@ -108,7 +108,7 @@ def test_no_connection_of_a_session_that_stays(strace: str, shelf: Path, zoo_hom
 
 
 def witnessed(tmp_path: Path, command: list[str], **environment: str) -> set[tuple[str, str | None]]:
-    """(library, its switch) at every first import, by `command` and the processes that it starts."""
+    """Each library and its switch at its first import, in `command` and its child processes."""
     folder, log = tmp_path / "witness", tmp_path / "witness.log"
     folder.mkdir(exist_ok=True)
     log.write_text("")

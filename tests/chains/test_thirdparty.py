@@ -1,4 +1,4 @@
-"""A distribution that is not ours, installed as pip installs it, through the real command line."""
+"""A third-party distribution, installed by pip and used through the real command line."""
 
 import json
 import os
@@ -15,7 +15,7 @@ IMAGE = HERE.parent / "zoo" / "assets" / "coffee.jpg"
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A folder with zoo-toy in it."""
+    """A folder in which zoo-toy is installed."""
     folder = tmp_path_factory.mktemp("toy") / "site"
     pip_install(TOY, folder)
     return Site(folder)
@@ -44,7 +44,7 @@ def test_its_plugins_are_named(toy: Site) -> None:
 
 
 def test_it_is_pulled_by_its_source_and_runs(toy: Site) -> None:
-    """The features on the way through pull, export and ONNX Runtime are those of a few lines of numpy."""
+    """After pull, export and ONNX Runtime the features equal those of a few lines of numpy."""
     import numpy as np
     from PIL import Image
 

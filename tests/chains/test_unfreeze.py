@@ -1,4 +1,4 @@
-"""--unfreeze and --augment through the real command: the bundle, its checks, what was trained and what was not."""
+"""--unfreeze and --augment by the real command: the bundle, its checks, the trained and the frozen weights."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from zoo.bundle import Bundle, describe_files, write_manifest
 from zoo.export import trunk
 from zoo.store.append_file import RECORD
 
-#: Rates at which a few epochs on a few items change something.
+#: Rates at which a few epochs on a few items change the weights.
 RATES = {"tiny-lite": 0.0003, "tiny-bert": 0.01}
 
 
@@ -30,12 +30,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def kept_home(kept_home: Path, trunks: Path) -> Path:
-    """The home of this file's tests, with the trunks that they train on."""
+    """The ZOO_HOME of this file's tests, with the trunks of the tiny models."""
     return shutil.copytree(trunks, kept_home / "graphs", dirs_exist_ok=True).parent
 
 
 class Deep(msgspec.Struct):
-    """A bundle, and what the command said when it wrote it."""
+    """A bundle and the JSON of the command that wrote it."""
 
     path: Path
     model: str
@@ -67,7 +67,7 @@ def test_the_bundle_says_what_was_trained(kept_shelf: Path, deep: Deep, data: di
     assert deep.said["best_epoch"] >= 1
     for model in (deep.path, deep.path.parent / "exported"):
         if model != deep.path:
-            # Export compares the file with the trunk and the tuned tail in torch.
+            # The parity check compares the file with the trunk and the tuned tail in torch.
             done = zoo("export", deep.path, "-o", model)
             assert done.returncode == 0, done.stderr
             assert "features (max difference)" in done.stderr
@@ -79,7 +79,7 @@ def test_the_bundle_says_what_was_trained(kept_shelf: Path, deep: Deep, data: di
 
 
 def original(deep: Deep) -> dict[str, np.ndarray]:
-    """The tail's tensors before the training, by the names that `tail.safetensors` has."""
+    """The tail's tensors before the training, by their names in `tail.safetensors`."""
     tuned = Zoo()
     entry = tuned.entry(deep.model)
     backbone = tuned.plugins.make(tuned.lock.effective(entry), tuned.pull(deep.model))
@@ -96,7 +96,7 @@ def test_weights_change_and_running_statistics_do_not(kept_shelf: Path, deep: De
     for name in statistics:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    # Buffers beside batch norm's are none of a training's business either.
+    # A training does not change other buffers than batch norm's, either.
     weights = {name for name in before if name.endswith((".weight", ".bias"))}
     assert changed == weights
 
@@ -108,7 +108,7 @@ def test_a_tail_of_other_numbers_is_refused(kept_shelf: Path, deep: Deep, tmp_pa
     name = next(name for name in sorted(tensors) if name.endswith(".weight"))
     save_file({**tensors, name: tensors[name] * np.float32(1.5)}, file)
     fails(5, "tail.safetensors", "export", model, "-o", tmp_path / "no")
-    # Even where the manifest was made to match it: the graph is not the trunk and this tail.
+    # It is refused even with a matching manifest, because the graph differs from the trunk with this tail.
     manifest = Bundle.open(deep.path).manifest
     write_manifest(model, msgspec.structs.replace(manifest, files=describe_files(model)))
     done = zoo("export", model, "-o", tmp_path / "no")
@@ -155,7 +155,7 @@ def test_a_family_without_stages(zoo_home: Path, data: dict[str, Path], tmp_path
 
 
 def cached(home: Path) -> int:
-    """Items in the caches of features."""
+    """The number of items in the feature caches."""
     return sum(path.stat().st_size // RECORD.size for path in (home / "features").glob("*.features/index"))
 
 
@@ -187,7 +187,7 @@ def test_views_are_trained_on_and_never_judged(
     assert (items, held) == (30, 6)
     if not unfreeze:
         assert cached(kept_home) == plain + 2 * train
-    # Each step of AdamW is counted in the checkpoint: an epoch is over three rows an item.
+    # The checkpoint counts the steps of AdamW: an epoch has three rows for each item.
     [run] = [path for path in (kept_home / "training").iterdir() if _out(path) == out.resolve()]
     phase = max((run / ("tail-all" if unfreeze else "all")).iterdir())
     steps = load_file(phase / "state.safetensors")["adamw.steps"].item()

@@ -10,7 +10,7 @@ import pytest
 from tests.kit.upstream import ROWS, Upstream
 from zoo.registry.registry import builtin_registry_path
 
-#: Rows that the Hub or a web server has; the others come from a package index alone (tests marked `network`).
+#: Rows from the Hub or a web server; the others come only from a package index (tests marked `network`).
 NAMES = [
     name
     for name, row in ROWS.items()
@@ -21,7 +21,7 @@ SHIPPED = builtin_registry_path().read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
-    """The whole shelf with a few bytes behind every path, told apart by the weights' names and the path."""
+    """All shipped rows, with a few bytes for each path, which differ by the path and the name of the weights."""
     folder = tmp_path_factory.mktemp("everything")
     with Upstream(folder) as upstream:
         for name in NAMES:
@@ -42,7 +42,7 @@ def test_every_row_is_pulled_from_its_own_urls(everything: Upstream) -> None:
         for file in ROWS[name]["files"]:
             got = (Path(folder) / file["path"]).read_bytes()
             assert got == (everything.files / name / file["path"]).read_bytes()
-    # Read from the shipped file as text, so that it does not depend on what made the servers' paths.
+    # Read from the shipped file as text, independently of the code that made the servers' paths.
     hub = {
         f"/{repo}/resolve/{commit}/{path}" for repo, commit, path in re.findall(r"hf://(\S+)@(\w{40})/(\S+)", SHIPPED)
     }
@@ -57,7 +57,7 @@ def test_only_a_package_index_has_the_rest() -> None:
 
 
 def test_what_the_hub_serves_is_checked_against_the_row(everything: Upstream, tmp_path: Path) -> None:
-    """Other bytes at the same commit are refused, and nothing of them is kept."""
+    """Other bytes at the same commit are refused and not kept."""
     name = "resnet18.a1_in1k"
     repo, commit = re.match(r"hf://(\S+)@(\w{40})", ROWS[name]["files"][0]["sources"][0]).groups()
     honest = everything.hub.repos[repo, commit]

@@ -1,4 +1,4 @@
-"""ResNet-50 and Inception v3, full size: the chain of the README with the real commands, on a few surfaces a class."""
+"""ResNet-50 and Inception v3 at full size: README's chain by the real commands, on a few surfaces of each class."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ import pytest
 from tests.kit.upstream import Upstream
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Images a class that are kept of the demo's.
+#: The number of the demo's images that are used of each class.
 COUNTS = {"train": 3, "heldout": 1}
 
 
 @pytest.fixture(scope="module")
 def surfaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's surfaces with the first images of each class alone."""
+    """The demo's surfaces with only the first images of each class."""
     folder = tmp_path_factory.mktemp("surfaces")
     command = [sys.executable, str(ROOT / "demo/surfaces.py"), str(folder / "all")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -56,7 +56,7 @@ def test_pull_finetune_export_run(upstream: Upstream, surfaces: Path, tmp_path: 
     assert {file["model"] for file in files} == {name, model, onnx}
     assert all(file["ok"] for file in files)
     assert {path.name for path in Path(onnx).iterdir()} >= {"model.onnx", "zoo.json"}
-    # Spoiled on disk: found by verify, refused by run.
+    # verify finds a damaged file, and run refuses it.
     with (tmp_path / "onnx/model.onnx").open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"spoiled")

@@ -1,4 +1,4 @@
-"""Word vectors through the whole chain, by the same verbs as BERT: pull, finetune, export, evaluate, run, verify."""
+"""The whole chain with word vectors, by the same verbs as for BERT: pull, finetune, export, evaluate, run, verify."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from zoo.system.files import sha256_file
 
 DIM = 16
 TABLE = vectors(len(WORDS), DIM)
-#: No torch in a process that runs this first.
+#: Code after which a process cannot import torch.
 NO_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the shelf `words.json`: one row a format, and one a policy for unknown words."""
+    """A folder with the registry file `words.json`: a row for each format and for each policy for unknown words."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "v.bin").write_bytes(binary(WORDS, TABLE))
     (folder / "v.vec").write_bytes(text(WORDS, TABLE, end=" \n"))
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(made: Path, zoo_home: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """The shelf above, and this test's own copy of a home in which every row is built."""
+    """The registry of `made` with this test's copy of a ZOO_HOME in which every row is built."""
     shutil.copytree(made / "home", zoo_home)
     monkeypatch.setenv("ZOO_REGISTRY", str(made / "words.json"))
     return Zoo()
@@ -121,7 +121,7 @@ def test_the_bare_graph_gives_zeros_and_not_nan(words: Zoo, name: str) -> None:
 
 
 def bare(bundle: Bundle) -> object:
-    """The model as a bare runtime opens it: by its path."""
+    """A session that opens the model by its path, as a bare runtime does."""
     from zoo.runtime.device import onnxruntime
 
     return onnxruntime().InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
@@ -134,7 +134,7 @@ def test_a_text_without_a_known_word_is_named_by_its_row(words: Zoo, tmp_path: P
     (tmp_path / "odd.csv").write_text("\n".join([*rows[:16], f"qqq zzz,{rows[1].rpartition(',')[2]}", *rows[16:]]))
     wanted = f"^odd.csv:17: no word of 'qqq zzz' is among the {len(WORDS)} words"
     items, names = words.inputs("npy", [str(tmp_path / "odd.csv")])
-    # One in a hundred may be left out of a training.
+    # A training may leave out one item in a hundred.
     found = words.finetune("npy", tmp_path / "odd.csv", tmp_path / "new", FinetuneOptions(epochs=1))
     assert len(found.skipped) == 1
     assert found.skipped[0].startswith("odd.csv:17 (no word of 'qqq zzz'")
@@ -165,7 +165,7 @@ def test_verify_hashes_the_prepared_form(words: Zoo) -> None:
     done = command("verify", "npy")
     assert done.returncode == 5, done.stderr
     assert f"npy/prepared/{path.name}" in done.stderr
-    # As its hint says: what was found damaged is made again, though size and time tell nothing.
+    # As the hint says, damaged files are made again, though their size and mtime are unchanged.
     words.pull("npy")
     assert path.read_bytes() == data
     assert all(is_same for _, is_same in words.verify("npy"))
@@ -194,13 +194,13 @@ def test_readmes_snippet_runs_on_word_vectors_unchanged(words: Zoo, tmp_path: Pa
 
 
 def test_no_torch_but_to_train(words: Zoo, tmp_path: Path) -> None:
-    """Graph, gate, export and run of word vectors work where torch is not installed, of a fine-tuned bundle, too."""
+    """Building, parity check, export and run of word vectors need no torch, also for a fine-tuned bundle."""
     tuned, data = str(tmp_path / "tuned"), write_texts(tmp_path / "tickets.csv")
     words.finetune("bin", data, Path(tuned), FinetuneOptions(epochs=1))
     shutil.rmtree(words.store.graphs)
     site = tmp_path / "site"
     site.mkdir()
-    # Seen by the child process that builds the graph, too.
+    # The child process that builds the graph has no torch, either.
     (site / "sitecustomize.py").write_text(NO_TORCH)
     code = (
         "from pathlib import Path; from zoo import Zoo; from zoo.bundle import Bundle\n"
@@ -213,7 +213,7 @@ def test_no_torch_but_to_train(words: Zoo, tmp_path: Path) -> None:
 
 
 def test_the_reference_does_not_see_the_prepared_form(words: Zoo, tmp_path: Path) -> None:
-    """A conversion that swaps two words' vectors is refused by the gate, and nothing is written."""
+    """The parity check refuses a conversion that swaps the vectors of two words, and nothing is written."""
     zoo, name = words, "bin"
     folder = zoo.pull(name)
     prepared = folder / "prepared"
@@ -310,13 +310,13 @@ def test_reference_is_numpy_on_the_original_files(tmp_path: Path) -> None:
 
 
 def test_bundles_of_before_stay_as_they_were() -> None:
-    """A field that says nothing is not written: the preprocessing in old model files is compared as text."""
+    """Fields with default values are not written, because the preprocessing in old model files is compared as text."""
     plain = TextPreprocess(tokenizer="tokenizer.json", max_length=9, pooling="mean", normalize=True)
     assert "unknown_token" not in msgspec.json.encode(plain).decode()
     assert "unknown_token" in msgspec.json.encode(msgspec.structs.replace(plain, unknown_token="?")).decode()
 
 
 def test_topics_are_known() -> None:
-    """The chain's texts are made of the table's words."""
+    """The words of the chain's texts are in the table."""
     assert {word for words in TOPICS.values() for word in words.split()} <= set(WORDS)
     assert json.loads(json.dumps(WORDS)) == WORDS
