@@ -1,4 +1,4 @@
-"""zoo run into files and as a stream: one table in every format, order, breaks that are resumed to the byte, pipes."""
+"""zoo run into files and as a stream: equal tables in every format, order, byte-exact resuming, pipes."""
 
 import itertools
 import json
@@ -65,7 +65,7 @@ def test_the_record_says_what_made_it(kept_shelf: Path, tuned_bundles: Path, tmp
 
     stored = (parquet.read_schema(out).metadata or {})[b"zoo.answers"]
     assert msgspec.structs.replace(msgspec.json.decode(stored, type=OutputRecord), sizes=record.sizes) == record
-    # The same features, another head: other answers.
+    # The same features with another head give other answers.
     other = house.run_to_file(str(tuned_bundles / "other"), ["my card"], tmp_path / "b.csv", device="cpu")
     assert other.fingerprint != done.fingerprint
 
@@ -169,7 +169,7 @@ def test_outputs_that_are_not_to_be_written(kept_shelf: Path, tuned_bundles: Pat
 
 
 def counted(items: Iterator[Any], taken: list[int]) -> Iterator[Any]:
-    """The items; `taken` is how many."""
+    """Yields the items and counts them in `taken`."""
     for item in items:
         taken[0] += 1
         yield item
@@ -177,7 +177,7 @@ def counted(items: Iterator[Any], taken: list[int]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("is_bad", [False, True])
 def test_inputs_without_end(kept_shelf: Path, tuned_bundles: Path, is_bad: bool) -> None:
-    """What is read ahead is bounded, also where nothing can be answered."""
+    """The number of inputs read ahead is bounded, also if all of them are unreadable."""
     house = Zoo()
     image = np.zeros((30, 30) if is_bad else (30, 30, 3), np.uint8)
     for model, item, ahead in (
@@ -214,7 +214,7 @@ def test_the_next_batch_is_computed_while_one_is_written(tmp_path: Path) -> None
             yield [position], [item]
 
     def cells(found: tuple[str, Any]) -> Sequence[Any]:
-        # Were one after the other, this would wait in vain.
+        # If writing and computing took turns, `is_asked` would never be set.
         assert is_asked.wait(60)
         return found
 
@@ -284,7 +284,7 @@ def test_a_finished_parquet_stays_finished(kept_shelf: Path, tuned_bundles: Path
 
 def test_an_error_of_the_inputs_is_not_the_outputs(kept_shelf: Path, tuned_bundles: Path, tmp_path: Path) -> None:
     def broken() -> Iterator[str]:
-        # A window is being answered and the next one is read ahead when it breaks.
+        # The inputs fail while one window is answered and the next one is read ahead.
         yield from some_texts(3 * WINDOW)
         raise OSError("it broke off")
 

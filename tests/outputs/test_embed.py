@@ -1,4 +1,4 @@
-"""zoo embed: order, failures by name, breaks that are resumed to the byte, fingerprints, and memory that is bounded."""
+"""zoo embed: order, named failures, byte-exact resuming, fingerprints, and bounded memory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def stored(out: Path) -> tuple[np.ndarray, list[str]]:
-    """(vectors, names) of an output."""
+    """Returns the vectors and the names of an output."""
     found = Stored(out)
     vectors = np.concatenate(list(found.blocks()))
     names = found.names(range(len(vectors)))
@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_what_resume_makes_whole(kept_shelf: Path, tmp_path: Path,
     texts[5] = texts[WINDOW + 9] = " "
     whole, out = tmp_path / "whole" / name, tmp_path / "broken" / name
     Zoo().embed("tiny-bert", texts, whole, device="cpu")
-    # What an iterator has given is not asked for again: all that came before Ctrl-C is written.
+    # All texts that the iterator yielded before Ctrl-C are written.
     came = 2 * WINDOW + 7
     with pytest.raises(KeyboardInterrupt):
         Zoo().embed("tiny-bert", breaking(texts, came), out, device="cpu")
@@ -80,7 +80,7 @@ def test_ctrl_c_leaves_what_resume_makes_whole(kept_shelf: Path, tmp_path: Path,
     assert names == [text for text in texts[:came] if text.strip()]
     np.testing.assert_allclose(vectors, stored(whole)[0][: came - 2], atol=1e-6)
     done = Zoo().embed("tiny-bert", texts, out, device="cpu", resume=True)
-    # The last window is computed once more: its texts are batched with others now.
+    # The last window is computed again, because its texts are now in other batches.
     assert (done.resumed, done.inputs, done.failed) == (2 * WINDOW, len(texts), 2)
     assert files(out) == files(whole)
     again = Zoo().embed("tiny-bert", texts, out, device="cpu", resume=True)
@@ -110,7 +110,7 @@ def test_ctrl_c_while_nothing_comes_writes_what_has_come(kept_shelf: Path, tmp_p
     with subprocess.Popen(command, **pipes, text=True) as child:  # type: ignore[call-overload]
         child.stdin.write("one\ntwo\n\nthree\n")
         child.stdin.flush()
-        # Its output is held once the first line is there; the pipe then stays open, and says nothing.
+        # After the first line the command holds its output's lock; the pipe stays open and silent.
         deadline = time.monotonic() + 120
         while not out.exists():
             assert time.monotonic() < deadline
@@ -190,7 +190,7 @@ def test_strict_stops_at_the_first(kept_shelf: Path, tmp_path: Path) -> None:
     table, out = tmp_path / "t.csv", tmp_path / "v.jsonl"
     table.write_text("text,n\nmy card,1\n,2\nlate parcel,3\n,4\n")
     fails(2, "t.csv:3 has an empty 'text'", "embed", "tiny-bert", table, "-o", out, "--strict")
-    # No row was written: there is nothing yet.
+    # No row was written, so there is no file.
     assert not out.exists()
     table.write_text("text,n\nmy card,1\nbill,2\nlate parcel,3\n")
     assert zoo("embed", "tiny-bert", table, "-o", out, "--resume").returncode == 0
@@ -337,5 +337,5 @@ def test_a_hundred_thousand_texts_take_no_more_memory(kept_shelf: Path, tmp_path
     )
     assert child.returncode == 0, child.stderr
     before, after = map(int, child.stdout.split())
-    # What the model takes and one text is in `before`: the goal is 300 MB above the model.
+    # `before` includes the model and one text; the goal is 300 MB above the model.
     assert after - before < 150e6, (before, after)

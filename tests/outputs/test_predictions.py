@@ -1,4 +1,4 @@
-"""zoo evaluate --predictions: every column has a name of its own, and both formats hold the same numbers."""
+"""zoo evaluate --predictions: column names are unique, and both formats have the same numbers."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ METRICS = Metrics(n=2)
 
 
 def evaluation(labels: tuple[str, ...], scores: list[list[float]], **more: Any) -> Evaluation:
-    """Two items with these scores; the first label is true, the best one is predicted."""
+    """An evaluation of two items with these scores; the first label is true, the best one is predicted."""
     answers = [
         Answer(input=f"item {number}", labels=tuple(zip(labels, row, strict=True))) for number, row in enumerate(scores)
     ]
@@ -26,7 +26,7 @@ def evaluation(labels: tuple[str, ...], scores: list[list[float]], **more: Any) 
 
 
 def table(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """(column names, rows) as another program reads them."""
+    """Returns the column names and the rows as another program reads them."""
     if path.suffix == ".parquet":
         from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""zoo similar: by brute force in numpy, from every kind of file and from inputs; what it warns about and refuses."""
+"""zoo similar equals brute force in numpy, for every kind of file and for inputs; its warnings and refusals."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ QUERY = "card late late 7"
 
 
 def brute(query: np.ndarray, vectors: np.ndarray, top: int) -> list[int]:
-    """The plain way to the most similar rows."""
+    """The indices of the most similar rows, computed in the simplest way."""
     cosine = vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query))
     return [int(row) for row in np.argsort(-cosine, kind="stable")[:top]]
 
@@ -95,7 +95,7 @@ def test_another_model_is_warned_about(kept_shelf: Path, tmp_path: Path) -> None
         found = house.similar("tiny-bert-cls", "my card", [tmp_path / name], device="cpu")
         assert len(found.warnings) == 1
         assert "was made by another model (tiny-bert, fp32" in found.warnings[0]
-    # Parquet has it in itself; a `.npy` alone does not say.
+    # A Parquet file names its model, a `.npy` file alone does not.
     for kept in ("v.parquet", "v.npy"):
         (tmp_path / f"{kept}.zoo.json").unlink()
     assert "another model" in house.similar("tiny-bert-cls", "x", [tmp_path / "v.parquet"], device="cpu").warnings[0]
@@ -165,7 +165,7 @@ def test_vectors_that_are_not_finite_are_left_out(kept_shelf: Path, tmp_path: Pa
     query = Zoo().session("tiny-bert", "cpu").features(["my card"])[0]
     order = brute(query, vectors, 60)
     vectors[order[0], 3] = vectors[order[7], 30] = bad
-    # Its squares are more than float32 can hold.
+    # The squares of its numbers exceed float32.
     vectors[order[3]] *= 1e30
     np.save(tmp_path / "v.npy", vectors)
     found = Zoo().similar("tiny-bert", "my card", [tmp_path / "v.npy"], device="cpu", top=60)

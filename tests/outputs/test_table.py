@@ -1,4 +1,4 @@
-"""The writer of tables: names of columns, numbers, empty cells, the same rows in every format."""
+"""The writer of tables: column names, numbers, empty cells, the same rows in every format."""
 
 import csv
 import io
