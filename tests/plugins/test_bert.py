@@ -1,4 +1,4 @@
-"""BERT's relatives against transformers, their stages, their limits, and the tokenizer made of a vocab.txt."""
+"""BERT-like models against transformers, their stages and limits, and the tokenizer made from a vocab.txt."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_padding_token_inside_a_text_takes_no_position(tmp_path: Path, arch: s
 
 @pytest.mark.parametrize("arch", ["distilbert", "mpnet"])
 def test_full_size_equals_transformers(tmp_path: Path, arch: str) -> None:
-    """The published shapes: DistilBERT-base, MPNet-base."""
+    """The published sizes DistilBERT-base and MPNet-base equal transformers, too."""
     import torch
     import transformers
 
@@ -81,12 +81,12 @@ def test_stages_one_after_another_are_the_module(tmp_path: Path, arch: str) -> N
     with torch.inference_mode():
         for stage in stages[:-1]:
             state = stage(state)
-            # What is cached after a stage is all that the next ones get: the token ids are not among it.
+            # The next stages get only the cached outputs of a stage, without the token ids.
             assert set(state) == {"hidden", "attention_mask"}
         last = stages[-1](state)
         assert set(last) == {"features"}
         np.testing.assert_allclose(last["features"], ours.module(*feeds.values()), atol=1e-6)
-    # They are the module's own parameters, and every stage has some to train.
+    # The stages share the module's parameters, and every stage has some to train.
     shared = {id(parameter) for parameter in ours.module.parameters()}
     assert {id(parameter) for stage in stages for parameter in stage.parameters()} == shared
     assert all(any(True for _ in stage.parameters()) for stage in stages)
@@ -184,7 +184,7 @@ def test_a_vocabulary_that_is_not_whole(tmp_path: Path, content: bytes, message:
 
 
 def test_a_row_with_a_vocabulary_becomes_a_bundle_with_a_tokenizer(shelf: Path, tmp_path: Path) -> None:
-    """The whole chain: the bundle carries tokenizer.json and says so; its answers are those of the same tokens."""
+    """The whole chain: the bundle has a tokenizer.json and names it; its answers are those of the same tokens."""
     import hashlib
     import json
 

@@ -1,4 +1,4 @@
-"""Bridges, by the real Hub client on the loopback Hub: what becomes of upstream repositories, and what does not."""
+"""Bridges with the real Hub client and the loopback Hub: supported and refused repositories of upstream."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ from zoo.schema import ImagePreprocess, TextPreprocess, WordPiece
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """The Hub that this process's client asks, whose address it read when it was imported, and that of children."""
+    """The Hub of this process and its children; the client's address, read at import, is replaced."""
     from huggingface_hub import constants
 
     with FakeHub() as server:
@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def reference_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The family's own arithmetic on the pulled files."""
+    """The features of the family's reference on the pulled files."""
     folder = zoo.pull(name, trust_first=True)
     entry = zoo.entry(name)
     return zoo.plugins.backbone(entry.family)(entry, folder).reference(feeds)["features"]  # type: ignore[return-value]
@@ -59,7 +59,7 @@ def test_timm_models_keep_their_features(hub: FakeHub, tmp_path: Path, arch: str
     assert isinstance(entry.preprocess, ImagePreprocess)
     side = entry.preprocess.crop
     pixels = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
-    # timm's own way to features: the classifier taken off the whole model.
+    # timm's features: the whole model without its classifier.
     model.reset_classifier(0)
     with torch.inference_mode():
         wanted = model(torch.from_numpy(pixels)).numpy()
@@ -79,7 +79,7 @@ def test_a_timm_entry_says_what_the_repository_says(hub: FakeHub, tmp_path: Path
     assert [file.path for file in entry.files] == ["config.json", "model.safetensors"]
     assert all(f"@{COMMIT}/" in url for file in entry.files for url in file.sources)
     assert not entry.is_pinned
-    # The classifier's 65,000 numbers are counted, as the Hub does.
+    # The 65,000 numbers of the classifier are included, as on the Hub.
     assert entry.params == 207128 + 65000
     # A bare architecture means timm's default weights.
     assert Zoo().entry("timm/test_convnext").files == entry.files
@@ -209,7 +209,7 @@ def test_our_own_family_needs_no_transformers(hub: FakeHub, tmp_path: Path, monk
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    """As if these packages were not installed: neither found nor importable."""
+    """Hide these packages, as if they were not installed."""
     import sys
 
     from zoo import extras
@@ -251,7 +251,7 @@ def test_the_token_limit_is_what_is_stated_and_never_more_than_the_positions(
 
 
 def test_a_plain_repository_is_averaged_and_its_vocabulary_used(hub: FakeHub, tmp_path: Path) -> None:
-    """A model as transformers saves it, without sentence-transformers' files, without tokenizer.json, as a pickle."""
+    """A model saved by transformers as a pickle, without sentence-transformers' files and tokenizer.json."""
     import torch
     from safetensors.torch import load_file
 

@@ -15,14 +15,14 @@ from zoo.schema import Entry, ImagePreprocess
 
 
 def tokens(batch: int, length: int) -> dict[str, np.ndarray]:
-    """Random token ids; each row has a length of its own, and the rest is padding."""
+    """Random token ids; each row has its own length, and the rest is padding."""
     random = np.random.default_rng(0)
     mask = (np.arange(length) < random.integers(2, length + 1, (batch, 1))).astype(np.int64)
     return {"input_ids": random.integers(4, 100, (batch, length)) * mask, "attention_mask": mask}
 
 
 def transformers_features(folder: Path, feeds: dict[str, np.ndarray], *, pooling: str, normalize: bool) -> np.ndarray:
-    """What `transformers`' own BertModel and a few lines of numpy make of the tokens."""
+    """The features of `transformers`' BertModel and a few lines of numpy for the tokens."""
     import torch
     from transformers import BertModel
 

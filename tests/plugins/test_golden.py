@@ -12,7 +12,7 @@ from zoo import Zoo
 from zoo.data.samples import FOLDER
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-#: Of the largest value; what another pooling, normalisation or preprocessing would change is far above it.
+#: The bound, relative to the largest value; another pooling, normalisation or preprocessing changes far more.
 BOUND = 1e-4
 
 
@@ -42,7 +42,7 @@ def test_the_real_minilm_gives_its_golden_vectors(real: Path) -> None:
 
 @pytest.mark.network
 def test_the_real_lite0_gives_its_golden_vectors(real: Path) -> None:
-    """Pixels that need no resizing are the same in every library, and so must be the features."""
+    """Pixels that need no resizing are the same in every library, so the features are, too."""
     names, wanted = golden("efficientnet_lite0", "doubled")
     got = features([doubled(FOLDER / name) for name in names])
     np.testing.assert_allclose(got, wanted, atol=BOUND * float(np.abs(wanted).max()))
@@ -50,9 +50,9 @@ def test_the_real_lite0_gives_its_golden_vectors(real: Path) -> None:
 
 @pytest.mark.network
 def test_the_real_lite0_on_whole_images(real: Path) -> None:
-    """Libraries resize to within a grey level of each other, which turns these features by 3e-4.
+    """The libraries' resized pixels differ by up to one grey level, which changes these features' direction by 3e-4.
 
-    Bilinear resizing would by 7e-3, without antialiasing 1e-3, from 255 pixels 4e-3.
+    Bilinear resizing would change it by 7e-3, a missing antialiasing by 1e-3, and 255 pixels instead of 256 by 4e-3.
     """
     names, wanted = golden("efficientnet_lite0")
     got = features([FOLDER / name for name in names])

@@ -1,4 +1,4 @@
-"""hf:// against a small Hub on loopback. huggingface_hub reads its environment once: every pull has its process."""
+"""hf:// with the loopback Hub; each pull has its own process, because huggingface_hub reads its environment once."""
 
 import hashlib
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def test_hub_files_small_and_large_arrive_without_a_word_on_the_screen(hub_serve
     assert list(Store().partials.iterdir()) == []
     assert {seen.headers.get("authorization") for seen in hub_server.requests} == {"Bearer hf_of_the_test"}
     assert not any("authorization" in seen.headers for seen in hub_server.cdn.requests)
-    # No telemetry: nothing but the files was asked for, and the user agent lists none of what is installed here.
+    # No telemetry: only the files were requested, and the user agent lists no installed libraries.
     assert {seen.path.split("/")[3] for seen in hub_server.requests} == {"resolve"}
     assert not any("torch/" in seen.headers["user-agent"] for seen in hub_server.requests)
 

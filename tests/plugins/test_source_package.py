@@ -1,4 +1,4 @@
-"""package:// serves files of installed packages, without importing them."""
+"""package:// copies files of installed packages without importing them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from zoo.source import Want
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package that must not be imported, with a file beside its __init__ and one outside of it."""
+    """A package that must not be imported, with a file in the package and one outside of it."""
     folder = tmp_path / "site" / "toy_files"
     (folder / "inner").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise SystemExit('imported')")

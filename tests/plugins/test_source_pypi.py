@@ -1,4 +1,4 @@
-"""pypi:// by real pip from a folder of wheels."""
+"""pypi:// with the real pip and a folder of wheels."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def build_wheel(folder: Path, name: str, members: list[tuple[str, bytes]], versi
 
 @pytest.fixture
 def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels that is all of pip's world; what else the user has set must not matter."""
+    """A folder of wheels, pip's only index; the user's other pip settings have no effect."""
     folder = tmp_path / "links"
     folder.mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -138,7 +138,7 @@ def test_nothing_but_a_name_and_a_version_reaches_the_command_line(url: str) -> 
 
 
 def test_an_interrupted_pip_is_stopped(tmp_path: Path, partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while pip waits for a slow index: the child is gone before the pull returns."""
+    """After Ctrl-C while pip waits for a slow index, the child ends before the pull returns."""
 
     class Interrupting(Counting):
         def task(self, description: str, total: int | None, unit: str = "it") -> Any:

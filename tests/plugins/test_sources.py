@@ -95,7 +95,7 @@ def test_http_gives_up_after_five_tries_and_keeps_the_bytes(server: Loopback, pa
         fetch(url, partial)
     assert len(server.requests) == 5
     assert partial.stat().st_size == HALF
-    # The whole host is at fault, not this one file: the pull asks it for nothing else.
+    # The host is at fault, not the file: the pull requests no other file from it.
     assert caught.value.url == server.origin + "/"
 
 
@@ -258,7 +258,7 @@ def test_silence_and_a_trickle_are_both_given_up_and_resumed(server: Loopback, p
 
 
 def test_a_certificate_that_is_not_trusted_is_not_tried_again(partial: Path, tmp_path: Path) -> None:
-    """Our own client against a TLS server whose certificate nobody signed."""
+    """Our client with a TLS server whose certificate is self-signed."""
     import ssl
 
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
