@@ -1,4 +1,4 @@
-"""The failure wall: whatever a plugin does wrong it does alone. Real distributions, the real command line."""
+"""A broken plugin affects nothing but itself, with real distributions and the real command line."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.installed import CRASH, FAMILY, HOOK, PLAIN, SOURCE, Site
 
-#: Leaves a file beside itself when it is imported, and another if it is waited for.
+#: Writes a file beside itself when it is imported, and another if its import is allowed to finish.
 SLEEPER = """
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ time.sleep(60)
 Path(__file__ + ".awake").touch()
 """
 
-#: (what it does, its code, how `zoo plugins` says it)
+#: The fault, the code of the plugin, and the reason that `zoo plugins` prints.
 BAD = [
     ("raises", "raise ValueError('no luck')", "ValueError: no luck"),
     ("exits", "raise SystemExit(3)", "SystemExit: 3"),
@@ -32,7 +32,7 @@ BAD = [
 
 @pytest.fixture
 def wall(site: Site) -> Site:
-    """Every bad plugin at once, a thief of a family and one of a scheme, and a good one among them."""
+    """All bad plugins at once, two that claim our family and our scheme, and a good one."""
     for name, code, _ in BAD:
         site.family(f"toy-{name}", f"toy-{name}", code)
     site.family("toy-thief", "bert")
@@ -46,7 +46,7 @@ def test_each_is_named_and_the_others_work(wall: Site) -> None:
     assert list(wall.folder.glob("*.imported")) != []
     assert list(wall.folder.glob("*.awake")) == []
     assert done.returncode == 0, done.stderr
-    # One object, whatever was printed: that is on stderr.
+    # stdout has one JSON object; the plugins' output is on stderr.
     found = {(each["distribution"], each["name"]): each for each in json.loads(done.stdout)["plugins"]}
     assert "hello from toy" in done.stderr
     assert "and from C" in done.stderr
@@ -73,7 +73,7 @@ def test_doctor_names_them_and_exits_with_nine(wall: Site) -> None:
 
 
 def test_other_verbs_work_and_stay_fast(wall: Site, shelf: Path) -> None:
-    """Nothing bad is imported by them: not the sleeper, which alone would take a minute."""
+    """They import no bad plugin, not even the sleeping one, which would take a minute."""
     for arguments in (("--help",), ("list",), ("show", "tiny-lite"), ("pull", "tiny-lite"), ("verify", "tiny-lite")):
         done = wall.zoo(*arguments)
         assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_without_any_plugin_zoo_still_lists(wall: Site) -> None:
     ids=["crashes", "leaves", "hangs"],
 )
 def test_a_family_that_ends_its_check(site: Site, toy_row: Path, code: str, limit: int, detail: str) -> None:
-    """The parent lives: the check that was under way failed, those after it were not reached, exit 6."""
+    """The parent survives: the running check failed, the later ones are skipped, exit code 6."""
     broken = PLAIN.replace("        import numpy as np\n", f"        {code}\n        import numpy as np\n", 1) + HOOK
     site.family("toy-family", "toy", broken)
     done = site.zoo("--registry", toy_row, "plugins", "check", "toy", "--limit", limit, "--json")

@@ -1,4 +1,4 @@
-"""Plugins: real distributions on the path, found by the real importlib.metadata, good ones beside broken ones."""
+"""Plugins: real distributions on the path, good and broken ones, found by the real importlib.metadata."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def state(plugins: Plugins, name: str) -> PluginState:
 
 
 def refusal(plugins: Plugins, family: str) -> PluginError:
-    """The error for a broken family: it is exit 9 and quarantined, and our own families are not touched by it."""
+    """The error for a broken family, which has exit code 9; the plugin is quarantined and our families still work."""
     with pytest.raises(PluginError) as caught:
         plugins.backbone(family)
     assert caught.value.exit_code == 9
@@ -127,7 +127,7 @@ def test_a_broken_plugin_is_quarantined(site: Site, code: str, reason: str) -> N
     assert error.plugin == "toy (toy-broken)"
     wanted = "pip install 'backbone-zoo[train]'" if "MissingExtra" in code else "pip uninstall toy-broken"
     assert wanted in (error.hint or "")
-    # Rolled back in full: pluggy holds nothing of it, so plugins loaded later are asked and checked alone.
+    # pluggy keeps nothing of a broken plugin, so that plugins loaded later are called without it.
     assert plugins.backbone("fine").family == "fine"
     assert state(plugins, "fine").state == "ok"
 
@@ -232,7 +232,7 @@ def test_loading_every_plugin_raises_nothing(site: Site) -> None:
 
 
 def test_a_distribution_seen_twice_counts_once(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an editable checkout is: its metadata lies in two folders of the path, the second one older."""
+    """Like an editable checkout: its metadata lies in two folders of the path, and the second is older."""
     site.family("toy-family", "toy")
     stale = Site(tmp_path / "stale")
     stale.folder.mkdir()

@@ -1,4 +1,4 @@
-"""Plugins that load well and misbehave later: their own code is guarded wherever a verb calls it."""
+"""Plugins that load and fail later: their code is guarded wherever a verb calls it."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def zoo_register_bridges():
 
 
 def family(site: Site, method: str, code: str) -> None:
-    """Install a good family with one method more, whose body is `code`."""
+    """Install a good family with one additional method, whose body is `code`."""
     head, marker, tail = PLAIN.partition("    def export")
     site.family("toy-family", "toy", head + method.format(code=code) + marker + tail + HOOK)
 
@@ -55,7 +55,7 @@ def test_a_family_that_fails_later_is_named(
     arguments = [str(site.folder / word) if word.endswith(".png") else word for word in verb]
     done = site.zoo("--registry", toy_row, *arguments, "--json")
     assert done.returncode == 9, done.stdout + done.stderr
-    # One object on stdout, whatever the family printed.
+    # stdout has one JSON object, whatever the family printed.
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "plugin"
     assert error["message"] == f"the plugin 'toy' of toy-family failed: {said}"

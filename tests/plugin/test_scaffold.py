@@ -1,4 +1,4 @@
-"""zoo plugins new: what it writes is complete, and passes its own check before anything in it is edited."""
+"""zoo plugins new writes a complete plugin, which passes its own check before anything is edited."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_what_it_writes_passes_its_own_check(tmp_path: Path) -> None:
     )
     assert tested.returncode == 0, tested.stdout
     assert "1 passed" in tested.stdout
-    # Its test can fail: another digest in the row is seen.
+    # The written test can fail: it notices another digest in the row.
     row = site.folder / "zoo_squeeze_net2" / "registry.yaml"
     row.write_text(row.read_text().replace("dim: 16", "dim: 17"))
     wrong = site.zoo("plugins", "check", "squeeze-net2")
@@ -54,7 +54,7 @@ def test_what_it_writes_passes_its_own_check(tmp_path: Path) -> None:
 
 
 def test_what_it_writes_is_clean(tmp_path: Path) -> None:
-    """By our own ruff settings, and as a registry file."""
+    """The written files pass our ruff settings and load as a registry file."""
     folder, _ = Zoo().new_plugin("vgg", tmp_path / "vgg")
     command = ["ruff", "check", "--config", str(ROOT / "pyproject.toml"), str(folder)]
     for arguments in (command, ["ruff", "format", "--check", *command[2:]]):
@@ -113,7 +113,7 @@ def test_the_folder_is_named_after_the_family(tmp_path: Path, monkeypatch: pytes
 
 
 def test_names_that_clash_give_a_module_that_registers(tmp_path: Path) -> None:
-    """Words of Python, of YAML, and what the written module imports itself."""
+    """Names that are words of Python or YAML, or that the written module imports."""
     site = Site(tmp_path / "site")
     site.folder.mkdir()
     names = ["none", "true", "null", "class", "iterable", "backbone", "torch", "torch-backbone", "type-checking"]
@@ -136,6 +136,6 @@ def test_names_that_clash_give_a_module_that_registers(tmp_path: Path) -> None:
     assert [each["error"] for each in states if each["state"] != "ok"] == []
     rows = json.loads(site.zoo("list", "*-tiny", "--json").stdout)["models"]
     assert {row["family"] for row in rows} == set(names)
-    # As the module is written: the class that was imported stays what it was.
+    # The imported class is not overwritten by the module's own class.
     checked = site.zoo("plugins", "check", "torch", "--json")
     assert checked.returncode == 0, checked.stdout + checked.stderr
