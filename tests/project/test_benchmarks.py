@@ -1,4 +1,4 @@
-"""The parts of benchmarks/run.py on next to nothing: that they measure, not how much."""
+"""The parts of benchmarks/run.py run on very small inputs; their figures are not checked."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the documents say is so: signatures, numbers, links, commands, and every snippet is run."""
+"""The documents are correct: signatures, numbers, links and commands, and every snippet is run."""
 
 import ast
 import hashlib
@@ -34,7 +34,7 @@ def names(pages: list[Path]) -> list[str]:
 
 
 def code(page: Path) -> Iterator[str]:
-    """What the page shows as code: fenced blocks, and words in backticks."""
+    """The code on the page: fenced blocks, and words in backticks."""
     text = page.read_text()
     yield from (block["text"] for block in BLOCK.finditer(text))
     yield from re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
@@ -102,7 +102,7 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=names(HAND_WRITTEN))
 def test_commands_that_are_named_exist(page: Path) -> None:
-    """Targets of make, verbs of zoo with their options, variables: none is promised that does not exist."""
+    """The named targets of make, verbs of zoo with their options, and variables exist."""
     shown = list(code(page))
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
@@ -120,7 +120,7 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as README's reader has it: `surfaces/train`, `photo.jpg`, and two bundles, of tiny models."""
+    """A folder with README's file names: `surfaces/train`, `photo.jpg`, and two bundles of tiny models."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(built_home, folder / "home")
     images = write_images(folder / "surfaces/train", 6)
@@ -167,7 +167,7 @@ def test_from_python(shelf: Path, bundles: Path, tmp_path: Path) -> None:
 
 
 def install(site: Path, module: str, source: str, entry_points: str) -> None:
-    """A distribution as pip leaves it: the module, and entry points made of the documented TOML."""
+    """Install a distribution as pip does: the module, and entry points made from the documented TOML."""
     import tomllib
 
     groups = tomllib.loads(entry_points)["project"]["entry-points"]
@@ -195,13 +195,13 @@ def command_line(*arguments: object, **environment: str) -> subprocess.Completed
 
 
 def random_mobilenet(path: Path) -> "torch.nn.Module":
-    """torchvision's network with random weights, its checkpoint at `path`; returned without its classifier."""
+    """Write the checkpoint of torchvision's network with random weights; returns the network without its classifier."""
     import torch
     from torchvision.models import mobilenet_v2
 
     torch.manual_seed(0)
     network = mobilenet_v2()
-    # Fresh batch-norm statistics let random activations vanish layer by layer: take those of a few random images.
+    # With initial batch-norm statistics random activations vanish layer by layer: use those of a few random images.
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -214,7 +214,7 @@ def random_mobilenet(path: Path) -> "torch.nn.Module":
 
 @pytest.mark.slow
 def test_the_family_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step as it is told, the row on a file of random weights: check, finetune, run; torchvision's features."""
+    """All steps of the tutorial with random weights: check, finetune, run; the features equal torchvision's."""
     import tomllib
 
     import torch
@@ -264,7 +264,7 @@ def test_every_check_stands_in_its_table() -> None:
 
 
 def test_the_source_of_the_tutorial(tmp_path: Path, shelf_file: Path) -> None:
-    """It pulls through the command line, goes on where a partial ended, and says what is missing."""
+    """The source pulls through the command line, resumes a partial file, and names a missing one."""
     site, share = tmp_path / "site", tmp_path / "share"
     site.mkdir()
     share.mkdir()

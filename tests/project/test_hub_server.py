@@ -1,4 +1,4 @@
-"""The loopback Hub as the real client sees it: what it says of a model, its listings and its files."""
+"""The loopback Hub as the real client sees it: the facts of a model, its listings and its files."""
 
 import hashlib
 import os
@@ -79,7 +79,7 @@ def test_the_tree_is_listed_whole_or_by_folder(hub: FakeHub, revision: str) -> N
 
 
 def test_object_ids_are_gits(hub: FakeHub, tmp_path: Path) -> None:
-    """What git itself calls a file of these bytes, and the pointer that git-lfs leaves of another."""
+    """The object ids equal git's for a file, and git's for the pointer of an LFS file."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     blobs = {each.rfilename: each.blob_id for each in HfApi(endpoint=hub.origin).model_info(
@@ -96,7 +96,7 @@ def test_a_file_comes_by_branch_and_by_commit(hub: FakeHub, tmp_path: Path, revi
     for name, data in FILES.items():
         path = Path(hf_hub_download("org/toy", name, revision=revision, endpoint=hub.origin, cache_dir=tmp_path))
         assert path.read_bytes() == data
-        # The cache files what it gets under the commit that the answer's headers name.
+        # The cache stores a file under the commit in the answer's headers.
         assert path.parts[-2 - name.count("/")] == NEW
 
 

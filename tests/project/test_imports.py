@@ -1,4 +1,4 @@
-"""What is imported before it is needed: nothing heavy. Each case is a process of its own."""
+"""Nothing heavy is imported before it is needed. Each case runs in its own process."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ REPORT = f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.s
 
 
 def heavy_after(code: str) -> str:
-    """The heavy modules that are loaded when `code` has run in a fresh interpreter."""
+    """The heavy modules that are loaded after `code` ran in a new interpreter."""
     script = f"import atexit, sys\natexit.register(lambda: {REPORT})\n{code}\n"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert child.returncode == 0, child.stderr
@@ -82,7 +82,7 @@ def test_no_plugin_is_loaded_by_list() -> None:
 
 
 def test_a_slow_plugin_does_not_slow_down_help(tmp_path: Path) -> None:
-    """A plugin that sleeps when imported is found by its metadata, and not imported."""
+    """A plugin that sleeps when imported is found by its metadata and not imported."""
     (tmp_path / "toy_sleeper.py").write_text("import time\ntime.sleep(30)\n")
     info = tmp_path / "toy_sleeper-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""One table says who may import whom; it is compared with every import, inside functions and for type checkers too."""
+"""One table of allowed imports is compared with every import, also inside functions and for type checkers."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ MAX_LINES, MAX_FUNCTION, MAX_PARAMETERS = 400, 50, 8
 
 #: Public files that every file of zoo/ may import; they import only each other.
 BASICS = {"errors", "schema", "options", "results", "progress", "extras"}
-#: What plugins implement. They import basics, and everything but `system` may import them.
+#: The interfaces that plugins implement. They import basics, and everything except `system` may import them.
 INTERFACES = {"backbone", "source", "bridge", "hookspecs"}
 #: Folders and public files of zoo/ -> what each may import beside itself, the basics and the interfaces, in an order in
 #: which nothing imports what stands below it. A new folder takes its place here and in CONTRIBUTING.md.
@@ -44,23 +44,23 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"system", "bundle", "plugin", "registry", "torchkit", "data", "words", "graph", "runtime", "export"},
     "workspace": {"system", "bundle", "plugin", "registry", "store", "data", "words", "runtime", "export"},
 }
-#: Everything may be imported by the class that has every verb, and by the public names.
+#: Modules that may import everything: the class with every verb, and the public names.
 ROOF = {"api", "__init__"}
-#: What plugins may import of zoo: the public files, and the names in `__all__` of these packages.
+#: The parts of zoo that plugins may import: the public files, and the names in `__all__` of these packages.
 FOR_PLUGINS = {*BASICS, *INTERFACES, "torchkit", "hub", "bundle", "words", "testing", "__init__"}
 #: Packages of which plugins and the command line import only names in `__all__`, never submodules.
 LISTED = ("zoo", "zoo.words", "zoo.testing")
-#: Everything that the command line may import beside the standard library.
+#: The packages that the command line may import beside the standard library.
 FOR_CLI = {"zoo", "zoo_cli", "typer", "rich", "msgspec"}
-#: Some packages that it may not import.
+#: Some packages that the command line may not import.
 THIRD_PARTY = ("pluggy", "numpy", "onnx", "scipy", "timm", "torch", "transformers")
-#: Who imports onnxruntime: the file that switches its telemetry off first, the process that opens a finished file as a
-#: user would, and the caller of its own converters.
+#: The files that import onnxruntime: the one that switches its telemetry off, the process that opens a finished file
+#: as a user would, and the one that calls its converters.
 ONNXRUNTIME = {"zoo/runtime/device.py", "zoo/export/isolated_session.py", "zoo/export/precision.py"}
 
 
 class Import(NamedTuple):
-    """One imported module; `name` is what is taken from it."""
+    """One imported module; `name` is the name imported from it."""
 
     module: str
     name: str | None
@@ -68,7 +68,7 @@ class Import(NamedTuple):
 
 
 def imports(path: Path, package: str) -> list[Import]:
-    """Every import of a file, wherever it stands; relative ones are spelt out from `package`."""
+    """Every import in a file; relative imports are resolved from `package`."""
     found: list[Import] = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -81,7 +81,7 @@ def imports(path: Path, package: str) -> list[Import]:
 
 
 def sources(root: Path, package: str) -> Iterator[tuple[Path, list[Import]]]:
-    """The files of an import package with what they import."""
+    """The files of an import package with their imports."""
     folder = root / PACKAGES[package]
     for path in sorted(folder.rglob("*.py")):
         inside = path.parent.relative_to(folder).parts
@@ -89,7 +89,7 @@ def sources(root: Path, package: str) -> Iterator[tuple[Path, list[Import]]]:
 
 
 def units(root: Path) -> set[str]:
-    """The modules and folders with modules that stand directly in zoo/, `__init__` among them."""
+    """The modules and folders directly in zoo/, including `__init__`."""
     paths = (path.relative_to(root / "zoo") for suffix in ("py", "pyi") for path in (root / "zoo").rglob(f"*.{suffix}"))
     return {path.parts[0].partition(".")[0] for path in paths}
 
@@ -122,7 +122,7 @@ def may_import(own: str, wanted: str) -> bool:
 
 
 def misplaced(root: Path) -> list[str]:
-    """Units of zoo/ without a place in the table, and imports that the table does not allow."""
+    """Units of zoo/ that are not in the table, and imports that the table does not allow."""
     known = units(root)
     placed = {*BASICS, *INTERFACES, *ALLOWED, *ROOF}
     problems = [f"zoo/{name} has no place in the table" for name in sorted(known - placed)]
@@ -224,13 +224,13 @@ def test_every_folder_says_what_lives_there() -> None:
     for folder in (path for path in (ROOT / "zoo").iterdir() if (path / "__init__.py").is_file()):
         lines = (ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").splitlines()
         assert 2 <= len(lines) <= 8, folder
-        # The file to open first is named, and is there.
+        # The docstring names the file to open first, and this file exists.
         assert any(f"`{path.name}`" in line for line in lines for path in folder.glob("*.py")), folder
 
 
 @pytest.mark.parametrize("folder", ["zoo", "cli", "plugins", "tests", "demo", "benchmarks"])
 def test_no_file_is_too_long(folder: str) -> None:
-    # What benchmarks leave in `out`, environments among it, is no part of the source.
+    # The folder `out` of the benchmarks, which may have environments, is no source code.
     paths = [path for path in (ROOT / folder).rglob("*.py") if "out" not in path.relative_to(ROOT).parts]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
@@ -356,7 +356,7 @@ def test_contributing_has_the_table_of_imports_and_the_tree() -> None:
 
 
 def test_a_test_imports_no_other_test() -> None:
-    """What several tests need lies in tests/kit."""
+    """Shared helpers lie in tests/kit."""
     for path in (ROOT / "tests").rglob("*.py"):
         for match in re.finditer(r"from (tests\.(?!kit\b)[\w.]+) import", path.read_text()):
             # A child process may import the test that starts it.

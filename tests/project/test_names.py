@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Modules that no test file names: what tests them instead.
+#: Modules without a test file of their name, with the files that test them.
 TESTED_BY = {
     "api": "every test that makes a Zoo",
     "diagnostics.gpu_probe": "tests/diagnostics/test_runtime_checks.py, by `zoo doctor`",
@@ -22,7 +22,7 @@ TESTED_BY = {
 
 
 def modules() -> set[str]:
-    """The modules of zoo/ below it, such as `store.pull`, but for the texts of a new plugin."""
+    """The modules of zoo/, such as `store.pull`, except the templates of a new plugin."""
     found = set()
     for path in (ROOT / "zoo").rglob("*.py"):
         parts = path.relative_to(ROOT / "zoo").with_suffix("").parts
@@ -32,7 +32,7 @@ def modules() -> set[str]:
 
 
 def named(test: str, folder: str) -> set[str]:
-    """The modules of `folder` that a file of the name `test` may be about: test_MODULE or test_MODULE_SUBJECT."""
+    """The modules of `folder` that the test file `test` may test: test_MODULE or test_MODULE_SUBJECT."""
     about = test.removeprefix("test_")
     stems = {module.rpartition(".")[2]: module for module in modules() if module.rpartition(".")[0] == folder}
     return {module for stem, module in stems.items() if about == stem or about.startswith(f"{stem}_")}
@@ -55,5 +55,5 @@ def test_every_module_has_a_test() -> None:
         if not has_name and not any(map(mention.search, tests)):
             untested.add(module)
     assert untested <= TESTED_BY.keys(), "these need a test file, or a line in TESTED_BY"
-    # Modules that are gone need no line.
+    # The list has no removed modules.
     assert TESTED_BY.keys() <= modules()

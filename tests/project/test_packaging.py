@@ -1,4 +1,4 @@
-"""The wheel as a stranger gets it: sdist -> wheel -> a fresh environment with base dependencies only."""
+"""The wheel as users get it: sdist -> wheel -> a fresh environment with base dependencies only."""
 
 import configparser
 import json
@@ -20,7 +20,7 @@ from tests.kit.once import once
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-#: Where a clean checkout differs from a used one.
+#: Files that a used checkout has and a clean one does not.
 LITTER = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out", ".venvs")
 #: `zoo list` may take this many times the CPU time of importing typer alone.
 LIST_BUDGET = 2.5
@@ -29,7 +29,7 @@ RUNS = 11
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(sdist, wheel): the sdist of a clean copy of the checkout, and the wheel that is built from this sdist."""
+    """Returns the sdist of a clean copy of the checkout, and the wheel that is built from this sdist."""
 
     def build(folder: Path) -> None:
         shutil.copytree(ROOT, folder / "checkout", ignore=LITTER)
@@ -46,7 +46,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a fresh environment in which the wheel and its base dependencies are installed, nothing else."""
+    """The programs of a fresh environment with only the wheel and its base dependencies."""
     programs = "Scripts" if os.name == "nt" else "bin"
 
     def install(folder: Path) -> None:
@@ -60,7 +60,7 @@ def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 
 
 def zoo(programs: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The installed command, away from the checkout."""
+    """Run the installed command outside of the checkout."""
     command = [str(programs / "zoo"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
@@ -78,7 +78,7 @@ def test_every_package_of_the_tree_is_declared() -> None:
     declared = PROJECT["tool"]["setuptools"]["packages"]
     assert len(declared) == len(set(declared))
     assert set(declared) == packages_in_tree()
-    # A folder of modules without an __init__.py would silently stay out of the wheel.
+    # A folder of modules without an __init__.py would silently be missing from the wheel.
     for folder in PROJECT["tool"]["setuptools"]["package-dir"].values():
         homes = {path.parent for path in (ROOT / folder).rglob("*.py")}
         assert [str(home) for home in homes if not (home / "__init__.py").is_file()] == []
@@ -184,7 +184,7 @@ def test_without_extras_each_verb_says_which_one_it_lacks(shelf: Path, environme
 
 
 def says_what_is_missing(done: subprocess.CompletedProcess[str], purpose: str) -> None:
-    """Exit 3, one error line, one hint with an extra to install, and nothing else."""
+    """Exit code 3, one error line, one hint with an extra to install, and nothing else."""
     assert done.returncode == 3, done.stderr
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: {purpose} needs the package ")
@@ -195,7 +195,7 @@ def says_what_is_missing(done: subprocess.CompletedProcess[str], purpose: str) -
 
 @pytest.mark.network
 def test_list_is_quick(environment: Path, tmp_path: Path) -> None:
-    """Medians of interleaved runs, so that whatever else the machine does falls on both alike."""
+    """Medians of interleaved runs, so that other load on the machine affects both alike."""
     typer = [str(environment / "python"), "-c", "import typer"]
     listing = [str(environment / "zoo"), "list"]
     for command in (typer, listing):
