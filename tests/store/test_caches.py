@@ -1,4 +1,4 @@
-"""What caches may take: the limit, the order in which they go, and what other processes use."""
+"""The disk limit of caches, the order of their removal, and caches that other processes use."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def test_those_that_were_not_used_for_longest_go_first(tmp_path: Path) -> None:
     assert [each.key for each in caches.caches(tmp_path)] == ["a", "b", "c"]
     assert caches.trim(tmp_path, 3000) == 0
     with caches.in_use(tmp_path, "a"):
-        # Held here, and the newest from now on.
+        # The cache is in use here, and from now on the newest.
         assert caches.trim(tmp_path, 0) == 2000
     assert [each.key for each in caches.caches(tmp_path)] == ["a"]
     assert caches.trim(tmp_path, 0) == 1000
@@ -46,7 +46,7 @@ def test_what_another_process_uses_stays(tmp_path: Path) -> None:
     assert [each.key for each in caches.caches(tmp_path)] == ["used"]
     child.kill()
     child.communicate()
-    # However it ended, it holds nothing any more.
+    # An ended process, even a killed one, uses no cache.
     assert caches.trim(tmp_path, 0) == 1000
 
 

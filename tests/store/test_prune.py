@@ -18,7 +18,7 @@ def total(folder: Path) -> int:
 
 
 def fill(home: Path) -> FeatureCache:
-    """A cache of features, and what broken work leaves."""
+    """Fill the home with a feature cache and with the remains of interrupted work."""
     cache = FeatureCache(home / "features", Zoo().session("tiny-bert", "cpu"))
     cache.features(examples(TEXTS))
     for path in (home / "partials/left/data", home / "graphs/.tiny-bert-x.gone-999999999-0123abcd.new/model.onnx"):
@@ -32,7 +32,7 @@ def test_prune(shelf: Path, zoo_home: Path) -> None:
     mine = zoo_home / f"graphs/.tiny-lite-x.{os.uname().nodename.replace('-', '')}-{os.getpid()}-0123abcd.new"
     mine.mkdir()
     shutil.copytree(Zoo().graph("tiny-lite").path, zoo_home / "graphs/tiny-lite-0123456789abcdef")
-    # A writer on another machine counts as gone after a day without a write.
+    # A writer on another machine counts as ended after a day without a write.
     left = zoo_home / "graphs/.tiny-bert-x.gone-999999999-0123abcd.new"
     for path in (left / "model.onnx", left):
         os.utime(path, (1, 1))
@@ -49,7 +49,7 @@ def test_prune(shelf: Path, zoo_home: Path) -> None:
     assert not cache.path.exists()
     assert mine.is_dir()
     assert parsed(zoo("prune", "-y", "--json"))["pruned"] == {"dry_run": False, "freed": 0, "items": []}
-    # Nothing that is needed went: all works offline, and without exporting again.
+    # No needed file was removed: everything works offline and without another export.
     graphs = sorted(path.name for path in (zoo_home / "graphs").iterdir())
     assert zoo("run", "tiny-bert", "my card", ZOO_OFFLINE="1").returncode == 0
     assert sorted(path.name for path in (zoo_home / "graphs").iterdir()) == graphs

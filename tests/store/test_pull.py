@@ -1,4 +1,4 @@
-"""The verified pull: nothing wrong becomes visible, nothing right is fetched twice, whatever the servers do."""
+"""A pull shows no wrong file and fetches no right file twice, whatever the servers do."""
 
 import hashlib
 import json
@@ -164,7 +164,7 @@ def test_a_damaged_model_is_repaired_by_fetching_the_damaged_file_alone(server: 
 
 
 def test_what_verify_found_damaged_is_mended_by_a_pull(server: Loopback, store: Store) -> None:
-    """Size and time of the damaged file are those of the good one, so that only its bytes tell."""
+    """The damaged file has the size and mtime of the good one, so that only its bytes differ."""
     entry = row({"w.bin": (DATA, [server.script("/w.bin", whole(DATA))])})
     path = pull(entry, store, lock_of(store), Sources()) / "w.bin"
     status = path.stat()
@@ -247,7 +247,7 @@ def test_an_unpinned_file_needs_trust_once_and_is_recorded(server: Loopback, sto
         },
     }
     assert pull(entry, store, lock_of(store), Sources()) == folder
-    # From now on the row is as good as pinned: other bytes are refused, and trust is not asked for again.
+    # Now the row is pinned: other bytes are refused, and --trust-first is not needed again.
     (folder / "w.bin").unlink()
     server.script("/w.bin", whole(flipped(DATA)))
     with pytest.raises(IntegrityError, match="expected sha256"):

@@ -1,4 +1,4 @@
-"""Pulls that are killed, interrupted, crowded or out of space: the same command finishes the work."""
+"""Pulls that are killed or interrupted, run at once, or have a full disk: the same command finishes the work."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The store: what becomes visible, when, and what a reader makes of a folder that has changed."""
+"""The store: when files become visible, and how readers handle a changed folder."""
 
 import os
 import secrets
@@ -26,7 +26,7 @@ NO_LOCK = Lock(Path("none"), {})
 
 
 def put(store: Store, entry: Entry = ENTRY) -> Path:
-    """Store the row's files as a pull does."""
+    """Put the row's files into the store, as a pull does."""
     digests = pinned_files(entry)
     assert digests is not None
     folder = store.model_dir(entry, digests)
@@ -174,7 +174,7 @@ def test_changed_bytes_are_noticed_and_an_untouched_file_is_not_read(monkeypatch
     os.utime(path, ns=(1, 1))
     assert store.find(ENTRY, NO_LOCK) == path.parent
     assert hashed == [path]
-    # The new time is recorded, so the next look is cheap again.
+    # The new mtime is recorded, so that the next check is cheap again.
     store.find(ENTRY, NO_LOCK)
     assert hashed == [path]
     path.write_bytes(WEIGHTS[:-1] + b"!")
@@ -253,7 +253,7 @@ def test_a_partial_of_another_machine_is_taken_over_only_when_old() -> None:
 
 @pytest.fixture
 def read_only_home() -> Iterator[Path]:
-    """A home with ENTRY in it that this process, even as root, may read and not write."""
+    """A home with ENTRY that this process, even as root, may read but not write."""
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
     home = base / "home"

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what their row says: one line, a hint, exit 5, and nothing of the file is ever run."""
+"""Checkpoints that do not match their row: one line, a hint and exit code 5; their code is never run."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """A whole GoogLeNet in torchvision's layout."""
+    """The weights of a whole GoogLeNet in torchvision's layout."""
     from torchvision import models
 
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def entry_of(path: str) -> Entry:
 
 
 def build(state: State, folder: Path) -> torch.nn.Module:
-    """The family's network from these tensors in a safetensors file."""
+    """The family's network, loaded from a safetensors file with these tensors."""
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "w.safetensors")
     return Inception(entry_of("w.safetensors"), folder).build()
 
@@ -95,7 +95,7 @@ def test_old_checkpoints_have_no_batch_counters(state: State, tmp_path: Path) ->
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
-    """transformers' prefixed and bare names mean the same tensor: which one holds is not ours to choose."""
+    """A prefixed and a bare name of transformers mean the same tensor, and zoo must not choose between them."""
     from zoo_plugins.backbones.resnet import from_transformers
 
     from zoo.torchkit import load_state
@@ -122,7 +122,7 @@ def test_a_nested_state_dict_is_the_checkpoint(state: State, tmp_path: Path) -> 
 
 
 class Payload:
-    """Unpickling it would run a command."""
+    """An object whose unpickling runs a command."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -170,7 +170,7 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 def test_a_pickle_that_is_not_plain_tensors(tmp_path: Path, kind: str) -> None:
-    """The child's own work, here without the child: it is `weights_only` that keeps the code from running."""
+    """The work of the child, in this process: `weights_only` prevents that the code runs."""
     path, canary = tmp_path / "w.pth", tmp_path / "canary"
     write_bad(kind, path, canary)
     assert re.match(REASONS[kind], convert(path, tmp_path / "out") or "")
@@ -190,14 +190,14 @@ def test_the_child_says_why_in_one_line(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_canary_would_sing(tmp_path: Path) -> None:
-    """The payload is a real one: whoever does open it with pickle runs it."""
+    """The payload works: opening it with pickle runs its command."""
     write_bad("bare pickle", tmp_path / "w.pth", tmp_path / "canary")
     pickle.loads((tmp_path / "w.pth").read_bytes())
     assert (tmp_path / "canary").exists()
 
 
 def test_the_command_line_says_it_in_one_line(upstream: Upstream, tmp_path: Path) -> None:
-    """A pinned row whose bytes are a hostile pickle: pulled as promised, refused when it is to be read."""
+    """A hostile pickle with the pinned digest is pulled, and refused when it is read."""
     kept = upstream.rows.get(NAME)
     folder, canary = tmp_path / "files", tmp_path / "canary"
     folder.mkdir()
