@@ -1,4 +1,4 @@
-"""Digests, whose values are cache keys and folder names under ZOO_HOME and never change; and walks through folders."""
+"""Digests never change, because they are cache keys and folder names under ZOO_HOME; and walks through folders."""
 
 import shutil
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Child processes: the protocol with real children, and what they import.
 
-Python files of the folder that zoo is called in are nobody's packages: no child of zoo's runs them.
+No child of zoo imports Python files from the current folder.
 """
 
 import os
@@ -26,7 +26,7 @@ parent = Parent()
 
 
 def child(code: str, *, is_zoo: bool = True) -> Child:
-    """A child that runs `code`, with `parent` ready if it is zoo's own."""
+    """A child that runs `code`, in which `parent` is defined if `is_zoo`."""
     return Child(python("-c", (PARENT if is_zoo else "import os, sys, time\n") + code))
 
 
@@ -77,7 +77,7 @@ parent.send("still here")
 
 def test_a_child_that_exits() -> None:
     with child("parent.send(1); sys.exit(3)") as running:
-        # What was sent before is not lost.
+        # Messages sent before the exit are not lost.
         assert running.receive(60).data == 1
         for _ in range(2):
             error = ended(running)
@@ -111,7 +111,7 @@ def test_a_child_that_hangs() -> None:
     [
         *(b"hello\n", b"\xff\xfe\n", b"\n", b'{"blobs": 3}\n', b'{"blobs": ["a"]}\n', b'{"blobs": [-1]}\n'),
         *(b'{"blobs": {"a": 1}}\n', b"[" * 100_000 + b"\n"),
-        # More bytes than there is memory, and than a length may have.
+        # Lengths that exceed the memory and the largest allowed length.
         *(b'{"blobs": [1000000000000000]}\n', b'{"blobs": [99999999999999999999999]}\n'),
     ],
     ids=repr,
@@ -187,7 +187,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that modules of the current folder would write."""
+    """A file that modules in the current folder write when they are imported."""
     path, here = tmp_path / "marker", tmp_path / "here"
     here.mkdir()
     code = f"import pathlib; pathlib.Path({str(path)!r}).touch(); raise SystemExit('not a package')\n"
@@ -198,8 +198,8 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_children(marker: Path, shelf_file: Path) -> None:
-    """Those that build, that check a family, and that import its module; the marker can be written."""
-    # The installed command: `python -m zoo_cli` would itself import from the current folder.
+    """Children that build, check a family and import its module; a last one shows that the marker can be written."""
+    # The installed command, because `python -m zoo_cli` itself imports from the current folder.
     command = str(Path(sys.executable).with_name("zoo"))
     environment = {**os.environ, "ZOO_REGISTRY": str(shelf_file)}
     for arguments in (

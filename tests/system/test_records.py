@@ -1,4 +1,4 @@
-"""Small JSON files: read whole, or refused with a reason and a hint; written so that a reader never sees a part."""
+"""Small JSON files are read, or refused with a reason and a hint, and are written atomically."""
 
 import os
 from pathlib import Path
