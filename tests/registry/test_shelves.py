@@ -1,4 +1,4 @@
-"""Shelves of plugins: found without importing anything, added where they are sound, else left out whole."""
+"""Registry files of plugins (`zoo.shelves`): found without an import, added if valid, otherwise left out as a whole."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ROW = """\
     files:
       - {{path: a.safetensors, sha256: {digest}, size: 1, sources: ["file:///a.safetensors"]}}
 """
-#: `zoo list` may cost this many seconds more with twenty plugins installed, each with a family and a shelf.
+#: The additional seconds that `zoo list` may take with twenty plugins, each with a family and a registry file.
 BUDGET = 0.050
 RUNS = 9
 
@@ -45,7 +45,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def states(site: Site, **environment: str) -> dict[str, dict[str, str]]:
-    """What `zoo plugins` says about the shelves, by distribution."""
+    """The states of the registry files in `zoo plugins`, by distribution."""
     done = site.zoo("plugins", "--json", **environment)
     assert done.returncode == 0, done.stderr
     return {each["distribution"]: each for each in json.loads(done.stdout)["plugins"] if each["group"] == "zoo.shelves"}
@@ -141,7 +141,7 @@ def test_rows_of_the_users_own_come_first(site: Site) -> None:
 
 
 def test_twenty_plugins_cost_list_little(site: Site, tmp_path: Path) -> None:
-    """CPU time of interleaved processes, their medians: whatever else this machine does falls on both alike."""
+    """Medians of the CPU time of interleaved processes, so that other load on the machine affects both alike."""
     for number in range(20):
         code = f"from pathlib import Path\nPath(r'{tmp_path}', 'imported').touch()\n" + FAMILY
         module = site.family(f"toy-family-{number}", f"toy{number}", code)
