@@ -1,4 +1,4 @@
-"""Readers of published word vectors: gensim's numbers to the bit, and one typed error for every broken file."""
+"""Published word vectors: the same numbers as gensim to the bit, and a typed error for every broken file."""
 
 import json
 import struct
@@ -19,12 +19,12 @@ from zoo.words.table import WordTable
 
 DIM = 12
 TABLE = vectors(len(WORDS), DIM)
-#: hypothesis draws many files into one folder: each is written anew.
+#: The folder may be the same for all examples, because each writes its files anew.
 MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
 
 def opened(folder: Path, name: str, data: bytes, dim: int = DIM, **config: str) -> WordTable:
-    """The file's words through the plugin's own preparation."""
+    """The words of the file, prepared by the plugin."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_bytes(data)
@@ -33,7 +33,7 @@ def opened(folder: Path, name: str, data: bytes, dim: int = DIM, **config: str) 
 
 
 def check_same(table: WordTable, wanted: KeyedVectors) -> None:
-    """Every bit of every vector is gensim's, in its order, and so are the nearest words."""
+    """Vectors, order and nearest words equal gensim's, the vectors to the bit."""
     assert list(table) == wanted.index_to_key
     assert table.vectors.tobytes() == wanted.vectors.tobytes()
     for word in wanted.index_to_key[:: max(1, len(wanted) // 5)]:
@@ -57,7 +57,7 @@ def test_the_binary_form_is_gensims_to_the_bit(tmp_path: Path, newline: bool) ->
 )
 def test_the_text_forms_are_gensims_to_the_bit(tmp_path: Path, name: str, header: bool, end: str, form: str) -> None:
     table = opened(tmp_path, name, text(WORDS, TABLE, header=header, end=end, form=form))
-    # gensim leaves a file without a header open: it gets the same lines with one.
+    # gensim leaves files without a header open, so that it gets the same lines with a header.
     (tmp_path / "headed").write_bytes(text(WORDS, TABLE, end=end, form=form))
     check_same(table, KeyedVectors.load_word2vec_format(str(tmp_path / "headed")))
 
@@ -92,7 +92,7 @@ def test_of_a_word_that_comes_twice_the_first_row_counts(tmp_path: Path) -> None
     rows = vectors(len(words), DIM)
     table = opened(tmp_path / "a", "v.bin", binary(words, rows))
     theirs = KeyedVectors.load_word2vec_format(str(tmp_path / "a/v.bin"), binary=True)
-    # gensim keeps an empty place at the end for the row that it leaves out.
+    # gensim keeps an empty row at the end for the one that it leaves out.
     assert list(table) == WORDS == [word for word in theirs.index_to_key if word is not None]
     assert table.vectors.tobytes() == theirs.vectors[: len(table)].tobytes()
     listed = write_list(tmp_path / "words.txt", words)
@@ -118,7 +118,7 @@ def test_a_table_and_its_list(tmp_path: Path, suffix: str, listed: str, dtype: s
     opened = WordTable.open(tmp_path)
     assert list(opened) == WORDS
     np.testing.assert_array_equal(opened.vectors, numbers.astype(np.float32))
-    # A table that already has the form is not copied.
+    # A table that already has the prepared format is not copied.
     assert (tmp_path / "prepared/vectors.bin").exists() == (dtype != "float32" or order != "C")
 
 

@@ -1,4 +1,4 @@
-"""The prepared form: made once, whole or not at all, opened without reading; exact search over a mapped table."""
+"""The prepared form of word tables: made once and atomically, opened without reading; exact search in it."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def test_a_table_in_place_that_changed_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_crash_leaves_nothing_half_made(folder: Path) -> None:
-    """The process is killed in the middle of the conversion, again and again; the next one finishes it."""
+    """The process is killed in the middle of the conversion several times; the next process finishes it."""
     shutil.rmtree(folder / "prepared")
     code = (
         "import sys, os, signal; from pathlib import Path; from zoo.words import formats, table\n"
@@ -194,7 +194,7 @@ def test_a_crash_leaves_nothing_half_made(folder: Path) -> None:
 
 
 def big_registry(folder: Path, count: int, dim: int) -> tuple[Path, np.ndarray]:
-    """A shelf with one table of that many words `w0`, `w1`, ..., of cheap numbers written part after part."""
+    """Returns a registry file with a table of `count` words `w0`, `w1`, ..., and this table, written in parts."""
     random = np.random.default_rng(0)
     rows = np.lib.format.open_memmap(folder / "t.npy", mode="w+", dtype=np.float32, shape=(count, dim))
     for start in range(0, count, 1 << 17):
@@ -228,7 +228,7 @@ def test_400000_words_answer_quickly_and_import_little(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "ZOO_REGISTRY": str(registry)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    # The promise is 1.5 s of an idle machine; the CPU's time does not depend on what else runs here.
+    # The goal is 1.5 s on an idle machine; CPU time hardly depends on other processes.
     seconds, found = done.stderr.splitlines()[-1].split(maxsplit=1)
     assert float(seconds) < 1.5
     assert found == "[]"
