@@ -1,4 +1,4 @@
-"""Every built-in family keeps what every family promises: the conformance check by the real command, a row each."""
+"""Every built-in family passes the conformance check by the real command, on one row each."""
 
 import subprocess
 from pathlib import Path
@@ -12,14 +12,14 @@ from tests.kit.upstream import Upstream
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
 from zoo.plugin.manager import Plugins
 
-#: Where each family's row comes from. A new family takes its place here.
+#: The rows of each family by their origin; add a new family here.
 TINY = {"bert": "tiny-bert", "efficientnet": "tiny-lite"}
 UPSTREAM = {"resnet": "resnet18.tv_in1k", "inception": "googlenet.tv_in1k"}
 OTHERS = {"word2vec", "timm", "transformers"}
 
 
 def conforms(done: "subprocess.CompletedProcess[str]", family: str, name: str) -> dict[str, str]:
-    """The details of the one report by check, once it says that everything was kept."""
+    """The details of the only report by check; every check must have passed."""
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = parsed(done)["reports"]
     assert (report["family"], report["entry"], report["state"]) == (family, name, "passed")
@@ -67,5 +67,5 @@ def test_the_families_behind_bridges(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert done.returncode == 0, done.stderr
     for family, name in names.items():
         conforms(zoo("plugins", "check", family, "--json"), family, name)
-    # What was pulled is listed with the digests that are trusted here.
+    # Pulled models are listed with their trusted digests.
     assert {row["pulled"] for row in parsed(zoo("list", "--pulled", "--json"))["models"]} == {True}

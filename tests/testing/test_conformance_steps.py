@@ -1,4 +1,4 @@
-"""The conformance check: conforming families pass it, and each wrong one fails exactly the check that is about it."""
+"""The conformance check: right families pass it, and each wrong one fails exactly the check of its fault."""
 
 import importlib
 import sys
@@ -16,7 +16,7 @@ from zoo.backbone import Backbone
 from zoo.schema import Entry
 from zoo.testing import Report, check_backbone
 
-#: A family with everything in its place, to be broken in one place at a time; its features are the mean colour, scaled.
+#: A right family, in which the tests change one thing at a time; its features are the scaled mean colour.
 RIGHT = """
 from zoo.torchkit import TorchBackbone, as_stage
 from zoo.backbone import Backbone
@@ -43,7 +43,7 @@ class Toy(TorchBackbone):
 """
 NORMAL = "RandomNormalLike"
 
-#: (what is wrong, the code of the family, the one check that must fail)
+#: The fault, the code of the family, and the only check that must fail.
 WRONG = [
     ("the output has another name", PLAIN + '    output = "embedding"\n', "inputs and outputs"),
     ("an opset of tomorrow", PLAIN + "    opset = 21\n", "IR and opset"),
@@ -121,7 +121,7 @@ WRONG = [
     ("files it cannot read", RIGHT.replace("return network()", "raise OSError('not mine')"), "weights"),
 ]  # fmt: skip
 
-#: The shipped family with a preparation and a reference that read the files in one and the same way, right or wrong.
+#: The shipped family with a preparation and a reference that read the files in the same way, right or wrong.
 WORDLY = """
 from zoo import words
 from zoo.backbone import Backbone
@@ -166,7 +166,7 @@ class Toy(Wordly):
 """
 READ_WRONGLY = "    def read(self):\n        listed, table = super().read()\n        return "
 
-#: (what is wrong, the code of the family): it is the same in the preparation and in the reference.
+#: A fault that the preparation and the reference share, and the code of the family.
 WRONG_WORDS = [
     ("the list is reversed", f"{READ_WRONGLY}listed[::-1], table"),
     ("the list is sorted", f"{READ_WRONGLY}sorted(listed), table"),
@@ -184,7 +184,7 @@ WRONG_WORDS = [
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], type[Backbone]]]:
-    """Makes the class Toy of some code, in a module that a child process can import, too."""
+    """A function that makes the class Toy from code, in a module that child processes can import, too."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def load(code: str) -> type[Backbone]:
@@ -207,7 +207,7 @@ def row(**changes: object) -> Entry:
 
 
 def failed(report: Report) -> list[str]:
-    """The checks that failed; what depends on them is skipped, and everything else passed."""
+    """The failed checks; those that depend on them must be skipped, and all others passed."""
     states = {check.name: check.state for check in report.checks}
     assert all(check.detail for check in report.checks)
     return [name for name, state in states.items() if state == "failed"]
@@ -255,7 +255,7 @@ def test_a_row_without_license_or_digest(
 
 
 def words_row(folder: Path, words: list[str], lowercase: bool = True, **config: str) -> Entry:
-    """A row of a table and its words, the list's second column."""
+    """A row with a table and a list whose second column has the words."""
     import pyarrow
     import pyarrow.parquet
 
@@ -265,7 +265,7 @@ def words_row(folder: Path, words: list[str], lowercase: bool = True, **config: 
     return entry(table, folder / "w.parquet", 6, config=config, lowercase=lowercase)
 
 
-#: One comes twice.
+#: Words of which one occurs twice.
 TWICE = [*WORDS[:9], "zoo", *WORDS[9:20], "zoo", *WORDS[20:]]
 
 
@@ -286,7 +286,7 @@ def test_words_that_are_read_wrongly_on_both_sides_fail_one_check(
     assert "do not get the vector that w.parquet and t.npy give them" in report.failures[0]
 
 
-#: Files of words, by name, with what writes them.
+#: Files of words by name, with the functions that write them.
 TABLE = vectors(len(WORDS), 12)
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "v.bin": lambda path: path.write_bytes(binary(WORDS, TABLE)),
@@ -343,7 +343,7 @@ def test_a_fault_in_the_shipped_reading_of_lists_is_seen(tmp_path: Path, monkeyp
 def test_words_that_cannot_be_looked_at_are_no_claim(
     toy: Callable[[str], type[Backbone]], tmp_path: Path, words: list[str], config: dict[str, str], said: str
 ) -> None:
-    """A family of others may have a format of its own: nothing is said to have passed, and nothing failed."""
+    """A third-party family may have its own format: its check is neither passed nor failed."""
     report = check_backbone(toy(WORDLY), words_row(tmp_path, words, **config), tmp_path)
     assert report.failures == []
     assert report.passed
