@@ -1,4 +1,4 @@
-"""zoo bench: what it times, what it says of it, and what it refuses. Nothing here depends on how long anything took."""
+"""zoo bench: the timed systems, its output and its refusals. No test depends on a measured time."""
 
 import json
 import shutil
@@ -17,9 +17,9 @@ from zoo.diagnostics.bench import CHANNELS_LAST, GRAPH, TORCH, WHOLE, inputs, ve
 from zoo.diagnostics.timing import Stopwatch, System, torch_module
 from zoo.runtime.ort import create_session
 
-#: One thread: several of two processes at once wait for each other.
+#: One thread, because several threads of two processes at once wait for each other.
 SHORT = ("--rounds", "2", "--seconds", "0.001", "--threads", "1")
-#: The area of a published model's images over that of tiny-lite's: so many times the multiply-adds of a convolution.
+#: The area of a published model's images over that of tiny-lite's, which is the ratio of the convolutions' work.
 AREAS = (224 / SIDE) ** 2
 
 
@@ -64,7 +64,7 @@ def test_texts_of_a_length(shelf: Path) -> None:
     assert (found["rival"], found["verdicts"]) == (None, [])
     hidden, inner, layers, tokens = 32, 64, 2, 32
     of_a_token = 4 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden
-    # Pooling may be a product, too, and is nothing beside the layers.
+    # Pooling may be a matrix product, too, but a small one compared with the layers.
     assert found["macs"] == pytest.approx(layers * tokens * of_a_token, rel=0.01)
 
 
@@ -125,7 +125,7 @@ def test_every_form_of_an_image_model(shelf: Path, tmp_path: Path, wanted: dict[
     given, plain = inputs(bundle, None), inputs(Zoo().graph("tiny-lite"), None)
     np.testing.assert_allclose(given.body["pixels"], plain.body["pixels"], atol=1e-5)
     assert {name: len(array) for name, array in given.raw.items()} == {"image" if has_whole else "pixels": 1}
-    # Torch is worth a comparison; what is converted already, or bare, is converted no further.
+    # A comparison with torch is suggested; bundles that are converted or bare are not converted further.
     model = str(bundle.path)
     assert next_of(model, bundle.manifest, False) == ("bench", model, "--against", "torch")
     assert next_of(model, bundle.manifest, True) == ("run", model, "INPUT")
@@ -187,10 +187,10 @@ def test_a_family_without_torch_has_no_rival(zoo_home: Path, tmp_path: Path, mon
     rows = {"tiny-words": row(tmp_path / "words.bin", None, 8, config={"format": "word2vec-binary"})}
     monkeypatch.setenv("ZOO_REGISTRY", str(write_registry(tmp_path / "registry.yaml", rows)))
     found = parsed(zoo("bench", "tiny-words", *SHORT, "--json"))["bench"]
-    # The mean is the one product, of the mask with the vectors; the table beside the model counts as a part of it.
+    # The only matrix product is the mean, of the mask with the vectors; the size includes the table's file.
     assert found["macs"] == 32 * 8
     assert found["size"] > len(WORDS) * 8 * 4
-    # No torch is proposed that would be refused, and no data for a table that has no labels.
+    # It suggests neither torch, which would be refused, nor data for a table without labels.
     done = zoo("bench", "tiny-words", *SHORT)
     assert "next: zoo export tiny-words -o DIR --precision int8\n" in done.stderr
     fails(2, "the family word2vec has no torch module", "bench", "tiny-words", *SHORT, "--against", "torch")

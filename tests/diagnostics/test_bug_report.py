@@ -1,4 +1,4 @@
-"""The paste of zoo doctor: what helps is in it, and nothing that is nobody else's business."""
+"""The bug report of zoo doctor has the useful facts and no secrets."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ TOKEN, PASSWORD, KEY = "hf_AbCdEfGhIjKlMnOpQrSt", "correct-horse", "key-of-a-mir
 def test_no_secret_is_printed(site: Site, tmp_path: Path, options: list[str]) -> None:
     home = tmp_path / "mallory"
     home.mkdir()
-    # A plugin says whatever it likes of what it finds.
+    # The messages of a plugin may contain anything that it finds.
     talks = "import os\nraise ValueError(' '.join(os.environ[k] for k in ('HF_TOKEN', 'MIRROR_API_KEY', 'HTTP_PROXY')))"
     site.family("toy-talks", "toy", talks)
     done = site.zoo(
@@ -39,7 +39,7 @@ def test_no_secret_is_printed(site: Site, tmp_path: Path, options: list[str]) ->
 
 
 def test_what_is_in_it(site: Site) -> None:
-    """One block of Markdown, with each check as the plain form has it, versions, and what was set."""
+    """One block of Markdown with the checks as in the plain output, versions, and the set variables."""
     site.family("toy-fence", "toy", "raise ValueError('```\\nout of the block')")
     done = site.zoo("doctor", "--paste", CUDA_VISIBLE_DEVICES="0")
     assert done.returncode == 9

@@ -1,4 +1,4 @@
-"""zoo doctor: each fault of an environment is found, named and has a line that mends it."""
+"""zoo doctor finds each fault of an environment, names it and prints a line that fixes it."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_home_that_cannot_be_written(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_read_only_home(site: Site, tmp_path: Path) -> None:
-    """The real thing, where one may mount: rights alone do not hold root back."""
+    """A read-only mount, if the tests may mount, because permissions do not stop root."""
     home = tmp_path / "mounted"
     home.mkdir()
     mounts = ["unshare", "--mount", "sh", "-c"]
@@ -74,7 +74,7 @@ def test_a_read_only_home(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
 def test_a_part_of_the_home_that_another_user_made() -> None:
-    """As after `sudo zoo pull`: the folder is one's own, what lies in it is not."""
+    """As after `sudo zoo pull`: the user owns the folder, but not the files in it."""
     from zoo.diagnostics.doctor import _home
 
     nobody = 65534
@@ -107,7 +107,7 @@ def test_a_home_among_temporary_files(site: Site, tmp_path: Path) -> None:
     assert found["state"] == "warn"
     assert "/tmp/zoo-of-nobody is in /tmp, which is emptied" in found["found"]
     assert found["fix"] == f"export ZOO_HOME={new}"
-    # What is there already is taken along.
+    # The fix also moves the existing files.
     (tmp_path / "full").mkdir()
     found = checks(site, 0, ZOO_HOME=str(tmp_path / "full"), **who)["ZOO_HOME"]
     moved = f"mv {tmp_path / 'full'} {new} && export ZOO_HOME={new}"
@@ -163,7 +163,7 @@ def test_offline_nobody_is_asked(site: Site, server: Loopback, name: str) -> Non
 
 
 def test_digests(site: Site, shelf: Path, zoo_home: Path) -> None:
-    """A byte that changed is found by --deep alone, and what it prints mends it."""
+    """Only --deep finds a changed byte, and its printed command repairs the file."""
     whole = checks(site, 0, "--deep")["digests"]
     assert whole["state"] == "ok"
     assert "of 2 models and 2 graphs" in whole["found"]
@@ -183,14 +183,14 @@ def test_digests(site: Site, shelf: Path, zoo_home: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Change one byte in the middle, and not the size."""
+    """Change one byte in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def test_a_registry_that_cannot_be_read(site: Site, tmp_path: Path) -> None:
-    """It does not hide the plugins: their states are told, too."""
+    """The states of plugins are reported in spite of a broken registry."""
     site.family("toy-broken", "toy", "raise ValueError('no luck')")
     broken = tmp_path / "broken.yaml"
     broken.write_text("models: [")
@@ -228,7 +228,7 @@ def test_zoo_itself_is_never_to_be_uninstalled(site: Site) -> None:
 
 
 def test_a_user_who_is_temporary_altogether(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container, or a checkout in /tmp: there is no better folder to be named."""
+    """As in a container, or a checkout in /tmp: there is no better folder to suggest."""
     monkeypatch.chdir(tmp_path)
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))

@@ -1,4 +1,4 @@
-"""Multiply-adds of graphs: against published numbers, by hand, and on graphs that hold what is not counted."""
+"""Multiply-adds of graphs: published numbers, counts by hand, and graphs with operators that are not counted."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_what_torchvision_publishes(name: str, tmp_path: Path) -> None:
 
 def test_convolutions_of_groups_and_strides() -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], group=2, strides=[2, 2], pads=[1, 1, 1, 1])
-    # 6 filters on 4 x 4 places, each of 2 channels x 3 x 3.
+    # 6 filters at 4 x 4 positions, each of 2 channels x 3 x 3.
     assert counted([node], x=(1, 4, 8, 8), w=(6, 2, 3, 3)) == 6 * 16 * 2 * 9
 
 
@@ -63,7 +63,7 @@ def test_attention_counts_as_the_products_that_it_stands_for() -> None:
 
 
 def test_int8_has_as_many_multiplications(tmp_path: Path) -> None:
-    # Behind zoo, which switches its telemetry off.
+    # Imported after zoo, which switches onnxruntime's telemetry off.
     from onnxruntime import quantization  # noqa: TID251
 
     class Once(quantization.CalibrationDataReader):  # type: ignore[misc]

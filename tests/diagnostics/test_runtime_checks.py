@@ -1,4 +1,4 @@
-"""zoo doctor on runtimes and GPUs that are broken: real wheels and linkers, and drivers that were compiled to fail."""
+"""zoo doctor on broken runtimes and GPUs, with real wheels and linkers and with drivers compiled to fail."""
 
 import ctypes.util
 import json
@@ -16,7 +16,7 @@ from tests.kit.cost import cpu_seconds
 from tests.kit.installed import NOBODY, Site, checks
 from zoo.diagnostics.runtime_checks import version_of
 
-#: libcuda as far as a doctor looks at it.
+#: The functions of libcuda that zoo doctor calls.
 DRIVER = """
 #include <stddef.h>
 #include <string.h>
@@ -60,13 +60,13 @@ def compile_library(folder: Path, name: str, code: str, **defines: str) -> None:
 
 
 def with_driver(site: Site, folder: Path, code: int, **facts: str) -> dict[str, dict[str, str]]:
-    """The checks on a machine whose driver says these facts."""
+    """The checks on a machine whose driver reports these facts."""
     compile_library(folder, "libcuda.so.1", DRIVER, **{**SOUND, **facts})
     return checks(site, code, LD_LIBRARY_PATH=str(folder))
 
 
 def hide_libraries(site: Site) -> None:
-    """The runtime as it is without the wheels of CUDA: it looks for them beside the folder that it is imported from."""
+    """Import the runtime from another folder, beside which it finds no CUDA wheels."""
     spec = find_spec("onnxruntime")
     assert spec is not None
     assert spec.origin is not None
@@ -74,7 +74,7 @@ def hide_libraries(site: Site) -> None:
 
 
 def metadata(site: Site, name: str, version: str) -> None:
-    """What pip leaves of a distribution, without its module."""
+    """The metadata that pip installs for a distribution, without its module."""
     site.install(name, "", version=version)
     (site.folder / f"{name.replace('-', '_')}.py").unlink()
 
@@ -111,7 +111,7 @@ def test_both_builds_of_onnxruntime(site: Site) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("", "AttributeError"),  # What is left when one of both was uninstalled.
+        ("", "AttributeError"),  # The remains after one of both was uninstalled.
         ("raise ImportError('libodd.so.1: cannot open shared object file')", "ImportError: libodd.so.1"),
         ("import os; os.kill(os.getpid(), 11)", "importing it crashed the process (SIGSEGV)"),
         ("import sys; sys.exit(3)", "importing it ended the process with exit code 3"),
@@ -145,7 +145,7 @@ def test_a_driver_that_crashes(site: Site, libraries: Path) -> None:
     compile_library(libraries, "libcuda.so.1", "int cuInit(unsigned flags) { *(volatile int *)0 = 0; return 0; }")
     found = checks(site, 7, LD_LIBRARY_PATH=str(libraries))
     assert found["gpu"]["found"] == "not usable: asking the NVIDIA driver crashed the process (SIGSEGV)"
-    # The runtime was not reached, and is not blamed.
+    # The runtime's check was not reached, so that it does not fail.
     assert found["onnxruntime"]["state"] == "warn"
     assert "nvidia-smi" in found["gpu"]["fix"]
 
@@ -186,7 +186,7 @@ def test_little_memory(site: Site, libraries: Path) -> None:
 
 @with_gpu_wheel
 def test_a_driver_that_promises_and_does_not_run(site: Site, libraries: Path) -> None:
-    """The runtime lists CUDA, the driver a device, the libraries are whole: only the session tells."""
+    """The runtime lists CUDA, the driver a device, and no library is missing: only creating a session fails."""
     found = with_driver(site, libraries, 7)
     assert found["gpu"]["state"] == "ok"
     assert found["cuda libraries"]["state"] == "ok"
@@ -200,14 +200,14 @@ def test_a_driver_that_promises_and_does_not_run(site: Site, libraries: Path) ->
 def test_missing_libraries(site: Site, libraries: Path) -> None:
     hide_libraries(site)
     fix = f"pip install 'onnxruntime-gpu[cuda,cudnn]=={version_of('onnxruntime-gpu')}'"
-    # Beside a GPU that is a fault, without one it only says what would be missing.
+    # With a GPU missing libraries are a fault, without one they are only listed.
     for found in (with_driver(site, libraries, 7), with_driver(site, libraries, 0, COUNT="0")):
         state = "fail" if found["gpu"]["state"] == "ok" else "warn"
         assert (found["cuda libraries"]["state"], found["cuda libraries"]["fix"]) == (state, fix)
         assert "libcublasLt.so.13" in found["cuda libraries"]["found"]
         assert "libcudnn.so.9" in found["cuda libraries"]["found"]
         if state == "fail":
-            # The linker names the first one.
+            # The linker names the first missing library.
             assert "libcublasLt.so.13: cannot open shared object file" in found["cuda session"]["found"]
 
 
