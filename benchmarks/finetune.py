@@ -60,7 +60,7 @@ def one_round(
 ) -> dict[str, dict[str, Any]]:
     """The cost and the result of each measurement, by name."""
     model, out = arguments.model, work / "models"
-    # However long the list of losses gets, no epoch is left out.
+    # A patience as long as the training, so that every epoch runs.
     all_epochs = ("--epochs", str(arguments.epochs), "--patience", str(arguments.epochs))
     found: dict[str, dict[str, Any]] = {}
 

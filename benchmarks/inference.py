@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
                 texts(bench)
             else:
                 raise SystemExit(f"--models {model} is none of {', '.join([*CNNS, 'minilm'])}")
-        # Whatever was started has given its first answer: from here on only one of them computes at a time.
+        # All systems have given their first answer; from here on only one computes at a time.
         times, loads = rounds(bench)
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for turn, found in times.items():
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def rounds(bench: Bench) -> tuple[dict[Turn, list[float]], list[float]]:
-    """(the median seconds of a call for each turn and round, the machine's load before each round)."""
+    """Returns the median seconds of a call for each turn and round, and the machine's load before each round."""
     times: dict[Turn, list[float]] = {turn: [] for turn in bench.running}
     loads = []
     for number in range(bench.arguments.rounds):

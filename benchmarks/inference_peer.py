@@ -55,7 +55,7 @@ def openvino_texts(spec: dict[str, Any]) -> Call:
 
 
 def batches(rows: list[list[int]], budget: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """(indices of rows, their ids and mask), shortest first."""
+    """Yields the indices of the rows of each batch with their ids and mask, shortest first."""
     indices: list[int] = []
     for index in sorted(range(len(rows)), key=lambda row: len(rows[row])):
         if indices and len(rows[index]) * (len(indices) + 1) > budget:
@@ -85,7 +85,7 @@ def compiled(spec: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": spec["threads"],
-        # On processors with half floats it would compute with them.
+        # Otherwise OpenVINO computes in half precision on processors that support it.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     return core.compile_model(model, "CPU", settings).create_infer_request()

@@ -43,7 +43,7 @@ GOALS = (
     Goal("minilm", INT8, (SENTENCE,), (SENTENCES,), 2.5),
     Goal("minilm", INT8, OV_EIGHT, (SENTENCES,), 1.0),
 )
-#: The smallest cosine of a sentence in eight bits with its float32 features.
+#: The smallest allowed cosine between the int8 and the float32 features of a sentence.
 COSINE = 0.98
 
 

@@ -4,7 +4,7 @@
     python benchmarks/node_times.py benchmarks/out/inference/minilm-zoo-int8/model.onnx --batch 20 --length 25
 
 Prints, as Markdown, the median milliseconds of each kind of operator in ONNX Runtime's own profile, and the largest
-rate of a product of 2,048 x 2,048 matrices in float32 and of unsigned by signed bytes, on as many threads.
+rate of a product of 2,048 x 2,048 matrices in float32 and of unsigned by signed bytes, with the same number of threads.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIDE, RUNS = 2048, 12
 
 
 def operators(path: Path, batch: int, length: int) -> Iterator[tuple[str, int, float]]:
-    """(operator, number of nodes, milliseconds per item), the slowest first."""
+    """Yields each operator with its number of nodes and milliseconds per item, the slowest first."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = cores(), True, 4

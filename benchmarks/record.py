@@ -22,7 +22,7 @@ PACKAGES = ("backbone-zoo", "torch", "torchvision", "onnxruntime-gpu", "onnxrunt
 
 
 def timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
-    """(the JSON that a command prints last, its `wall` and `cpu` seconds and the `load` of the machine before it).
+    """Returns a command's last line of JSON, and its `wall` and `cpu` seconds with the machine's `load` before it.
 
     Wall time is the user's waiting time; on a loaded machine CPU time is more reliable.
     """

@@ -40,14 +40,14 @@ from zoo.schema import TextPreprocess
 from zoo.system.cpu import cores
 
 NAMES = {"resnet50": "resnet50.tv_in1k", "lite0": "efficientnet_lite0", "minilm": "all-minilm-l6-v2"}
-#: Images of a turn, a multiple of every batch; sentences are timed all together.
+#: The images of a turn, a multiple of every batch size; sentences are timed all together.
 TURNS = {"resnet50": 128, "lite0": 512}
-#: Images whose pixels the bare loop has.
+#: The images whose pixels the bare loop gets.
 READY = 128
-#: Only as small an image makes a hundred thousand of them quick.
+#: The side of the images; a hundred thousand larger ones would take too long.
 SMALL = {"resize": 36, "crop": 32}
 SIZES = {"texts": 100_000, "images": 100_000}
-#: The least that answers: both packages, and a session of the same file.
+#: The least code that can answer: it imports both packages and makes a session of the same file.
 COLD = "import onnxruntime, numpy, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
 
 
@@ -63,7 +63,7 @@ class Material:
         self.texts = self._written("texts.json", json.dumps(sentences(arguments.items)))
         self.lines = self._written("texts.txt", "\n".join(sentences(arguments.items)) + "\n")
         paths = sorted(map(str, self.photos.rglob("*.jpg")))
-        # Not class by class: a turn has images of every kind.
+        # In random order, so that a turn has images of every class.
         np.random.default_rng(0).shuffle(paths)
         self.paths = self._written("photos.json", json.dumps(paths))
         self._bundles: dict[str, Bundle] = {}
@@ -245,7 +245,7 @@ def rounds(material: Material, running: dict[str, Stopwatch], count: int) -> dic
     """Items per second of each system, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in running}
     for number in range(material.arguments.rounds):
-        # Who is first changes: what the machine does meanwhile falls on each.
+        # The order changes, so that other load on the machine affects all systems.
         order = list(running)[:: 1 if number % 2 else -1]
         for name in order:
             rates[name].append(count / running[name].time(count, 0)[0])

@@ -53,7 +53,7 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
     _, computing = timed(lambda: [pipeline.run([FEATURES], {pipeline.cut: each}) for each in ready])
     rates = {"decode": decoding, "resize, crop": preparing, "join": joining, "body": computing}
     found = {name: 1000 * seconds / len(paths) for name, seconds in rates.items()}
-    # If decoders and the body shared the cores without loss.
+    # The time if decoders and the body shared the cores without loss.
     ideal = (found["decode"] + found["resize, crop"] + found["join"]) / cores() + found["body"]
     return {**found, "all, at best": ideal}
 
@@ -82,7 +82,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
     _, writing = timed(write)
     rates = {"tokenise": tokenising, "join": joining, "body": computing, "write": writing}
     found = {name: 1000 * seconds / len(given) for name, seconds in rates.items()}
-    # The first window is tokenised before anything can be computed, and the others beside it.
+    # The first window is tokenised before the body starts, the others while it runs.
     return {**found, "all, one after another": sum(found.values())}
 
 
@@ -121,7 +121,7 @@ def memory(spec: dict[str, Any]) -> dict[str, float]:
         paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))
         items, batch = itertools.cycle(paths), paths[: session._pipeline.batch]
     session.features(batch)
-    # From here on the kernel counts the peak anew: that of loading is no part of it.
+    # Reset the kernel's peak, which would include that of loading.
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     found = embed(session, itertools.islice(items, spec["count"]), out, model="")
@@ -139,7 +139,7 @@ def status(field: str) -> float:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """(the call's result, its seconds)."""
+    """Returns the result of the call and its seconds."""
     began = time.perf_counter()
     found = call()
     return found, time.perf_counter() - began

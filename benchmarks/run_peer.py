@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from inference_peer import Call, batches, sentence_transformers, serve
 
-#: Batches of images, and tokens in a batch of texts, of which a bare loop takes the quickest.
+#: The batch sizes of images, and the tokens in a batch of texts, of which a bare loop uses the fastest.
 IMAGES = (1, 4, 8, 16)
 BUDGETS = (256, 512, 1024, 2048)
-#: Sentences in a batch of fastembed's; 256 is its default.
+#: The batch sizes of fastembed; 256 is its default.
 SENTENCES = (16, 64, 256)
 #: Texts whose vectors are compared.
 COMPARED = 256
@@ -135,7 +135,7 @@ def texts(spec: Mapping[str, Any]) -> list[str]:
 
 
 def quickest(calls: Mapping[int, Call], count: int) -> tuple[int, Call]:
-    """(key, call) of the fastest call for `count` items, each tried twice by turns."""
+    """Returns the key and the call that is fastest for `count` items; each is tried twice by turns."""
     found = dict.fromkeys(calls, float("inf"))
     for _ in range(2):
         for key, call in calls.items():

@@ -16,7 +16,7 @@ TITLES = {
     "memory": "zoo embed: memory",
 }
 WORDS = {"bare": "bare ONNX Runtime loop", "zoo": "zoo"}
-#: Of the bare loop's rate.
+#: The goal of each part, as a fraction of the bare loop's rate.
 SHARES = {"resnet50": 0.9, "lite0": 0.7, "minilm": 0.95}
 OVERHEAD_MS, COLD_TIMES, MEMORY_MB = 0.3, 2.0, 300
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-#: Between these the lengths lie, in tokens of BERT's English vocabulary, special ones included.
+#: The smallest and the largest length in tokens of BERT's English vocabulary, with the special ones.
 SHORTEST, LONGEST = 5, 120
 PIECES = """
 the parcel was left in the rain behind the green gate
@@ -46,7 +46,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     found = []
     for _ in range(count):
         tokens = float(np.clip(random.lognormal(np.log(22), 0.75), SHORTEST, LONGEST))
-        # Nearly every word is one token, and two of a text are the special ones.
+        # Nearly every word is one token, and a text has two special ones.
         wanted = max(3, round((tokens - 2) / 1.06))
         words: list[str] = []
         while len(words) < wanted:

@@ -33,7 +33,7 @@ BATCH, WORKERS, LR = 32, 2, 1e-3
 
 
 def backbone(model: str) -> tuple[nn.Module, transforms.Compose, int]:
-    """(the network in torch, torchvision's preprocessing, the width of the features)."""
+    """Returns the network in torch, torchvision's preprocessing and the width of the features."""
     zoo = Zoo()
     entry = zoo.entry(model)
     steps = entry.preprocess
@@ -52,14 +52,14 @@ def backbone(model: str) -> tuple[nn.Module, transforms.Compose, int]:
 def epoch(
     network: nn.Module, head: nn.Module, optimizer: torch.optim.Optimizer | None, loader: DataLoader, batches: int
 ) -> tuple[float, int]:
-    """(seconds of an epoch, number of its batches that were run); with an optimizer the head is trained."""
+    """Returns the seconds of an epoch and the number of its timed batches; with an optimizer the head is trained."""
     began, wanted = time.perf_counter(), min(batches or len(loader), len(loader))
     for index, (images, labels) in enumerate(loader, 1):
         with torch.no_grad():
             features = network(images)
         step(head, optimizer, features, labels)
         if index == 1:
-            # Until then workers start, once an epoch: only what comes after is scaled.
+            # Workers start before the first batch of an epoch: only the time after it is scaled.
             first = time.perf_counter()
         if index == wanted:
             break

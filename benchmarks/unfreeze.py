@@ -22,7 +22,7 @@ from typing import Any
 import record
 
 OUT = record.HERE / "out"
-#: (stages trained, random views), the rows of the table.
+#: The rows of the table: the number of trained stages and of random views.
 RUNS = ((0, 0), (1, 0), (2, 0), (0, 2), (1, 2))
 
 
@@ -62,7 +62,7 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
     zoo = Zoo(progress=clock)
     zoo.graph(arguments.model)
     if stages:
-        # Trunks are exported once, as graphs are.
+        # Trunks, like graphs, are exported once; this time is not a part of the run.
         zoo.graph(arguments.model, len(sizes(arguments.model)) - stages)
     shutil.rmtree(home / "features", ignore_errors=True)
     clock.tasks.clear()
@@ -91,7 +91,7 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sizes(model: str) -> list[tuple[int, int]]:
-    """(parameters, multiplications for one image) of each stage of a backbone, the earliest first."""
+    """Returns the parameters and the multiplications for one image of each stage of a backbone, earliest first."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
