@@ -32,10 +32,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(data: Path, kept_home: Path, shelf_file: Path) -> Path:
+    """A bundle fine-tuned on `data`, which no test changes."""
+    out = data.parent / "tuned"
+    zoo("finetune", "tiny-lite", data, "-o", out, ZOO_HOME=str(kept_home), ZOO_REGISTRY=str(shelf_file))
+    return out
+
+
 @pytest.fixture
-def tuned(shelf: Path, data: Path, tmp_path: Path) -> Path:
-    zoo("finetune", "tiny-lite", data, "-o", tmp_path / "tuned")
-    return tmp_path / "tuned"
+def tuned(kept_shelf: Path, trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "tuned")
 
 
 def operators(path: Path) -> set[str]:
@@ -109,6 +116,7 @@ def write_light_images(folder: Path, count: int = 16, *, black: bool = False) ->
     return folder
 
 
+@pytest.mark.slow
 def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     """Ranges read from black images clip all light values; the guard notices the loss on the held-out items."""
     good = write_light_images(tmp_path / "light")
@@ -133,9 +141,8 @@ def test_bad_calibration_is_refused(shelf: Path, tmp_path: Path) -> None:
     assert zoo("export", tmp_path / "tuned", "-o", out, "--precision", "int8", "--calibrate", good).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "layer", ["project", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expand", "depthwise"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["project", "expand", "depthwise"])
 def test_leaving_layers_in_float_saves_it(
     layer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,23 +5,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from zoo_plugins.backbones.bert import Bert
 
-from tests.kit.berts import entry_of, reference, tokens
+from tests.kit.berts import exported, tokens
 from tests.kit.graphs import ARCHITECTURES, answers, operators, weights
 from zoo import UsageError
 from zoo.export import precision_texts
 from zoo.graph import edit, fuse
 from zoo.runtime.ort import create_session
-from zoo.schema import ExportOptions
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    folder = tmp_path_factory.mktemp(request.param)
-    reference(request.param).save_pretrained(folder)
-    Bert(entry_of(request.param), folder).export(folder / "model.onnx", ExportOptions())
-    return edit.clean(edit.load(folder / "model.onnx"), "bert")
+    return edit.clean(edit.load(exported(tmp_path_factory, request.param) / "model.onnx"), "bert")
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:

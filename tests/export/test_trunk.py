@@ -68,7 +68,13 @@ def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
 
 
 # GoogLeNet shares the code of Inception v3's stages; its conformance check compares its stages with the module.
-@pytest.mark.parametrize(("name", "unfreeze"), [("resnet18.tv_in1k", 1), ("inception_v3.tv_in1k", 2)])
+@pytest.mark.parametrize(
+    ("name", "unfreeze"),
+    [
+        ("resnet18.tv_in1k", 1),
+        pytest.param("inception_v3.tv_in1k", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_image_families(upstream: Upstream, tmp_path: Path, name: str, unfreeze: int) -> None:
     backbone = ours(upstream, name)
     side = backbone.entry.inputs[0].shape[-1]
@@ -78,7 +84,7 @@ def test_image_families(upstream: Upstream, tmp_path: Path, name: str, unfreeze:
 
 
 @pytest.mark.parametrize(("name", "cut"), [("tiny-bert", 2), ("tiny-lite", 7)])
-def test_the_chain_from_a_built_trunk(shelf: Path, tmp_path: Path, name: str, cut: int) -> None:
+def test_the_chain_from_a_built_trunk(deep_shelf: Path, tmp_path: Path, name: str, cut: int) -> None:
     zoo = Zoo()
     base = zoo.graph(name, cut)
     assert base.manifest.parity.passed

@@ -1,29 +1,23 @@
 """Fused encoders: every part of every architecture is fused, the numbers stay, and other graphs are refused."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
-from zoo_plugins.backbones.bert import Bert
 
-from tests.kit.berts import entry_of, reference, tokens
+from tests.kit.berts import exported, tokens
 from tests.kit.graphs import ARCHITECTURES, answers, operators, weights
 from zoo import PluginError, UsageError
 from zoo.graph import edit, fuse
-from zoo.schema import ExportOptions
 
 
-def exported(folder: Path, arch: str) -> onnx.ModelProto:
-    reference(arch).save_pretrained(folder)
-    Bert(entry_of(arch), folder).export(folder / "model.onnx", ExportOptions())
-    return edit.clean(edit.load(folder / "model.onnx"), "bert")
+def encoder(factory: pytest.TempPathFactory, arch: str) -> onnx.ModelProto:
+    return edit.clean(edit.load(exported(factory, arch) / "model.onnx"), "bert")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
+def test_every_layer_is_fused(tmp_path_factory: pytest.TempPathFactory, arch: str) -> None:
     """All three layers are fused; this test fails if the exporter changes its patterns."""
-    body = exported(tmp_path, arch)
+    body = encoder(tmp_path_factory, arch)
     fused = fuse.fuse(body)
     wanted = {"MultiHeadAttention": 3, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 6, "BiasGelu": 3}
     assert {kind: operators(fused, kind) for kind in wanted} == wanted
@@ -36,9 +30,9 @@ def test_every_layer_is_fused(tmp_path: Path, arch: str) -> None:
         np.testing.assert_allclose(answers(fused, feeds), answers(body, feeds), atol=1e-5)
 
 
-def test_what_is_fused_in_part_is_refused(tmp_path: Path) -> None:
+def test_what_is_fused_in_part_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A softmax that is not fused, as from another exporter, is an error with the counts."""
-    body = exported(tmp_path, "bert")
+    body = encoder(tmp_path_factory, "bert")
     index = next(index for index, node in enumerate(body.graph.node) if node.op_type == "Softmax")
     softmax = body.graph.node[index]
     between = onnx.helper.make_node("Identity", [softmax.output[0]], ["odd"], name="odd")

@@ -1,11 +1,14 @@
 """Tiny text models of `transformers` with seeded random weights, and their registry rows."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
-from zoo.schema import Entry, TextPreprocess, WeightFile
+from tests.kit.once import once
+from zoo.schema import Entry, ExportOptions, TextPreprocess, WeightFile
 
 SHAPE = {
     "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
@@ -31,6 +34,17 @@ def reference(arch: str, **changes: Any) -> Any:
         # With biases near zero a wrong bucket would not be noticed.
         model.encoder.relative_attention_bias.weight.data.normal_(std=3)
     return model.eval()
+
+
+def exported(factory: pytest.TempPathFactory, arch: str) -> Path:
+    """A folder with `reference(arch)` as `transformers` saves it, and its graph, model.onnx; made once a run."""
+    from zoo_plugins.backbones.bert import Bert
+
+    def make(folder: Path) -> None:
+        reference(arch).save_pretrained(folder)
+        Bert(entry_of(arch), folder).export(folder / "model.onnx", ExportOptions())
+
+    return once(factory, f"encoder-{arch}", make)
 
 
 def entry_of(arch: str, max_length: int = 150, dim: int = 32, pooling: str = "mean") -> Entry:

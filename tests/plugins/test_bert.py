@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from zoo_plugins.backbones.bert import Bert, read_config
 
-from tests.kit.berts import entry_of, reference, tokens
+from tests.kit.berts import entry_of, exported, reference, tokens
 from tests.kit.models import TINY, write_bert
 from zoo import IntegrityError, RegistryError, Zoo
 from zoo.data.tokenizers import TextEncoder, place_tokenizer, read_vocabulary, tokenizer_json
 from zoo.runtime.ort import create_session
-from zoo.schema import ExportOptions, TextPreprocess, WordPiece
+from zoo.schema import TextPreprocess, WordPiece
 
 
 def hidden_of(model: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -28,12 +28,12 @@ def mean_of(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("arch", ["bert", "distilbert", "roberta", "mpnet"])
-def test_each_architecture_equals_transformers_in_torch_and_in_onnx(tmp_path: Path, arch: str) -> None:
-    model = reference(arch)
-    model.save_pretrained(tmp_path)
-    ours = Bert(entry_of(arch), tmp_path)
-    ours.export(tmp_path / "model.onnx", ExportOptions())
-    session = create_session((tmp_path / "model.onnx").read_bytes(), "cpu")
+def test_each_architecture_equals_transformers_in_torch_and_in_onnx(
+    tmp_path_factory: pytest.TempPathFactory, arch: str
+) -> None:
+    model, folder = reference(arch), exported(tmp_path_factory, arch)
+    ours = Bert(entry_of(arch), folder)
+    session = create_session((folder / "model.onnx").read_bytes(), "cpu")
     for batch, length in ((1, 3), (2, 40), (7, 150)):
         feeds = tokens(batch, length)
         wanted = mean_of(hidden_of(model, feeds), feeds["attention_mask"])

@@ -40,7 +40,10 @@ def test_a_family_of_the_tiny_models(shelf: Path, family: str, name: str) -> Non
     assert ("sequence" in details["dynamic batch"]) == (family == "bert")
 
 
-@pytest.mark.parametrize(("family", "name"), UPSTREAM.items())
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*pair, marks=pytest.mark.slow) if pair[0] == "inception" else pair for pair in UPSTREAM.items()],
+)
 def test_a_family_of_upstreams_files(upstream: Upstream, family: str, name: str) -> None:
     upstream.pull(name)
     conforms(upstream.run("plugins", "check", family, "--row", name, "--json"), family, name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,15 +31,16 @@ def examples(texts: Sequence[str]) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def trunks(shelf_file: Path, kept_home: Path) -> dict[str, Bundle]:
-    """The first stages of the tiny models, built once by the real child process."""
+def frozen(shelf_file: Path, kept_home: Path, trunks: Path) -> dict[str, Bundle]:
+    """The first stages of the tiny models."""
+    shutil.copytree(trunks, kept_home / "graphs", dirs_exist_ok=True)
     zoo = Zoo(home=kept_home, registry=shelf_file)
     return {name: zoo.graph(name, cut) for name, cut in (("tiny-bert", 1), ("tiny-lite", 8))}
 
 
 @pytest.fixture
-def texts(trunks: dict[str, Bundle]) -> Session:
-    return Session(trunks["tiny-bert"], "cpu")
+def texts(frozen: dict[str, Bundle]) -> Session:
+    return Session(frozen["tiny-bert"], "cpu")
 
 
 @pytest.fixture
@@ -177,8 +179,8 @@ class Loud(Session):
             yield positions, arrays
 
 
-def test_what_half_precision_cannot_hold(trunks: dict[str, Bundle], texts: Session, tmp_path: Path) -> None:
-    with Activations(tmp_path, Loud(trunks["tiny-bert"], "cpu"), examples(TEXTS[:3])) as activations:
+def test_what_half_precision_cannot_hold(frozen: dict[str, Bundle], texts: Session, tmp_path: Path) -> None:
+    with Activations(tmp_path, Loud(frozen["tiny-bert"], "cpu"), examples(TEXTS[:3])) as activations:
         batch = activations.batch([0, 1, 2])["hidden"]
     assert np.isfinite(batch).all()
     wanted = alone(texts, TEXTS[1]) * 1e6
@@ -211,8 +213,8 @@ def test_an_unreadable_item_is_an_error(texts: Session, tmp_path: Path) -> None:
     assert caught.value.index == 1
 
 
-def test_views_of_images(trunks: dict[str, Bundle], images: list[Example], tmp_path: Path) -> None:
-    session, folder = Session(trunks["tiny-lite"], "cpu"), tmp_path / "cache"
+def test_views_of_images(frozen: dict[str, Bundle], images: list[Example], tmp_path: Path) -> None:
+    session, folder = Session(frozen["tiny-lite"], "cpu"), tmp_path / "cache"
     with Activations(folder, session, images, views=2) as activations:
         assert (len(activations.items), activations.computed) == (15, 15)
         batch = activations.batch([1, 6, 11])["activations"]

@@ -31,6 +31,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def kept_home(kept_home: Path, trunks: Path) -> Path:
+    """The ZOO_HOME of this file's tests, with the trunks of the tiny models."""
+    return shutil.copytree(trunks, kept_home / "graphs", dirs_exist_ok=True).parent
+
+
+@pytest.fixture(scope="module")
 def whole(texts: Path, kept_home: Path, shelf_file: Path) -> bytes:
     """The bytes of the head after twelve epochs without a stop."""
     out = texts.parent / "whole"
