@@ -41,9 +41,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ and hasattr(os, "sched_setaffinity"
 
 
 def pytest_collection_finish() -> None:
-    """What the tests import stays: searching it for garbage again and again takes longer than many a test."""
+    """Keep what the tests import for good: searching it for garbage takes longer than many a test."""
     gc.collect()
     gc.freeze()
+    if "torch" in sys.modules:
+        forks.keep_exporter_registry()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -54,7 +54,7 @@ def test_texts_of_a_length(shelf: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("tiny-bert: fp32, ")
-    assert lines[0].endswith("on cpu with 1 threads, texts of 16 tokens")
+    assert lines[0].endswith("on cpu with 1 thread, texts of 16 tokens")
     rows = [line.split()[:2] for line in lines if line.startswith("zoo ")]
     assert rows == [["zoo", "1"], ["zoo", "8"], ["zoo", "32"]]
     assert any(line.startswith("cold start with onnxruntime: ") for line in lines)

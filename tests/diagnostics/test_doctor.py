@@ -179,7 +179,7 @@ def test_digests(site: Site, shelf: Path, zoo_home: Path) -> None:
     found = checks(site, 5, "--deep")["digests"]
     assert graph.name in found["found"]
     subprocess.run(found["fix"], shell=True, check=True)
-    assert "of 2 models and 1 graphs" in checks(site, 0, "--deep")["digests"]["found"]
+    assert "of 2 models and 1 graph" in checks(site, 0, "--deep")["digests"]["found"]
 
 
 def flip(path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_configuration_for_triton(tuned: Path, kept_shelf: Path, tmp_path: P
 
 
 def test_the_bounds_are_those_of_the_page() -> None:
-    table = re.search(r"\| bound \|.*?\n\n", PAGE.read_text(), re.DOTALL)
+    table = re.search(r"\| limit \|.*?\n\n", PAGE.read_text(), re.DOTALL)
     assert table is not None
     columns = [*parity.BOUNDS.values(), parity.TEXTS["int8"], parity.WORD_BOUNDS["fp16"], parity.WORD_BOUNDS["int8"]]
     lines = table[0].strip().splitlines()[2:]

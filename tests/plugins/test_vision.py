@@ -105,9 +105,8 @@ def test_features_are_transformers(upstream: Upstream, name: str) -> None:
     check_same(got, transformers_features(upstream.provide(name), feed))
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == EXPORTED[-1] else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
 def test_the_onnx_graph_is_torchvisions(upstream: Upstream, name: str) -> None:
     """At full size the graph passes its parity check and equals torchvision from the pixels on."""
     import onnx
