@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Zoo(Workspace):
-    """The verbs of zoo, one method for each."""
+    """The Python interface of zoo: one method for each verb."""
 
     def list(
         self, pattern: str | None = None, *, family: str | None = None, task: str | None = None,
@@ -62,7 +62,7 @@ class Zoo(Workspace):
         return results
 
     def prune(self, *, models: bool = False, dry_run: bool = False) -> "Sequence[Prunable]":
-        """Remove caches, unused graphs and leftovers of crashed runs; returns each with the result.
+        """Remove caches, unused graphs and leftovers of crashed runs; returns a record of each, with its state.
 
         `models` also removes pulled rows. With `dry_run` nothing is removed. Files used by a running process stay.
         """
@@ -123,7 +123,7 @@ class Zoo(Workspace):
         )  # fmt: skip
 
     def export(self, model: str, out: Path, variant: Variant | None = None) -> Bundle:
-        """Write the bundle of a registry row or a fine-tuned bundle at `out`, in the precision of `variant`.
+        """Export a registry row or a fine-tuned bundle as a new bundle at `out`, in the precision of `variant`.
 
         Raises GateError, and writes nothing, if the file differs from the original model or loses too much accuracy.
         """
@@ -147,13 +147,14 @@ class Zoo(Workspace):
         self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,
         keep_going: bool = False,
     ) -> RunResult:  # fmt: skip
-        """Answers for one input or any iterable of inputs, all held in memory: see also `answers` and `run_to_file`.
+        """The answers for one input or an iterable of inputs, all held in memory.
 
         Inputs are paths, PIL images or uint8 arrays for image models, str for text models. A registry row of word
-        vectors answers with nearest words, on the CPU. For several calls, `session(model)` loads the model once.
+        vectors answers with nearest words, on the CPU. For several calls, `session(model)` loads the model once. For
+        more inputs than fit in memory, use `answers` or `run_to_file`.
 
-        Raises DataError for an unreadable input, NotFoundError for a text without a known word if nearest words are
-        searched. With `keep_going` the error is in the answer instead.
+        Raises DataError for an unreadable input and for a text without a known word, NotFoundError if the whole input
+        is one unknown word and nearest words are searched. With `keep_going` the error is in the answer instead.
         """
         if not self.has_words(model):
             session = self.session(model, device)
@@ -171,8 +172,8 @@ class Zoo(Workspace):
     ) -> Answers:
         """An iterator over answers, for any number of inputs; inputs may be those of `each_input`.
 
-        The model is loaded now, inputs are read as answers are consumed, and none is kept. Raises the errors of `run`,
-        that of an input when its answer is due.
+        The model is loaded at once. Inputs are read as answers are consumed, and none is kept. Raises the errors of
+        `run`; the error of an input is raised when its answer is due.
         """
         from zoo.data.inputs import one_or_more
         from zoo.runtime.answers import WordAnswerer, answers
@@ -192,11 +193,11 @@ class Zoo(Workspace):
     ) -> Answered:  # fmt: skip
         """Write the answers for `inputs` (as in `answers`) to a `.csv`, `.jsonl` or `.parquet` file: docs/run.md.
 
-        `top` is for nearest words (default 5); for labels every score is written. An input that fails has its error in
-        the file, with `strict` it is raised. `resume` continues an unfinished file.
+        `top` is the number of nearest words (default 5); for a classifier every score is written. The error of an input
+        is written into the file; with `strict` it is raised. `resume` continues an unfinished file.
 
-        Raises DataError without inputs, UsageError for a model without a head and for an output that is unfinished,
-        or has other inputs or another model, AccessError for an output that is not writable.
+        Raises DataError if there are no inputs; UsageError for a model without a head, an unfinished output (without
+        `resume`), and an output of other inputs or another model; AccessError for an output that is not writable.
         """
         from zoo.outputs import answer_file
         from zoo.outputs.table import check_name
@@ -218,7 +219,7 @@ class Zoo(Workspace):
     def inputs(
         self, model: str, arguments: Sequence[str], *, text: str | None = None
     ) -> tuple[Sequence[str], Sequence[str]]:
-        """Returns items and their names for command-line arguments: files, folders, globs, texts, `-` for stdin."""
+        """The items, and their names, that command-line arguments mean: files, folders, globs, texts, `-` for stdin."""
         from zoo.data.inputs import expand
 
         return expand(arguments, self._preprocess(model), text=text)
@@ -261,11 +262,12 @@ class Zoo(Workspace):
         self, model: str, query: Any, inputs: Iterable[Any], *, device: str | None = None, top: int = 5,
         text: str | None = None, image: str | None = None, index: bool = False,
     ) -> Ranking:  # fmt: skip
-        """The `top` of `inputs` by cosine similarity of their features with those of `query`.
+        """The `top` inputs most similar to `query`, by the cosine similarity of their features.
 
-        `inputs` are arguments of `each_input`, files of `embed`, or `.npy` files. All vectors are compared; with
-        `index` a file of more than a million vectors is searched with an index beside it, built once. Raises DataError
-        for an unreadable query, no inputs, or vectors of another length; another fingerprint gives a warning.
+        `inputs` are arguments of `each_input`, files of `embed`, or `.npy` files. All vectors are compared. With
+        `index`, a file of more than a million vectors is searched approximately; the index is built once and kept
+        beside the file. Vectors of another model give a warning. Raises DataError for an unreadable query, no inputs,
+        or vectors of another length.
         """
         from zoo.outputs.similar import similar
 
@@ -288,7 +290,7 @@ class Zoo(Workspace):
         return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
 
     def bench(self, model: str, options: BenchOptions | None = None) -> Benchmark:
-        """Time the bundle of a registry row or a fine-tuned one, and with `options.against` the same network in torch.
+        """Time measurements of a registry row or a bundle; with `options.against` also of the same network in torch.
 
         Raises UsageError for a length above the model's limit and for a family without a torch module.
         """
@@ -331,14 +333,14 @@ class Zoo(Workspace):
         try:
             shelves = self.shelves
         except ZooError:
-            # An unreadable registry is no plugin's fault: check the plugins' registry files without it.
+            # The plugins' registry files can be checked even if the registry itself is unreadable.
             shelves = add_shelves(Registry(), os.environ)[1]
         return [*load_all(limit), *shelves]
 
     def check_plugins(
         self, family: str | None = None, *, rows: Sequence[str] = (), limit: float = 600.0
     ) -> "Sequence[Report]":
-        """Reports of the conformance check (see zoo.testing) of one family or all, each row in a child process.
+        """Reports of the conformance check (see zoo.testing) for one family or all; each row runs in a child process.
 
         `rows` are names of rows or kept bridged models; by default the pulled ones, else the smallest that can be
         pulled. Raises PluginError if the family's plugin cannot be loaded, and the errors of `pull`.

@@ -1,4 +1,4 @@
-"""The interface of a backbone family: it exports the original weights to ONNX and computes reference features."""
+"""The interface of a backbone family, which exports the original weights to ONNX and computes reference features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ class Backbone(ABC):
     """One family of pretrained backbones. Its methods take and return paths and numpy arrays; only `stages` uses torch.
 
     `entry` is the registry row, `weights` the folder with the row's verified files under their `path` names. The
-    constructor runs before the files are there: it raises RegistryError for a wrong `entry.config` and reads no file.
+    constructor may run before the files are downloaded, so it must not read them. It raises RegistryError for a wrong
+    `entry.config`.
     """
 
     family: ClassVar[str]
@@ -37,9 +38,9 @@ class Backbone(ABC):
         return TRAINING
 
     def prepare(self, progress: Progress = SILENT) -> None:  # noqa: B027 - most families have nothing to prepare
-        """Convert the row's files after they were pulled and verified. Called again later, it must return at once.
+        """Convert the row's files after they were pulled and verified. A repeated call must return at once.
 
-        Write beside the row's files, completely or not at all.
+        Write the result beside the row's files, completely or not at all.
         """
 
     @abstractmethod
@@ -56,9 +57,9 @@ class Backbone(ABC):
         """`features` [batch, dim] of the original model for the same inputs, for the parity check."""
 
     def load(self) -> bool:
-        """Load what `reference` needs. Returns whether `reference` may then run in another thread.
+        """Load the model for `reference`; returns whether `reference` may then run in another thread.
 
-        That requires that it changes no state shared by threads, such as a random generator. Fine-tuning then runs it
+        It may if it changes no state that threads share, such as a random generator. Fine-tuning then runs `reference`
         while the head is trained.
         """
         return False

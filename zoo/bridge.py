@@ -12,7 +12,7 @@ from zoo.schema import Entry
 class Bridge(ABC):
     """Makes entries of another library's models.
 
-    Raises NotFoundError, NetworkError, OfflineError, AccessError; UsageError for a model that cannot be expressed.
+    Raises NotFoundError, NetworkError, OfflineError, AccessError; UsageError for a model that an entry cannot describe.
     """
 
     prefix: ClassVar[str]

@@ -58,7 +58,7 @@ class Bundle:
         return self.path / MODEL
 
     def read_model(self) -> bytes:
-        """The ONNX file's bytes. Raises IntegrityError when they are not those of the manifest."""
+        """The ONNX file's bytes. Raises IntegrityError if their sha256 is not that of the manifest."""
         try:
             data = self.model.read_bytes()
         except FileNotFoundError as error:
@@ -78,7 +78,7 @@ class Bundle:
             data = map_file(path)
         except OSError as error:
             raise _changed(path, expected, error.strerror or "no file") from error
-        # The mapping itself is hashed: the file may change after that.
+        # Hash the mapped bytes, which the model will use: by now another file may be at `path`.
         if (actual := sha256(data)) != expected:
             raise _changed(path, expected, actual)
         return data
@@ -99,8 +99,8 @@ class Bundle:
                 raise _changed(path, expected, actual)
 
     def verify(self) -> list[tuple[FileDigest, bool]]:
-        """Each file of the manifest, and whether the file on disk has its size and digest."""
-        # A link points out of the bundle, and running the model does not follow it.
+        """Each file of the manifest, and whether the file on disk has the recorded size and digest."""
+        # A link counts as changed: it points out of the bundle, and running the model does not follow it.
         return [(file, is_unchanged(self.path / file.path, file)) for file in self.manifest.files]
 
 
@@ -123,7 +123,7 @@ def describe_files(folder: Path) -> tuple[FileDigest, ...]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """Write `zoo.json`, which makes the folder a bundle: after all other files."""
+    """Write `zoo.json`, which makes the folder a bundle. Call this after all other files are written."""
     write_record(folder / MANIFEST, manifest, indent=2)
     return Bundle(folder, manifest)
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 
 class ZooError(Exception):
-    """Raised when a child process fails unexpectedly, or some of many inputs fail; every error below is one.
+    """Raised when a child process fails unexpectedly, or some of many inputs fail; the base class of all errors.
 
-    `message` says what happened, `hint` how to fix it. `exit_code` ends the command line, `code` is the stable name
-    that `--json` prints.
+    `message` describes the problem, `hint` its solution. The command line exits with `exit_code`; `code` is the stable
+    name that `--json` prints.
     """
 
     exit_code: ClassVar[int] = 1
@@ -126,7 +126,7 @@ class OfflineError(NetworkError):
 
 
 class IntegrityError(ZooError):
-    """Raised when a file differs from its pinned size or sha256 (`expected`, `actual`), or is not of its format."""
+    """Raised when a file differs from its pinned size or sha256 (`expected`, `actual`), or has a wrong format."""
 
     exit_code = 5
     code = "integrity"
@@ -151,7 +151,7 @@ class UnpinnedError(IntegrityError):
 
 
 class GateError(ZooError):
-    """Raised when a parity check, `--max-drop`, `--fail-under` or a check of a plugin fails; `report` says how."""
+    """Raised when a parity check, `--max-drop`, `--fail-under` or a check of a plugin fails: see `report`."""
 
     exit_code = 6
     code = "gate"
@@ -215,7 +215,7 @@ class DivergedError(ZooError):
 
 def named(error: ZooError, name: str, item: object) -> ZooError:
     """The same error with the item's `name` before its message, unless the message names the item already."""
-    # A text that is its own name is part of the message, and an error with a path names that path.
+    # The message already contains a text that is its own name. If the error has a path, it contains that path.
     is_own_name = isinstance(item, str) and item == name
     if not is_own_name and getattr(error, "path", None) is None:
         error.message = f"{name}: {error.message}"

@@ -20,7 +20,7 @@ def require(purpose: str, *packages: str) -> None:
     if not missing:
         return
     bundle = "use a bundle that was exported elsewhere"
-    # Small extras, for verbs that need nothing else.
+    # These small extras are enough for a verb that needs no other package.
     for extra, content, alternative in (
         ("search", {"usearch"}, "leave --index out to compare all vectors"),
         ("data", {"pyarrow"}, None),
@@ -28,7 +28,7 @@ def require(purpose: str, *packages: str) -> None:
     ):
         if content.issuperset(packages):
             raise MissingExtraError(missing[0], extra, purpose, alternative=alternative)
-    # The extra of a bridge's library has its name, and includes the packages for training.
+    # The extra of a bridge's library is named after the library, and includes the packages for training.
     for package in missing:
         if package in ("timm", "transformers"):
             raise MissingExtraError(package, package, purpose, alternative=bundle)
@@ -52,7 +52,7 @@ def package_folder(package: str) -> Path | None:
         try:
             spec = next((spec for find in finders if (spec := find(name, locations)) is not None), None)
         except (KeyError, ValueError):
-            # A folder without __init__.py inside a package: only importing its parent would find it.
+            # A folder without __init__.py inside a package is only found by importing its parent.
             return None
         if spec is None or spec.submodule_search_locations is None:
             return None

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub for plugins: repositories at a commit, files of data sets, and the Hub's errors as zoo's.
+"""The Hugging Face Hub for plugins: repositories at a commit, files of data sets, and errors translated into zoo's.
 
 All requests go through huggingface_hub, which obeys HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Its telemetry is off.
 """
@@ -31,7 +31,7 @@ from zoo.errors import AccessError, IntegrityError, NetworkError, NotFoundError,
 from zoo.progress import SILENT, Progress
 from zoo.schema import WeightFile
 
-# For child processes, and for this one, which may have imported the library before.
+# The variable is for child processes; the constant is for this process, which may have imported the library already.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
@@ -52,10 +52,10 @@ MAX_CONFIG = 4_000_000
 
 
 class Repository(Struct, frozen=True, kw_only=True):
-    """A model repository at a commit, by the Hub's listing.
+    """A model repository at a commit, as the Hub lists it.
 
-    `sizes` are bytes by path; `license` is an SPDX id, the Hub's own name for others, or `unknown`; `parameters` is the
-    Hub's count for safetensors files.
+    `sizes` are bytes by path. `license` is an SPDX id, else the Hub's name of the license, else `unknown`. `parameters`
+    is the Hub's count for safetensors files.
     """
 
     name: str
@@ -75,7 +75,10 @@ class Repository(Struct, frozen=True, kw_only=True):
         return WeightFile(path=path.rpartition("/")[2], sha256=None, size=self.sizes[path] or None, sources=(url,))
 
     def read(self, path: str) -> bytes:
-        """The bytes of a small file. Raises NotFoundError, IntegrityError if it is too large, and as `translated`."""
+        """The bytes of a small file.
+
+        Raises NotFoundError, IntegrityError if the file is too large, and the errors of `translated`.
+        """
         if path not in self.sizes:
             raise NotFoundError(f"{self.origin} has no file {path}", hint="choose another repository")
         if (size := self.sizes[path] or 0) > MAX_CONFIG:
@@ -88,7 +91,7 @@ class Repository(Struct, frozen=True, kw_only=True):
 def open_repository(name: str, revision: str | None = None) -> Repository:
     """The model repository `org/name` at a branch, tag or commit (None: the default branch).
 
-    Raises NotFoundError, and as `translated`.
+    Raises NotFoundError, and the errors of `translated`.
     """
     title = f"hf://{name}" + (f"@{revision}" if revision else "")
     try:
@@ -121,7 +124,7 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
     """The path, in huggingface_hub's cache, of a file of a data set: `hf://datasets/ORG/NAME[@REVISION]/PATH`.
 
     With `offline` nothing is downloaded. Raises UsageError for another form, NotFoundError, OfflineError for a file
-    that is not in the cache, and as `translated`.
+    that is not in the cache, and the errors of `translated`.
     """
     match = DATASET.fullmatch(url)
     if match is None:
@@ -131,7 +134,7 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
         )
     repo, path = match["repo"], match["path"]
     try:
-        # The client logs every retry; the last error is raised below.
+        # Hide the client's log of retries: the last error is raised below.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         with ExitStack() as stack, translated(url):
             found = hf_hub_download(
@@ -164,7 +167,7 @@ def _missing(error: BaseException | None) -> str | None:
 
 
 def _moving(stack: ExitStack, progress: Progress, name: str) -> type[object]:
-    """A meter that opens a bar on `stack` when a download begins, and advances it."""
+    """A class of meters: each opens a progress bar on `stack` when its download begins, and advances it."""
 
     class Moving(Meter):
         def __init__(self, *, total: int | None = None, initial: int = 0, **more: object) -> None:
@@ -182,7 +185,7 @@ def _license(info: ModelInfo) -> str:
     card = info.card_data
     words = card.get("license") if card is not None else None
     if isinstance(words, str) and words.lower() == "other" and card is not None:
-        # The name of a license that the Hub does not know.
+        # For `license: other` the card may have a second field with the license's name.
         words = card.get("license_name") or words
     names = [words] if isinstance(words, str) else [word for word in words or () if isinstance(word, str)]
     return " OR ".join(SPDX.get(name.lower(), name) for name in names) or "unknown"
@@ -206,24 +209,24 @@ class Meter:
         self.n += amount
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: nothing was opened."""
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Nothing is drawn."""
+        """Draw nothing."""
 
     # Without these two methods the Xet downloader would open a second bar for network bytes.
     def update_transfer(self, amount: int) -> None:
-        """Nothing is drawn."""
+        """Draw nothing."""
 
     def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Nothing is drawn."""
+        """Draw nothing."""
 
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """Turn errors of huggingface_hub about `url` into OfflineError, AccessError or NetworkError.
 
-    An error of the disk stays an OSError. The cause of a NetworkError shows whether something does not exist.
+    Errors of the disk stay OSErrors. The cause of a NetworkError shows whether a repository, commit or file is missing.
     """
     try:
         yield
@@ -238,7 +241,7 @@ def translated(url: str) -> Iterator[None]:
 
 def _translation(url: str, error: BaseException) -> ZooError:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        # The cause is the reason why the Hub was not reached.
+        # The cause of this error says why the Hub was not reached.
         return _translation(url, error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return OfflineError(f"{url}: the Hub client is offline", url="hf://", hint="unset HF_HUB_OFFLINE")

@@ -10,14 +10,14 @@ from zoo.schema import Precision, Task
 
 #: Batch sizes that `zoo bench` times.
 BATCHES = (1, 8, 32)
-#: How much of the score int8 may lose, unless the user says otherwise.
+#: The default of `--max-drop`: how much of the score int8 may lose.
 MAX_DROP = 0.01
 
 
 class DataOptions(Struct, frozen=True, kw_only=True):
     """How labelled data is read. Raises UsageError for invalid values.
 
-    `task`: the kind of its labels.
+    `task`: the kind of the labels.
     `text`, `image`, `label`: the columns of a table.
     `max_bad`: the fraction of the items that may be unreadable.
     """
@@ -38,12 +38,12 @@ class Variant(Struct, frozen=True, kw_only=True):
 
     `precision`: None keeps the precision of the model.
     `calibrate`: data for int8. Image models read value ranges from it; its held-out items measure the accuracy.
-    `raw`: without preprocessing and head.
-    `fuse`: a text encoder in ONNX Runtime's own operators, which only ONNX Runtime runs.
+    `raw`: the backbone alone, without preprocessing and head.
+    `fuse`: with operators that only ONNX Runtime has (text encoders).
     `max_drop`: how much of the score int8 may lose (at least one item).
     `text`, `image`, `label`, `max_bad`: as in FinetuneOptions, for `calibrate`.
 
-    Another `max_drop` than the default, and a column, need `calibrate`.
+    A column, and a `max_drop` other than the default, need `calibrate`.
     """
 
     precision: Precision | None = None
@@ -66,7 +66,7 @@ class Variant(Struct, frozen=True, kw_only=True):
             raise UsageError("--calibrate needs --precision int8", hint="--precision int8, or leave --calibrate out")
         given = {"text": self.text, "image": self.image, "label": self.label}
         unused = [f"--{name}" for name, column in given.items() if column is not None]
-        # The default is no request; it cannot be told from the same number given by the user.
+        # A user who gives the default value cannot be distinguished from one who gives none.
         if self.max_drop != MAX_DROP:
             unused.insert(0, "--max-drop")
         if unused and not self.calibrate:
@@ -83,11 +83,12 @@ class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
     """How labelled data is read and a model is trained on it. Raises UsageError for invalid values.
 
     `hidden`: widths of the head's hidden layers; none for a linear head.
-    `lr`, `weight_decay`: None searches for them on the features.
+    `lr`, `weight_decay`: None chooses them by a search on the features.
     `batch`: items in a step; None means 64 to 1,024 for a head (by the number of items) and 32 for the last stages.
-    `auto_batch` halves it when memory runs out.
-    `patience`: stop after so many epochs without a better loss on the inner validation part.
-    `unfreeze`: last stages that are trained with the head. `augment`: random views of each image that are added.
+    `auto_batch`: halve `batch` when memory runs out.
+    `patience`: stop after this number of epochs without a better loss on the inner validation part.
+    `unfreeze`: the number of last stages that are trained with the head.
+    `augment`: the number of random views that are added for each image.
     `val`: the fraction of the data that is held out, or the path of a data set to hold out.
     """
 

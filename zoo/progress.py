@@ -1,4 +1,4 @@
-"""Progress of long work: zoo counts, the caller draws."""
+"""Interfaces for the progress of long work: zoo counts units, and the caller draws the bars."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -25,7 +25,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """No progress output, the default of the Python interface: a Progress and its own Bar."""
+    """A Progress, and a Bar, that draw nothing: the default of the Python interface."""
 
     def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Bar]:
         """A bar that draws nothing."""

@@ -85,7 +85,7 @@ class Placement(Struct, frozen=True, kw_only=True):
 
 
 class RunResult(Struct, frozen=True, kw_only=True):
-    """Answers in the order of the inputs, and the `device` that ran; `placement` has the reason for it."""
+    """Answers in the order of the inputs, and the `device` that ran; `placement` explains the choice of the device."""
 
     model: str
     entry: str
@@ -95,9 +95,10 @@ class RunResult(Struct, frozen=True, kw_only=True):
 
 
 class Answers(Struct, frozen=True, eq=False):
-    """An iterator over answers in the order of the inputs, which are read as answers are consumed. It runs once.
+    """An iterator over answers in the order of the inputs; it can be used once.
 
-    `entry` is the registry row of the model, `device` the device that runs, `placement` has the reason for it.
+    Inputs are read as answers are consumed. `entry` is the registry row of the model, `device` the device that runs;
+    `placement` explains the choice of the device.
     """
 
     entry: str
@@ -112,8 +113,8 @@ class Answers(Struct, frozen=True, eq=False):
 class Evaluation(Struct, frozen=True, kw_only=True):
     """A bundle's metrics on labelled data; `trained_on` counts the items that its head was trained on.
 
-    `predictions` has the score of every label for each item, `predicted` its answer and `truth` its label (several
-    labels are joined by `|`). `skipped` has one line for each unreadable item.
+    For each item, `predictions` has the scores of all labels, `predicted` the model's answer and `truth` the true label
+    (several labels are joined by `|`). `skipped` has one line for each unreadable item.
     """
 
     model: str
@@ -167,10 +168,11 @@ class Answered(Written, frozen=True, kw_only=True):
 
 
 class Ranking(Struct, frozen=True, kw_only=True):
-    """The inputs most similar to `query`, best first, with their cosine similarities; `compared` counts all of them.
+    """The inputs most similar to `query`, best first, with their cosine similarities.
 
-    `warnings` are doubts about the comparison. `failed` counts unreadable inputs, `failures` are the first of them.
-    `approximate` is whether an index was used, which can miss some.
+    `compared` counts the vectors that were compared. `warnings` are reasons to doubt the comparison. `failed` counts
+    unreadable inputs, `failures` are the first of them. `approximate` is true if an index was used, which can miss
+    matches.
     """
 
     model: str
@@ -230,7 +232,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
 class Benchmark(Struct, frozen=True, kw_only=True):
     """The result of `zoo bench`: `size` of the graph in bytes, `macs` multiply-adds for one item, `peak` in GFLOP/s.
 
-    `load` is the machine's load average before the start. `rival` is the system that `verdicts` compare with.
+    `peak_is` describes the measurement of `peak`. `load` is the machine's load average before the start. `rival` is the
+    system that `verdicts` compare with.
     """
 
     model: str

@@ -44,7 +44,11 @@ class WeightFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="image", tag_field="kind"):
-    """Short side resized to `resize` pixels, antialiased; centre crop of `crop`; (x / 255 - mean) / std on RGB."""
+    """The preprocessing of an image: resize, crop, normalise.
+
+    The short side is resized to `resize` pixels with antialiasing. The centre of `crop` x `crop` pixels is normalised:
+    (x / 255 - mean) / std, in RGB.
+    """
 
     resize: Positive
     crop: Positive
@@ -70,10 +74,11 @@ class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class TextPreprocess(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
 ):
-    """Tokenised with the file `tokenizer`, at most `max_length` tokens with special ones, pooled, L2 if `normalize`.
+    """The preprocessing of a text, and the pooling of its tokens' features.
 
-    `tokenizer` is a `tokenizer.json`, or a `vocab.txt` with the options `wordpiece`. A text whose tokens are all
-    `unknown_token` is refused.
+    `tokenizer` is a `tokenizer.json`, or a `vocab.txt` with the options `wordpiece`. A text is truncated at
+    `max_length` tokens, special tokens included, and refused if all tokens are `unknown_token`. With `normalize`,
+    features are scaled to L2 norm 1.
     """
 
     tokenizer: FilePath
@@ -91,8 +96,9 @@ class TextPreprocess(
 class WordsPreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="words", tag_field="kind"):
     """A table of word vectors; a text's features are the mean of the vectors of its first `max_length` words.
 
-    `words` is the file that lists the words, None if the table's file contains them. A word that is not in the table is
-    left out (`skip`), counts as a zero vector (`zero`), or as the word `unknown_token` (`token`).
+    `words` is the file that lists the words, None if the table's file contains them. `unknown` decides about a word
+    that is not in the table: it is left out (`skip`), or counts as a zero vector (`zero`) or as `unknown_token`
+    (`token`).
     """
 
     table: FilePath
@@ -111,7 +117,7 @@ Preprocess: TypeAlias = ImagePreprocess | TextPreprocess | WordsPreprocess
 
 
 def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
-    """The input tensors of a family's features graph."""
+    """The input tensors of the features graph for this preprocessing."""
     if isinstance(preprocess, ImagePreprocess):
         shape = ("batch", 3, preprocess.crop, preprocess.crop)
         return (TensorSpec(name=PIXELS, dtype="float32", shape=shape),)
@@ -215,7 +221,8 @@ class Parity(Struct, frozen=True, kw_only=True):
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Quality of a model on `n` items: fractions in 0..1, `confusion[true][predicted]` in items.
 
-    Single-label: the fields up to `calibration_error` (ECE, without class weights; `top5` with six labels or more).
+    Single-label: the fields up to `calibration_error` (expected calibration error, after the effect of class weights is
+    removed); `top5` only with six labels or more.
     Multi-label: no confusion; `accuracy` is the fraction of items with exactly the right labels.
     Regression: `mae` and `rmse` in the target's unit, `r2` at most 1.
     """
@@ -244,8 +251,9 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Guard(Struct, frozen=True, kw_only=True):
     """The cost of a lower precision: `Metrics.score` before and after on the same `n` held-out items.
 
-    At most `allowed` may be lost. `interval` belongs to `after`, if that is a fraction. `items` describes the items,
-    `excluded` are the layers that stay in float, and `refitted` is whether the head was fitted to the new features.
+    At most `allowed` may be lost. `interval` is the confidence interval of `after` if that is an accuracy. `items`
+    describes the items. `excluded` are the layers that stay in float. `refitted` is true if the head was fitted again,
+    to the new features.
     """
 
     n: int
@@ -316,7 +324,7 @@ class Epoch(Struct, frozen=True, kw_only=True):
 class Outcome(Struct, frozen=True, kw_only=True):
     """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
 
-    `computed` of the `items` had no features in the cache.
+    `computed` counts the `items` whose features were not in the cache.
     """
 
     manifest: Manifest
@@ -340,5 +348,5 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
 
 
 def canonical(name: str) -> str:
-    """`name` in lower case with all punctuation as `-`: two names are equal if these are."""
+    """`name` in lower case, with `-` for runs of `-`, `_` and `.`: names with one canonical form count as equal."""
     return re.sub(r"[-_.]+", "-", name).lower()

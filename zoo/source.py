@@ -11,9 +11,10 @@ from zoo.progress import Progress
 
 
 class Want(Struct, frozen=True, kw_only=True):
-    """A file to fetch: the bytes of `url` go into `partial`, after those that it holds if the source can resume.
+    """A file to fetch: the bytes of `url` go into `partial`.
 
-    `size` is the exact size in bytes if it is known: a source should stop one byte after it.
+    `partial` may hold the file's first bytes; a source that can resume appends the rest. `size` is the exact size in
+    bytes if it is known. A source should stop one byte after it, which shows that the file is too long.
     """
 
     url: str
@@ -22,7 +23,10 @@ class Want(Struct, frozen=True, kw_only=True):
 
 
 class Announced(Struct, frozen=True, kw_only=True):
-    """Size and digest of a file by its source. The digest is only compared with other digests, never trusted alone."""
+    """Size and digest of a file that its source announces.
+
+    The digest is only compared with other digests, never trusted alone.
+    """
 
     size: int | None = None
     sha256: str | None = None
@@ -43,5 +47,5 @@ class Source(ABC):
         """Fill every want's `partial`. All wants have this scheme; one archive may hold several of them."""
 
     def announced(self, url: str) -> Announced | None:
-        """Size and digest of `url` by the server, or None. Called only for unpinned files."""
+        """Size and digest of `url` that the server announces, or None. Called only for unpinned files."""
         return None

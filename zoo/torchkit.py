@@ -1,4 +1,4 @@
-"""The base class of families written in torch: a family writes `build`, and gets ONNX export and a reference.
+"""The base class of families written in torch: a family implements `build`, the base class exports and runs it.
 
 torch is imported inside the methods, so a plugin that subclasses TorchBackbone can be imported without it.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Example lengths of dynamic axes; torch.export would make the lengths 0 and 1 constants of the graph.
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
-#: Lengths of a second example: an axis that grows from the first to the second has the name of the length.
+#: Lengths of a second example: an axis of a tensor whose length changes between the examples is a dynamic axis.
 LONGER_AXES = {"batch": 3, "sequence": 11}
 #: A reference with fewer parameters runs on one thread. Parity needs about ten images: a second thread gains little on
 #: an idle machine, and on a busy one two threads that synchronise at every layer take ten times as long as one.
@@ -71,7 +71,7 @@ def load_state(
 def _problems(
     given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields each problem with the names of the tensors that have it; later checks rely on earlier ones."""
+    """Yields each possible problem with the tensors at fault; each check relies on the checks before."""
     import torch
 
     def fits(name: str) -> bool:
@@ -98,7 +98,7 @@ def _is_counter(name: str) -> bool:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes on `count` threads."""
+    """A context in which torch computes on `count` threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -114,8 +114,10 @@ class TorchBackbone(Backbone):
 
     @abstractmethod
     def build(self) -> "torch.nn.Module":
-        """The module from the original files: eval mode, float32; forward takes `entry.inputs` by name and order
-        and returns features [batch, dim]."""  # noqa: D205, D209
+        """The module with the original weights, in eval mode and float32.
+
+        Its forward takes the tensors `entry.inputs`, by name and order, and returns features [batch, dim].
+        """
 
     @cached_property
     def module(self) -> "torch.nn.Module":
@@ -124,7 +126,7 @@ class TorchBackbone(Backbone):
         return self.build()
 
     def load(self) -> bool:
-        """Build the module now: building draws random numbers from torch's generator, running the module does not."""
+        """Build the module. Returns True: only building draws numbers from torch's shared random generator."""
         return self.module is not None
 
     def stages(self) -> "Sequence[torch.nn.Module]":
@@ -182,7 +184,7 @@ def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
 
 
 def check_cut(family: str, stages: int, cut: int) -> None:
-    """Raise UsageError, naming the possible number, unless at least one stage lies on either side of `cut`."""
+    """Raise UsageError unless at least one stage lies on either side of `cut`; the hint has the largest number."""
     if 0 < cut < stages:
         return
     if stages < 2:
@@ -194,7 +196,7 @@ def check_cut(family: str, stages: int, cut: int) -> None:
 
 
 def run_stages(stages: "Iterable[torch.nn.Module]", tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """The tensors that the last stage returns, when the stages run in order on `tensors`."""
+    """The tensors that the last stage returns when all stages run in order, the first one on `tensors`."""
     for stage in stages:
         tensors = stage(tensors)
     return tensors
@@ -249,7 +251,7 @@ def export_module(
 
 @contextmanager
 def described_by_config(library: str) -> Iterator[None]:
-    """Inside, every error of a library that builds a network from a published config.json is an IntegrityError."""
+    """A context that turns every error of `library`, which builds a network from a config.json, into IntegrityError."""
     try:
         yield
     except (ZooError, ImportError, MemoryError):
@@ -265,7 +267,7 @@ def described_by_config(library: str) -> Iterator[None]:
 def as_stage(
     module: "torch.nn.Module", inputs: Sequence[str], *, output: str, keep: Sequence[str] = ()
 ) -> "torch.nn.Module":
-    """`module` as a stage: it is called with the tensors `inputs`, and its result is named `output`.
+    """`module` as a stage, which passes the tensors `inputs` to the module and names its result `output`.
 
     The tensors `keep` are passed on unchanged and all others dropped, so that no unneeded tensor is cached.
     """
@@ -305,7 +307,8 @@ def _named_axes(name: str, one: "torch.Tensor", other: "torch.Tensor", family: s
     pairs = list(zip(one.shape, other.shape, strict=True))
     shape = tuple(pair[0] if pair[0] == pair[1] else names.get(pair, "?") for pair in pairs)
     if shape[:1] != ("batch",) or "?" in shape or shape.count("sequence") > 1:
-        raise PluginError(f"a stage gives {name} {list(shape)}, without one batch axis that comes first", plugin=family)
+        expected = "the first must be the batch, and of the others at most one the sequence"
+        raise PluginError(f"a stage gives {name} the axes {list(shape)}: {expected}", plugin=family)
     return TensorSpec(name=name, dtype=str(one.dtype).removeprefix("torch."), shape=shape)
 
 
@@ -319,7 +322,7 @@ def _example(spec: TensorSpec, axes: Mapping[str, int]) -> "torch.Tensor":
 
 @contextmanager
 def _exporter_settings() -> Iterator[None]:
-    """Inside, the exporter's deprecation warnings about its own code are not shown, and no garbage is collected.
+    """A context without warnings of torch's exporter about its own code, and without garbage collection.
 
     A trace makes millions of small objects that stay alive until its end. Searching them for garbage takes a sixth of
     the time of an export.

@@ -1,4 +1,4 @@
-"""From a model reference to its registry row, files, bundle or session."""
+"""Class Workspace: finds the registry row, files, bundle or session of a model reference."""
 
 import os
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class Workspace:
 
     @cached_property
     def lock(self) -> Lock:
-        """sha256 of files without a pinned one, recorded at their first pull."""
+        """`zoo.lock`: the sha256 of files that the registry does not pin, recorded at their first pull."""
         return Lock.read(self.store.lock_path)
 
     @cached_property
@@ -86,7 +86,10 @@ class Workspace:
 
     @cached_property
     def bridged(self) -> "Bridged":
-        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): kept entries, and bridges that make new ones."""
+        """Models of other libraries (`timm/NAME`, `hf/ORG/NAME`): kept entries, and bridges that make new ones.
+
+        A pull keeps the entry of a bridged model under ZOO_HOME.
+        """
         from zoo.registry.bridged import Bridged
 
         return Bridged(
@@ -97,7 +100,7 @@ class Workspace:
         )
 
     def entry(self, name: str) -> Entry:
-        """The registry row of that name, or the entry of a bridged model (the kept one, else a new one).
+        """The registry row of that name, or the entry of a bridged model: the one kept by a pull, else a new one.
 
         Raises UnknownEntryError with similar names, and for a bridged model the errors of its bridge.
         """
@@ -151,7 +154,7 @@ class Workspace:
         try:
             folder = self._download(entry, source, trust_first)
         except UnpinnedError as error:
-            # The reference as it was typed, because the revision is a part of what is trusted.
+            # The hint repeats the reference as it was typed: trusting a model includes its revision.
             error.hint = f"zoo pull {reference or name} --trust-first"
             raise
         if reference is not None:
@@ -160,7 +163,10 @@ class Workspace:
         return folder
 
     def originals(self, entry: Entry, who: str) -> Path:
-        """The folder of an entry's original files, downloaded unless offline. `who` needs them, for the error."""
+        """The folder of an entry's original files, downloaded unless offline. Raises the errors of `pull`.
+
+        `who` is the subject of the error message, such as "the parity check".
+        """
         if not self.store.is_pulled(entry, self.lock) and self.offline:
             raise OfflineError(
                 f"{who} needs the original files of {entry.name}, which are not here", hint=f"zoo pull {entry.name}"
@@ -221,14 +227,15 @@ class Workspace:
 
         preprocess = None if self.is_path(model) else self.entry(model).preprocess
         if not isinstance(preprocess, WordsPreprocess):
-            raise UsageError(f"{model} has no word vectors", hint="zoo list --task word-vectors shows those that do")
+            hint = "zoo list --task word-vectors shows the models that have them"
+            raise UsageError(f"{model} has no word vectors", hint=hint)
         require("nearest words", "numpy")
         entry = self.entry(model)
-        # An error: never prepared, or changed since. The pull below prepares it again.
+        # If the table was never prepared, or was changed, the pull below prepares it.
         with suppress(NotFoundError, IntegrityError):
             if (folder := self.store.find(entry, self.lock)) is not None:
                 return WordTable.open(folder, lowercase=preprocess.lowercase)
-        # Raises the reason if the family, which prepares the table, cannot be loaded.
+        # Raises the error of a family that cannot be loaded; `pull` alone would ignore that error.
         self.plugins.backbone(entry.family)
         return WordTable.open(self.pull(model), lowercase=preprocess.lowercase)
 
@@ -248,7 +255,7 @@ class Workspace:
         )  # fmt: skip
 
     def _entry_to_pull(self, name: str) -> Entry:
-        """The row of that name; for a bridged model a new entry, made by its bridge now."""
+        """The row of that name, or the entry of a bridged model; a branch or tag is looked up again."""
         reference = self.bridged.reference(name)
         return self.entry(name) if reference is None else self.bridged.entry(reference, ask=True)
 
