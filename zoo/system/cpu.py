@@ -7,11 +7,11 @@ from pathlib import Path
 def cores() -> int:
     """CPU cores this process may use, at least 1: those of its affinity, limited by the quota of its control group.
 
-    ONNX Runtime by itself would count all cores of the machine.
+    Without this number ONNX Runtime would use all cores of the machine.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
-    # Rounded down: a thread on part of a core is often stopped, and the other threads wait for it.
+    # Round down: a thread on part of a core is often stopped, and the other threads wait for it.
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
@@ -36,7 +36,7 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be one of the host, which is not mounted: the limit is then at the root.
+        # In a container the path may exist only on the host; the limit is then at the root.
         limits = [read(each) for each in (folder, *folder.parents) if each.is_relative_to(root)]
         found += [limit for limit in limits if limit is not None]
     return min(found, default=None)

@@ -1,4 +1,4 @@
-"""Atomic writes (to a temporary, synced, then renamed), digests, and file locks."""
+"""Atomic writes (to a temporary file that is synced and then renamed), digests, and file locks."""
 
 import errno
 import hashlib
@@ -26,9 +26,9 @@ except ImportError:  # Windows, where an open file cannot be removed, and so nee
     fcntl = None  # type: ignore[assignment]
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-#: Seconds without a write after which a temporary of another machine, whose processes are unknown here, is abandoned.
+#: Seconds without a write after which another machine's temporary counts as abandoned: its processes are unknown here.
 ABANDONED_AFTER = 24 * 3600.0
-#: Tries to replace a folder that other processes keep replacing.
+#: The number of attempts to replace a folder that other processes replace at the same time.
 RENAME_TRIES = 50
 
 
@@ -38,7 +38,7 @@ def sha256(data: "str | bytes | mmap.mmap") -> str:
 
 
 def sha256_json(facts: object) -> str:
-    """The sha256 of plain data or structs as JSON, whatever the order of the keys in their dictionaries."""
+    """The sha256 of plain data or structs as JSON, independent of the order of the keys in dictionaries."""
     return sha256(msgspec.json.encode(facts, order="deterministic"))
 
 
@@ -94,7 +94,7 @@ def staged_dir(target: Path) -> Iterator[Path]:
 
     An existing folder is replaced as a whole, and restored if that fails.
     """
-    # If `target` is a link to a folder, the folder is replaced and the link stays.
+    # If `target` is a link to a folder, replace that folder and keep the link.
     target = target.resolve()
     temporary = target.parent / f".{target.name}.{signature()}.new"
     temporary.mkdir(parents=True)
@@ -147,9 +147,9 @@ def _host() -> str:
 
 
 def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """`path` and every file and folder below it, with their status; those that another process removes are left out.
+    """`path` and every file and folder below it, with their status.
 
-    A symbolic link comes with its own status, and is not followed.
+    Files that another process removes meanwhile are left out. A symbolic link has its own status and is not followed.
     """
     with suppress(OSError):
         yield path, path.lstat()
@@ -177,7 +177,7 @@ def is_abandoned(path: Path, prefix: str) -> bool:
 
 def _is_running(pid: int) -> bool:
     if os.name == "nt":
-        # Signal 0 would interrupt the process there; the age decides instead.
+        # On Windows signal 0 would interrupt the process; the age of the files decides instead.
         return True
     try:
         os.kill(pid, 0)
@@ -190,7 +190,7 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
     """Remove every temporary of `parent` named `prefix` + signature of a process that ended."""
     for path in parent.iterdir():
         if is_abandoned(path, prefix):
-            # Renamed first: another process may be taking over the same folder.
+            # Rename it first: another process may be taking over the same folder.
             doomed = path.with_name(f"{prefix}{signature()}.old")
             if try_rename(path, doomed):
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -216,7 +216,7 @@ def _replace_dir(new: Path, target: Path) -> None:
         except OSError as error:
             if was_there and not try_rename(aside, target):
                 shutil.rmtree(aside, ignore_errors=True)
-            # Another process put its folder there between the two renames: try to replace that one.
+            # Between the two renames another process put its folder there: try to replace that folder.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:

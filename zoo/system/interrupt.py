@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 class Interrupt:
-    """Whether the user asked to stop."""
+    """Records whether the user pressed Ctrl-C."""
 
     def __init__(self) -> None:
         self.is_asked = False
@@ -24,7 +24,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def before(self, items: Iterable[Item], report: Callable[[], None]) -> Iterator[Item]:
-        """The items until Ctrl-C, which also ends the wait for the next item; then `report` is called."""
+        """Yields the items until Ctrl-C, which also ends a wait for the next item; Ctrl-C calls `report` at the end."""
         rest = iter(items)
         while True:
             try:
@@ -44,7 +44,7 @@ class Interrupt:
 
 @contextmanager
 def noticing() -> Iterator[Interrupt]:
-    """Inside, the first Ctrl-C only sets `is_asked`. In other threads than the main one it has no effect."""
+    """A context in which the first Ctrl-C only sets `is_asked`. Outside the main thread it changes nothing."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

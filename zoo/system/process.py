@@ -36,9 +36,10 @@ class Message(NamedTuple):
 
 
 class EndedError(Exception):
-    """Raised when a child ends, or takes too long, before it answers. The text continues a sentence about the process.
+    """Raised when a child ends, or takes too long, before it answers.
 
-    `code` is the exit code (negative: the signal), None if the child took too long and still runs.
+    The text is the end of a sentence, after a subject such as "loading the plugin". `code` is the exit code (negative:
+    the signal), None if the child took too long and still runs.
     """
 
     def __init__(self, text: str, code: int | None = None) -> None:
@@ -95,16 +96,17 @@ class Child:
             self.process.stdin.flush()
 
     def receive(self, seconds: float | None = None, limit: float | None = None) -> Message:
-        """The next message, waiting at most `seconds`; an error names `limit` seconds if that is given.
+        """The next message, for which it waits at most `seconds`.
 
-        Raises EndedError when no message comes, and the ZooError that the child sent instead of an answer.
+        Raises EndedError when no message comes, and the ZooError that the child sent instead of an answer. `limit` is
+        the time that the EndedError names, in seconds, if it is not `seconds`.
         """
         try:
             message = self._messages.get(timeout=seconds)
         except queue.Empty:
             raise EndedError(f"took more than {limit or seconds or 0:g} s") from None
         if message is None:
-            # The next call raises the same error.
+            # Put the end mark back, so that the next call raises the same error.
             self._messages.put(None)
             code = self.process.wait()
             raise EndedError(last_words(code), code)
@@ -126,7 +128,7 @@ class Child:
             else:
                 self.process.kill()
         self.process.wait()
-        # Closing the pipe writes what is still buffered of a message, which fails now.
+        # Closing the pipe flushes the rest of a message, which fails because the child has ended.
         with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -141,14 +143,14 @@ class Child:
             while (message := _receive(self.process.stdout)) is not None:
                 self._messages.put(message)
         except Exception:  # JSON of any form, and blobs of any length, have errors without a common root
-            # Not a message: where the next one would begin is unknown. (Or `close` closed the pipe.)
+            # After bytes that are no message, the start of the next message is unknown. (Or `close` closed the pipe.)
             self.process.kill()
         finally:
             self._messages.put(None)
 
 
 class Parent:
-    """The child's end of the pipes. From now on stdout carries only messages; whatever is printed goes to stderr."""
+    """The child's end of the pipes. Creating it sends all printed text to stderr: stdout carries only messages."""
 
     def __init__(self) -> None:
         self._requests = sys.stdin.buffer
@@ -186,7 +188,7 @@ def _encode(data: object, blobs: Sequence[Blob]) -> list[Blob]:
 
 
 def _receive(pipe: "IO[bytes]") -> Message | None:
-    """The next message, None when the pipe ends before it is whole. Raises an error if it is not a message."""
+    """The next message, None when the pipe ends before a whole message. Raises an exception for other bytes."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         return None

@@ -22,7 +22,7 @@ class _Versioned(msgspec.Struct):
 def read_record(path: Path, kind: type[Record], version: int | None, *, hint: str) -> Record | None:
     """The record in the file `path` as a `kind`; None when there is no such file.
 
-    `version` is the schema version to accept, None for a record without one; `hint` mends a damaged record.
+    `version` is the schema version to accept, None for a record without one. `hint` is for a damaged record.
     Raises AccessError for a file that cannot be read, SchemaError for another version, IntegrityError when damaged.
     """
     try:
@@ -33,7 +33,7 @@ def read_record(path: Path, kind: type[Record], version: int | None, *, hint: st
         message = f"{path} cannot be read: {error.strerror or error}"
         raise AccessError(message, hint=f"chmod -R u+rX {path.parent}") from error
     try:
-        # Before the fields are checked: another version may have others.
+        # Check the version before the fields: another version may have other fields.
         found = version and msgspec.json.decode(data, type=_Versioned).schema_version
         if version and found and found != version:
             age = "a newer" if found > version else "an older"
