@@ -28,7 +28,7 @@ DAMAGED = "delete it, and pull the model again"
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """One kept entry; `revision` is the one it was requested with, null for the default one."""
+    """One kept entry; `revision` is the revision that the user requested, null for the default."""
 
     schema_version: int
     revision: str | None
@@ -51,7 +51,8 @@ def is_commit(revision: str) -> bool:
 class Bridged:
     """The kept entries of one ZOO_HOME, and the bridges that make new ones.
 
-    `prefixes` returns the prefixes of installed bridges, `bridge_for` the bridge of a prefix, which raises ZooErrors.
+    `prefixes` returns the prefixes of installed bridges, `bridge_for` the bridge of a prefix. Both, and the bridge,
+    raise only ZooErrors.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Bridged:
 
     def kept(self) -> Iterator[Entry | ZooError]:
         """Every kept entry, or the error that `entry` would raise for one that cannot be used."""
-        # A name that begins with a dot is a temporary.
+        # A name that begins with a dot is a temporary file.
         names = (path for path, _ in walk(self.folder) if path.suffix == ".json" and not path.name.startswith("."))
         for path in sorted(names):
             try:
@@ -140,6 +141,6 @@ class Bridged:
             ) from error
         if checked.name != reference.key:
             raise PluginError(
-                f"the bridge {reference.prefix}/ calls {reference} '{checked.name}'", plugin=reference.prefix
+                f"the bridge {reference.prefix}/ gives {reference} the name '{checked.name}'", plugin=reference.prefix
             )
         return checked

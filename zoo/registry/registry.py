@@ -14,7 +14,7 @@ from zoo.schema import Entry, ImagePreprocess, TextPreprocess, canonical
 
 SCHEMA_VERSION = 1
 PORTS = frozenset(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))
-#: Names of Windows devices. Windows opens the device whatever the extension, so no file or folder may have the name.
+#: Names of Windows devices. Windows ignores an extension here: com1.txt opens the device, so it cannot be a file.
 RESERVED = PORTS | {"con", "prn", "aux", "nul"}
 
 
@@ -73,9 +73,10 @@ def builtin_registry_path() -> Path:
 
 
 def default_registry(store_home: Path, environ: Mapping[str, str], replacement: Path | None = None) -> Registry:
-    """The rows of the shipped registry file and, if there is one, of `store_home`/registry.yaml.
+    """The rows of the shipped registry file and, if it exists, of `store_home`/registry.yaml.
 
-    `replacement`, or else the file that ZOO_REGISTRY names, replaces the shipped file. Raises as `load_registry`.
+    `replacement`, or else the file that ZOO_REGISTRY names, replaces the shipped file. Raises the errors of
+    `load_registry`.
     """
     named = replacement or environ.get("ZOO_REGISTRY")
     paths = [Path(named).expanduser() if named else builtin_registry_path()]
@@ -190,7 +191,7 @@ def _inconsistencies(entry: Entry) -> Iterator[tuple[KeyPath, str]]:
             yield key_path, f"{quote(name)} cannot be a file name on Windows"
 
 
-#: The constraints of zoo/schema.py on a field, in words.
+#: The constraints of zoo/schema.py on each field, as error messages describe them.
 FORMS = {
     "name": "a name is 1 to 64 lower-case letters, digits, '.', '_' or '-', and begins with a letter or digit",
     "files[].path": "must be a plain file name",
@@ -201,13 +202,13 @@ FORMS = {
 
 
 def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[KeyPath, str]:
-    """Returns the path in `row` and the problem in plain words for an error of msgspec."""
+    """Returns the path in `row` and a description of the problem for the error message `problem` of msgspec."""
     match = re.fullmatch(r"(.*) - at `\$(.*)`", problem, re.DOTALL)
     problem, path = match.groups() if match else (problem, "")
     steps = re.findall(r"\.([^.\[]+)|\[([0-9]+)\]", path)
     key_path: KeyPath = tuple(int(index) if index else key for key, index in steps)
     keys, choices = _expected(key_path, row)
-    # A key that itself has backticks is cut at the second one.
+    # If the key contains backticks, only the part before its first one is found.
     word = (re.findall(r"`([^`]*)`", problem) or [""])[0]
     if problem.startswith("Object contains unknown field"):
         return (*key_path, word), f"unknown key{_did_you_mean(word, keys)}"
@@ -223,7 +224,7 @@ def _in_words(problem: str, row: Mapping[str, Any]) -> tuple[KeyPath, str]:
 
 
 def _expected(key_path: KeyPath, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Returns the keys and the words that the schema allows at `key_path` of a row."""
+    """Returns the keys and the literal values that the schema allows at `key_path` of a row."""
     from msgspec import inspect
 
     def unwrapped(kind: inspect.Type) -> list[inspect.Type]:
@@ -261,7 +262,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three similar names: equal but for punctuation, with the same beginning, or spelt alike."""
+    """Up to three similar names: first equal except for punctuation, then with this beginning, then spelt alike."""
     import difflib
 
     names, wanted = sorted(known, key=_natural), canonical(name)

@@ -49,12 +49,12 @@ def _file(point: EntryPoint) -> Path:
     """The registry file in the package that the entry point names. Raises ZooError if there is no such package."""
     folder = package_folder(point.value)
     if folder is None:
-        raise ZooError(f"there is no package {point.value} with an __init__.py, which its entry point names")
+        raise ZooError(f"there is no package {point.value} with an __init__.py, but the entry point names it")
     return folder / "registry.yaml"
 
 
 def _clash(rows: Registry, taken: Mapping[str, str], claims: Mapping[str, list[EntryPoint]]) -> str | None:
-    """The first of these rows whose name is taken, and by whom; None without one."""
+    """A message about the first row whose name is taken; None if all names are free."""
     for name in rows:
         other = taken.get(canonical(name))
         if other is not None:

@@ -1,7 +1,7 @@
 """Small YAML files from untrusted sources, as plain data.
 
-A file is parsed event by event, without YAML's constructors. So it can neither name code, nor grow by expansion, nor
-give a key twice.
+A file is parsed event by event, without YAML's constructors. So it cannot run code, grow by aliases, or give a key
+twice.
 """
 
 import math
@@ -19,10 +19,10 @@ MAX_NODES = 50_000
 #: The path of a value in a document: the keys and indices that lead to it.
 KeyPath: TypeAlias = tuple[str | int, ...]
 
-HINT = "the comment at the top of zoo's own registry.yaml shows the form"
+HINT = "the comment at the top of zoo's own registry.yaml explains the format"
 
 PLAIN_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-#: At most 18 digits, which fit 64 bits. A longer number stays text, which the schema then refuses.
+#: At most 18 digits, which fit into 64 bits. A longer number stays text, which the schema then refuses.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
@@ -36,7 +36,7 @@ class Document:
     """
 
     def __init__(self, path: Path) -> None:
-        # Here, because running a bundle reads no YAML and should not wait for this import.
+        # Imported here, because running a bundle reads no YAML and should not wait for this import.
         import yaml
 
         self.path = path
