@@ -1,4 +1,4 @@
 """The files under ZOO_HOME: pulled rows, graphs, caches, `zoo.lock`.
 
-Start with `store.py` (what lies where); `pull.py` decides whether a download is whole.
+Start with `store.py` (the layout of the folders); `pull.py` decides whether a download is whole.
 """

@@ -28,9 +28,9 @@ class NewString(NamedTuple):
 
 
 class Records:
-    """The strings of one folder whose keys are in `wanted` (None: all); `size_of(length, kind)` is a string's bytes.
+    """The strings of one folder whose keys are in `wanted` (None: all); `size_of` gives a string's size.
 
-    Of two strings with one key the later one counts.
+    `size_of(length, kind)` is in bytes. Of two strings with one key the later one counts.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Records:
             self._records += 1
 
     def forget(self, key: bytes) -> None:
-        """Take a damaged string for missing, so that `append` accepts it again."""
+        """Treat a damaged string as missing, so that `append` accepts its key again."""
         del self._positions[key]
 
     def append(self, rows: Sequence[NewString]) -> None:
-        """Append the rows with new keys. Raises OSError; rows appended before it stay."""
+        """Append the rows with new keys. Raises OSError; then none of these rows is appended."""
         with written(self.folder / "writer"):
             self.refresh()
             new = list({row.key: row for row in rows if row.key not in self._positions}.values())
@@ -99,7 +99,7 @@ class Records:
 
 @contextmanager
 def _appending(path: Path, end: int) -> Iterator[BinaryIO]:
-    """The file, cut at `end` to be continued there; synced at the end, and cut again after an OSError."""
+    """The file, truncated at `end` and opened there; synced afterwards, or truncated again after an OSError."""
     with path.open("r+b", buffering=0) as file:
         os.ftruncate(file.fileno(), end)
         file.seek(end)
@@ -112,7 +112,7 @@ def _appending(path: Path, end: int) -> Iterator[BinaryIO]:
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of `data`: one call may write only a part of it, for example before the disk is full."""
+    """Write all of `data`. One call of `write` may write only a part, for example before the disk is full."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

@@ -1,8 +1,8 @@
 """Caches in a folder: their disk limit, which of them are in use, and which are removed first.
 
-A cache is every file under one name: `KEY.features/` or `KEY.activations/`, and `KEY.lock`. Each process that uses the
-cache holds a shared flock(2) on the lock file, whose time says when the cache was last used. Only a cache without a
-holder is removed.
+A cache is all files and folders with one key: `KEY.features/` or `KEY.activations/`, and `KEY.lock`. Each process that
+uses the cache holds a shared flock(2) on the lock file; the time of this file is the time of the last use. Only a cache
+without a holder is removed.
 """
 
 import os
@@ -21,7 +21,7 @@ from msgspec import Struct
 from zoo.errors import UsageError
 from zoo.system.files import hold, size_of, try_lock, walk
 
-#: Bytes that all caches may take together, and the largest share of the disk space that is free without them.
+#: Bytes that all caches may take together, and the largest share of the disk space that is free if none exists.
 LIMIT, SHARE = 4_000_000_000, 0.2
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -64,7 +64,7 @@ def caches(folder: Path) -> list[Cache]:
 
 @contextmanager
 def in_use(folder: Path, key: str) -> Iterator[None]:
-    """Hold the cache `key` of `folder`, so that no process removes it, and set its time. Raises OSError."""
+    """Hold the cache `key` of `folder`, so that no process removes it, and record the time of use. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.lock"
     while True:
@@ -88,7 +88,7 @@ def remove(folder: Path, cache: Cache) -> bool:
             for path in cache.paths:
                 if path != lock:
                     _remove(path)
-            # Last, and while it is held: a process that waits for the lock then sees that the file is gone.
+            # Remove the lock file last, while it is locked: a process that waits for the lock then sees the removal.
             _remove(lock)
     except OSError:
         return False

@@ -39,7 +39,7 @@ class Lock:
         return cls(path, {} if content is None else content.entries)
 
     def effective(self, entry: Entry) -> Entry:
-        """The row with digest and size of its unpinned files from the lock, where it has them."""
+        """The row; unpinned files get their digest and size from the lock if it has them."""
         locked = self.entries.get(entry.name, {})
         return msgspec.structs.replace(entry, files=tuple(_fill(file, locked.get(file.path)) for file in entry.files))
 
@@ -52,7 +52,7 @@ class Lock:
 
 
 def _fill(file: WeightFile, known: LockedFile | None) -> WeightFile:
-    # A row with another URL may mean other bytes, for which the old digest is wrong.
+    # The digest is only valid for the URL that served the file: another URL may have other bytes.
     if file.is_pinned or known is None or known.source not in file.sources:
         return file
     return msgspec.structs.replace(file, sha256=known.sha256, size=known.size)

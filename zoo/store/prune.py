@@ -45,7 +45,7 @@ def find(store: Store, registry: Mapping[str, Entry], *, models: bool) -> list[P
 
 
 def remove(store: Store, found: Sequence[Prunable]) -> list[Prunable]:
-    """Remove these; returns each with its new state."""
+    """Remove the files and folders in `found`; returns each with its new state."""
     done = []
     folders = {"features": store.features, "activations": store.features, "optimised": store.optimised}
     for each in found:
@@ -118,7 +118,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether a temporary's writer is gone."""
+    """Whether `path` is a temporary file or folder whose writer has ended."""
     match = TEMPORARY.fullmatch(path.name)
     return match is not None and is_abandoned(path, match[1])
 
@@ -132,7 +132,7 @@ def _remove(path: Path) -> bool:
         if not path.is_dir() or path.is_symlink():
             path.unlink()
             return True
-        # Renamed first, so that no process opens a folder without some of its files.
+        # Rename it first, so that no process opens a folder that is already half empty.
         aside = path.with_name(f".{path.name}.pruned")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -142,7 +142,7 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     with suppress(OSError):
-        # The parent folder, if it is empty now.
+        # Remove the parent folder if it is empty now.
         path.parent.rmdir()
     return True
 

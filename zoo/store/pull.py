@@ -1,8 +1,8 @@
-"""The verified pull: sources fetch bytes; this module checks them and publishes a row's files when all are right.
+"""The verified pull: sources fetch bytes; this module checks them and publishes a row's files if all are right.
 
-Each file is fetched into a partial that only this process writes, then its size and sha256 are checked; at last all
-files move into one staged folder, which is synced and renamed. An interrupted pull leaves partials, from which the next
-one continues.
+Each file is fetched into a partial that only this process writes, then its size and sha256 are checked. Then
+all files move into one staged folder, which is synced and renamed. An interrupted pull leaves partials; the next pull
+continues from them.
 """
 
 import errno
@@ -36,7 +36,7 @@ from zoo.system.files import NO_SPACE, sha256, sha256_file, staged_dir, storage_
 
 SourceFor: TypeAlias = Callable[[str], Source]
 
-#: Schemes that need a network, so that an offline pull need not load their plugins.
+#: Schemes that are known to need a network: an offline pull does not load their plugins.
 REMOTE_SCHEMES = frozenset({"http", "https", "hf", "pypi"})
 #: Errors of the file system that no other source would avoid.
 STORAGE_FAULTS = NO_SPACE | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -61,7 +61,7 @@ class Verified(NamedTuple):
 
 
 def plan(entry: Entry, store: Store, lock: Lock, only: str | None = None) -> list[PlannedFile]:
-    """The files that `pull` would fetch, and from where. Raises UsageError when no source has the scheme `only`."""
+    """The files that `pull` would fetch, and their URLs. Raises UsageError if no source has the scheme `only`."""
     row = lock.effective(entry)
     expected = pinned_files(row)
     folder = store.model_dir(row, expected) if expected else None
@@ -125,7 +125,7 @@ def pull(
         jobs = []
         for listed, file in zip(entry.files, row.files, strict=True):
             urls = _candidates(entry, file, only)
-            # A partial is named by the file's digest, so that all sources share it; without one, by that of its URL.
+            # A partial is named by the file's digest, so that all sources share it, or by a digest of the first URL.
             partial = stack.enter_context(store.claim_partial(listed.sha256 or sha256(listed.sources[0])))
             jobs.append(_Job(file=file, urls=urls, partial=partial / PARTIAL_DATA))
         _use_local_bytes(jobs, store.copies(entry))
@@ -214,7 +214,7 @@ def _use_local_bytes(jobs: Sequence[_Job], copies: dict[str, Path]) -> None:
     for job in jobs:
         copy = copies.get(job.file.sha256 or "")
         if not job.file.is_pinned:
-            # Without a digest, old bytes and new ones may be of different files.
+            # Without a digest, the old bytes may belong to another version of the file.
             job.drop_bytes()
         elif job.size is not None and job.held >= job.size and job.problem() is not None:
             job.drop_bytes()
@@ -266,7 +266,7 @@ def _fetch_all(jobs: Sequence[_Job], source_for: SourceFor, progress: Progress) 
         failure = _fetch(group, scheme, source_for, progress)
         blamed = _blamed(group, failure)
         for job in group:
-            # A failure that names no file: fetch each file alone to learn whose it is.
+            # If the failure names no file, fetch each file alone to find the one that fails.
             job.is_alone = job.is_alone or (failure is not None and not blamed)
             _settle(job, failure if job in blamed else None, is_done=failure is None, progress=progress)
 
@@ -275,7 +275,7 @@ def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: 
     """Fetch several files from one source. An error that another source may not have is returned, not raised."""
     try:
         source = source_for(scheme)
-        # stdout belongs to the verb: what a source prints must not mix with --json.
+        # stdout is for the output of the verb, such as JSON: a source prints to stderr.
         with redirect_stdout(sys.stderr):
             for job in group:
                 if not job.file.is_pinned:
@@ -289,13 +289,13 @@ def _fetch(group: Sequence[_Job], scheme: str, source_for: SourceFor, progress: 
         if error.errno in STORAGE_FAULTS:
             raise
         return NetworkError(f"{group[0].url}: {error}", url=f"{scheme}://")
-    except (Exception, SystemExit) as error:  # A bug of a source costs that source, not the pull.
+    except (Exception, SystemExit) as error:  # A bug in one source must not end the pull.
         return PluginError(f"the source {scheme}:// failed: {type(error).__name__}: {error}", plugin=scheme)
     return None
 
 
 def _blamed(group: Sequence[_Job], failure: ZooError | None) -> Sequence[_Job]:
-    """The jobs that a failure is about: its `url` is a file's, or the start of several files' (a host, a wheel)."""
+    """The jobs that a failure is about: `failure.url` is a file's URL, or the prefix of several (a host, a wheel)."""
     if failure is None or len(group) == 1:
         return group
     url = failure.url if isinstance(failure, NetworkError) else None
@@ -303,7 +303,7 @@ def _blamed(group: Sequence[_Job], failure: ZooError | None) -> Sequence[_Job]:
 
 
 def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Progress) -> None:
-    """Accept the job's bytes, or go on to its next source; a job that was not reached stays as it is."""
+    """Accept the job's bytes, or go on to its next source; a job that was not reached stays unchanged."""
     if is_done or (job.file.is_pinned and job.size is not None and job.held >= job.size):
         problem = job.problem()
         if problem is None:
@@ -331,7 +331,7 @@ def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Pro
 
 
 def _verdict(failures: Sequence[ZooError]) -> ZooError:
-    """The error to raise when every source failed: wrong bytes first, then access, then network, then the last one."""
+    """The error to raise when every source failed: wrong bytes before access, access before network, then the last."""
     for kind in (IntegrityError, AccessError, NetworkError):
         for failure in reversed(failures):
             if isinstance(failure, kind):
@@ -340,7 +340,7 @@ def _verdict(failures: Sequence[ZooError]) -> ZooError:
 
 
 def _publish(entry: Entry, store: Store, lock: Lock, jobs: Sequence[_Job]) -> Path:
-    """Publish the files as one folder, unless another process has done so meanwhile."""
+    """Publish the files as one folder, unless another process has published them meanwhile; returns the folder."""
     try:
         ready = store.find(entry, lock)
     except IntegrityError:

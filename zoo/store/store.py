@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-#: To be raised whenever zoo.export.build makes a different graph of the same row: it is part of the graph's key.
+#: Part of a graph's key: increment it when zoo.export.build makes a different graph of the same row.
 GRAPH_VERSION = 2
 #: The options and data of a training, beside its checkpoints.
 RUN = "run.json"
@@ -62,7 +62,7 @@ class Store:
         self.home = zoo_home() if home is None else home
         #: Pulled rows.
         self.models = self.home / "models"
-        #: Files that are not yet whole.
+        #: Files of unfinished pulls.
         self.partials = self.home / "partials"
         #: Feature graphs made from registry rows.
         self.graphs = self.home / "graphs"
@@ -70,13 +70,13 @@ class Store:
         self.features = self.home / "features"
         #: Graphs optimised by ONNX Runtime.
         self.optimised = self.home / "optimised"
-        #: Engines that TensorRT built in minutes: one file for each device and release.
+        #: TensorRT engines, each built in minutes: one file for each device and release.
         self.engines = self.home / "engines"
         #: Checkpoints: one folder for each bundle that a training writes.
         self.trainings = self.home / "training"
         #: Entries that bridges made of other libraries' models.
         self.bridged = self.home / "bridged"
-        #: Digests that were trusted here.
+        #: Digests that a user of this home trusted.
         self.lock_path = self.home / "zoo.lock"
 
     def model_dir(self, entry: Entry, digests: Sequence[FileDigest]) -> Path:
@@ -107,7 +107,7 @@ class Store:
         for file in changed:
             _check_bytes(folder / file.path, file, entry.name)
         if changed:
-            # Saves hashing at the next look-up; not possible in a read-only home.
+            # Record the new times to save hashing at the next look-up. This fails in a read-only home.
             with suppress(OSError):
                 write_manifest(folder, entry, expected)
         return folder
@@ -134,7 +134,7 @@ class Store:
         if manifest is None or not paths:
             return
         files = [structs.replace(file, mtime_ns=0) if file.path in paths else file for file in manifest.files]
-        # A pull could not repair a read-only home either.
+        # This fails in a read-only home, which a pull could not repair either.
         with suppress(OSError):
             write_record(folder / MANIFEST, structs.replace(manifest, files=tuple(files)), indent=2)
 
@@ -150,8 +150,8 @@ class Store:
     def claim_partial(self, key: str) -> Iterator[Path]:
         """A folder in `partials` that only this process writes to, with the bytes that an earlier pull of `key` left.
 
-        The earlier folder is taken over by a rename, which only one process can win, and renamed back to `key` at the
-        end. So two pulls of one file never write into the same bytes, and no lock is needed.
+        The earlier folder is taken over by a rename, which succeeds for only one process, and renamed back to `key` at
+        the end. So two pulls of one file never write to the same file, and no lock is needed.
         """
         self.partials.mkdir(parents=True, exist_ok=True)
         mine = self.partials / f"{key}.{signature()}"
@@ -176,7 +176,7 @@ def pinned_files(row: Entry) -> tuple[FileDigest, ...] | None:
 
 
 def write_manifest(folder: Path, entry: Entry, files: Sequence[FileDigest]) -> None:
-    """Write the manifest that makes `folder` a pulled row: after all its files."""
+    """Write the manifest, which makes `folder` a pulled row. Call this after all files are written."""
     stored = tuple(stored_file(folder, file.path, file.sha256) for file in files)
     manifest = StoreManifest(schema_version=SCHEMA_VERSION, entry=entry.name, files=stored)
     write_record(folder / MANIFEST, manifest, indent=2)
@@ -214,7 +214,7 @@ def _partial_size(folder: Path) -> int:
 
 
 def graph_key(entry: Entry, cut: int | None = None) -> str:
-    """sha256 of everything that shapes the feature graph of a row, or of its first `cut` stages."""
+    """sha256 of everything that decides the feature graph of a row, or of its first `cut` stages."""
     files = [(file.path, file.sha256) for file in entry.files]
     last = () if cut is None else (cut,)
     return sha256_json((entry.family, entry.config, entry.preprocess, files, GRAPH_VERSION, *last))

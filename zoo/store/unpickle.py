@@ -45,7 +45,7 @@ def as_safetensors(path: Path) -> Path:
             try:
                 reason = child.receive().data
             except EndedError as ended:
-                reason = f"the child died (exit code {ended.code})"
+                reason = f"the child process ended with exit code {ended.code}"
         if reason is not None:
             raise IntegrityError(
                 f"{path.name} does not hold plain tensors: {reason}",
@@ -60,12 +60,12 @@ def as_safetensors(path: Path) -> Path:
 
 
 def convert(source: Path, target: Path) -> str | None:
-    """Write the tensors of `source` to `target`, in the child; returns None, or one line that says why not."""
+    """Write the tensors of `source` to `target`, in the child; returns None, or the reason for a failure in a line."""
     import torch
     from safetensors.torch import save_file
 
     try:
-        # torch warns of old pickles and sparse tensors: no news for the user.
+        # torch warns about old pickles and sparse tensors, which do not concern the user.
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or truncated file may raise anything
@@ -82,7 +82,7 @@ def convert(source: Path, target: Path) -> str | None:
             return f"{name} is not a tensor but {type(value).__name__}"
         if value.layout is not torch.strided or value.is_quantized:
             return f"{name} is not a dense tensor but {value.dtype if value.is_quantized else value.layout}"
-    # Shared or strided storage is legal in a checkpoint and refused by safetensors: write each tensor on its own.
+    # Tensors of a checkpoint may share storage or have strides. safetensors refuses both, so copy each tensor.
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, target)
     return None
 
