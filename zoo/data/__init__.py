@@ -1,4 +1,4 @@
-"""Data sets and command-line inputs: finding items, splitting them, decoding images and tokenising texts.
+"""Data sets and command-line inputs: find items, split them, decode images and tokenise texts.
 
 Start with `dataset.py`; `images.py` and `tokenizers.py` turn items into arrays.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Incremented when the same view gives another image: part of the key of cached views.
 VERSION = 1
-#: The smallest fraction of the area that is kept; the largest factor by which the aspect ratio changes.
+#: SCALE: the smallest fraction of the area that is kept. RATIO: the largest factor between the aspect ratios.
 SCALE, RATIO = 0.5, 4 / 3
 #: Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
 JITTER = 0.2
@@ -32,7 +32,7 @@ class View(Struct, frozen=True):
 
 
 class Viewed(Struct, frozen=True):
-    """One view of an image, which is any item that a Session takes; `digest` is the sha256 of its bytes."""
+    """One view of the image `item`, in any form that a Session takes; `digest` is the sha256 of the image's bytes."""
 
     item: Any
     digest: str
@@ -47,7 +47,7 @@ def key(digest: str, view: View | None) -> str:
 
 
 def transform(pixels: "NDArray[np.uint8]", digest: str, view: View) -> "NDArray[np.uint8]":
-    """The view of an RGB image, uint8 [height, width, 3]; the digest, the seed and `k` alone decide it.
+    """The view of an RGB image, uint8 [height, width, 3]; only the digest, the seed and `k` decide it.
 
     A crop of at least half the area (chosen as by torchvision's RandomResizedCrop, but not stretched), mirrored half of
     the time, with colours shifted a little.
@@ -71,6 +71,6 @@ def transform(pixels: "NDArray[np.uint8]", digest: str, view: View) -> "NDArray[
 
 
 def _numbers(word: str) -> tuple[float, ...]:
-    """Eight pseudo-random numbers in 0..1; the generator of a library may change with its version."""
+    """Eight pseudo-random numbers in 0..1 from a sha256: the generator of a library may change with its version."""
     digest = bytes.fromhex(sha256(word))
     return tuple(int.from_bytes(digest[start : start + 4], "big") / 2**32 for start in range(0, 32, 4))

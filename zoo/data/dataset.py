@@ -22,7 +22,7 @@ from zoo.system.files import sha256
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The beginning of the address of a table on the Hub; a Path makes one slash of two.
+#: The start of the address of a table on the Hub; a Path turns its two slashes into one.
 HUB = re.compile(r"hf:/{1,2}")
 
 
@@ -56,9 +56,9 @@ class Dataset(Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """sha256 over the examples' bytes and labels, whatever their order."""
+        """sha256 over the examples' bytes and labels, independent of the order of the examples."""
         rows = sorted((example.digest, example.label) for example in self.examples)
-        # Not sha256_json: its bytes are others, and bundles and checkpoints record digests made of this one.
+        # sha256_json would give other digests than those that bundles and checkpoints have recorded.
         return sha256(json.dumps(rows))
 
     def only(self, examples: Iterable[Example]) -> "Dataset":
@@ -66,17 +66,17 @@ class Dataset(Struct, frozen=True):
         return msgspec.structs.replace(self, examples=tuple(examples))
 
     def readable(self, unreadable: Unreadable) -> "Dataset":
-        """The data set without the examples that `unreadable` has found; they are among its `skipped`."""
+        """The data set without the examples that `unreadable` has found; these are added to `skipped`."""
         found = unreadable.found
         skipped = (found[example] for example in self.examples if example in found)
         left = self.only(example for example in self.examples if example not in found)
         return msgspec.structs.replace(left, skipped=(*self.skipped, *skipped))
 
     def targets(self, labels: Sequence[str]) -> "NDArray[Any]":
-        """The right answers, in the order of the examples and of `labels`.
+        """The true answers, in the order of the examples and of `labels`.
 
         One label: int64 [items], indices into `labels`. Several labels: float32 [items, labels] of 0 and 1. A number:
-        float32 [items, 1]. Raises DataError for a label that is not in `labels` and a cell that is no finite number.
+        float32 [items, 1]. Raises DataError for a label that is not in `labels` and a cell that is not a finite number.
         """
         import numpy as np
 
@@ -179,8 +179,8 @@ def _local(source: str | Path, offline: bool, progress: Progress) -> Path:
 def check_kind(source: str | Path, preprocess: Preprocess, options: DataOptions) -> None:
     """Check the path of data, without reading it.
 
-    Raises MissingFileError for a path that does not exist, DataError for another kind of data than the model reads, and
-    UsageError for columns and tasks that this kind does not have.
+    Raises MissingFileError for a path that does not exist, DataError for data that the model does not read, and
+    UsageError for columns and tasks that such data do not have.
     """
     path, kinds = Path(source), f"{', '.join(TABLES[:-1])} or {TABLES[-1]}"
     reads_images = isinstance(preprocess, ImagePreprocess)

@@ -17,16 +17,16 @@ LAYOUT = "lay the images out as DATA/<class>/*.jpg"
 
 
 class Content(NamedTuple):
-    """The items of a folder or table, and those that are left out."""
+    """The items of a folder or table, and the items that are left out."""
 
     examples: list[Example]
     skipped: list[Skipped]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the parts `train`, `val` and `test`; empty when the folders in `root` are classes.
+    """The folders of the parts `train`, `val` and `test`; empty if the folders in `root` are classes.
 
-    They are classes unless all of them have the names of parts and `train` holds folders. Raises DataError for two
+    The folders are parts if all of them have names of parts and `train` contains folders. Raises DataError for two
     folders of one part.
     """
     found = {folder.name: folder for folder in _visible(root) if folder.is_dir()}
@@ -84,8 +84,8 @@ def read_classes(root: Path, top: Path) -> Content:
 def read_image(path: Path, inside: Path, name: str, *, is_below: bool = False) -> str | Skipped:
     """The sha256 of an image's bytes, or the reason why the item `name` is left out; nothing is decoded.
 
-    `inside` is the resolved folder that the image must lie in. With `is_below` the image's own folder is known to lie
-    there, and only the file itself may be a link.
+    `inside` is the resolved folder that must contain the image. With `is_below` the image's own folder is known to be
+    inside, and only the file itself may be a link.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return Skipped(name, "not an image")
@@ -94,7 +94,7 @@ def read_image(path: Path, inside: Path, name: str, *, is_below: bool = False) -
         may_leave = not is_below or path.is_symlink()
         if may_leave and not path.resolve(strict=True).is_relative_to(inside):
             return Skipped(name, "a link out of the folder")
-        # Reading a pipe would wait for ever.
+        # Do not open a pipe: reading it would wait for ever.
         return sha256_file(path) if path.is_file() else Skipped(name, "not a file")
     except FileNotFoundError:
         return Skipped(name, "a link to nothing" if path.is_symlink() else "no such file")
@@ -115,7 +115,7 @@ def image_files(folder: Path) -> Iterator[str | DataError]:
 
 
 def _check_image(path: Path, inside: Path) -> None:
-    """Raise DataError unless `path` has the suffix of an image, and is a file that is no link out of `inside`."""
+    """Raise DataError unless `path` is a file with the suffix of an image, and not a link out of `inside`."""
     _stay_inside(path, inside)
     # Reading a pipe would wait for ever, and a link may lead to nothing.
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:

@@ -1,7 +1,7 @@
-"""Images to arrays, the same for every verb.
+"""The decoding of images into arrays, which is the same for every verb.
 
-Accepted are JPEG, PNG, WebP and BMP. The EXIF orientation is applied, the result is 8-bit RGB, of an animation the
-first frame. A JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
+Accepted are JPEG, PNG, WebP and BMP. The EXIF orientation is applied. The result is 8-bit RGB; of an animation it is
+the first frame. A JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
 """
 
 import struct
@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 #: Larger images are refused before they are decoded: a few bytes can announce gigabytes.
 MAX_PIXELS = 100_000_000
-#: A longer image would be resized to more pixels than it has.
+#: The largest ratio of the long side to the short side: resizing a longer image would enlarge it too much.
 MAX_ASPECT = 50
 
 _warnings_lock = Lock()
@@ -47,7 +47,7 @@ def decode_image(
     from PIL import Image
 
     if isinstance(item, DataError):
-        # The item was found to be unreadable when the items were listed.
+        # The error was found when the items were listed.
         raise item
     if isinstance(item, augment.Viewed):
         whole = decode_image(item.item, round(augment.ROOM * short_side))
@@ -110,7 +110,7 @@ def _upright_rgb(image: "PilImage") -> "PilImage":
     image.load()
     with _quiet():
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    # ImageOps.exif_transpose would write the EXIF block anew, and fail on the many that break their own rules.
+    # ImageOps.exif_transpose would also rewrite the EXIF block, and fail if the block is malformed, as many are.
     turn = turns[orientation] if isinstance(orientation, int) and 0 < orientation < len(turns) else None
     if turn is not None:
         image = image.transpose(turn)
@@ -122,9 +122,9 @@ def _upright_rgb(image: "PilImage") -> "PilImage":
     if image.mode in ("I", "F"):
         raise ValueError(f"the range of mode {image.mode} is not known")
     if image.mode == "P" and "transparency" in image.info:
-        # Pillow asks for this step in a warning; transparency is dropped either way.
+        # A warning of Pillow asks for this step. Transparency is dropped in any case.
         image = image.convert("RGBA")
-    # convert() would copy an image that is RGB already.
+    # An image that is RGB already is returned as it is, because convert() would copy it.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -132,7 +132,7 @@ def _upright_rgb(image: "PilImage") -> "PilImage":
 def _quiet() -> Iterator[None]:
     """Hide Pillow's warnings, about large images (checked here) and untidy EXIF blocks.
 
-    Warning filters belong to the process, not to the thread: only short calls may be made inside.
+    Warning filters apply to all threads of the process, so the block must be short.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -140,7 +140,7 @@ def _quiet() -> Iterator[None]:
 
 
 def encoder_version(preprocess: ImagePreprocess | TextPreprocess) -> str:
-    """The versions that decide, beside an item's bytes, its arrays: part of the key of the feature cache."""
+    """The versions of the code that turns items into arrays: part of the key of the feature cache."""
     import importlib.metadata
 
     library = "Pillow" if isinstance(preprocess, ImagePreprocess) else "tokenizers"

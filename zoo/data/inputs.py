@@ -1,4 +1,4 @@
-"""Command-line arguments, and any other inputs, as the items that a Session takes."""
+"""The items for a Session that command-line arguments, or inputs of the Python interface, mean."""
 
 import fnmatch
 import glob
@@ -21,10 +21,10 @@ from zoo.schema import ImagePreprocess, Preprocess
 
 STDIN = "-"
 READS_IMAGES = "this model reads images: give files, folders or patterns"
-#: Seconds that an input waits for others, to be answered in one batch with them.
+#: Seconds that an input waits for more inputs of its batch.
 SOON = 0.05
 READS_TEXT = "give the text itself, or a .txt, .csv, .jsonl or .parquet file"
-#: Suffixes that no image has; one word with such a suffix is the name of a file, not a text.
+#: Suffixes that no image has. A single word with such a suffix counts as the name of a file.
 NO_IMAGES = (".txt", ".npy", *TABLES)
 
 
@@ -36,7 +36,7 @@ class Input(NamedTuple):
 
 
 class Inputs:
-    """The inputs that command-line arguments name, made lazily; none is kept.
+    """The inputs that command-line arguments name, read one by one as they are needed; none is kept.
 
     The arguments are those of `expand`, and for images also tables, whose column `image` holds bytes or paths. A file
     of another kind in a folder and a row that cannot be used are inputs with an error. Iterating raises DataError for
@@ -56,7 +56,7 @@ class Inputs:
         for argument in self.arguments:
             found = self._of(argument)
             if _is_lines(argument) and files[Path(argument).name] > 1:
-                # The folder distinguishes the rows of train/t.csv and test/t.csv.
+                # Add the folder, to distinguish the rows of train/t.csv and test/t.csv.
                 found = (each._replace(name=str(Path(argument).parent / each.name)) for each in found)
             yield from found
 
@@ -68,7 +68,7 @@ class Inputs:
         return _images(argument)
 
     def count(self) -> int | None:
-        """The number of inputs, None with stdin among them. Raises the errors of iterating, before any work."""
+        """The number of inputs, None if stdin is among the arguments. Raises the errors of iterating."""
         total = sum(self._count(argument) for argument in self.arguments if argument != STDIN)
         return None if STDIN in self.arguments else total
 
@@ -103,23 +103,23 @@ class Inputs:
 
 def one_or_more(inputs: Any) -> Iterable[Any]:
     """The inputs one by one; a single text, path, image or its bytes is one input and not a sequence."""
-    # `ndim` finds arrays without importing numpy. An array with three axes is one image; one with none or two cannot be
-    # read, and gets one error. An open file would be iterated by lines.
+    # `ndim` finds arrays without importing numpy. An array with three axes is one image. An array with none or two is
+    # one unreadable input. An open file is one input, because iterating it would give its lines.
     is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
     is_one = is_one or hasattr(inputs, "read")
     return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
 
 
 def with_names(items: Sequence[Any], names: Sequence[str]) -> list[Input]:
-    """Items with names. Raises UsageError when there are not as many names as items."""
+    """The items as Inputs with these names. Raises UsageError if there are not as many names as items."""
     if len(items) != len(names):
         raise UsageError(f"{len(names)} names for {len(items)} inputs", hint="give each input one name")
     return [Input(name, item) for name, item in zip(names, items, strict=True)]
 
 
 def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
-    """The inputs in batches of at most `limit`; none waits more than SOON seconds for those that come after it."""
-    # (input, None), and at the end (None, the error that ended the inputs or None).
+    """The inputs in batches of at most `limit`; none waits more than SOON seconds for later inputs."""
+    # Pairs (input, None); the last pair is (None, None), or (None, the error of `inputs`).
     come: queue.Queue[tuple[Input | None, Exception | None]] = queue.Queue(limit)
     is_over = threading.Event()
 
@@ -139,7 +139,7 @@ def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
         except Exception as error:
             hand(None, error)
 
-    # A daemon: the process does not wait for a pipe that never ends.
+    # A daemon thread, because the process must not wait for a pipe that never ends.
     threading.Thread(target=read, name="zoo-stdin", daemon=True).start()
     try:
         while True:
@@ -176,7 +176,7 @@ def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None
 
     Images: files, folders (their images), glob patterns; `-` reads paths from stdin. Texts: the argument itself,
     or the lines of a .txt file, or the column `text` of a CSV, JSON lines or Parquet file; `-` reads texts from stdin.
-    Raises MissingFileError, and DataError for no items, an empty text and a file of the other kind.
+    Raises MissingFileError, and DataError for no items, an empty text and a file that the model does not read.
     """
     found: list[Input] = []
     for argument in arguments:
@@ -239,7 +239,7 @@ def _texts(argument: str, text: str) -> Iterator[Input]:
     if suffix == ".npy" and _is(Path.is_file, argument):
         raise DataError(f"{argument} holds vectors; this model reads text", path=argument, hint=READS_TEXT)
     if suffix not in (".txt", *TABLES) or not _is(Path.is_file, argument):
-        # One word with the suffix of a file is a mistyped name of a file, not a text.
+        # A single word with the suffix of a file is the mistyped name of a file, not a text.
         if suffix in NO_IMAGES and len(argument.split()) == 1:
             if not _is(Path.exists, argument):
                 raise MissingFileError(f"{argument}: no such file", path=argument, hint="check the path")
@@ -267,12 +267,12 @@ def _is(test: Callable[[Path], bool], name: str) -> bool:
         # Path("") is the current folder.
         return name != "" and test(Path(name))
     except (OSError, ValueError):
-        # A text that is too long for the name of a file, or has a zero byte.
+        # A text is not the name of a file if it is too long, or has a zero byte.
         return False
 
 
 def _stdin_lines() -> Iterator[tuple[str, str | DataError]]:
-    """Yields a name and the line for each line of stdin; the name of a line that can be read is the line."""
+    """Yields a name and the text or error of each line of stdin; the name of a readable line is its text."""
     # sys.stdin is None when it was closed (<&-), and has no `buffer` in a notebook.
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:

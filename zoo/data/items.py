@@ -1,4 +1,4 @@
-"""Labelled items, and the one collector of items that cannot be read."""
+"""Labelled items, and class Unreadable, which collects the items that cannot be read."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,12 +9,12 @@ from msgspec import Struct
 
 from zoo.errors import DataError, ZooError, named
 
-#: Called with the index and the error of an item that cannot be read: the item is left out, or the error is raised.
+#: A function that gets the index and the error of an unreadable item. It returns to leave the item out, or raises.
 Skip: TypeAlias = Callable[[int, DataError], None]
 
 #: An image's path or its bytes, or a text.
 Item: TypeAlias = Path | str | bytes
-#: Between the labels of one cell.
+#: Separates the labels of one cell.
 SEPARATOR = "|"
 Made = TypeVar("Made")
 
@@ -47,7 +47,7 @@ def attempt(function: Callable[..., Made], *arguments: Any) -> Made | DataError:
 
 
 def listed(names: Iterable[object], limit: int = 5) -> str:
-    """The first `limit` names, and how many more there are."""
+    """The first `limit` names, and the number of the others, as text."""
     words = [str(name) for name in names]
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
@@ -71,7 +71,7 @@ class Unreadable:
 
         def collect(index: int, error: ZooError) -> None:
             example = examples[index]
-            # The name is enough: `skipped.jsonl`, which is passed on to others, must not show paths.
+            # Keep only the name: `skipped.jsonl` may be published, and must not show paths.
             path = f"{example.item}: " if isinstance(example.item, Path) else ""
             self.found[example] = Skipped(example.name, error.message.removeprefix(path))
             self.check()
@@ -79,12 +79,12 @@ class Unreadable:
         return collect
 
     def kept(self, examples: Sequence[Example]) -> list[bool]:
-        """For each example, whether it can be read as far as is known."""
+        """For each example, whether it is kept, because it had no error so far."""
         return [example not in self.found for example in examples]
 
     def check(self) -> None:
-        """Raise DataError, naming the first of them, when more items are bad than `max_bad` allows."""
-        # A product such as 0.29 * 100 is a little below the whole number that is meant.
+        """Raise DataError, naming the first bad items, if there are more than `max_bad` allows."""
+        # 1e-9 corrects the rounding of a product: 0.29 * 100 is a little below 29.
         allowed = min(math.floor(self.max_bad * self.total + 1e-9), self.total - 1)
         count = len(self.skipped) + len(self.found)
         if count <= allowed:

@@ -1,4 +1,4 @@
-"""Notes on a data set that are shown before anything is computed."""
+"""Notes on the quality of a data set, which are shown before anything is computed."""
 
 import re
 import unicodedata

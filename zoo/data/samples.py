@@ -1,4 +1,4 @@
-"""Sample inputs that ship with zoo, for parity checks without data of the user."""
+"""Sample inputs that ship with zoo, for parity checks when there is no data of the user."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "assets"
 def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Path] | list[str], str]:
     """Returns at least seven images, or sentences of very different lengths, and their name in a report.
 
-    `words` are made into three more texts, for a model of another language, which knows no word of the sentences.
+    Three more texts are made of `words`: a model of another language may know no word of the sentences.
     """
     if isinstance(preprocess, ImagePreprocess):
         images = sorted(FOLDER.glob("*.jpg"))
@@ -26,7 +26,7 @@ def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Pat
             raise NotFoundError(f"the sample images are missing from {FOLDER}", hint="install backbone-zoo again")
         return images, "the bundled images"
     texts = (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    # One text is longer than any model reads: all positions are compared, and the truncation.
+    # One text is longer than any model reads, so that all positions and the truncation are compared.
     texts.insert(1, " ".join(texts * 5))
     if words:
         texts = [" ".join(words), " ".join(words[::2]), " ".join(words[:1]), *texts]

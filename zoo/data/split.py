@@ -1,4 +1,4 @@
-"""Splits into training and held-out items. Only the items' bytes and the seed decide; copies stay together.
+"""Splits of data into training and held-out items. Only the items' bytes and the seed decide; copies stay together.
 
 Classes are split one by one, several labels by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011,
 https://doi.org/10.1007/978-3-642-23808-6_10), numbers by their quantiles.
@@ -33,7 +33,8 @@ def divide(
 
     If `options.val` is a path, its data are held out. With the default fraction the folder `val`, or else `test`, is
     held out if there is one; any other fraction is held out of the training part. Raises the errors of
-    `zoo.data.dataset.load` and of `split`, and DataError for a label that only held-out data have or items in both.
+    `zoo.data.dataset.load` and of `split`, and DataError for a label that only the held-out part has and for items that
+    are in both parts.
     """
     if not isinstance(options.val, float):
         check_kind(options.val, preprocess, options)
@@ -61,10 +62,11 @@ def divide(
 
 
 def split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out items: `fraction` of every class, label or quantile, at least one and never all items.
+    """Returns the training and the held-out part of `data`.
 
-    For items with several labels that holds as far as possible, and a label of one item is only trained on. Raises
-    DataError for a single class and for a class that is too small to split.
+    Held out is `fraction` of every class, label or quantile: at least one item, and never all. With several labels an
+    item, this is only approximate, and a label of a single item stays in the training part. Raises DataError for a
+    single class and for a class that is too small to split.
     """
     require_classes(data)
     ways = {Task.SINGLE_LABEL: _classes, Task.MULTI_LABEL: _several, Task.REGRESSION: _numbers}
@@ -85,7 +87,7 @@ def held_count(count: int, fraction: float) -> int:
 
 
 def _classes(data: Dataset, fraction: float, seed: int) -> set[str]:
-    # An item with two labels counts for the first: on both sides of the split it would leak.
+    # An item that is listed with two labels counts for the first label, so that both copies are on one side.
     owners: dict[str, str] = {}
     for example in data.examples:
         owners[example.digest] = min(example.label, owners.get(example.digest, example.label))
@@ -130,7 +132,7 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
         for label in sorted(labels[digest]):
             members.setdefault(label, []).append(digest)
     for _, digests in sorted(members.items()):
-        # A label must be trained on to be judged; a label that is only trained on has no score.
+        # Every held-out label must also be trained on. A label that is only trained on is allowed, but has no score.
         if held.issuperset(digests):
             held.discard(digests[0])
     if not held:
@@ -146,16 +148,16 @@ def _several(data: Dataset, fraction: float, seed: int) -> set[str]:
 def iterative_stratification(items: Mapping[str, Sequence[str]], fraction: float) -> set[str]:
     """The keys to hold out of `items`, which maps keys to labels; the order of the keys breaks ties.
 
-    Algorithm 1 of the paper with two subsets: the rarest label is dealt first, each of its items to the side that lacks
-    most items of this label, then most items at all. The wanted counts are rounded, and each side wants at least one
-    item of a label that has two or more.
+    Algorithm 1 of the paper with two subsets. The items of the rarest label are dealt first, each to the side that
+    lacks more items of this label or, if both lack equally many, more items in all. The wanted counts are rounded, and
+    each side wants at least one item of a label that has two or more.
     """
     members: dict[str, dict[str, None]] = {}
     for key, labels in items.items():
         for label in labels:
             members.setdefault(label, {})[key] = None
     total = held_count(len(items), fraction)
-    # The items that are still missing (training, held out), of every label and in all.
+    # The numbers of items that (training, held out) still lack, of every label and in all.
     missing = {label: _sides(len(keys), fraction) for label, keys in members.items()}
     room = [len(items) - total, total]
     held: set[str] = set()

@@ -36,7 +36,7 @@ def read_texts(path: Path, text: str, label: str, task: Task) -> Content:
 
 
 def read_images(path: Path, image: str, label: str, task: Task, *, has_files: bool) -> Content:
-    """The examples in a table of images: bytes, or paths relative to the table's folder and inside of it.
+    """The examples in a table of images: bytes, or paths relative to the table's folder and inside that folder.
 
     Missing files, other kinds of files and links out of the folder are skipped. Raises DataError as `read_texts` does,
     and for a path that leaves the folder; without `has_files` for any path.
@@ -72,7 +72,7 @@ def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
 
 
 def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
-    """`cells` for a column of images: bytes, or paths relative to the table's folder and inside of it."""
+    """`cells` for a column of images: bytes, or paths relative to the table's folder and inside that folder."""
     inside = path.parent.resolve()
 
     def image(value: Any, line: int) -> bytes | Path:
@@ -117,11 +117,11 @@ def count_rows(path: Path) -> int:
 def parse_number(cell: str) -> float | None:
     """The finite float32 number that a cell holds, None for any other text."""
     try:
-        # Python reads 1_000 as a number.
+        # Refuse underscores: Python would read 1_000 as a number.
         value = float("_" if "_" in cell else cell)
     except ValueError:
         return None
-    # The largest float32 is 2**128 - 2**104; whatever rounds to it is still finite.
+    # The largest float32 is 2**128 - 2**104; a number that is rounded to it counts as finite.
     return value if math.isfinite(value) and abs(value) < 2.0**128 - 2.0**103 else None
 
 
@@ -134,7 +134,7 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping
 
 
 def _each_row(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    """The rows of a table; one that cannot be read has an error, and the next rows follow."""
+    """Yields the rows of a table; a row that cannot be read is an error, and the next rows follow."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_rows(path, columns)
@@ -177,7 +177,7 @@ def _check_columns(columns: Mapping[str, str], present: list[str], where: str, p
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    # The default is 128 KB. The limit belongs to the whole process.
+    # Raise the limit of 128 KB, which applies to the whole process.
     csv.field_size_limit(1 << 30)
     # Without `strict` a quote that is never closed would swallow the next rows.
     reader = csv.DictReader(_csv_lines(path), strict=True)
@@ -188,7 +188,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         _check_names(path, names)
         for row in reader:
             error = _not_utf8(row, path, reader.line_num)
-            # The label would be in the wrong column after an unquoted comma.
+            # After an unquoted comma the label would be in the wrong column.
             if None in row:
                 hint = 'put texts with commas in "quotes"'
                 error = _bad_row(path, reader.line_num, " has more cells than the header", hint)
@@ -198,7 +198,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, with a lone surrogate for each byte that is not UTF-8, so that other rows can be read."""
+    """The lines of a file. Bytes that are not UTF-8 become lone surrogates, so that other rows can be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
             yield from file
@@ -233,7 +233,7 @@ def _json_object(record: str, path: Path, line: int) -> dict[str, Any]:
     try:
         row = json.loads(record)
     except (ValueError, RecursionError) as error:
-        # The error's own text has a line number, always 1, behind that of the file.
+        # The error's own text would add a second line number, which is always 1.
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise _bad_row(path, line, f" is not JSON: {reason}", "write one JSON object in each line") from error
     if not isinstance(row, dict):
@@ -286,7 +286,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def _each(feature: Any) -> Any:
-    """The feature of a list's items: the library writes `[item]`, or a Sequence or List of it."""
+    """The feature of a list's items: the library describes a list as `[item]`, Sequence or List."""
     if isinstance(feature, list) and len(feature) == 1:
         return feature[0]
     if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
@@ -299,7 +299,7 @@ def _named(value: Any, names: list[str] | None) -> Any:
         return [_named(each, names) for each in value]
     if names is None or not isinstance(value, int):
         return value
-    # Other numbers mean that the class is not known, as in a test set without answers.
+    # Any other number means that the class is not known, as in a test set without answers.
     return names[value] if 0 <= value < len(names) else None
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids, and the `tokenizer.json` files that a bundle carries."""
+"""The conversion of texts to token ids, and the `tokenizer.json` files of bundles."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 #: The name of a tokenizer that zoo writes into a bundle.
 TOKENIZER = "tokenizer.json"
 UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"
-#: Read as one token in a text, if the vocabulary has them.
+#: Tokens that are also recognised in texts, if the vocabulary has them.
 SPECIAL = ("[PAD]", UNKNOWN, FIRST, LAST, "[MASK]")
 HINT = "the file is not the vocabulary that this row describes"
 
 
 class TextEncoder:
-    """Texts to token ids by a `tokenizer.json`, truncated at the row's limit and padded to the longest of a batch."""
+    """Converts texts to token ids, truncated at the row's limit and padded to the longest text of a batch."""
 
     def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
         self.preprocess = preprocess
@@ -42,7 +42,7 @@ class TextEncoder:
                 f"{self.path.name} is not a readable tokenizer: {reason}",
                 hint="choose another model, or pull again",
             ) from error
-        # Published files may have a shorter limit and a fixed padding; the row decides.
+        # Published files may have a shorter limit and a fixed padding; only the row's limit counts.
         tokenizer.enable_truncation(self.preprocess.max_length)
         tokenizer.no_padding()
         return tokenizer
@@ -54,7 +54,7 @@ class TextEncoder:
     def check_known(self, text: str, row: Sequence[int]) -> None:
         """Raise DataError when `row`, the tokens of `text`, has no known word and the model refuses such texts."""
         if self._unknown is not None and all(token == self._unknown for token in row):
-            # The token for unknown words does not count.
+            # Leave out the token for unknown words.
             count = self._tokenizer.get_vocab_size() - 1
             problem = f"no word of {quote(text)} is among the {count:,} words"
             raise DataError(problem, hint="remove it, or reword it")
@@ -87,8 +87,8 @@ def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: 
     """Write a `tokenizer.json` whose ids are the indices of `words`; returns the preprocessing for a bundle with it.
 
     A text is split into runs of letters, digits and underscores, and runs of other characters. Unknown words become an
-    additional token, or with `unknown: token` the row's unknown token. Raises RegistryError when that is not among the
-    words.
+    additional token, or with `unknown: token` the row's unknown token. Raises RegistryError if that token is not among
+    the words.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -127,7 +127,7 @@ def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
 def check_text(item: object) -> str:
     """The text itself. Raises DataError unless it is a str with a visible character."""
     if isinstance(item, DataError):
-        # The item was found to be unreadable when the items were listed.
+        # The error was found when the items were listed.
         raise item
     if not isinstance(item, str):
         raise DataError(f"a text model reads str, not {type(item).__name__}")
@@ -179,7 +179,7 @@ def tokenizer_json(path: Path, wordpiece: WordPiece) -> str:
 def read_vocabulary(path: Path) -> dict[str, int]:
     """The id of each piece. Raises IntegrityError for invalid UTF-8, duplicates and missing special tokens."""
     try:
-        # Only a line feed ends a line: other separators are pieces.
+        # Only a line feed ends a line: other separators may be pieces.
         pieces = path.read_bytes().decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise IntegrityError(f"{path.name} is not UTF-8: {error.reason}", hint=HINT) from error
