@@ -107,8 +107,11 @@ def test_one_module_may_give_several_families_and_a_source(site: Site) -> None:
         ),
         (FAMILY.replace("return [Toy]", "return None"), "does not register the family 'toy'"),
         (FAMILY.replace('"{name}"', '"other"'), "does not register the family 'toy' (it registers other)"),
-        (FAMILY.replace('    family = "{name}"\n', ""), "the class Toy does not say its family"),
-        (FAMILY.replace("    def reference(self, feeds): return feeds\n", ""), "the class Toy leaves out reference"),
+        (FAMILY.replace('    family = "{name}"\n', ""), "the class Toy does not set 'family'"),
+        (
+            FAMILY.replace("    def reference(self, feeds): return feeds\n", ""),
+            "the class Toy does not define reference",
+        ),
         (FAMILY.replace("[Toy]", "[Toy, type('Two', (Toy,), {})]"), "two of its classes claim the family 'toy'"),
         (
             "from zoo.errors import MissingExtraError\nraise MissingExtraError('torch', 'train', 'the family toy')",

@@ -1,4 +1,4 @@
-"""Installed plugins: found, loaded and isolated; and the files of a new one.
+"""Installed plugins: find, load and isolate them; write the files of a new plugin.
 
 Start with `manager.py`; `entry_points.py` reads the metadata of installed distributions.
 """

@@ -22,9 +22,9 @@ START_LIMIT = 60.0
 
 
 def load_all(limit: float = LOAD_LIMIT) -> list[PluginState]:
-    """Every plugin of the environment after loading it in a child, each within `limit` seconds."""
+    """The state of every installed plugin, after loading each in a child process within `limit` seconds."""
     known = Plugins().describe()
-    # A name that two plugins claim is already quarantined, and not loaded.
+    # Two plugins that claim one name are quarantined already, and are not loaded.
     states = {(state.group, state.name): state for state in known if state.state == "not loaded"}
     waiting = list(states)
     while waiting:
@@ -47,20 +47,20 @@ def isolated(module: str, request: object) -> Iterator[Child]:
 
     The child must send a first message before any plugin runs. Raises ZooError when no such message comes.
     """
-    # The folder, because a killed child does not remove its temporary files.
+    # The child gets its own temporary folder, because a killed child does not remove its files.
     with tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True) as folder:
         environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)}
         with Child(python("-m", module), env=environ) as child:
             try:
                 child.ask(request, seconds=START_LIMIT)
             except EndedError as ended:
-                hint = "zoo doctor; is zoo installed whole?"
-                raise ZooError(f"a child process of zoo's own {ended}", hint=hint) from ended
+                hint = "zoo doctor checks the installation"
+                raise ZooError(f"importing zoo in a child process {ended}", hint=hint) from ended
             yield child
 
 
 def main() -> None:
-    """Load the plugins that the parent names, and send it the state of each, in the child."""
+    """Run the child: load the plugins that the parent names, and send the state of each."""
     parent = Parent()
     message = parent.receive()
     assert message is not None
@@ -68,7 +68,7 @@ def main() -> None:
     plugins = Plugins()
     for group, name in message.data:
         parent.send(plugins.load(group, name))
-    # Without waiting for threads and exit handlers of plugins.
+    # End at once, without threads and exit handlers of plugins.
     os._exit(0)
 
 

@@ -35,7 +35,7 @@ class EntryPoint(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The plugin as errors name it."""
+        """The name of the plugin in error messages."""
         return f"'{self.name}' of {self.distribution}"
 
 
@@ -58,7 +58,7 @@ class PluginState(Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The plugin as errors name it."""
+        """The name of the plugin in error messages."""
         return f"'{self.name}' of {self.distribution}" if self.name else self.distribution
 
 
@@ -73,7 +73,7 @@ def state_of(point: EntryPoint, state: State, error: str | None = None, seconds:
 def installed() -> tuple[list[EntryPoint], list[PluginState]]:
     """Returns zoo's entry points in all installed distributions, and a quarantined state for each with broken metadata.
 
-    Of a distribution that is on sys.path twice the first one counts, as for an import.
+    If a distribution is on sys.path twice, the first copy counts, as in an import.
     """
     points: list[EntryPoint] = []
     unreadable: list[PluginState] = []
@@ -84,12 +84,12 @@ def installed() -> tuple[list[EntryPoint], list[PluginState]]:
         seen.add(key)
         try:
             text = read("entry_points.txt") or ""
-            # Most distributions have no such entry point, and their name and version are not read.
+            # Name and version are read only for the few distributions with such an entry point.
             if "[zoo." in text:
                 name, version = _name_and_version(read)
                 points += [EntryPoint(*found, name or key, version or "?") for found in _parse(text)]
         except Exception as error:
-            # The file may hold anything.
+            # The file may have any content.
             broken = EntryPoint("", "", "", key)
             reason = f"its entry_points.txt cannot be read: {type(error).__name__}: {brief(str(error))}"
             unreadable.append(state_of(broken, "quarantined", reason))
@@ -97,7 +97,7 @@ def installed() -> tuple[list[EntryPoint], list[PluginState]]:
 
 
 def allowed(points: Iterable[EntryPoint], environ: Mapping[str, str]) -> list[EntryPoint]:
-    """The entry points that ZOO_PLUGINS names, by distribution or by their name: unset allows all, empty none."""
+    """The entry points that ZOO_PLUGINS lists, by distribution or name; all if it is unset, none if it is empty."""
     chosen = environ.get("ZOO_PLUGINS")
     if chosen is None:
         return list(points)
@@ -137,7 +137,7 @@ def _foreign_distributions(path: list[str] | None) -> Iterator[tuple[str, Read]]
 
 def _read(info: str, name: str) -> str | None:
     try:
-        with open(f"{info}/{name}", encoding="utf-8") as file:  # noqa: PTH123 - one Path a file is half the time
+        with open(f"{info}/{name}", encoding="utf-8") as file:  # noqa: PTH123 - creating Paths would double the time
             return file.read()
     except OSError:
         return None

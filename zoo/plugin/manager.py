@@ -50,7 +50,7 @@ KINDS = {
 
 
 class _Plugin(Struct, eq=False):
-    """One entry point, and its classes or its error once it was loaded, in `seconds`."""
+    """One entry point; after loading, which took `seconds`, also its classes or its error."""
 
     point: EntryPoint
     classes: dict[str, type[Any]] | None = None
@@ -64,7 +64,7 @@ class _Plugin(Struct, eq=False):
 
     def fail(self, reason: str, hint: str | None = None) -> PluginError:
         """The error that quarantines this plugin."""
-        removal = f"zoo plugins shows them all; pip uninstall {self.point.distribution} removes this one"
+        removal = f"zoo plugins shows all plugins; pip uninstall {self.point.distribution} removes this one"
         self.error = self.problem(f"cannot be used: {reason}", hint or removal)
         return self.error
 
@@ -88,24 +88,24 @@ class Plugins:
     def make(self, entry: Entry, weights: Path) -> Backbone:
         """The backbone of a row. Everything that its plugin prints goes to stderr.
 
-        Raises as `backbone` does. Here and in every method of the backbone, an exception of the plugin that is not a
-        ZooError becomes a PluginError.
+        Raises the errors of `backbone`. Here and in every method of the backbone, an exception of the plugin that is
+        not a ZooError becomes a PluginError.
         """
         plugin, cls = self._loaded("zoo.backbones", entry.family)
         return _GuardedBackbone(plugin, cls, entry, weights)
 
     def source(self, scheme: str) -> Source:
-        """The one instance of the source for a URL scheme. Raises as `backbone` does."""
+        """The one instance of the source for a URL scheme. Raises the errors of `backbone`."""
         if scheme not in self._sources:
             self._sources[scheme] = _guarded(*self._loaded("zoo.sources", scheme))
         return self._sources[scheme]
 
     def claim(self, group: str, name: str) -> EntryPoint:
-        """The entry point for `name`, without loading it. Raises as `backbone` does."""
+        """The entry point for `name`, without loading it. Raises the errors of `backbone`."""
         return self._claimed(group, name).point
 
     def bridge(self, prefix: str) -> Bridge:
-        """A new instance of the bridge for a prefix, guarded like a backbone of `make`. Raises as `backbone` does."""
+        """A new instance of the bridge for a prefix, guarded like a backbone of `make`. Raises its errors too."""
         plugin, bridge = self._loaded("zoo.bridges", prefix)
         return _GuardedBridge(plugin, _guarded(plugin, bridge))
 
@@ -123,9 +123,9 @@ class Plugins:
         return sorted([*states, *self._unreadable], key=lambda state: (state.group, state.name, state.distribution))
 
     def load(self, group: str, name: str) -> PluginState:
-        """Load the plugin for `name`. Its error is in the state that is returned, and raised when it is needed."""
+        """Load the plugin for `name`; returns its state, with its error if it cannot be loaded."""
         claims = _claims(group, name, self._plugins)
-        # The state has the error.
+        # The returned state has the error.
         with suppress(PluginError):
             self._loaded(group, name)
         return self._state(claims[0])
@@ -144,7 +144,7 @@ class Plugins:
 
     @cached_property
     def _manager(self) -> "pluggy.PluginManager":
-        # Here, because verbs that need no plugin, such as list, should not wait for pluggy.
+        # Imported here, because verbs that need no plugin, such as list, should not wait for pluggy.
         import pluggy
 
         from zoo import hookspecs
@@ -189,8 +189,8 @@ class Plugins:
         return plugin, plugin.classes[name]
 
     def _collect(self, plugin: _Plugin) -> dict[str, type]:
-        """The classes of a plugin's hook. If that fails, the plugin is not left registered."""
-        # Here, because verbs that load no plugin, such as list, should not wait for this import.
+        """The classes that a plugin's hook returns. After an error the plugin is no longer registered."""
+        # Imported here, because verbs that load no plugin, such as list, should not wait for this import.
         from importlib import metadata
 
         manager, point = self._manager, plugin.point
@@ -220,7 +220,7 @@ class Plugins:
 
 
 class _GuardedBackbone(Backbone):
-    """A backbone of a plugin, each call of which goes through `_run`."""
+    """A backbone of a plugin; every call goes through `_run`."""
 
     def __init__(self, plugin: _Plugin, cls: type[Backbone], entry: Entry, weights: Path) -> None:
         super().__init__(entry, weights)
@@ -248,7 +248,7 @@ class _GuardedBackbone(Backbone):
 
 
 class _GuardedBridge(Bridge):
-    """A bridge of a plugin, each call of which goes through `_run`."""
+    """A bridge of a plugin; every call goes through `_run`."""
 
     def __init__(self, plugin: _Plugin, inner: Bridge) -> None:
         self._plugin = plugin
@@ -269,7 +269,7 @@ def _run(plugin: _Plugin, call: Callable[[], T]) -> T:
         if os.environ.get("ZOO_DEBUG"):
             traceback.print_exc()
         reason = f"failed: {type(error).__name__}: {brief(str(error))}"
-        raise plugin.problem(reason, "zoo --debug shows where; report it to its author") from error
+        raise plugin.problem(reason, "zoo --debug shows the traceback; report it to the plugin's author") from error
 
 
 def _claims(group: str, name: str, plugins: Iterable[_Plugin]) -> list[_Plugin]:
@@ -286,9 +286,9 @@ def _checked(plugin: _Plugin, kind: Kind, found: list[Any]) -> dict[str, type]:
             )
         name = getattr(each, kind.noun, None)
         if not isinstance(name, str) or not name:
-            raise plugin.fail(f"the class {each.__name__} does not say its {kind.noun}")
+            raise plugin.fail(f"the class {each.__name__} does not set '{kind.noun}'")
         if missing := sorted(getattr(each, "__abstractmethods__", ())):
-            raise plugin.fail(f"the class {each.__name__} leaves out {', '.join(missing)}")
+            raise plugin.fail(f"the class {each.__name__} does not define {', '.join(missing)}")
         if classes.setdefault(name, each) is not each:
             raise plugin.fail(f"two of its classes claim the {kind.noun} '{name}'")
     if plugin.point.name not in classes:
@@ -305,7 +305,7 @@ def _guarded(plugin: _Plugin, call: Callable[[], T]) -> T:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # SystemExit too: no failure of one plugin may stop the others.
+        # This includes SystemExit, because no failure of one plugin may stop the others.
         if error is plugin.error:
             raise
         if isinstance(error, ZooError):

@@ -1,4 +1,4 @@
-"""The files of a new plugin distribution, which passes the conformance check before anything is edited."""
+"""The files of a new plugin distribution, which pass the conformance check before anything is edited."""
 
 import json
 import keyword
@@ -71,7 +71,7 @@ def write_plugin(name: str, out: Path | None, rows: Container[str], families: It
 
 
 def _class_name(name: str) -> str:
-    """`SqueezeNet` for squeeze-net; with a suffix for a keyword of Python or a word that the module uses already."""
+    """`SqueezeNet` for squeeze-net, with a suffix if it is a keyword of Python or already used in the module."""
     cls = "".join(part.capitalize() for part in re.split("[-_]", name))
     template = (TEMPLATES / "module.py.in").read_text(encoding="utf-8")
     return f"{cls}Family" if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", template) else cls
