@@ -337,7 +337,7 @@ def test_a_fault_in_the_shipped_reading_of_lists_is_seen(tmp_path: Path, monkeyp
         (WORDS, {"format": "glove-text"}, "t.npy cannot be read as glove-text: it has a list of words"),
         (WORDS, {"format": "word2vec-binary"}, "t.npy cannot be read as word2vec-binary: "),
         (WORDS, {}, "t.npy cannot be read as npy: w.parquet has the columns lemma, word"),
-        ([f"W-{index}" for index in range(60)], {"column": "word"}, "no word of w.parquet can stand in a text"),
+        ([f"W-{index}" for index in range(60)], {"column": "word"}, "no word of w.parquet can occur in a text"),
     ],
 )
 def test_words_that_cannot_be_looked_at_are_no_claim(

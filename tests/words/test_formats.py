@@ -202,7 +202,7 @@ LISTS = {
     "half.json": (b'["the", ', "neither a list"),
     "numbers.json": (b"[1, 2]", "neither a list"),
     "surrogate.json": (b'["\\ud800"]', "neither a list|not Unicode"),
-    "no.parquet": (b"PAR1 nothing PAR1", "not a Parquet file"),
+    "no.parquet": (b"PAR1 nothing PAR1", "cannot be read as Parquet"),
 }
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Bytes: TypeAlias = mmap.mmap | bytes
     Order: TypeAlias = Literal["C", "F"]
 
-#: The layout of a file by its suffix, for registry rows that name none.
+#: The layout of a file by its suffix, for registry rows that name no layout.
 SUFFIXES = {
     ".bin": "word2vec-binary",
     ".vec": "word2vec-text",
@@ -48,7 +48,7 @@ LAYOUTS = tuple(SUFFIXES.values())
 TABLES = ("npy", "safetensors")
 #: Rows in a batch.
 ROWS = 2048
-#: The largest size of a word in bytes: without it a file of another kind would be searched to its end.
+#: The largest size of a word in bytes, so that a file of another kind is not searched to its end.
 MAX_WORD_BYTES = 1 << 16
 #: The largest size of a number in a text, in bytes.
 MAX_NUMBER_BYTES = 64
@@ -74,7 +74,7 @@ def layout(entry: Entry) -> str | None:
 
 
 def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
-    """Checked batches (words, vectors float32 [len(words), dim]) of a file with both. Raises IntegrityError."""
+    """Yields checked batches (words, vectors float32 [len(words), dim]) of a file with both. Raises IntegrityError."""
     is_binary = layout == "word2vec-binary"
     return checked(path, _binary(path, dim) if is_binary else _text(path, dim, with_header=layout == "word2vec-text"))
 
@@ -82,7 +82,7 @@ def read(path: Path, layout: str, dim: int) -> "Iterator[Batch]":
 def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
     """Returns the memory-mapped table [words, dim] and its offset in the file. Raises IntegrityError.
 
-    Published tables may be in Fortran order.
+    The table is in C or in Fortran order, like the published file.
     """
     import numpy as np
 
@@ -100,7 +100,7 @@ def read_words(path: Path, column: str | None = None) -> list[bytes]:
     """The words in a file, in the order of the table's rows. Raises IntegrityError.
 
     The suffix decides: .parquet (the column `column`, or the only one), .json (a list of words, or a mapping to their
-    ids), any other: one word in each line.
+    ids), any other suffix: one word in each line.
     """
     if path.suffix not in (".parquet", ".json"):
         text = bytes(_map(path)).removeprefix(BOM_UTF8).removesuffix(b"\n")
@@ -113,7 +113,7 @@ def read_words(path: Path, column: str | None = None) -> list[bytes]:
 
 
 def pair(path: Path, words: list[bytes], table: "NDArray[Any]") -> "Iterator[Batch]":
-    """Checked batches of a table and the `words` that were read from `path`. Raises IntegrityError."""
+    """Yields checked batches of a table and the `words` that were read from `path`. Raises IntegrityError."""
     if len(words) != len(table):
         _fail(path, f"it lists {len(words):,} words, the table has {len(table):,} rows")
     parts = range(0, len(words), ROWS)
@@ -121,7 +121,7 @@ def pair(path: Path, words: list[bytes], table: "NDArray[Any]") -> "Iterator[Bat
 
 
 def checked(path: Path, batches: "Iterable[Batch]") -> "Iterator[Batch]":
-    """The batches without duplicates. Raises IntegrityError for invalid words and for numbers that are not finite."""
+    """Yields the batches without duplicates. Raises IntegrityError for invalid words, infinite numbers and NaN."""
     import numpy as np
 
     seen: set[bytes] = set()
@@ -195,16 +195,17 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
 
 
 def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
-    """Returns word and numbers of a line with too many fields: GloVe's words may have spaces (`. . .` in glove.840B).
+    """Returns the word and the numbers of a line with more than `dim` fields after the first one.
 
-    A line whose additional fields are numbers is returned unchanged: it has too many numbers.
+    Words of GloVe may have spaces, such as `. . .` in glove.840B. If an additional field is a number, the line has too
+    many numbers and is returned unchanged.
     """
     *more, numbers = rest.split(b" ", rest.count(b" ") + 1 - dim)
     return (word, rest) if any(map(DECIMAL.fullmatch, more)) else (b" ".join([word, *more]), numbers)
 
 
 def _parse(path: Path, words: list[bytes], rows: list[bytes], dim: int, before: int) -> "NDArray[np.float32]":
-    """Numbers as C's strtod reads them, rounded to float32 once, bit for bit as by gensim."""
+    """The numbers of the rows [len(rows), dim], read as by C's strtod and rounded once: gensim gives the same bits."""
     import numpy as np
 
     try:
@@ -229,7 +230,7 @@ def _lines(path: Path, data: "Bytes", at: int, longest: int) -> Iterator[bytes]:
 
 
 def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int, int]:
-    """Returns the number of words and the offset of the first, if the file has room for rows of `smallest` bytes."""
+    """Returns the number of words and the offset of the first row. A row has at least `smallest` bytes."""
     end = data.find(b"\n", 0, 128)
     found = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", data[: max(end, 0)])
     if found is None:
@@ -286,10 +287,12 @@ def _parquet(path: Path, column: str | None) -> list[str]:
             names = file.schema_arrow.names
             name = column or (names[0] if len(names) == 1 else None)
             if name not in names:
-                _fail(path, f"its columns are {', '.join(names)}: the row's config.column must name the words' one")
+                _fail(
+                    path, f"its columns are {', '.join(names)}: the row's config.column must name the column of words"
+                )
             words = [word for part in file.iter_batches(columns=[name]) for word in part.column(0).to_pylist()]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        _fail(path, f"not a Parquet file that can be read: {' '.join(str(error).split())[:200]}")
+        _fail(path, f"it cannot be read as Parquet: {' '.join(str(error).split())[:200]}")
     if not all(isinstance(word, str) for word in words):
         _fail(path, f"the column {name} holds something that is not text")
     return words
@@ -299,7 +302,7 @@ def _json(path: Path) -> list[str]:
     try:
         found = msgspec.json.decode(_map(path), type=list[str] | dict[str, int])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        _fail(path, "neither a list of words nor their ids by word")
+        _fail(path, "it is neither a list of words nor a mapping from words to ids")
     if isinstance(found, list):
         return found
     if sorted(found.values()) != list(range(len(found))):
@@ -310,7 +313,7 @@ def _json(path: Path) -> list[str]:
 def _float32(numbers: "NDArray[Any]") -> "NDArray[np.float32]":
     import numpy as np
 
-    # Too large numbers become infinite, which `checked` refuses.
+    # A number that is too large becomes infinite, which `checked` refuses.
     with np.errstate(over="ignore"):
         return numbers.astype("<f4", copy=False)
 
@@ -327,5 +330,5 @@ def _show(word: bytes) -> str:
 
 
 def _fail(path: Path, problem: str) -> NoReturn:
-    hint = "the file is not what its row says: check the row's dim, config.format and files"
+    hint = "the file does not fit its registry row: check the row's dim, config.format and files"
     raise IntegrityError(f"{path.name}: {problem}", hint=hint)

@@ -1,7 +1,7 @@
 """Reference readers of word-vector files: each format in the simplest way, slow and without checks.
 
-The readers of zoo.words.formats and of plugins are compared with these, so none of their code is used here. A file that
-is not as expected may raise any exception.
+The readers of zoo.words.formats and of plugins are compared with these readers, which therefore share no code with
+them. A file in an unexpected form may raise any exception.
 """
 
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
 
-#: The largest size of a header or a word in bytes: a file of another kind is not searched to its end.
+#: The largest size of a header or a word in bytes, so that a file of another kind is not searched to its end.
 MAX_BYTES = 1 << 16
 
 
@@ -97,8 +97,8 @@ def parse(vector: Any) -> "Vector":
 def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector], str | None]":
     """Returns about `count` words, evenly spread over the rows, with their vectors; and a word with two rows, or None.
 
-    All are words that a text can contain and whose vector is not zero, the vector of unknown words. The word with two
-    rows is one of them, with the vector of its first row. Raises ValueError when there are no such words and for files
+    All words can occur in a text, and none has a zero vector, which is the vector of unknown words. The word with two
+    rows is one of them, with the vector of its first row. Raises ValueError if there are no such words, and for files
     in another layout.
     """
     preprocess, layout = entry.preprocess, formats.layout(entry)
@@ -117,12 +117,12 @@ def spread(entry: Entry, weights: Path, count: int) -> "tuple[dict[str, Vector],
         raise ValueError(f"{preprocess.table} cannot be read as {layout}: {brief(str(error))}") from error
     found = {word.decode(): vector for word, vector in read.items() if vector.any()}
     if not found:
-        raise ValueError(f"no word of {preprocess.words or preprocess.table} can stand in a text")
+        raise ValueError(f"no word of {preprocess.words or preprocess.table} can occur in a text")
     return found, twice if twice in found else None
 
 
 def _choose(words: list[bytes], count: int, preprocess: WordsPreprocess) -> tuple[set[int], str | None]:
-    """Returns the rows of `count` words and of the first word with two rows, and that word."""
+    """Returns the rows of `count` words and of the first word with two rows; and that word, or None."""
     first: dict[bytes, int] = {}
     again = [word for row, word in enumerate(words) if first.setdefault(word, row) != row]
     distinct = list(first)
@@ -144,6 +144,6 @@ def _word(file: BinaryIO) -> bytes:
     word = bytearray()
     while (byte := file.read(1)) != b" ":
         if not byte or len(word) > MAX_BYTES:
-            raise ValueError("it breaks off in a word")
+            raise ValueError("it ends inside a word")
         word += byte
     return bytes(word).lstrip(b"\n")

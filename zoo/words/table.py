@@ -3,7 +3,7 @@
 prepared/  vectors.bin    float32 [words, dim], unless a file of the row already holds the table in this form
            words.bin      all words in UTF-8, concatenated
            offsets.bin    int64 [words + 1], the start of each word
-           order.bin      int32 [words], the ids sorted by their words' bytes, for binary search
+           order.bin      int32 [words], the ids sorted by the bytes of their words, for binary search
            norms.bin      float32 [words]
            prepared.json  the sha256, size and time of each file, so that opening reads none of them
 
@@ -43,7 +43,7 @@ BUDGET = 1 << 28
 MAX_SPELLING = 40
 #: The pre-tokenizer `Whitespace`: https://docs.rs/tokenizers, pre_tokenizers::whitespace.
 PIECES = re.compile(r"\w+|[^\w\s]+")
-#: The least norm: a vector of zeros is similar to nothing.
+#: The smallest divisor in place of a norm, so that a zero vector has similarity 0 to every word.
 TINY = 1e-30
 
 
@@ -86,7 +86,7 @@ def prepare(
     """Write the prepared form of batches (words, vectors [len(words), dim]) into `weights`, whole or not at all.
 
     Words must be distinct and UTF-8, numbers finite. With `table` the vectors stay in that file. Raises AccessError for
-    a full disk and without the right to write.
+    a full disk and a folder that may not be written.
     """
     with storage_errors(weights), staged_dir(weights / FOLDER) as stage:
         count = _write_rows(stage, batches, with_vectors=table is None)
@@ -98,15 +98,15 @@ def prepare(
 
 
 def is_prepared(weights: Path) -> bool:
-    """Whether `weights` has a prepared form with the bytes that were written, for `WordTable.open`."""
+    """Whether `weights` has an unchanged prepared form, which `WordTable.open` can open."""
     return _read_manifest(weights) is not None
 
 
 def verify(weights: Path) -> list[tuple[FileDigest, bool]]:
-    """Returns every expected file of the prepared form in `weights` and whether it is unchanged; all are hashed.
+    """Hash the prepared form in `weights`; returns every expected file, and whether it is unchanged.
 
-    After that the next `is_prepared` hashes damaged files again, so that the form is prepared anew. The list is empty
-    without a prepared form of this version, and has only the manifest when that is damaged.
+    The next `is_prepared` hashes damaged files again, and so finds that the form must be prepared again. The list is
+    empty if there is no prepared form of this version, and has only the manifest if that is damaged.
     """
     folder, name = weights / FOLDER, f"{FOLDER}/{MANIFEST}"
     if not folder.exists():
@@ -153,7 +153,7 @@ class WordTable:
     def open(cls, weights: Path, *, lowercase: bool = False) -> "WordTable":
         """The prepared form in `weights`; with `lowercase` words are looked up in lower case.
 
-        Raises NotFoundError when there is none, for another version, and when bytes have changed.
+        Raises NotFoundError if there is none, or one of another version, or if its bytes have changed.
         """
         require("word vectors", "numpy")
         found = _read_manifest(weights)
@@ -187,7 +187,7 @@ class WordTable:
         return self._bytes(index).decode()
 
     def find(self, word: str) -> int | None:
-        """The id of a word, None when the table does not have it."""
+        """The id of a word; None if the word is not in the table."""
         wanted = (word.lower() if self.lowercase else word).encode(errors="surrogateescape")
         index = bisect_left(self._order, wanted, key=self._bytes)
         if index == len(self) or self._bytes(self._order[index]) != wanted:
@@ -204,10 +204,10 @@ class WordTable:
         return found
 
     def near(self, word: str, count: int = 3) -> list[str]:
-        """Words that differ from `word` by one edit (a letter added, removed, changed, or two swapped), by their ids.
+        """At most `count` words that differ from `word` by one edit, in the order of their ids.
 
-        Candidates are generated and looked up, as in https://norvig.com/spell-correct.html: comparing every word of the
-        table would take seconds.
+        An edit adds, removes or changes a letter, or swaps two. Candidates are generated and looked up, as in
+        https://norvig.com/spell-correct.html: comparing every word of the table would take seconds.
         """
         if len(word) > MAX_SPELLING:
             return []
@@ -223,10 +223,10 @@ class WordTable:
     def nearest(
         self, vectors: "Floats", top: int, exclude: Sequence[Sequence[int]] = ()
     ) -> list[list[tuple[int, float]]]:
-        """For each of `vectors` [queries, dim] its `top` nearest (id, cosine similarity), best first.
+        """For each of `vectors` [queries, dim] the `top` nearest words as (id, cosine similarity), best first.
 
-        Exact: one matrix product over the table, which is neither copied nor normalised. Of equal similarities the
-        lower id comes first. `exclude` names, query by query, ids to leave out.
+        The search is exact: one matrix product over the table, which is neither copied nor normalised. Of equal
+        similarities the lower id comes first. `exclude` has the ids to leave out for each query.
         """
         import numpy as np
 
@@ -260,7 +260,7 @@ class WordTable:
         return found
 
     def around(self, groups: Sequence[Sequence[int]], top: int = 10) -> list[list[tuple[str, float]]]:
-        """For each group of ids the `top` words nearest to the mean of its vectors, the group's own left out."""
+        """For each group of ids the `top` words nearest to the mean of their vectors, without the group itself."""
         import numpy as np
 
         means = np.array([self.vectors[list(group)].mean(0) for group in groups], np.float32).reshape(-1, self.dim)
@@ -315,7 +315,7 @@ def _write_rows(stage: Path, batches: "Iterable[tuple[list[bytes], Floats]]", *,
 
 
 def _read_manifest(weights: Path) -> _Prepared | None:
-    """The manifest in `weights`, None if a file has changed; files with another time are hashed again."""
+    """The manifest in `weights`; None if it is missing or a file has changed. Files with another time are hashed."""
     manifest = weights / FOLDER / MANIFEST
     found = find_record(manifest, _Prepared, SCHEMA_VERSION)
     if found is None or not found.fits(weights):
@@ -328,7 +328,7 @@ def _read_manifest(weights: Path) -> _Prepared | None:
     if not all(is_unchanged(paths[file], file) for file in moved):
         return None
     if moved:
-        # A copied ZOO_HOME has other times. Recording them saves hashing; a read-only one does without.
+        # A copied ZOO_HOME has other times. Record them to save the next hashing; this fails in a read-only home.
         with suppress(OSError):
             files = tuple(stored_file(path.parent, path.name, file.sha256) for file, path in paths.items())
             write_record(manifest, structs.replace(found, files=files))
