@@ -1,4 +1,4 @@
-"""How good a model is: metrics, `zoo evaluate`, and the report that fine-tuning writes.
+"""The quality of a model: metrics, `zoo evaluate`, and the report that fine-tuning writes.
 
 Start with `metrics.py`; `report.py` writes the report.
 """

@@ -31,9 +31,9 @@ def evaluate(
 ) -> Evaluation:
     """The metrics and predictions of the bundle in `session`, called `model` in messages, on labelled data.
 
-    The task is the model's, whatever `options` say. With `held_out` only the items that fine-tuning held out are used.
-    Unreadable items are left out and listed in the result. Raises DataError for unknown labels and too many unreadable
-    items, UsageError for a model without a head.
+    `options.task` is ignored: the task is that of the model. With `held_out` only items that fine-tuning held out are
+    used. Unreadable items are left out and listed in the result. Raises DataError for unknown labels and too many
+    unreadable items, UsageError for a model without a head.
     """
     if "scores" not in session.outputs:
         # Raises the UsageError before the data is read.
@@ -45,12 +45,12 @@ def evaluate(
         dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
         if not dataset.examples:
             raise DataError(f"{dataset.source} has none of the items that {model} held out", path=dataset.source)
-    # Unknown labels are an error before any work.
+    # Raises DataError for unknown labels before any work.
     dataset.targets(session.labels)
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
-    # A regression may have no label that could name its value.
+    # A regression model may have no label to name its value.
     names = tuple(session.labels) or ("value",)
     return Evaluation(
         model=model,
@@ -74,6 +74,6 @@ def evaluate(
 def infer_readable(
     session: "Session", data: Dataset, output: str, unreadable: Unreadable, progress: Progress = SILENT
 ) -> "tuple[Floats, Dataset]":
-    """Returns the named output for the readable items of `data`, and these items; the others go to `unreadable`."""
+    """Returns the named output for the readable items of `data`, and these items; `unreadable` collects the others."""
     rows = session.infer(data.items, [output], progress, unreadable.skip(data.examples))[output]
     return rows[unreadable.kept(data.examples)], data.readable(unreadable)

@@ -1,4 +1,4 @@
-"""Metrics of predictions: one label for each item, several labels, or a number. They need numpy and no model."""
+"""Metrics of predictions with one label for each item, several labels, or a number. They need numpy, but no model."""
 
 import math
 from collections.abc import Sequence
@@ -40,9 +40,10 @@ def measure(
 ) -> Metrics:
     """The metrics of scores [items, labels].
 
-    targets: indices into `labels` [items], 0/1 [items, labels], or numbers, depending on the task.
-    thresholds: for several labels; 0.5 by default.
-    class_weights: the weights of the classes in the loss, for the calibration error.
+    Args:
+        targets: indices into `labels` [items], 0/1 [items, labels], or numbers, depending on the task.
+        thresholds: the score from which each of several labels is chosen; 0.5 by default.
+        class_weights: the weights of the classes in the loss, for the calibration error.
 
     Means leave out a class that neither occurs nor is predicted; 0/0 is 0. R squared of equal targets is 1 if every
     prediction is exact, else 0, as in scikit-learn.
@@ -78,7 +79,7 @@ def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray
     plain = scores.astype(np.float64)
     if not class_weights:
         return plain
-    # Logarithms, because a quotient by a tiny weight would overflow.
+    # Subtract logarithms, because a quotient by a tiny weight would overflow.
     with np.errstate(divide="ignore"):
         logs = np.log(plain) - np.log(np.asarray(class_weights, np.float64))
     powers = np.exp(logs - logs.max(1, keepdims=True))
@@ -90,9 +91,10 @@ def reliability(
 ) -> tuple[Bin, ...]:
     """Bins with equally many items, least confident first.
 
-    With one label, the corrected probability of the predicted label is compared with whether it is right; with several,
-    the score of every label with whether the item has it. Guo et al., https://arxiv.org/abs/1706.04599; bins of equal
-    mass: Nixon et al., https://arxiv.org/abs/1904.01685.
+    With one label, the confidence is the corrected probability of the predicted label, and the accuracy is the share of
+    right predictions. With several labels, the confidence is the score of a label for an item, and the accuracy is the
+    share of items that have the label. Method: Guo et al., https://arxiv.org/abs/1706.04599; bins of equal mass:
+    Nixon et al., https://arxiv.org/abs/1904.01685.
     """
     import numpy as np
 
@@ -110,20 +112,20 @@ def expected_error(bins: Sequence[Bin]) -> float:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927), which holds for small n and near 0 and 1."""
+    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927), also valid for small n and near 0 and 1."""
     z = 1.959964
     share, z2 = hits / n, z * z
     centre = share + z2 / (2 * n)
     margin = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     low, high = ((centre + sign * margin) / (1 + z2 / n) for sign in (-1, 1))
-    # Without hits the interval begins at exactly 0, without misses it ends at exactly 1, whatever the rounding.
+    # Exactly 0 without hits, and exactly 1 without misses: rounding must not change these ends.
     return (low if hits else 0.0), (high if hits < n else 1.0)
 
 
 def _labels(
     labels: Sequence[str], wanted: "NDArray[np.bool_]", predicted: "NDArray[np.bool_]", bins: Sequence[Bin]
 ) -> Metrics:
-    """The metrics of a classification, from whether each item has and gets each label [items, labels]."""
+    """The metrics of a classification, from the labels that items have and are predicted to have [items, labels]."""
     hits, claimed, present = (wanted & predicted).sum(0), predicted.sum(0), wanted.sum(0)
     right, n = int((wanted == predicted).all(1).sum()), len(wanted)
     per_class = {
@@ -151,7 +153,7 @@ def _regression(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
 
     wanted = truth.astype(np.float64).ravel()
     errors = scores.astype(np.float64).ravel() - wanted
-    # The mean of equal numbers may differ from them in the last bit; their spread is 0 all the same.
+    # The spread of equal numbers is 0, but their mean may differ from them in the last bit.
     spread = float(((wanted - wanted.mean()) ** 2).sum()) if np.ptp(wanted) else 0.0
     squares = float((errors**2).sum())
     return Metrics(
@@ -163,7 +165,7 @@ def _regression(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
 
 
 def _top(scores: "Floats", truth: "NDArray[Any]") -> float:
-    """The share of items whose class is among the best five; among equal scores the first classes win."""
+    """The share of items whose class is among the best five; of equal scores that of the first class counts."""
     import numpy as np
 
     best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
@@ -186,7 +188,7 @@ def _average_precision(scores: "Floats", truth: "NDArray[np.bool_]") -> float:
 def _bins(confidence: "NDArray[np.float64]", right: "NDArray[np.float64]") -> tuple[Bin, ...]:
     import numpy as np
 
-    # Items of equal confidence each count as their mean, so that the order of the data does not matter.
+    # Items of equal confidence each get their mean accuracy, so that the order of the data does not matter.
     values, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     shares = np.bincount(inverse, right, len(values)) / counts
     groups = np.array_split(np.repeat(np.arange(len(values)), counts), min(BINS, max(1, len(confidence) // 10)))

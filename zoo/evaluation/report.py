@@ -1,6 +1,7 @@
-"""The training report: its numbers, and its plots, which a child process draws while the parent goes on.
+"""The training report: its numbers, page and plots.
 
-Importing matplotlib and drawing take about as long as training a head.
+A child process draws the plots while the parent goes on, because importing matplotlib and drawing take about as long as
+training a head.
 """
 
 import subprocess
@@ -27,7 +28,7 @@ Drawn: TypeAlias = tuple[Facts, dict[str, bytes]]
 
 
 class Drawing:
-    """A context manager that draws a report's plots in a child process, which lives no longer than the context.
+    """A context manager that draws a report's plots in a child process, which ends with the context.
 
     If the child cannot start or fails, the plots are drawn in this process.
     """
@@ -39,7 +40,7 @@ class Drawing:
         self._is_over = False
 
     def __enter__(self) -> "Self":
-        # Error messages of the child are dropped: if it fails, the plots are drawn here.
+        # Drop error messages of the child: if it fails, the plots are drawn in this process.
         with suppress(OSError):
             self._child = Child(python("-m", "zoo.evaluation.report"), stderr=subprocess.DEVNULL)
         return self
@@ -52,11 +53,11 @@ class Drawing:
         self._thread.shutdown(cancel_futures=True)
 
     def begin(self, report: ReportInputs) -> None:
-        """Start to gather the numbers of a report and to draw its plots; `result` waits for them."""
+        """Start a thread that gathers the numbers of a report and waits for its plots; `result` returns both."""
         self._result = self._thread.submit(self._draw, report)
 
     def result(self) -> Drawn:
-        """The report that was given to `begin`."""
+        """The numbers and plots of the report that was given to `begin`; waits until they are ready."""
         assert self._result is not None
         return self._result.result()
 
@@ -64,12 +65,12 @@ class Drawing:
         facts = gather(report)
         if self._child:
             try:
-                # A child needs about one second.
+                # Drawing takes about one second.
                 names, images = self._child.ask(facts, seconds=60.0)
                 return facts, dict(zip(names["images"], images, strict=True))
             except (EndedError, ZooError):
                 self._child.close()
-        # After an error ended the context, nobody looks at the plots.
+        # If an error has ended the context, the plots are not needed.
         return facts, {} if self._is_over else report_plots.draw(facts)
 
 

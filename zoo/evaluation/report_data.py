@@ -1,4 +1,4 @@
-"""The numbers of a training report: everything that the page and its plots show, as `report.json` holds it."""
+"""The numbers of a training report: everything that the page and its plots show, and that `report.json` holds."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class _Training(Struct, frozen=True, kw_only=True):
 
 
 class ReportInputs(_Training, frozen=True, kw_only=True):
-    """A training and its results on the held-out items `examples`.
+    """The facts of a training and its results on the held-out items `examples`.
 
     `scores` is float32 [items, labels], `features` float32 [items, dim]; `targets` are as for `metrics.measure`.
     """
@@ -93,7 +93,7 @@ class Facts(_Training, frozen=True, kw_only=True):
 
 
 def gather(report: ReportInputs) -> Facts:
-    """The numbers of a report."""
+    """The numbers of a report, computed from the results of the training."""
     is_number = report.task is Task.REGRESSION
     predicted = predicted_labels(report.task, report.scores, report.labels, report.thresholds)
     wrong = _wrong(report)
@@ -121,13 +121,13 @@ def confused(confusion: Sequence[Sequence[int]], labels: Sequence[str], limit: i
 def _wrongly_given(report: ReportInputs, wrong: "NDArray[np.float64]") -> dict[str, int]:
     given = wrong > 0
     if report.task is Task.MULTI_LABEL:
-        # A label can also be missed.
+        # `wrong` marks missed labels too: count only those that were predicted.
         given &= decide(report.task, report.scores, report.thresholds)
     return dict(zip(report.labels, given.sum(0).tolist(), strict=True))
 
 
 def _wrong(report: ReportInputs) -> "NDArray[np.float64]":
-    """How wrong each label of each item is, [items, labels]: 0 if right, at most 1; in a regression the error."""
+    """The error of each label of each item [items, labels]: 0 if right, at most 1; for a number its absolute error."""
     import numpy as np
 
     scores = report.scores.astype(np.float64)
@@ -136,7 +136,7 @@ def _wrong(report: ReportInputs) -> "NDArray[np.float64]":
         return np.asarray(np.abs(scores - report.targets))
     if report.task is Task.MULTI_LABEL:
         edges = np.asarray(report.thresholds or [0.5] * scores.shape[1], np.float64)
-        # A threshold may be 0 or 1: 1e-6 avoids dividing by 0, and 1e-9 keeps a wrong score on its threshold above 0.
+        # A threshold may be 0 or 1: 1e-6 avoids a division by 0. 1e-9 keeps the error of a wrong label above 0.
         room = np.maximum(np.where(decided, 1 - edges, edges), 1e-6)
         return np.asarray(np.where(decided != (report.targets > 0), np.abs(scores - edges) / room + 1e-9, 0.0))
     wrong = np.zeros(scores.shape)
@@ -198,7 +198,7 @@ def project(features: "NDArray[np.float32]") -> "tuple[NDArray[np.float64], tupl
     _, values, rows = np.linalg.svd(basis.T @ centred, full_matrices=False)
     axes, shares = np.zeros((2, centred.shape[1])), [0.0, 0.0]
     for index, value in enumerate(values[:2].tolist()):
-        # A smaller value is rounding: all items lie on the axes before, and there is no such axis.
+        # A smaller value is a rounding error: the items do not vary along this axis, so it stays 0.
         if value**2 > 1e-9 * total:
             shares[index] = value**2 / total
             axes[index] = rows[index] * np.sign(rows[index][np.abs(rows[index]).argmax()])

@@ -1,4 +1,4 @@
-"""The HTML page of a training report: one file without scripts, which loads nothing else."""
+"""The HTML page of a training report: one file without scripts that loads no other file."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from zoo.evaluation.report_data import Facts, Mistake
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "report.html.in"
-#: The table of more classes than this is folded up.
+#: With more classes than this, the table of classes is folded up.
 OPEN_CLASSES = 40
-#: Notes that are shown; the others are folded up.
+#: The number of notes that are shown; the others are folded up.
 OPEN_NOTES = 8
 
 
@@ -30,7 +30,7 @@ def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Path | s
         for name, (title, caption) in _plot_texts(facts).items()
         if name in images
     }
-    # A large matrix gets a row of its own.
+    # A large matrix gets its own row.
     large = plots.pop(CONFUSION) if _is_large(facts) else ""
     sections = [
         _notes(facts),
@@ -99,7 +99,7 @@ def _is_large(facts: "Facts") -> bool:
 
 
 def _plot(facts: "Facts", images: Mapping[str, bytes], name: str, caption: str) -> str:
-    # On a phone a large matrix scrolls sideways: shrunk, nobody could read it.
+    # On a phone a large matrix scrolls sideways, because a smaller one would be unreadable.
     is_wide = name == CONFUSION and _is_large(facts)
     style = f' style="min-width: {1.4 * len(facts.labels):.0f}rem"' if is_wide else ""
     image = f'<img src="{_data(images[name], "png")}" alt="{caption}"{style}>'
@@ -141,8 +141,8 @@ def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
         CONFUSION: confusion,
         CALIBRATION: (
             "How far the scores can be trusted",
-            f"When the model says 80 %, {question}? On the dashed line, in 80 % of the cases. The score and that share "
-            f"differ by {100 * error:.1f} points on average (expected calibration error {error:.3f}).",
+            f"When the model says 80 %, {question}? In 80 % of the cases if the point is on the dashed line. The score "
+            f"and that share differ by {100 * error:.1f} points on average (expected calibration error {error:.3f}).",
         ),
         MAP: (
             "Map of the held-out items",
@@ -199,7 +199,7 @@ def _item(item: Path | str | bytes, name: str) -> str:
         return f"<blockquote><bdi>{_safe(item[:letters])}</bdi>{more}</blockquote>"
     from PIL import Image
 
-    # Twice the pixels that the page shows, for sharp displays.
+    # Twice as many pixels as the page shows, for displays with a high resolution.
     side = 320
     try:
         image = Image.fromarray(decode_image(item, side // 2))

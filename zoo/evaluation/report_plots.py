@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "report-scatter.png"
 MAP, CALIBRATION = "report-map.png", "report-calibration.png"
-#: Width of a plot in inches: its words stay readable on a phone.
+#: Width of a plot in inches, at which its text is readable on a phone.
 WIDTH = 5.4
-#: The most classes that are shown as a confusion matrix, and as one no wider than the other plots.
+#: The largest number of classes in a confusion matrix, and in a matrix that is no wider than the other plots.
 MATRIX, NARROW = 40, 16
 BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
 
@@ -55,7 +55,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings(), matplotlib.rc_context():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             matplotlib.rcdefaults()
-            # A dollar in a label does not start a formula.
+            # A dollar sign in a label must not start a formula.
             matplotlib.rcParams.update({"text.parse_math": False, "font.size": 9, "axes.unicode_minus": False})
             matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
             yield
@@ -67,7 +67,7 @@ def _png(figure: "Figure") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     data = BytesIO()
-    # Otherwise the file would contain matplotlib's version.
+    # None keeps the version of matplotlib out of the file.
     FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return data.getvalue()
 
@@ -81,7 +81,7 @@ def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure
 
 
 def _whole(axes: "Axes") -> None:
-    """Put ticks at whole numbers only: the axis counts items or epochs."""
+    """Put ticks of the x axis at whole numbers only, because it counts items or epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -149,7 +149,7 @@ def _matrix(facts: "Facts") -> "Figure":
 
 
 def _bars(axes: "Axes", names: Sequence[str], xlabel: str) -> None:
-    """The axes of horizontal bars: one for each name, from top to bottom, with their lengths in items."""
+    """Label the axes of horizontal bars: one bar for each name, from top to bottom, with its length in items."""
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
@@ -186,7 +186,7 @@ def _label_counts(facts: "Facts") -> "Figure":
 
 
 def _diagonal(axes: "Axes", low: float, high: float, room: float, label: str | None = None) -> None:
-    """Square axes from low to high, with the dashed line on which both are equal, and `room` around it."""
+    """Set square axes from low to high, with `room` around them, and draw the dashed line on which both are equal."""
     ends = [low - room, high + room]
     line = [low, high] if label else ends
     axes.plot(line, line, color=GREY, linewidth=1, linestyle="--", label=label)
@@ -237,7 +237,7 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
     """Draw points in the colour of their true label and mistakes as crosses, with a legend below."""
     spots, counts = facts.map, Counter(facts.map.label)
     ranked = sorted(counts, key=lambda label: (-counts[label], label))
-    # With several labels an item there are many different sets of labels, and each is rare.
+    # Items with several labels have many different sets of labels, and each set is rare.
     limit = 10 if facts.task is Task.MULTI_LABEL else 20
     kept = sorted(ranked) if len(ranked) <= limit else sorted(ranked[: limit - 1])
     groups = [
@@ -263,7 +263,7 @@ def _classes(figure: "Figure", axes: "Axes", facts: "Facts") -> None:
 
 
 def _palette(count: int) -> list[str]:
-    """Colours that show on white and, inverted, on black; grey is for the other classes."""
+    """Distinct colours that are visible on white and, inverted, on black. None is grey, which marks other classes."""
     from colorsys import hls_to_rgb
 
     colours = [hls_to_rgb(index / count, 0.38 if index % 2 else 0.58, 0.7) for index in range(count)]
@@ -271,6 +271,6 @@ def _palette(count: int) -> list[str]:
 
 
 def _short(label: str, limit: int = 22) -> str:
-    """A label in one line; of a long label its start and end, where names differ most."""
+    """A label in one line. A long label is cut in the middle, because names differ most at the start and the end."""
     label = " ".join(label.split())
     return label if len(label) <= limit else f"{label[: limit - 10]}…{label[-9:]}"
