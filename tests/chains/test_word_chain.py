@@ -283,7 +283,7 @@ def test_a_file_that_is_not_what_the_row_says_is_exit_5(tmp_path: Path) -> None:
     path = tmp_path / "v.bin"
     path.write_bytes(binary(WORDS, TABLE, header="4000000000 300"))
     zoo = Zoo(registry=write_registry(tmp_path / "registry.json", {"liar": row(path, None, 300)}))
-    with pytest.raises(IntegrityError, match="promises 4,000,000,000 words of 300"):
+    with pytest.raises(IntegrityError, match="announces 4,000,000,000 words of 300"):
         zoo.pull("liar")
 
 

@@ -145,21 +145,21 @@ BAD_NUMBERS = TABLE.copy()
 BAD_NUMBERS[3, 4] = np.nan
 BROKEN = {
     "huge.bin": (binary(WORDS, TABLE, header="4000000000 300"), "4000000000 words of 300"),
-    "many.bin": (binary(WORDS, TABLE, header=f"4000000000 {DIM}"), "promises 4,000,000,000 words of 12, and only"),
-    "more.bin": (binary(WORDS, TABLE, header=f"{N + 1} {DIM}"), "promises|breaks off"),
-    "fewer.bin": (binary(WORDS, TABLE, header=f"{N - 1} {DIM}"), "goes on after"),
+    "many.bin": (binary(WORDS, TABLE, header=f"4000000000 {DIM}"), "announces 4,000,000,000 words of 12, and only"),
+    "more.bin": (binary(WORDS, TABLE, header=f"{N + 1} {DIM}"), "announces|ends inside"),
+    "fewer.bin": (binary(WORDS, TABLE, header=f"{N - 1} {DIM}"), "contains more than"),
     "none.bin": (binary(WORDS, TABLE, header=f"0 {DIM}"), "0 words"),
     "negative.bin": (binary(WORDS, TABLE, header=f"-5 {DIM}"), "first line"),
     "header.bin": (b"\x80\x04", "first line"),
-    "cut.bin": (GOOD_BIN[:-20], "breaks off in row"),
+    "cut.bin": (GOOD_BIN[:-20], "ends inside row"),
     "empty.bin": (b"", "empty"),
     "latin.bin": (binary(["caf\xe9".encode("latin-1"), *WORDS[1:]], TABLE), "word of row 1 is not UTF-8"),
     "blank.bin": (binary(["", *WORDS[1:]], TABLE), "word of row 1 is empty"),
     "nan.bin": (binary(WORDS, BAD_NUMBERS), r"row 4 \('.*'\) holds numbers that are not finite"),
     "huge.vec": (text(WORDS, TABLE, header="4000000000 300"), "4000000000 words of 300"),
-    "many.vec": (text(WORDS, TABLE, header=f"4000000000 {DIM}"), "promises 4,000,000,000"),
+    "many.vec": (text(WORDS, TABLE, header=f"4000000000 {DIM}"), "announces 4,000,000,000"),
     "more.vec": (text(WORDS, TABLE, header=f"{N + 1} {DIM}"), f"ends after {N} of the {N + 1} words"),
-    "fewer.vec": (text(WORDS, TABLE, header=f"{N - 1} {DIM}"), "goes on after"),
+    "fewer.vec": (text(WORDS, TABLE, header=f"{N - 1} {DIM}"), "contains more than"),
     "cut.vec": (GOOD_TEXT[: GOOD_TEXT.rindex(b" ")], "has 11 numbers, not 12"),
     "latin.vec": (text(["caf\xe9".encode("latin-1"), *WORDS[1:]], TABLE), "not UTF-8"),
     "words.vec": (GOOD_TEXT.replace(b"\nthe ", b"\nthe end "), "has 13 numbers"),
@@ -169,8 +169,8 @@ BROKEN = {
     "blank.txt": (text(WORDS, TABLE, header=False) + b"\n", "has 0 numbers"),
     "long.txt": (b"x" * 200_000, "line is longer"),
     "wide.npy": (npy(HEADER.format("<f4", f"{N}, {DIM + 1}")), "the row's dim is 12"),
-    "long.npy": (npy(HEADER.format("<f4", f"4000000000, {DIM}")), "promises 192,000,000,000 bytes"),
-    "short.npy": (npy(HEADER.format("<f4", f"{N - 1}, {DIM}")), "promises"),
+    "long.npy": (npy(HEADER.format("<f4", f"4000000000, {DIM}")), "announces 192,000,000,000 bytes"),
+    "short.npy": (npy(HEADER.format("<f4", f"{N - 1}, {DIM}")), "announces"),
     "flat.npy": (npy(HEADER.format("<f4", f"{N * DIM},")), "two axes"),
     "ints.npy": (npy(HEADER.format("<i4", f"{N}, {DIM}")), "'<i4'"),
     "objects.npy": (npy(HEADER.format("|O", f"{N}, {DIM}")), "O"),
@@ -224,7 +224,7 @@ def test_a_lying_header_costs_no_memory(tmp_path: Path) -> None:
     backbone = Word2Vec(entry(path, None, DIM), tmp_path)
     tracemalloc.start()
     try:
-        with pytest.raises(IntegrityError, match="promises"):
+        with pytest.raises(IntegrityError, match="announces"):
             backbone.prepare()
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:

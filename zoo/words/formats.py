@@ -92,7 +92,7 @@ def read_table(path: Path, layout: str, dim: int) -> "tuple[NDArray[Any], int]":
         _fail(path, f"it is a table of {count} x {found}, and the row's dim is {dim}")
     size = count * dim * np.dtype(dtype).itemsize
     if offset + size != len(data):
-        _fail(path, f"its header promises {size:,} bytes of numbers, {len(data) - offset:,} follow")
+        _fail(path, f"its header announces {size:,} bytes of numbers, {len(data) - offset:,} follow")
     return np.frombuffer(data, dtype, count * dim, offset).reshape((count, dim), order=order), offset
 
 
@@ -159,14 +159,14 @@ def _binary(path: Path, dim: int) -> "Iterator[Batch]":
             space = data.find(b" ", at, at + MAX_WORD_BYTES)
             end = space + 1 + 4 * dim
             if space < 0 or end > len(data):
-                _fail(path, f"it breaks off in row {row + 1} of {count:,}")
+                _fail(path, f"it ends inside row {row + 1} of {count:,}")
             # word2vec.c ends each row with a newline; other writers do not.
             words.append(data[at:space].lstrip(b"\n"))
             rows.append(data[space + 1 : end])
             at = end
         yield words, np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), dim)
     if data[at : at + 2] not in (b"", b"\n"):
-        _fail(path, f"it goes on after the {count:,} words that its header promises")
+        _fail(path, f"it contains more than the {count:,} words that its header announces")
 
 
 def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
@@ -188,10 +188,10 @@ def _text(path: Path, dim: int, *, with_header: bool) -> "Iterator[Batch]":
             numbers.append(rest)
         row += len(part)
         if count is not None and row > count:
-            _fail(path, f"it goes on after the {count:,} words that its header promises")
+            _fail(path, f"it contains more than the {count:,} words that its header announces")
         yield words, _parse(path, words, numbers, dim, row - len(part))
     if count is not None and row < count:
-        _fail(path, f"it ends after {row:,} of the {count:,} words that its header promises")
+        _fail(path, f"it ends after {row:,} of the {count:,} words that its header announces")
 
 
 def _spaced(word: bytes, rest: bytes, dim: int) -> tuple[bytes, bytes]:
@@ -240,7 +240,7 @@ def _header(path: Path, data: "Bytes", dim: int, *, smallest: int) -> tuple[int,
         _fail(path, f"its header says {count} words of {width} numbers, and the row's dim is {dim}")
     # The last newline may be missing.
     if count * smallest > len(data) - end:
-        _fail(path, f"its header promises {count:,} words of {dim}, and only {len(data) - end - 1:,} bytes follow")
+        _fail(path, f"its header announces {count:,} words of {dim}, and only {len(data) - end - 1:,} bytes follow")
     return count, end + 1
 
 
