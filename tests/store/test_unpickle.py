@@ -154,13 +154,13 @@ def write_bad(kind: str, path: Path, canary: Path) -> None:
 
 
 REASONS = {
-    "code": "it asks for the code (posix|nt).system",
-    "code below": "it asks for the code (posix|nt).system",
+    "code": "it needs the code (posix|nt).system",
+    "code below": "it needs the code (posix|nt).system",
     "bare pickle": "it cannot be read",
-    "a module": "it asks for the code torch.nn.modules.linear.Linear",
+    "a module": "it needs the code torch.nn.modules.linear.Linear",
     "sparse": "a is not a dense tensor but torch.sparse_coo",
     "numbers": "epoch is not a tensor but int",
-    "a list": "it is a list, not names and their tensors",
+    "a list": "it is a list, not a dictionary of tensors",
     "number names": "the name 3 of a tensor is not text",
     "cut": "it cannot be read",
     "empty": "it cannot be read",
@@ -212,7 +212,7 @@ def test_the_command_line_says_it_in_one_line(upstream: Upstream, tmp_path: Path
             del upstream.rows[NAME]
     assert done.returncode == 5
     error, hint = done.stderr.splitlines()[-2:]
-    assert error.startswith("error: googlenet-1378be20.pth does not hold plain tensors: it asks for the code")
+    assert error.startswith("error: googlenet-1378be20.pth does not hold plain tensors: it needs the code")
     assert hint == "hint: use the safetensors file of this model if there is one"
     assert not canary.exists()
     assert not (tmp_path / "out").exists()

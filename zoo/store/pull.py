@@ -1,8 +1,8 @@
 """The verified pull: sources fetch bytes; this module checks them and publishes a row's files if all are right.
 
-Each file is fetched into a partial that only this process writes, then its size and sha256 are checked. Then
-all files move into one staged folder, which is synced and renamed. An interrupted pull leaves partials; the next pull
-continues from them.
+Each file is fetched into a partial that only this process writes, then its size and sha256 are checked. Then all files
+move into one staged folder, which is synced and renamed. An interrupted pull leaves partials; the next pull continues
+from them.
 """
 
 import errno
@@ -205,7 +205,7 @@ def _scheme(url: str) -> str:
 
 
 def _wrong_bytes(message: str, expected: str | int | None, actual: str | int) -> IntegrityError:
-    hint = "the registry or the server is wrong: try another one with --source SCHEME, or report the row"
+    hint = "the registry or the server is wrong: try another source with --source SCHEME, or report the row"
     return IntegrityError(message, expected=expected, actual=actual, hint=hint)
 
 
@@ -331,7 +331,7 @@ def _settle(job: _Job, failure: ZooError | None, *, is_done: bool, progress: Pro
 
 
 def _verdict(failures: Sequence[ZooError]) -> ZooError:
-    """The error to raise when every source failed: wrong bytes before access, access before network, then the last."""
+    """The error to raise when every source failed: the last about wrong bytes, else access, else network, else any."""
     for kind in (IntegrityError, AccessError, NetworkError):
         for failure in reversed(failures):
             if isinstance(failure, kind):

@@ -70,11 +70,11 @@ def convert(source: Path, target: Path) -> str | None:
             state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or truncated file may raise anything
         code = re.search(r"GLOBAL (\S+)", str(error))
-        return f"it asks for the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})"
+        return f"it needs the code {code[1]}" if code else f"it cannot be read ({type(error).__name__})"
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
-        return f"it is a {type(state).__name__}, not names and their tensors"
+        return f"it is a {type(state).__name__}, not a dictionary of tensors"
     for name, value in state.items():
         if not isinstance(name, str):
             return f"the name {name!r} of a tensor is not text"
