@@ -67,7 +67,7 @@ def test_imbalance() -> None:
 
 def test_labels_that_are_several() -> None:
     [note] = survey(dataset(*some("a|b", 5), *some("b", 5)))
-    assert note == "labels with '|' are taken whole: 'a|b'; --task multi-label reads several"
+    assert note == "each label with '|' counts as one: 'a|b'; --task multi-label splits them"
 
 
 def test_what_was_skipped_comes_first_and_every_note_is_one_line() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Incremented when the same view gives another image: part of the key of cached views.
 VERSION = 1
-#: SCALE: the smallest fraction of the area that is kept. RATIO: the largest factor between the aspect ratios.
+#: SCALE: the smallest fraction of the area that is kept. RATIO: the largest change of the aspect ratio.
 SCALE, RATIO = 0.5, 4 / 3
 #: Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
 JITTER = 0.2

@@ -75,4 +75,4 @@ def _imbalance(counts: Mapping[str, int]) -> Iterator[str]:
 
 def _several(counts: Mapping[str, int]) -> Iterator[str]:
     if joined := [quote(label) for label in counts if SEPARATOR in label]:
-        yield f"labels with '{SEPARATOR}' are taken whole: {listed(joined)}; --task multi-label reads several"
+        yield f"each label with '{SEPARATOR}' counts as one: {listed(joined)}; --task multi-label splits them"
