@@ -24,7 +24,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def before(self, items: Iterable[Item], report: Callable[[], None]) -> Iterator[Item]:
-        """Yields the items until Ctrl-C, which also ends a wait for the next item; Ctrl-C calls `report` at the end."""
+        """Yields the items until Ctrl-C, which also ends a wait for the next item and then calls `report`."""
         rest = iter(items)
         while True:
             try:

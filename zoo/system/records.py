@@ -22,7 +22,9 @@ class _Versioned(msgspec.Struct):
 def read_record(path: Path, kind: type[Record], version: int | None, *, hint: str) -> Record | None:
     """The record in the file `path` as a `kind`; None when there is no such file.
 
-    `version` is the schema version to accept, None for a record without one. `hint` is for a damaged record.
+    `version` is the schema version to accept, None for a record without one. `hint` is the hint of the error for a
+    damaged record.
+
     Raises AccessError for a file that cannot be read, SchemaError for another version, IntegrityError when damaged.
     """
     try:
