@@ -178,7 +178,11 @@ def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
         with torch.inference_mode():
             answers.append(run_stages(stages[:cut], given))
         if changed := [name for name, tensor in answers[-1].items() if name in given and tensor is not given[name]]:
-            raise PluginError(f"a stage changes the input {changed[0]}", plugin=backbone.entry.family)
+            raise PluginError(
+                f"a stage changes the input {changed[0]}",
+                plugin=backbone.entry.family,
+                hint="let the stage return a new tensor",
+            )
     first, second = answers
     return tuple(_named_axes(name, first[name], second[name], backbone.entry.family) for name in first)
 
@@ -308,7 +312,11 @@ def _named_axes(name: str, one: "torch.Tensor", other: "torch.Tensor", family: s
     shape = tuple(pair[0] if pair[0] == pair[1] else names.get(pair, "?") for pair in pairs)
     if shape[:1] != ("batch",) or "?" in shape or shape.count("sequence") > 1:
         expected = "the first must be the batch, and of the others at most one the sequence"
-        raise PluginError(f"a stage gives {name} the axes {list(shape)}: {expected}", plugin=family)
+        raise PluginError(
+            f"a stage gives {name} the axes {list(shape)}: {expected}",
+            plugin=family,
+            hint="see stages() in docs/plugins.md",
+        )
     return TensorSpec(name=name, dtype=str(one.dtype).removeprefix("torch."), shape=shape)
 
 

@@ -86,7 +86,7 @@ def _meter(want: Want, bar: Bar) -> type[object]:
                     f"{want.url} sends more than {want.size} bytes",
                     expected=want.size,
                     actual=self.n,
-                    hint="the registry or the server is wrong: try another one with --source SCHEME",
+                    hint="the registry or the server is wrong: try another source with --source SCHEME",
                 )
 
     return Moving

@@ -254,6 +254,13 @@ def test_an_unpinned_file_needs_trust_once_and_is_recorded(server: Loopback, sto
         pull(entry, store, lock_of(store), Sources(), trust_first=True)
 
 
+def test_an_unpinned_file_is_never_empty(server: Loopback, store: Store) -> None:
+    entry = row({"w.bin": (DATA, [server.script("/w.bin", whole(b""))])}, is_pinned=False)
+    with pytest.raises(IntegrityError, match="sent 0 bytes instead of at least one"):
+        pull(entry, store, lock_of(store), Sources(), trust_first=True)
+    assert_nothing_visible(store, entry)
+
+
 @pytest.mark.parametrize("announced", [Announced(sha256="0" * 64), Announced(size=5)])
 def test_trust_first_compares_with_what_the_source_announces(
     server: Loopback, store: Store, announced: Announced

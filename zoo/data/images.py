@@ -96,7 +96,7 @@ def _check_size(width: int, height: int, name: str, path: str | None) -> None:
             f"{name}: {width}x{height} is above the cap of {MAX_PIXELS:,} pixels", path=path, hint="make it smaller"
         )
     if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
-        what = "too long and thin to classify" if width and height else "empty"
+        what = "too long and thin" if width and height else "empty"
         raise DataError(f"{name}: {width}x{height} is {what}", path=path, hint="remove it, or cut it up")
 
 

@@ -130,7 +130,7 @@ def check_text(item: object) -> str:
         # The error was found when the items were listed.
         raise item
     if not isinstance(item, str):
-        raise DataError(f"a text model reads str, not {type(item).__name__}")
+        raise DataError(f"a text model reads str, not {type(item).__name__}", hint="give strings")
     try:
         item.encode()
     except UnicodeEncodeError as error:

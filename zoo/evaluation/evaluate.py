@@ -44,7 +44,11 @@ def evaluate(
     if held_out:
         dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
         if not dataset.examples:
-            raise DataError(f"{dataset.source} has none of the items that {model} held out", path=dataset.source)
+            raise DataError(
+                f"{dataset.source} has none of the items that {model} held out",
+                path=dataset.source,
+                hint="name the data of the fine-tuning, or measure all of this data without --held-out",
+            )
     # Raises DataError for unknown labels before any work.
     dataset.targets(session.labels)
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)

@@ -133,7 +133,9 @@ class Bridged:
             checked = msgspec.convert(msgspec.to_builtins(entry), Entry)
         except TypeError as error:
             raise PluginError(
-                f"the bridge {reference.prefix}/ gives a {type(entry).__name__}, not an Entry", plugin=reference.prefix
+                f"the bridge {reference.prefix}/ gives a {type(entry).__name__}, not an Entry",
+                plugin=reference.prefix,
+                hint="report it to the plugin's author",
             ) from error
         except msgspec.ValidationError as error:
             raise NotFoundError(
@@ -141,6 +143,8 @@ class Bridged:
             ) from error
         if checked.name != reference.key:
             raise PluginError(
-                f"the bridge {reference.prefix}/ gives {reference} the name '{checked.name}'", plugin=reference.prefix
+                f"the bridge {reference.prefix}/ gives {reference} the name '{checked.name}'",
+                plugin=reference.prefix,
+                hint="report it to the plugin's author",
             )
         return checked

@@ -179,7 +179,8 @@ class _Job:
         held = self.held
         if held != self.size and (self.size is not None or held == 0):
             found = f"more than {self.size}" if self.size and held > self.size else str(held)
-            return _wrong_bytes(f"{self.url} sent {found} bytes instead of {self.size}", self.size, held)
+            expected = "at least one" if self.size is None else self.size
+            return _wrong_bytes(f"{self.url} sent {found} bytes instead of {expected}", self.size, held)
         actual = sha256_file(self.partial)
         if self.sha256 not in (None, actual):
             message = f"{self.url} sent other bytes: expected sha256 {self.sha256}, got {actual}"
