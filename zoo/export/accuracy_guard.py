@@ -25,14 +25,14 @@ from zoo.schema import Guard, Manifest, Metrics
 if TYPE_CHECKING:
     from zoo.graph.head import Floats, Layer
 
-#: Items whose activations give the ranges, and those on which layers are compared when too much accuracy was lost.
+#: Items whose activations give the ranges, and batches on which layers are compared when too much accuracy was lost.
 CALIBRATED, COMPARED = 128, 4
 #: How often layers are left in float, and the fraction of all layers each time.
 ROUNDS, PART = 3, 0.1
 
 
 class HeldOut(NamedTuple):
-    """The labelled items that the guard measures on, called `origin`, and the metrics of the exact model there."""
+    """The labelled items that the guard measures on, their name `origin`, and the exact model's metrics on them."""
 
     data: Dataset
     origin: str
@@ -42,11 +42,11 @@ class HeldOut(NamedTuple):
 
 
 class GuardData(NamedTuple):
-    """The data to convert `source` with, of which at most `max_drop` of the accuracy may be lost.
+    """The data for the conversion of `source`, and `max_drop`, the largest accuracy that it may lose.
 
     calibrate: the items to calibrate with.
     compared: the items that the parity check compares, all readable, and their name in the report.
-    held: None for a model without labels, which is not measured.
+    held: the items to measure on; None for a model without labels, because its accuracy cannot be measured.
     unreadable: collects the items that cannot be read.
     """
 
@@ -59,7 +59,7 @@ class GuardData(NamedTuple):
 
 
 class Quantised(NamedTuple):
-    """A quantised graph, its manifest and metrics, and the layers of its head if that was fitted again."""
+    """A quantised graph, its manifest and metrics, and the layers of its head if the head was fitted again."""
 
     model: onnx.ModelProto
     manifest: Manifest
@@ -74,18 +74,21 @@ class Refitted(NamedTuple):
     thresholds: tuple[float, ...]
 
 
-#: `zoo.training.refit.refit_head`, passed in because training stands above export:
+#: The type of `zoo.training.refit.refit_head`, which callers pass in because export must not import training.
 #: (converted bundle, its source, items that the source was trained on, unreadable items) -> the head fitted again.
 RefitHead: TypeAlias = Callable[[Bundle, Bundle, Dataset, Unreadable], Refitted]
 
 
 def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress: Progress) -> GuardData:
-    """Read `variant.calibrate`: held-out items of fine-tuning are measured, items that it trained on calibrate.
+    """Read `variant.calibrate` and divide it into items to calibrate with and items to measure the accuracy on.
 
-    If none of the items was held out, the guard measures on the data that fine-tuning validated on, or else on items
-    that the model has not seen. The parts `val` and `test` of a folder do not calibrate. A model without labels is not
-    measured; its parity check compares items that did not calibrate, if there are enough. Raises DataError for labels
-    that the model does not know, for data without items to measure on or to calibrate with, and for unreadable items.
+    Items that fine-tuning trained on calibrate; items that it held out are measured. If the data have no held-out
+    item, the guard measures on the data that fine-tuning validated on, or else on items that the model has not seen.
+    The parts `val` and `test` of a folder do not calibrate. The accuracy of a model without labels is not measured: its
+    parity check compares items that did not calibrate, if there are enough.
+
+    Raises DataError for labels that the model does not know, for data without items to measure on or to calibrate with,
+    and for unreadable items.
     """
     manifest = source.manifest
     assert variant.calibrate is not None
@@ -129,9 +132,9 @@ def quantise(
 ) -> Manifest:
     """Write the `model` of `data.source` in int8 into `folder`, which holds the other files of the bundle.
 
-    Returns the manifest `plain` with the metrics and the guard. If more than `max_drop` (or one item) is lost, the head
-    is fitted again to the new features, then the layers that lose most stay in float. Raises GateError, which names
-    these layers, if too much is still lost.
+    Returns the manifest `plain` with the metrics and the guard. If any accuracy is lost, the head is fitted again to
+    the new features. If more than `max_drop` (or one item) is lost, the layers that lose most stay in float. Raises
+    GateError, which names these layers, if too much is still lost.
     """
     items = [example.item for example in data.calibrate]
     batches = list(precision.calibration(Session(data.source, "cpu"), items, data.unreadable.skip(data.calibrate)))
@@ -154,7 +157,7 @@ def quantise(
                 head.save(found.layers, folder / HEAD)
             return msgspec.structs.replace(found.manifest, guard=guard, metrics=found.metrics)
         if attempt < ROUNDS:
-            # The loss of each layer alone does not depend on the excluded ones: they are ranked once.
+            # The error of a single quantised layer does not depend on the excluded layers, so layers are ranked once.
             ranked = ranked or precision.worst_layers(model, batches[:COMPARED])
             excluded = ranked[: max(1, round(PART * len(ranked))) * (attempt + 1)]
             progress.note(
@@ -166,9 +169,9 @@ def quantise(
 
 
 def judge(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
-    """The accuracy that `candidate`, `data.source` in fewer bits, loses on held-out items, and its metrics there.
+    """The guard of `candidate`, which is `data.source` in fewer bits, and its metrics on the held-out items.
 
-    Raises GateError if it loses more than `max_drop` (or one item).
+    Raises GateError if it loses more accuracy than `max_drop` (or one item).
     """
     assert data.held is not None
     after = _run(candidate, data.held.data, data.source.manifest)
@@ -182,7 +185,7 @@ def judge(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
 def _measured(
     data: GuardData, held: HeldOut, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead
 ) -> Quantised:
-    """The converted `model` with its metrics; with its head fitted again if that does better."""
+    """The converted `model` with its metrics, and with its head fitted again if the new head scores higher."""
     candidate = _bundle(model, plain, folder)
     found = Quantised(model, plain, _run(candidate, held.data, plain))
     if not (held.before.score > found.metrics.score and held.trained.examples):
@@ -197,11 +200,11 @@ def _measured(
 def _held(
     source: Bundle, data: Dataset, trained: Dataset, known: Mapping[str, Held], offline: bool, progress: Progress
 ) -> tuple[Dataset, str]:
-    """Returns items that were not trained on, to measure on, and their name. Raises DataError if there are none."""
+    """Returns the items to measure on, none of which was trained on, and their name. Raises DataError without any."""
     was_held = {digest for digest, line in known.items() if line.held_out}
     held = data.only(example for example in data.examples if example.digest in was_held)
     if not held.examples:
-        # The data may have changed since: only items with the digest of a held-out one are taken.
+        # The data may have changed since fine-tuning, so only items with the digest of a held-out item are taken.
         held = _validated_on(source.manifest, offline, progress) or held
         held = held.only(example for example in held.examples if example.digest in was_held)
     if held.examples:
@@ -214,13 +217,13 @@ def _held(
             hint="--calibrate data with the items that were held out, or with items that the model has not seen",
         )
     if trained.examples:
-        # All of them are measured: others are there to calibrate with.
+        # The trained items calibrate, so all unseen items can be measured.
         return unseen, f"items of {data.source} that it has not seen"
     return split(unseen, 0.2, 0)[1], f"a fifth of {data.source}, which it has not seen"
 
 
 def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Dataset | None:
-    """The data given to fine-tuning as `--val`, if there were any and they can still be read."""
+    """The data set that fine-tuning got as `--val`; None if it got a fraction or if the data cannot be read now."""
     options = training_options(manifest)
     if isinstance(options.val, float) or not (is_hub(options.val) or Path(options.val).exists()):
         return None
@@ -237,8 +240,8 @@ def _split_compared(
 ) -> tuple[Dataset, tuple[Sequence[Item], str]]:
     """Returns the calibration items, and the items that the parity check compares with their name in the report.
 
-    The parity check gets items of `others`. If there are none, it gets items of `data`, which then do not calibrate if
-    enough are left.
+    The parity check gets items of `others`. If `others` is empty, it gets items of `data`. These do not calibrate,
+    unless too few items would be left.
     """
     pool = others if others.examples else data
     while pool.examples:
@@ -271,7 +274,7 @@ def _guard(
         before=before.score,
         after=after.score,
         allowed=_allowed(before, max_drop),
-        # With several labels the score is not an accuracy, so the interval would belong to another number.
+        # The interval is that of the accuracy. With several labels the score is a macro-F1, so no interval is shown.
         interval=after.accuracy_interval if after.micro_f1 is None else None,
         excluded=tuple(excluded),
         refitted=refitted,
@@ -279,7 +282,7 @@ def _guard(
 
 
 def _allowed(before: Metrics, max_drop: float) -> float:
-    """The loss that is allowed: at least one item, unless the score is an R squared."""
+    """The largest allowed loss of the score: at least one item, unless the score is an R squared."""
     return max(max_drop, 1 / before.n if before.r2 is None else 0)
 
 
@@ -297,7 +300,7 @@ def _too_much(guard: Guard, precision: str, origin: str, layers: str = "", *, hi
 
 
 def _some(data: Dataset) -> list[Example]:
-    """At most CALIBRATED of the items, chosen independently of the order of the data."""
+    """At most CALIBRATED of the items; the choice does not depend on the order of the data."""
     return sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]
 
 
@@ -320,7 +323,7 @@ def _metrics(scores: "Floats", held: Dataset, manifest: Manifest) -> Metrics:
 
 
 def training_options(manifest: Manifest) -> FinetuneOptions:
-    """The options that the model was trained with, as far as they are recorded."""
+    """The recorded options of the model's training; defaults for those that are not recorded."""
     return msgspec.convert(manifest.lineage.options, FinetuneOptions)
 
 

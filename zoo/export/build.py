@@ -1,7 +1,7 @@
 """Registry row -> features bundle: the family's graph with preprocessing in front, checked, under ZOO_HOME/graphs.
 
-This is done once, in a child process (`python -m zoo.export.build`): it may import torch, which running a model must
-not.
+Each bundle is built once, in a child process (`python -m zoo.export.build`). Building imports torch, and the process
+that runs a model must not import it.
 """
 
 import importlib.metadata
@@ -55,8 +55,8 @@ def build(
 ) -> Bundle:
     """Export, check and write the features bundle of `entry` at `target`; torch is imported in this process.
 
-    With `cut` it is a trunk, whose outputs are the inputs of stage `cut` instead of the features. Raises GateError when
-    the numbers differ, PluginError when the family's graph breaks its contract, UsageError for an impossible cut.
+    With `cut` the bundle is a trunk: its outputs are the inputs of stage `cut`. Raises GateError when the numbers
+    differ, PluginError when the graph's inputs or outputs are not those of the row, UsageError for an impossible cut.
     """
     backbone = family(entry, weights)
     with staged_dir(target) as folder:
@@ -99,9 +99,9 @@ def build(
 
 
 def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:
-    """`build` in a child process, which finds the family by its plugin. Raises the child's errors.
+    """The bundle that `build` writes in a child process. Raises the child's errors.
 
-    Ctrl-C reaches this process alone, which then ends the child.
+    The child loads the family's plugin. Ctrl-C reaches only this process, which then ends the child.
     """
     request = {"entry": entry, "weights": str(weights), "target": str(target), "cut": cut}
     what = entry.name
@@ -141,7 +141,7 @@ def encoder(preprocess: Preprocess, folder: Path) -> ImagePreprocess | TextEncod
 
 
 def input_of_bundle(entry: Entry, weights: Path, folder: Path) -> Preprocess:
-    """The preprocessing of the bundle in `folder`; writes the tokenizer that it needs there."""
+    """The preprocessing of the bundle in `folder`; if that needs a tokenizer, its file is written to `folder`."""
     preprocess = entry.preprocess
     if isinstance(preprocess, WordsPreprocess):
         return write_word_level(WordTable.open(weights), preprocess, folder)
@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
 
 
 def _serve_parent() -> None:
-    """The child process: build one bundle as the parent requests, then send {} or the error."""
+    """Run the child process: build the bundle that the parent requests, then send {} or the error."""
     from zoo.plugin.manager import Plugins
 
     parent = Parent()

@@ -1,4 +1,4 @@
-"""Export: a bundle converted to a variant, and checked against the original weights before it is written."""
+"""Export: convert a bundle to a variant, and check it against the original weights before it is written."""
 
 import shutil
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ from zoo.system.files import room_for, staged_dir
 
 
 class Converted(NamedTuple):
-    """The converted model.
+    """The manifest of the converted model, and the items that the parity check compares.
 
-    own: the user's items to compare, with their name in the report; None for the bundled samples. Ranges were read from
-    the user's data, and other items may have numbers beyond these ranges.
+    own: the user's items to compare, with their name in the report; None for the bundled samples. A model whose ranges
+    were read from the user's data is compared on these data: other items may have numbers beyond the ranges.
     """
 
     manifest: Manifest
@@ -57,24 +57,25 @@ def export(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Write `source` at `out` as `variant` wants it, if its outputs match those of `backbone` and of the head.
+    """Write `source`, converted to `variant`, at `out` if its outputs match those of `backbone` and of the head.
 
     The bounds depend on the precision (zoo.export.parity.bounds_of); int8 must also keep the accuracy
-    (zoo.export.accuracy_guard). A model that was calibrated before and is not converted now is copied with its report:
-    the data it was checked on are not here.
+    (zoo.export.accuracy_guard). A model that was calibrated earlier and is not converted now is copied with its report,
+    because the data of that check are not available.
 
     Raises IntegrityError for a file that differs from its manifest, UsageError for a variant that this model cannot
-    have, GateError for numbers that differ and for too much lost accuracy, AccessError for lack of space; `out` stays.
+    have, GateError if numbers differ or too much accuracy is lost, AccessError if space is lacking. After an error
+    `out` is unchanged.
     """
     variant = variant or Variant()
     _check(source, variant)
     is_converted = variant.precision not in (None, source.manifest.precision)
     if is_converted:
         with progress.task("checking the original model", None):
-            # One wrong weight would not show within the wider bounds of fewer bits.
+            # The wider bounds of fewer bits could hide a wrong weight, so the original model is checked first.
             _parity(source.path, source, backbone, Converted(source.manifest))
     with room_for(out), staged_dir(out) as folder:
-        # A conversion writes external data itself; the report describes the trained model, not the converted one.
+        # A conversion writes external data itself. It drops the report, which describes the model before conversion.
         changed = external_data.file_names(source.read_model()) if is_converted else set()
         for path in source.path.iterdir():
             is_report = is_converted and path.name.startswith("report")
@@ -93,7 +94,7 @@ def export(
 
 
 def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Converted) -> Parity:
-    """The parity report of the model in `folder`, which was made of `source`."""
+    """The parity report of the model in `folder`, which was made from `source`."""
     manifest, (draft, own) = source.manifest, converted
     layers, reader = folder / HEAD, encoder(manifest.preprocess, folder)
     items, origin = own or samples.bundled(manifest.preprocess, parity_words(manifest.lineage.entry, reader))
@@ -147,7 +148,7 @@ def _top(layers: Path, manifest: Manifest) -> Top | None:
 
 
 def check_needs(model: Entry | Manifest, variant: Variant) -> None:
-    """Raise UsageError if `variant` needs data that it does not name, or another kind of model."""
+    """Raise UsageError if `variant` lacks the data that it needs, or does not fit this kind of model."""
     entry = model if isinstance(model, Entry) else model.lineage.entry
     if isinstance(model, Manifest) and variant.precision in (None, model.precision) and not variant.fuse:
         return
@@ -164,7 +165,7 @@ def check_needs(model: Entry | Manifest, variant: Variant) -> None:
 
 
 def _has_table(entry: Entry) -> bool:
-    """Whether the model is a word table, of which only the table is converted."""
+    """Whether the model is a word table; only the table of such a model is converted."""
     return isinstance(entry.preprocess, WordsPreprocess)
 
 
@@ -174,7 +175,7 @@ def _is_raw(manifest: Manifest) -> bool:
 
 
 class _Conversion(NamedTuple):
-    """The conversion of `source` to `variant`, in `folder`, which holds the other files of the bundle."""
+    """The conversion of `source` to `variant`. The model is written to `folder`, beside the bundle's other files."""
 
     source: Bundle
     variant: Variant
@@ -217,7 +218,7 @@ class _Conversion(NamedTuple):
         return Converted(draft, data.compared)
 
     def _table(self, wanted: Precision, model: onnx.ModelProto) -> Manifest:
-        """Write the model with its word table in fewer bits; its accuracy is measured if there are data for it."""
+        """Write the model with its word table in fewer bits; its accuracy is measured if `variant` names data."""
         with self.progress.task(f"converting the word table to {wanted}", None):
             converted = precision_words.convert_table(model, wanted, self.source.map, self.folder)
             edit.save(converted, self.folder / MODEL)
@@ -233,7 +234,7 @@ class _Conversion(NamedTuple):
 
 
 def _without_head(draft: Manifest, folder: Path) -> Manifest:
-    """Cut the model in `folder` down to its backbone, and remove the files and fields that describe the rest."""
+    """Reduce the model in `folder` to its backbone, and remove the files and fields that describe the other parts."""
     model = onnx.load(folder / MODEL, load_external_data=False)
     body = precision.split_parts(model).body
     edit.describe(body, {name: fact for name, fact in edit.metadata_of(model).items() if name != "zoo.labels"})

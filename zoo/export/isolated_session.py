@@ -1,6 +1,6 @@
-"""An onnxruntime session in a child process, which opens a finished file by its path as a user will.
+"""An onnxruntime session in a child process, which opens a finished file by its path, as a user does.
 
-So the parity check reads the file itself, without help from the parent process.
+The parity check thus tests the file alone: no object of the parent process takes part.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: In onnxruntime's error for a file that is newer than itself.
+#: Found in onnxruntime's error for a file that needs a newer onnxruntime.
 TOO_NEW = re.compile(r"IR version|opset|not a registered (function|op)", re.IGNORECASE)
 
 
@@ -68,7 +68,7 @@ class IsolatedSession(Child):
 
 
 def main() -> None:
-    """The child process: open files and run them until the parent closes the pipe."""
+    """Run the child process: open files and run them until the parent closes the pipe."""
     parent = Parent()
     import onnxruntime
 
@@ -89,7 +89,7 @@ def main() -> None:
                 parent.send({"arrays": described}, blobs)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
-                # The file may be right: the parent must not take this for a refusal.
+                # The file may be valid, so the parent must not report that the runtime refuses it.
                 sys.exit(1)
             reason = " ".join(str(error).split())[:500]
             parent.send({"error": reason, "version": onnxruntime.__version__})

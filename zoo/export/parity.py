@@ -1,8 +1,8 @@
 """The parity check: an exported file is written only if its numbers equal those of the family's torch code on samples.
 
-Images: the graph's preprocessing is compared with an image library's, and the whole graph with the family's code on
-pixels of a new preprocessing graph. Texts: the graph is compared with the family's code on the same tokens. Both at
-batch 1, 2 and 7; also each row of the largest batch with the same row alone.
+Images: the graph's preprocessing is compared with an image library's. The whole graph is compared with the family's
+code on pixels of a separate preprocessing graph. Texts: the graph is compared with the family's code on the same
+tokens. Both are compared at batch 1, 2 and 7. Each row of the largest batch is also compared with the same row alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,28 +53,32 @@ EIGHT = "int8 is too coarse for this model: export fp16 or fp32"
 
 
 class Bounds(NamedTuple):
-    """The largest allowed differences: of features and scores (relative to the largest reference value if that is above
-    1), of 1 - cosine of features, and of each row of a batch from the same row alone."""  # noqa: D205, D209
+    """The largest allowed differences of one precision.
+
+    features, scores: the largest difference, relative to the largest reference value if that is above 1.
+    cosine: 1 - cosine of features.
+    alone: the difference between a row of a batch and the same row run alone.
+    """
 
     features: float
     cosine: float
     scores: float
     alone: float
-    #: Rows of a batch whose predicted class may change although the reference's was ahead by more than `scores`.
+    #: Rows of a batch whose predicted class may change although the reference's class leads by more than `scores`.
     moved: int = 0
     hint: str = REPORT
 
 
-#: Half precision has 11 bits, and a CPU computes with such numbers in single precision. int8 has 256 levels for each
-#: tensor: the direction of the features, which a head or a search reads, has to stay; single numbers and the scores of
-#: doubtful items change. Whether it is good enough, zoo.export.accuracy_guard measures.
+#: fp16: a mantissa has 11 bits, and a CPU computes such numbers in single precision. int8: a tensor has 256 levels, so
+#: single numbers and the scores of doubtful items change. The direction of the features must stay, because heads and
+#: searches use it. zoo.export.accuracy_guard measures the accuracy of int8.
 BOUNDS = {
     "fp32": Bounds(features=1e-4, cosine=1e-5, scores=1e-4, alone=1e-4),
     "fp16": Bounds(features=2e-2, cosine=1e-4, scores=3e-2, alone=2e-3, hint=HALF),
     "int8": Bounds(features=0.75, cosine=0.1, scores=0.5, alone=1e-4, moved=1, hint=CALIBRATE),
 }
 EXACT = BOUNDS["fp32"]
-#: Only the rows of a word table are rounded: by 1/2,048 of a number, or by 1/254 of the row's largest number.
+#: Of a word model only the table is rounded: by 1/2,048 of a number (fp16) or 1/254 of a row's largest number (int8).
 WORD_BOUNDS = {
     "fp32": EXACT,
     "fp16": Bounds(features=2e-3, cosine=1e-5, scores=1e-2, alone=1e-4, hint=HALF),
@@ -87,7 +91,7 @@ LEVELS_BOUND = 1.001
 
 
 def bounds_of(precision: Precision, preprocess: Preprocess) -> Bounds:
-    """The bounds of a file in this precision, of a registry row with this preprocessing."""
+    """The bounds for a file in this precision, made from a model with this preprocessing."""
     kinds = {ImagePreprocess: BOUNDS, TextPreprocess: TEXTS, WordsPreprocess: WORD_BOUNDS}
     return kinds[type(preprocess)][precision]
 
@@ -106,8 +110,8 @@ def check(
     `former` is the head before conversion. With it, scores are compared with `top` applied to the exported file's own
     features, and the predicted class with `former` applied to the expected features (largest batch only).
 
-    `fresh` is a process, started earlier, that opens the file; a new one is started if it ended meanwhile. Raises
-    GateError with the report when a check fails, IntegrityError when the process refuses the file or ends.
+    `fresh` is a process, started earlier, that opens the file; if it has ended, a new one is started. Raises GateError
+    with the report when a check fails, IntegrityError when ONNX Runtime refuses the file or the process ends.
     """
     model = path.read_bytes()
     # The paths of external data are checked before a runtime may open them.
@@ -194,7 +198,7 @@ def compare(
 
 
 def rows_alone(session: Any, feeds: "TensorMap", bounds: Bounds = EXACT) -> ParityCheck:
-    """The check of each row of a batch against the same row alone, which finds a frozen or leaking batch axis."""
+    """The check of each row of a batch against the same row run alone. It finds a frozen or leaking batch axis."""
     import numpy as np
 
     batch = len(next(iter(feeds.values())))
@@ -216,14 +220,14 @@ def _run(session: Any, feeds: "TensorMap") -> "TensorMap":
     try:
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
     except Exception as error:
-        # onnxruntime's exceptions have no common base class; its wrapper and IsolatedSession raise Python's.
+        # onnxruntime's exceptions have no common base class; its wrapper and IsolatedSession raise built-in ones.
         if isinstance(error, RuntimeError | ValueError) or type(error).__module__.startswith("onnxruntime."):
             return {}
         raise
 
 
 def _distinct(feeds: "TensorMap") -> list[int]:
-    """The first index of each different row: a batch repeats samples if there are too few of them."""
+    """The first index of each distinct row. A batch repeats samples if there are too few of them."""
     indices: dict[tuple[bytes, ...], int] = {}
     for index, rows in enumerate(zip(*feeds.values(), strict=True)):
         indices.setdefault(tuple(row.tobytes() for row in rows), index)
@@ -233,7 +237,7 @@ def _distinct(feeds: "TensorMap") -> list[int]:
 def _measured(
     got: "NDArray[Any] | None", wanted: "NDArray[Any]", measure: "Callable[[NDArray[Any], NDArray[Any]], Any]"
 ) -> float:
-    """`measure(got, wanted)`; infinity for a missing tensor, another shape, and NaN, which a comparison would pass."""
+    """`measure(got, wanted)`; infinity for a missing tensor, a different shape, or a result that is NaN."""
     if got is None or got.shape != wanted.shape:
         return float("inf")
     value = float(measure(got, wanted))
@@ -243,7 +247,7 @@ def _measured(
 def _moved(
     got: "NDArray[Any] | None", wanted: "NDArray[Any]", margin: float, rows: "Sequence[int] | slice" = slice(None)
 ) -> float:
-    """The number of `rows` whose best class differs although the reference's is ahead by more than `margin`."""
+    """The number of `rows` whose best class differs although the reference's class leads by more than `margin`."""
     import numpy as np
 
     best = np.sort(wanted, axis=1)
@@ -261,18 +265,18 @@ def _difference(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
 
 
 def _angle(got: "NDArray[Any] | None", wanted: "NDArray[Any]") -> float:
-    """The largest 1 - cosine of two rows."""
+    """The largest 1 - cosine between a row of `got` and the same row of `wanted`."""
     import numpy as np
 
     def measure(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
         norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
         cosines = np.sum(got * wanted, axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
-        # A text without a known word is all zeros on both sides, and has no direction.
+        # The features of a text without a known word are zeros on both sides and have no direction: they are equal.
         return np.max(1 - np.where((got == wanted).all(1), 1, cosines))
 
     return _measured(got, wanted, measure)
 
 
 def _result(name: str, batch: int, value: float, bound: float) -> ParityCheck:
-    # Written so that a NaN fails.
+    # `value <= bound` is False for NaN, so NaN fails.
     return ParityCheck(name=name, batch=batch, value=value, bound=bound, passed=bool(value <= bound))

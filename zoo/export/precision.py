@@ -1,7 +1,7 @@
-"""A model in another precision: fp16 for GPUs, int8 for CPUs (for images static QDQ).
+"""Converts a model to another precision: fp16 for GPUs, int8 for CPUs (static QDQ for images).
 
-Only the backbone between the preprocessing and the features changes; preprocessing and head are cheap and stay exact.
-onnxruntime's own converters are used (onnxruntime.transformers.float16, onnxruntime.quantization).
+Only the backbone, from the prepared input to the features, is converted. Preprocessing and head are cheap and stay
+exact. onnxruntime's own converters are used (onnxruntime.transformers.float16, onnxruntime.quantization).
 """
 
 import logging
@@ -27,11 +27,11 @@ from zoo.schema import FEATURES, IMAGE, PIXELS, SCORES
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: Operators that are quantised: they quantise well and are most of a CNN's work.
+#: Operators that are quantised: they lose little accuracy and do most of a CNN's work.
 QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "GlobalAveragePool", "Concat"]
 #: Operators with weights, whose nodes may be left in float.
 LAYERS = ("Conv", "Gemm", "MatMul")
-#: The input of the graph of `_with_switches` that says which layers are quantised.
+#: The input of the graph of `_with_switches` that selects the quantised layers.
 SWITCHES = "switches"
 #: Batches over which the errors of rounded weights are averaged.
 CORRECTED = 32
@@ -77,19 +77,19 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
         parts = split_parts(model)
         body = convert_float_to_float16(parts.body, keep_io_types=True)
-        # The converter puts the cast of an input behind the nodes that read it.
+        # The converter puts an input's Cast after the nodes that read it, so the nodes are sorted again.
         OnnxModel(body).topological_sort()
     return _with_body(model, parts, body)
 
 
 def fused(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
-    """The model with its body, a text encoder of `family`, in ONNX Runtime's own operators (zoo.graph.fuse)."""
+    """The model with its body, a text encoder of `family`, in ONNX Runtime's fused operators (zoo.graph.fuse)."""
     parts = split_parts(model)
     return _with_body(model, parts, fuse.fuse(parts.body, family))
 
 
 def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()) -> onnx.ModelProto:
-    """The model with its body in int8, except the nodes `exclude`. Equal on processors with and without VNNI.
+    """The model with its body in int8, except the nodes `exclude`; results are equal with and without VNNI.
 
     Images: every channel of a weight and every activation has its own scale; the ranges of activations are read from
     the `pixels` of `batches`. Texts: every row of an activation has its own scale, computed at run time, and `batches`
@@ -134,7 +134,7 @@ def quantise_cnn(
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             per_channel=True,
-            # Seven bits for weights of other operators than convolutions: two products of them cannot overflow.
+            # Seven bits for weights of other operators than convolutions: the sum of two products then fits 16 bits.
             reduce_range=True,
             extra_options={"TensorQuantOverrides": precision_images.overrides(ranges)},
             activation_type=quantization.QuantType.QUInt8,
@@ -146,7 +146,7 @@ def quantise_cnn(
 
 
 def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list[str]:
-    """Layers with weights, the worst first: by how much quantising each alone changes the features on `batches`."""
+    """Names of the layers with weights; first those that change the features on `batches` most when quantised alone."""
     parts = split_parts(model)
     if parts.prefix is None:
         return precision_texts.worst_layers(parts.body, batches)
@@ -166,8 +166,8 @@ def worst_layers(model: onnx.ModelProto, batches: "Sequence[TensorMap]") -> list
 def _with_switches(exact: onnx.ModelProto, quantised: onnx.ModelProto) -> tuple[list[str], onnx.ModelProto]:
     """Returns the quantised layers and a copy of the float model with a switch for each of them.
 
-    The copy has one more input, SWITCHES [layers]: if switch i is 1, the inputs of layer i are quantised. One graph for
-    all layers is faster than a session for each.
+    The copy has one more input, SWITCHES [layers]: if switch i is 1, the inputs of layer i are quantised. One session
+    for all layers is faster than one for each.
     """
     probe = edit.copied(exact)
     producers = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
@@ -201,9 +201,9 @@ class _SwitchWriter(edit.GraphBuilder):
         self.quantised = {tensor.name: tensor for tensor in quantised.initializer}
 
     def switched(self, name: str, given: str, source: onnx.NodeProto, switch: str) -> str:
-        """The tensor `given`, or with the switch at 1 the output of the DequantizeLinear node `source`.
+        """The tensor `given` if the switch is 0, the output of the DequantizeLinear node `source` if it is 1.
 
-        `given` is empty for a bias that quantisation added, to correct rounding errors: it is 0 otherwise.
+        An empty `given` stands for zeros: quantisation added a bias to a layer that has none.
         """
         levels, *scale = source.input
         self.constants.update((each, self.quantised[each]) for each in source.input if each in self.quantised)
@@ -218,11 +218,11 @@ class _SwitchWriter(edit.GraphBuilder):
 
 
 def _with_final_reshape(prefix: onnx.ModelProto) -> onnx.ModelProto:
-    """The preprocessing with a Reshape at its end, to the shape that its output has already.
+    """The preprocessing with a Reshape at its end that does not change the shape.
 
-    int8 convolutions want channels last, and ONNX Runtime 1.31 moves the Transpose for it up into the
-    preprocessing, where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match the
-    number of axes (1)"). It moves none through a Reshape, which costs nothing.
+    int8 convolutions need channels last. ONNX Runtime 1.31 moves the Transpose for that up into the preprocessing,
+    where it breaks a Resize of some axes ("Number of elements of input 'sizes' (0) does not match the number of axes
+    (1)"). It moves no Transpose through a Reshape, and this Reshape costs nothing.
     """
     changed = edit.copied(prefix)
     body = changed.graph
@@ -248,7 +248,7 @@ def _with_body(model: onnx.ModelProto, parts: Parts, body: onnx.ModelProto) -> o
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the converters' warnings and log messages."""
+    """Silence the converters' warnings and log messages."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
@@ -259,10 +259,10 @@ def _quiet() -> Iterator[None]:
 
 
 def calibration(session: Any, items: Sequence[object], skip: Skip | None = None) -> "Iterator[TensorMap]":
-    """The inputs of the body for each of `items`, one at a time; `skip` is that of `Session.stream`."""
+    """The inputs of the body for each of `items`, one item at a time; `skip` as in `Session.stream`."""
     is_text = session.manifest.cut is None
     taken = [spec.name for spec in session.manifest.inputs] if is_text else [PIXELS]
-    # Without a computed output in the list the runtime would return all of them.
+    # FEATURES is requested because ONNX Runtime computes every output if none is requested.
     for _, arrays in session.stream(items, [*taken, FEATURES], skip):
         for row in range(len(arrays[taken[0]])):
             yield {name: arrays[name][row : row + 1] for name in taken}

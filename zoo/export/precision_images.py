@@ -1,9 +1,11 @@
-"""Convolution weights in int8, rounded so that every processor adds them up alike, with corrected biases.
+"""Convolution weights in int8, scaled so that every processor computes the same sums, with corrected biases.
 
-Processors without VNNI add the products of two neighbouring weights in sixteen bits, which saturate: 255 * (127 + 127)
-does not fit. Seven-bit weights always fit, but are twice as coarse: here only those channels get a coarser scale in
-which two neighbours would not fit. Rounding the weights shifts the mean of each channel, which its bias makes up for at
-no cost: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2,
+Processors without VNNI add the products of two neighbouring weights in sixteen bits, and 255 * (127 + 127) saturates.
+Seven-bit weights always fit, but are twice as coarse. Here only a channel whose neighbours would saturate gets a
+coarser scale.
+
+Rounding the weights shifts the mean of each channel. The channel's bias corrects the shift at no cost: Nagel et al.
+2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2,
 https://arxiv.org/abs/1906.04721, here with means over images.
 """
 
@@ -22,19 +24,20 @@ if TYPE_CHECKING:
 
     Ranges = Mapping[str, NDArray[np.float32]]
 
-#: The largest weight, and the largest sum of two neighbours of one sign. Rounded up, 255 * 128 still fits sixteen bits.
+#: The largest weight, and the largest sum of two neighbours of one sign. If rounding makes it 128, 255 * 128 still fits
+#: sixteen bits.
 LEVELS = 127
 
 
 def weight_ranges(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-    """By the name of each convolution's weight: the value that is quantised to LEVELS in each output channel, [out]."""
+    """The range of each convolution's weight, by name: the value [out] per channel that is quantised to LEVELS."""
     graph = edit.GraphBuilder(model.graph)
     ranges: dict[str, NDArray[np.float32]] = {}
     for node in _convolutions(model):
         weight = graph.array(node.input[1])
-        # The bias has to fit 32 bits in steps of the weights' scale.
+        # The bias is stored in 32 bits, in steps that are proportional to the weights' scale.
         least = np.maximum(1e-4 * np.abs(_bias(graph, node)), np.finfo(np.float32).tiny * LEVELS)
-        # Depthwise convolutions do not add in pairs, but a coarser scale costs them little.
+        # Depthwise convolutions do not add in pairs, but the coarser scale costs them little accuracy.
         found = np.maximum(fitting_range(weight), least).astype(np.float32)
         ranges[node.input[1]] = np.maximum(found, ranges.get(node.input[1], found))
     return ranges
@@ -51,9 +54,9 @@ def overrides(ranges: "Ranges") -> dict[str, list[dict[str, Any]]]:
 def correct_biases(
     model: onnx.ModelProto, ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str] = ()
 ) -> onnx.ModelProto:
-    """`model` with biases that make up for the rounding of its weights: each channel keeps its mean over `batches`.
+    """`model` with biases that correct the rounding of its weights: each channel keeps its mean over `batches`.
 
-    The weights stay exact. Every convolution that is not in `exclude` has its own bias afterwards.
+    The weights stay exact. Every convolution that is not in `exclude` then has a bias that no other node reads.
     """
     if not _convolutions(model, exclude):
         return model
@@ -76,14 +79,14 @@ def _bias(graph: edit.GraphBuilder, convolution: onnx.NodeProto) -> NDArray[np.f
 def _mean_shifts(
     model: onnx.ModelProto, ranges: "Ranges", batches: "Sequence[TensorMap]", exclude: Sequence[str]
 ) -> list[NDArray[np.float64]]:
-    """For each convolution the change of each channel's mean over `batches` caused by rounding the weights, [out]."""
+    """The change [out] of each channel's mean over `batches` that rounding the weights causes, per convolution."""
     probe = edit.copied(model)
     del probe.graph.output[:]
     builder = edit.GraphBuilder(probe.graph)
     builder.nodes.extend(probe.graph.node)
     axes = builder.constant("rounding/axes", [0, 2, 3], "int64")
     for index, node in enumerate(_convolutions(model, exclude)):
-        # The same convolution of the exact input, with the errors of the weights in place of the weights.
+        # A convolution of the exact input with the rounding errors of the weights gives the change of the output.
         weight = builder.array(node.input[1])
         levels, scale = rounded(weight, ranges[node.input[1]].reshape(-1, 1, 1, 1))
         error = builder.constant(f"rounding/error_{index}", levels * scale - weight)
@@ -115,10 +118,10 @@ def _convolutions(model: onnx.ModelProto, exclude: Sequence[str] = ()) -> list[o
 def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """The value that is quantised to LEVELS in each channel of `weight` [out, in, height, width]: float32 [out].
 
-    This is the largest weight, or the largest sum of two neighbours of one sign if that is more.
+    It is the largest weight, or the largest sum of two neighbours of one sign if the sum is larger.
     """
     found: NDArray[np.float32] = np.abs(weight).reshape(len(weight), -1).max(1)
-    # Kernels store a window channels first or channels last.
+    # Some kernels store a window channels first, others channels last, so different weights are neighbours.
     for order in (weight, weight.transpose(0, 2, 3, 1)):
         row = order.reshape(len(weight), -1)
         pairs = np.pad(row, ((0, 0), (0, row.shape[1] % 2))).reshape(len(weight), -1, 2)
@@ -128,6 +131,6 @@ def fitting_range(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rounded(weight: NDArray[np.float32], ranges: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Returns the weight in levels and the scale to multiply it by; a weight as large as its range gets LEVELS."""
+    """Returns the weight in levels and the scale of a level; a weight as large as its range gets LEVELS."""
     scale: NDArray[np.float32] = (ranges / LEVELS).astype(np.float32)
     return np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8), scale

@@ -1,9 +1,9 @@
 """int8 for text encoders: weights with a scale for each column, activations with a scale for each row.
 
-A scale for a whole tensor, as in ONNX Runtime's dynamic quantisation, would let one text of a batch change the others,
-and a scale fixed beforehand fits no text well. With one for each row (token), computed at run time, no text depends on
-another and nothing has to be calibrated. The graph uses standard operators (QuantizeLinear, DequantizeLinear), which
-ONNX Runtime fuses with the MatMul. Weights are rounded so that every processor adds them up alike
+Each row (token) has its own scale, computed at run time: no text depends on another, and nothing is calibrated. One
+scale for a whole tensor, as in ONNX Runtime's dynamic quantisation, would let one text of a batch change the others. A
+scale fixed beforehand fits no text well. The graph uses standard operators (QuantizeLinear, DequantizeLinear), which
+ONNX Runtime fuses with the MatMul. Weights are scaled so that every processor computes the same sums
 (zoo.export.precision_images).
 
 The literature calls this "token-wise dynamic quantisation": Yao et al., https://arxiv.org/abs/2206.01861.
@@ -25,19 +25,19 @@ from zoo.runtime.ort import create_session
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: The zero point of activations, which are uint8. To those behind a GELU LEAST is added: they are positive, from 0 on.
+#: The zero point of activations, which are uint8. Outputs of a GELU have the zero point 0 after LEAST is added to them.
 MIDDLE = 128
 GELU, LEAST = ("Gelu", "BiasGelu"), 0.17
 #: The smallest scale: a row of zeros needs one too.
 TINY = 1e-9
-#: Smaller weights and tables than this gain nothing.
+#: The smallest number of elements for which a weight or a table is quantised; smaller ones save no time.
 SMALLEST_MATRIX = 1024
 
 
 def quantise_encoder(body: onnx.ModelProto, exclude: Collection[str] = ()) -> onnx.ModelProto:
     """`body` with its large MatMuls [..., in] x [in, out] and its embedding tables in int8.
 
-    The nodes `exclude` stay in float. Raises UsageError for a model without a large MatMul.
+    Nodes whose names are in `exclude` stay in float. Raises UsageError for a model without a large MatMul.
     """
     names = {node.name for node in quantisable_layers(body)}
     if not names:
@@ -120,13 +120,13 @@ class _Writer(edit.GraphBuilder):
         if values not in self.gelus:
             self.add("Mul", [relative, largest], output)
             return
-        # (largest * rows - LEAST) @ weight: the second part is the same for all rows.
+        # (largest * rows - LEAST) @ weight: LEAST @ weight is the same for all rows.
         rest = self.constant(f"{output}/rest", -LEAST * sums)
         shifted = self.add("Mul", [relative, largest], f"{output}/shifted")
         self.add("Add", [shifted, rest], output)
 
     def lookup(self, table: str, index: str, output: str) -> None:
-        """Write the gathering of rows of a table, each of which has its own scale."""
+        """Write a Gather of rows of `table`; every row has its own scale."""
         rows = self.array(table)
         levels, scale = rounded(rows, np.maximum(np.abs(rows).max(1, keepdims=True), TINY))
         stored = self.constant(f"{table}/bytes", levels, "int8")

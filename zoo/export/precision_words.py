@@ -1,7 +1,7 @@
-"""A word table in fewer bits: half precision, or bytes with a scale for each row. No data are needed for it.
+"""Converts a word table to fewer bits: half precision, or int8 with a scale for each row. No data are needed.
 
-The graph gathers the rows of a text's words and converts only these to single precision, so the table stays small, and
-each row is converted independently of the others. The original is memory-mapped and read some rows at a time.
+The graph gathers the rows of a text's words and converts only these rows to single precision, so the table stays small.
+Every row is converted independently of the others. The original is memory-mapped and read some rows at a time.
 """
 
 import math
@@ -66,7 +66,7 @@ def convert_table(
 
 
 def _table(model: onnx.ModelProto) -> onnx.TensorProto:
-    """The only external tensor: a matrix of single floats that is read by Gather nodes of its rows alone."""
+    """The only external tensor: a float32 matrix that only Gather nodes read, row by row."""
     names = [external.name for external in external_data.references(model)]
     tensor: onnx.TensorProto
     for tensor in model.graph.initializer:

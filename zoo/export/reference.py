@@ -1,4 +1,4 @@
-"""Expected outputs of an exported file: samples as the graph takes them, and outputs of the family's torch code."""
+"""Expected outputs of an exported file: samples as inputs of the graph, and the outputs of the family's torch code."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ BATCHES = (1, 2, 7)
 
 
 class Case(NamedTuple):
-    """One batch as the graph takes it, and the outputs that the graph must give."""
+    """The graph's inputs for one batch, and the outputs that the graph must give."""
 
     feeds: "TensorMap"
     wanted: "TensorMap"
@@ -80,15 +80,16 @@ def expect(
     preprocess: ImagePreprocess | TextEncoder,
     pixels_of: "PixelsOf | None" = pillow_pixels,
 ) -> Expected:
-    """The outputs of `reference` for `samples` in batches of 1, 2 and 7; `origin` names the samples in the report.
+    """The outputs of `reference` for `samples` in batches of 1, 2 and 7.
 
-    `pixels_of` computes the pixels that the graph's preprocessing must give; None for a graph that takes pixels.
+    origin: the name of the samples in the report.
+    pixels_of: computes the pixels that the graph's preprocessing must give; None for a graph that takes pixels.
     """
     named = f"{len(samples)} of {origin}"
     if not isinstance(preprocess, ImagePreprocess):
         return Expected(named, [Case(feeds, reference(feeds)) for feeds in _text_batches(samples, preprocess)])
     images = _decoded(samples, preprocess)
-    # `reference` gets pixels of a new preprocessing graph, not of the file that is checked.
+    # `reference` gets pixels of a new preprocessing graph, because the graph in the checked file may be wrong.
     prefix = create_session(image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
     cases = []
     for feeds in _image_batches(images):
@@ -101,7 +102,7 @@ def expect(
 
 
 def _text_batches(samples: Sequence[str], encoder: TextEncoder) -> "list[TensorMap]":
-    """The shortest text alone, then longer ones: many lengths, padded to each other in a batch."""
+    """Batches of texts of many lengths, padded in each batch. The first batch is the shortest text alone."""
     rows = sorted(encoder.tokens(samples), key=len)
     starts = (0, len(rows) // 2, max(0, len(rows) - BATCHES[-1]))
     return [
@@ -111,7 +112,7 @@ def _text_batches(samples: Sequence[str], encoder: TextEncoder) -> "list[TensorM
 
 
 def _decoded(samples: Sequence[Any], preprocess: ImagePreprocess) -> "list[NDArray[np.uint8]]":
-    """The images, and one of several megapixels: the more it is shrunk, the wider is the resize filter."""
+    """The decoded samples and one image of several megapixels, for which the resize filter is widest."""
     import numpy as np
 
     images = [decode_image(sample, preprocess.resize) for sample in samples]
@@ -120,7 +121,7 @@ def _decoded(samples: Sequence[Any], preprocess: ImagePreprocess) -> "list[NDArr
 
 
 def _image_batches(images: "Sequence[NDArray[np.uint8]]") -> "Iterator[TensorMap]":
-    """Batches of images, which are cut to a common size, because a batch is one array; the size is odd."""
+    """Batches of images, cut to a common, odd size because a batch is one array."""
     import numpy as np
 
     for batch in BATCHES:

@@ -1,8 +1,8 @@
 """A backbone cut in two for fine-tuning its last stages: the frozen trunk, and the tail, which is trained in torch.
 
-The trunk is the first stages, built by `zoo.export.build` as features graphs are: one checked ONNX file with the
-preprocessing in front, whose outputs are the inputs of the tail. The tail is a copy of the remaining stages: training
-changes neither the trunk nor parameters that both share.
+The trunk holds the first stages. `zoo.export.build` builds it like a features graph: one checked ONNX file with the
+preprocessing in front. Its outputs are the inputs of the tail. The tail is a copy of the remaining stages, so training
+does not change the trunk, even if trunk and tail share parameters.
 """
 
 import copy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: The file of a bundle with the parameters of the trained stages.
 TAIL_FILE = "tail.safetensors"
-#: Names of the graphs, with which their inner names begin: no other part has them, so the graphs can be joined.
+#: Names of the two graphs. Inner names of a graph begin with its name, so names do not clash when graphs are joined.
 NAME, TAIL_NAME = "trunk", "tail"
 
 
@@ -56,7 +56,7 @@ def tail(backbone: Backbone, cut: int) -> "torch.nn.ModuleList":
 def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
     """The outputs of a trunk: the tensors that stage `cut` takes, without those that are inputs of the model.
 
-    Raises PluginError if these include the pixels, which are far too large to be kept beside activations.
+    Raises PluginError if stage `cut` takes the pixels, which are too large for the activation cache.
     """
     inputs = {spec.name for spec in backbone.entry.inputs}
     specs = tensors_at(backbone, cut)
@@ -69,22 +69,22 @@ def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
 
 
 def reference(backbone: Backbone, cut: int) -> "Reference":
-    """The frozen stages in torch, for the parity check of the trunk's graph."""
+    """A function that runs the frozen stages in torch, for the parity check of the trunk's graph."""
     frozen = backbone.stages()[:cut]
     return lambda feeds: {name: array for name, array in _run(frozen, feeds).items() if name not in feeds}
 
 
 def tuned_reference(backbone: Backbone, stages: "Sequence[torch.nn.Module]") -> "Reference":
-    """Features of the frozen stages followed by the tuned `stages` in torch, for the parity check.
+    """A function that computes features in torch, by the frozen and then the tuned `stages`, for the parity check.
 
-    `stages`, the last of the backbone, are copied to the CPU in their present state, in eval mode.
+    `stages` are the last of the backbone. They are copied to the CPU in their present state, in eval mode.
     """
     together = [*backbone.stages()[: len(backbone.stages()) - len(stages)], *_frozen_copy(stages)]
     return lambda feeds: {FEATURES: _run(together, feeds)[FEATURES]}
 
 
 def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
-    """The reference of a bundle in torch: the family's own code, with the stages that the bundle has tuned."""
+    """The reference of a bundle in torch: the family's own code, with the bundle's tuned stages if it has any."""
     if not bundle.manifest.unfrozen:
         return backbone.reference
     bundle.check(TAIL_FILE)
@@ -94,10 +94,10 @@ def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
 
 
 def export_tail(path: Path, stages: "Sequence[torch.nn.Module]", backbone: Backbone) -> None:
-    """Write the last stages of a backbone as ONNX, from the tensors that the first of them takes to `features`.
+    """Write `stages`, the last of a backbone, as ONNX: from the tensors that the first stage takes to `features`.
 
-    They are copied to the CPU in their present state, in eval mode. Raises PluginError for a graph with other inputs or
-    outputs.
+    The stages are copied to the CPU in their present state, in eval mode. Raises PluginError for a graph with other
+    inputs or outputs.
     """
     entry = backbone.entry
     inputs = tensors_at(backbone, len(backbone.stages()) - len(stages))
@@ -113,8 +113,8 @@ def merge(
 ) -> "onnx.ModelProto":
     """Write the whole model at `path` and return it: `base`, then the file of `export_tail` at `tail`, then the `head`.
 
-    `base` is a trunk, or without `tail` a features bundle. `facts` become the model's metadata. Files of external data
-    are copied beside `path`. The outputs are `features` and those of the head.
+    `base` is a trunk; without `tail` it is a features bundle. `facts` become the model's metadata. Files of external
+    data are copied beside `path`. The outputs are `features` and those of the head.
     """
     import onnx
 
@@ -131,21 +131,21 @@ def merge(
 
 
 def save_tail(stages: "Sequence[torch.nn.Module]", path: Path) -> None:
-    """Write every parameter and buffer of the stages as safetensors: `0.inner.weight`, ... by the stage's index."""
+    """Write every parameter and buffer of the stages as safetensors; names begin with the stage's index (`0.bias`)."""
     from safetensors.torch import save as to_bytes
     from torch import nn
 
     state = nn.ModuleList(stages).state_dict()
-    # Shared tensors are stored once for each stage: the format has no references.
+    # A shared tensor is stored once for each of its names, because the format has no references.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     path.write_bytes(to_bytes(tensors))
 
 
 def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
-    """Load the file of `save_tail` into the stages, on their device; training modes and gradients do not change.
+    """Load the file that `save_tail` wrote into the stages, on their device; modes and gradients do not change.
 
-    Raises IntegrityError for a file that is not safetensors, and for tensors that are missing, too many, of another
-    type or shape, or not finite.
+    Raises IntegrityError for a file that is not safetensors, and for tensors that are missing, superfluous, not finite,
+    or of another type or shape.
     """
     from torch import nn
 
@@ -156,7 +156,7 @@ def load_tail(path: Path, stages: "Sequence[torch.nn.Module]") -> None:
 def check_contract(
     body: "onnx.ModelProto", entry: Entry, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raise PluginError unless the graph has these inputs and outputs; names of axes of any length may differ."""
+    """Raise PluginError unless the graph has these inputs and outputs; names of dynamic axes may differ."""
     given = edit.tensor_specs(body)
     for what, declared, found in zip(("inputs", "outputs"), (inputs, outputs), given, strict=True):
         if list(map(_fixed, declared)) != list(map(_fixed, found)):
@@ -168,12 +168,12 @@ def check_contract(
 
 
 def features_spec(entry: Entry) -> TensorSpec:
-    """The output of a features graph."""
+    """The specification of the output of a features graph."""
     return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
 
 
 def _fixed(spec: TensorSpec) -> TensorSpec:
-    """`spec` without the names of axes of any length."""
+    """`spec` without the names of dynamic axes."""
     return msgspec.structs.replace(spec, shape=tuple(axis if isinstance(axis, int) else "" for axis in spec.shape))
 
 
