@@ -1,7 +1,7 @@
 """ONNX graphs: building, joining, cutting, cleaning, loading and saving them.
 
-Every graph made here is IR 10, opset 20, of standard operators (except fused ones: zoo.graph.fuse), and holds no trace
-of the machine that made it. Specification: https://onnx.ai/onnx/operators/
+Every graph made here is IR 10, opset 20, and holds no trace of the machine that made it. Its operators are standard
+ones, except in fused graphs (zoo.graph.fuse). Specification: https://onnx.ai/onnx/operators/
 """
 
 import os
@@ -43,10 +43,10 @@ def load(path: Path) -> "onnx.ModelProto":
 
 
 def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[str] = ()) -> "onnx.ModelProto":
-    """One model: outputs of `first` feed the inputs of `second` with the same names; those in `keep` stay outputs.
+    """One model in which outputs of `first` feed the inputs of `second` with the same names.
 
-    An input that both have, such as a text's mask, becomes one. Inner names begin with their graph's name (see `clean`)
-    and cannot clash.
+    Outputs of `first` that are named in `keep` stay outputs. An input that both models have, such as a text's mask,
+    becomes one input. Inner names begin with their graph's name (see `clean`), so they cannot clash.
     """
     from onnx import helper
 
@@ -65,7 +65,7 @@ def join(first: "onnx.ModelProto", second: "onnx.ModelProto", *, keep: Sequence[
 
 
 def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[str]) -> "onnx.ModelProto":
-    """The part of `model` between those tensors, whose type and shape `model` must declare."""
+    """The part of `model` from the tensors `inputs` to the tensors `outputs`; `model` must declare their shapes."""
     from onnx import helper
 
     wanted, needed = [], set(outputs)
@@ -89,20 +89,20 @@ def floats(name: str, shape: Sequence[int | str]) -> "onnx.ValueInfoProto":
 
 
 def clean(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
-    """An exporter's model as zoo ships it: our IR version, the graph called `name`, no stack traces or local paths."""
+    """An exporter's model in zoo's form: zoo's IR version, the graph called `name`, no stack traces or local paths."""
     graph = model.graph
     graph.name = name
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.doc_string = ""
         del item.metadata_props[:]
-    # Inner shapes of an exporter name axes that joining renames; the runtime infers them anyway.
+    # The exporter's inner shapes name axes that joining renames. They are not needed: the runtime infers shapes.
     del graph.value_info[:]
     prefix_names(graph)
     return new_model(graph)
 
 
 def describe(model: "onnx.ModelProto", metadata: Mapping[str, str]) -> None:
-    """Write `metadata` into the model, sorted by key; `session.get_modelmeta().custom_metadata_map` returns it."""
+    """Write `metadata` into the model, sorted by key; a session has it in `get_modelmeta().custom_metadata_map`."""
     from onnx import helper
 
     helper.set_model_props(model, dict(sorted(metadata.items())))
@@ -114,7 +114,7 @@ def metadata_of(model: "onnx.ModelProto") -> dict[str, str]:
 
 
 def copied(message: _Message) -> _Message:
-    """A copy of a model or a node, which may be changed."""
+    """A copy of a model or a node; changing the copy does not change the original."""
     copy: _Message = type(message)()
     copy.CopyFrom(message)
     return copy
@@ -133,9 +133,9 @@ def tensor_specs(model: "onnx.ModelProto") -> tuple[tuple[TensorSpec, ...], tupl
 
 
 def save(model: "onnx.ModelProto", path: Path) -> bytes:
-    """Write the model, check it against the ONNX specification, and return the bytes written.
+    """Write the model, check it against the ONNX specification, and return the written bytes.
 
-    Files of external data must lie beside `path` already.
+    Files of external data must already lie beside `path`.
     """
     from onnx import checker
 
@@ -159,7 +159,7 @@ def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
 
 
 def new_model(graph: "onnx.GraphProto") -> "onnx.ModelProto":
-    """A model of `graph` at our IR version and opset."""
+    """A model of `graph` at zoo's IR version and opset."""
     from onnx import helper
 
     # A fused graph has operators of ONNX Runtime's own domain (zoo.graph.fuse).
@@ -176,7 +176,7 @@ def prefix_names(graph: "onnx.GraphProto") -> None:
         return name if name in public else f"{graph.name}/{name}"
 
     for node in graph.node:
-        # An output's name is unique, so it can name the node too.
+        # The name of an output is unique in the graph, so it can also name the node.
         node.name = f"{graph.name}/{node.name or node.output[0]}"
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
@@ -185,21 +185,21 @@ def prefix_names(graph: "onnx.GraphProto") -> None:
 
 
 class GraphBuilder:
-    """Nodes and constants in the order in which they are added, beside the constants of `graph`."""
+    """Collects nodes and constants in the order in which they are added; nodes may also use constants of `graph`."""
 
     def __init__(self, graph: "onnx.GraphProto | None" = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants = {tensor.name: tensor for tensor in graph.initializer} if graph is not None else {}
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node, which is called as its `output`; returns that name."""
+        """Add a node named like its `output`, and return that name."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: object, dtype: str = "float32") -> str:
-        """Add a constant, once for its name; returns the name."""
+        """Add a constant, unless one of that name exists, and return the name."""
         import numpy as np
         from onnx import numpy_helper
 
@@ -216,7 +216,7 @@ class GraphBuilder:
     def model(
         self, name: str, inputs: "Sequence[onnx.ValueInfoProto]", outputs: "Sequence[onnx.ValueInfoProto]"
     ) -> "onnx.ModelProto":
-        """A model of this graph, called `name`, whose inner names begin with it."""
+        """A model of the added nodes, in a graph called `name`; inner names begin with `name`."""
         from onnx import helper
 
         graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
@@ -224,7 +224,7 @@ class GraphBuilder:
         return new_model(graph)
 
     def replace(self, model: "onnx.ModelProto") -> None:
-        """Put the nodes, and the constants that they take, into `model` in place of its own."""
+        """Replace the nodes and constants of `model` by the added nodes and the constants that they take."""
         graph = model.graph
         used = {name for node in self.nodes for name in node.input}
         constants = [tensor for name, tensor in self.constants.items() if name in used]

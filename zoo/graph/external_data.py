@@ -1,7 +1,8 @@
 """External data: tensors too large for an ONNX file, stored beside it, and checked before a runtime reads them.
 
-Format: https://onnx.ai/onnx/repo-docs/ExternalData.html. A model may name any path there, so nothing is opened before
-every location is known to be a plain file name. Whether that file belongs to the model, its bundle's manifest says.
+Format: https://onnx.ai/onnx/repo-docs/ExternalData.html. A model may name any path there. A file is therefore opened
+only after every location in the model is known to be a plain file name. The bundle's manifest lists the files that
+belong to the model.
 """
 
 import math
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = mmap.mmap | bytes
 
-#: As zoo.schema.FilePath: no folder, no hidden file, no marker of a runtime such as "*/_ORT_MEM_ADDR_/*".
+#: The rule of zoo.schema.FilePath: no folder, no hidden file, no marker of a runtime such as "*/_ORT_MEM_ADDR_/*".
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 HINT = "do not use this model unless you know who made it; write the bundle again"
 
 
 class ExternalTensor(NamedTuple):
-    """An initializer whose data are the `size` bytes of `file` from `offset` on."""
+    """An initializer whose data are `size` bytes of `file`, starting at `offset`."""
 
     name: str
     file: str
@@ -38,11 +39,11 @@ class ExternalTensor(NamedTuple):
 def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
     """Every tensor of the model that is stored in another file.
 
-    Raises IntegrityError for a location that is not a plain file name, and for such a tensor that is not an initializer
-    of the main graph.
+    Raises IntegrityError for a location that is not a plain file name, and for an external tensor that is not an
+    initializer of the main graph.
     """
     if isinstance(model, bytes):
-        # Every external tensor has the key "location": without these bytes there is none, and parsing can be saved.
+        # Every external tensor has the key "location". A model without these bytes has none and need not be parsed.
         if b"location" not in model:
             return []
         import onnx
@@ -59,7 +60,7 @@ def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
 
 
 def files(model: "bytes | onnx.ModelProto", read: "Callable[[str], Bytes]") -> "dict[str, Bytes]":
-    """`read(name)` for each file with external data of the model, by the file's name.
+    """The contents of each file with external data of the model, by file name; `read(name)` returns them.
 
     Raises IntegrityError for a tensor that ends beyond its file.
     """
@@ -73,7 +74,7 @@ def files(model: "bytes | onnx.ModelProto", read: "Callable[[str], Bytes]") -> "
 
 
 def beside(folder: Path) -> "Callable[[str], Bytes]":
-    """A `read` for `files`, for a folder that is being written and has no manifest yet."""
+    """A `read` for `files` that reads from `folder`, for a folder that has no manifest yet."""
 
     def read(name: str) -> "Bytes":
         try:

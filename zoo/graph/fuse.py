@@ -1,7 +1,7 @@
 """Fused text encoders for ONNX Runtime: attention, embeddings and skip-layer-norm as one `com.microsoft` operator each.
 
-Such a graph is no longer standard ONNX: only ONNX Runtime runs it. onnxscript.rewriter.ort_fusions fuses attention,
-bias-GELU and skip-layer-norm; this file fuses the embeddings and removes superfluous nodes around each attention.
+A fused graph is not standard ONNX: only ONNX Runtime runs it. onnxscript.rewriter.ort_fusions fuses attention,
+bias-GELU and skip-layer-norm. This file fuses the embeddings and removes superfluous nodes around each attention.
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -27,9 +27,9 @@ BIAS_INDEX = 5
 def fuse(body: "onnx.ModelProto", family: str = "encoder") -> "onnx.ModelProto":
     """The text encoder `body` in fused operators, with the same inputs and outputs.
 
-    Every softmax must become an attention with its two skip-layer-norms and its bias-GELU, and the first normalisation
-    an embedding layer. Raises PluginError with the counts if a pattern was not found, for example because the exporter
-    changed, and UsageError for a model without attention.
+    For every softmax the result must have one attention, two skip-layer-norms and one bias-GELU; the first
+    normalisation must become an embedding layer. Raises PluginError with the counts if a pattern was not found, for
+    example because the exporter changed, and UsageError for a model without attention.
     """
     # Each layer has one softmax.
     layers = _count(body, "Softmax")
@@ -53,9 +53,9 @@ def _count(model: "onnx.ModelProto", kind: str) -> int:
 
 
 def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
-    """`body` with its first normalisation, of words + positions (+ the token type), as one EmbedLayerNormalization.
+    """`body` with one EmbedLayerNormalization instead of its embeddings, their sum and the first normalisation.
 
-    Unchanged where that normalisation reads anything else.
+    `body` is unchanged unless the first normalisation reads the sum of words and positions (and the token type).
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -73,7 +73,7 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     places = next((node for node in lookups if node is not words), None)
     if words is None or places is None or len(terms) > 2 or not all(each in tables for each in constants):
         return model
-    # All tokens of a text have the first token type: its vector can be added to every position's.
+    # All tokens of a text have the first token type, so its vector can be added to every position's vector.
     added = sum(numpy_helper.to_array(tables[each]) for each in constants)
     positions = numpy_helper.to_array(tables[places.input[0]]) + added
     model.graph.initializer.append(numpy_helper.from_array(positions, f"{name}/positions"))
@@ -95,7 +95,7 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _terms(name: str, producers: "Mapping[str, onnx.NodeProto]") -> "tuple[list[onnx.NodeProto], list[str]]":
-    """The terms of the sum in a tensor: (nodes that compute one, names of tensors that no node computes)."""
+    """Returns the terms of the sum in a tensor: nodes that compute a term, and names of terms that no node computes."""
     node = producers.get(name)
     if node is None:
         return [], [name]
@@ -124,16 +124,17 @@ def _rewritten(model: "onnx.ModelProto") -> "onnx.ModelProto":
         proto: onnx.ModelProto = ir.to_proto(fused)
     taken = {name for node in proto.graph.node for name in node.input} | {item.name for item in proto.graph.output}
     for node in proto.graph.node:
-        # ONNX Runtime computes an optional output if it has a name. EMBEDDINGS must name its own.
+        # ONNX Runtime computes an optional output if it has a name, so unused outputs are removed, except those of
+        # EMBEDDINGS, whose names are required.
         while node.op_type == SKIP_NORM and len(node.output) > 1 and node.output[-1] not in taken:
             node.output.pop()
     return proto
 
 
 def _simplify_attention(inner: "ir.Graph") -> None:
-    """Connect each attention to its projections as [batch, sequence, width], without Reshape and Transpose between.
+    """Connect each attention directly to its projections [batch, sequence, width], without Reshape and Transpose.
 
-    The shape of its bias is computed from the input ids.
+    The shape of the attention's bias is then computed from the input ids.
     """
     import onnx_ir as ir
 
@@ -152,7 +153,7 @@ def _simplify_attention(inner: "ir.Graph") -> None:
 
 
 def _before_reshape(node: "ir.Node") -> "ir.Value | None":
-    """The tensor [batch, sequence, width] that a Reshape restores after its heads were split and transposed.
+    """The tensor [batch, sequence, width] that the Reshape `node` restores after its heads were split and transposed.
 
     None if the Reshape does anything else.
     """

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "softmax") -> "Floats":
-    """Scores [items, outputs] of features, computed with numpy: the exported head must equal them."""
+    """Scores [items, outputs] of features, computed with numpy, to compare the exported head with."""
     import numpy as np
 
-    # NaN and infinity stay what they are, and the caller's comparison reports them.
+    # NaN and infinity are kept: the caller's comparison reports them.
     with np.errstate(over="ignore", invalid="ignore"):
         value = features
         for index, (weight, bias) in enumerate(layers):
@@ -39,7 +39,7 @@ def apply(layers: "Sequence[Layer]", features: "Floats", activation: str = "soft
 
 def save(layers: "Sequence[Layer]", path: Path) -> None:
     """Write the layers as safetensors: `0.weight` [out, in], `0.bias` [out], ..."""
-    # safetensors' save_file would write a file that only this user may read.
+    # Not save_file of safetensors, which writes a file that only this user may read.
     from safetensors.numpy import save as to_bytes
 
     tensors: dict[str, NDArray[np.float32]] = {}

@@ -1,8 +1,8 @@
 """An exact rewrite of a features graph: average pooling moved behind the 1x1 convolution that reads it.
 
-Both are linear and commute, so the average can be taken of the convolution's few output channels instead of its many
-input channels. Written as a depthwise convolution the average also gets ONNX Runtime's fast int8 kernels: its
-average pooling has none, and takes a third of Inception v3's time.
+Both operations are linear and commute. The average is then taken over the convolution's few output channels, which is
+faster than over its many input channels. The average is written as a depthwise convolution, because ONNX Runtime has
+fast int8 kernels for convolutions and none for average pooling, which took a third of Inception v3's time.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def convolve_before_pooling(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """`model` with every AveragePool -> 1x1 Conv replaced by 1x1 Conv -> depthwise Conv.
 
-    Only those are replaced that stay equal at the borders: the padding's zeros must count in the average. The
-    convolution's bias is added after the average.
+    A pair is replaced only if the result stays equal at the borders: the padding's zeros must count in the average.
+    The convolution's bias is added after the average.
     """
     changed = copied(model)
     for pool, convolution in _pairs(changed):
@@ -27,7 +27,7 @@ def convolve_before_pooling(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _pairs(model: "onnx.ModelProto") -> "list[tuple[onnx.NodeProto, onnx.NodeProto]]":
-    """Each average pooling that commutes with the 1x1 convolution that alone reads it, and this convolution."""
+    """Pairs of an average pooling and a 1x1 convolution that commute; the convolution is the pooling's only reader."""
     graph = model.graph
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
@@ -70,7 +70,7 @@ def _is_pointwise(convolution: "onnx.NodeProto", weight: "onnx.TensorProto | Non
 
 
 def _swap(model: "onnx.ModelProto", pool: "onnx.NodeProto", convolution: "onnx.NodeProto") -> None:
-    """Have the convolution read the pooling's input, and a depthwise convolution average its output."""
+    """Make the convolution read the pooling's input, and a depthwise convolution average the convolution's output."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -86,7 +86,7 @@ def _swap(model: "onnx.ModelProto", pool: "onnx.NodeProto", convolution: "onnx.N
     )  # fmt: skip
     convolution.input[:] = [pool.input[0], convolution.input[1]]
     convolution.output[:] = [pool.output[0]]
-    # Nodes are sorted topologically, so the two change places: convolution first, then the average.
+    # Nodes are sorted topologically, so the convolution must come before the average: the two change places.
     moved = copied(convolution)
     convolution.CopyFrom(average)
     pool.CopyFrom(moved)

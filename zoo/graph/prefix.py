@@ -11,7 +11,7 @@ from zoo.schema import IMAGE, PIXELS, ImagePreprocess
 if TYPE_CHECKING:
     import onnx
 
-#: onnx's interpolation mode, and Catmull-Rom's coefficient as Pillow and torchvision use it when antialiasing.
+#: ONNX's attributes of each interpolation. For antialiasing Pillow and torchvision use Catmull-Rom's coefficient -0.5.
 RESIZE_MODES: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "linear"},
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
@@ -70,11 +70,12 @@ def _add_crop_bounds(graph: GraphBuilder) -> None:
 def _add_resize_and_crop(graph: GraphBuilder, mode: dict[str, Any]) -> None:
     """`planes` -> `levels`: grey levels of the resized and cropped image.
 
-    Width first and then height, with antialiasing. Each pass is clipped to 0..255 as image libraries do, because
-    bicubic overshoots, and each side is cropped as soon as it is resized, which saves work. Only the end result is
-    rounded: libraries also round between the passes, each in its own way, which never changes the result by two levels.
+    The width is resized first and then the height, with antialiasing. Bicubic interpolation overshoots, so each pass is
+    clipped to 0..255, as in image libraries. Each side is cropped as soon as it is resized, which saves work. Only the
+    end result is rounded. Libraries also round between the passes, each in its own way; the difference is always less
+    than two levels.
     """
-    # Libraries give pixels beyond the border no weight; ONNX's default repeats the last one.
+    # Image libraries ignore pixels beyond the border; ONNX by default repeats the last pixel.
     resize: dict[str, Any] = {
         "antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel", **mode
     }  # fmt: skip

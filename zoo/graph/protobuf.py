@@ -1,7 +1,7 @@
 """Cutting an ONNX file without the onnx package: `zoo.graph.edit.extract` on bytes.
 
-To import onnx, then read and write a model with it, takes longer than ONNX Runtime takes to load the model. A protobuf
-message is a sequence of fields, each with its length, so parts are copied as bytes: names are read, tensors are not.
+Importing onnx, then reading and writing a model, takes longer than loading the model in ONNX Runtime. A protobuf
+message is a sequence of fields, each with its length. So parts are copied as bytes: names are read, tensors are not.
 Format: https://protobuf.dev/programming-guides/encoding/ and onnx.proto3, whose field numbers are used below.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from zoo.errors import IntegrityError
 
-#: Fields of ModelProto: those that a part keeps (IR version, producer, operator sets, metadata, functions), the graph.
+#: Fields of ModelProto: those copied into a part (IR version, producer, operator sets, metadata, functions), the graph.
 KEPT, GRAPH = (1, 2, 8, 14, 25), 7
 #: Fields of GraphProto.
 NODE, NAME, INITIALIZER, INPUT, OUTPUT, VALUE = 1, 2, 5, 11, 12, 13
@@ -28,7 +28,7 @@ class Node(NamedTuple):
 
 
 class Wire:
-    """The fields of an ONNX model. `inputs` and `outputs` are the names of the graph's inputs and outputs."""
+    """The fields of an ONNX model; `inputs` and `outputs` are the names of the graph's inputs and outputs."""
 
     def __init__(self, model: bytes) -> None:
         """Raises IntegrityError for bytes that are not an ONNX model."""
@@ -56,9 +56,9 @@ class Wire:
         return tensor in self.inputs or any(tensor in node.outputs for node in self.nodes)
 
     def cut(self, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-        """The part between those tensors, as the bytes of an ONNX file.
+        """The part from the tensors `inputs` to the tensors `outputs`, as the bytes of an ONNX file.
 
-        Raises IntegrityError when the model does not declare type and shape of one of them.
+        Raises IntegrityError when the model does not declare the type and shape of one of these tensors.
         """
         wanted: list[Node] = []
         needed = set(outputs)
@@ -131,7 +131,7 @@ def _varint(data: memoryview, index: int) -> tuple[int, int]:
 
 
 def _strings(data: memoryview, *numbers: int) -> list[list[str]]:
-    """The strings in the fields of each of these numbers."""
+    """The strings in the fields with each of these numbers, a list for each number."""
     found: dict[int, list[str]] = {number: [] for number in numbers}
     for number, _, value in _fields(data):
         if number in found:
@@ -140,13 +140,13 @@ def _strings(data: memoryview, *numbers: int) -> list[list[str]]:
 
 
 def _name(data: memoryview, number: int) -> str:
-    """The string field of that number; empty if there is none. The last one counts, as protobuf wants it."""
+    """The string field of that number; empty if there is none. If it is repeated, protobuf takes the last one."""
     [found] = _strings(data, number)
     return found[-1] if found else ""
 
 
 def _head(number: int, size: int) -> bytes:
-    """The tag and the length of a field with a value of `size` bytes."""
+    """The bytes before the value of field `number`: its tag, and the length `size`."""
     head = bytearray()
     for value in (number << 3 | LENGTH, size):
         while value > 127:
