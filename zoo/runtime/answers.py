@@ -1,6 +1,6 @@
 """Answers to raw inputs: labels with scores, features of a model without a head, nearest words of a word table.
 
-With `keep_going` an input that fails has an answer with the error, and the others are answered.
+With `keep_going` the answer to an input that fails holds the error, and the other inputs are answered.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
 
-#: Words whose nearest words are searched together.
+#: Words that are looked up in the table together.
 WORD_WINDOW = 256
 
 
 def check_top(top: int) -> None:
-    """Raises UsageError for a `top` below 1."""
+    """Raise UsageError for a `top` below 1."""
     if top < 1:
         raise UsageError(f"--top must be at least 1, got {top}", hint="--top 5")
 
@@ -52,7 +52,7 @@ class Model(Protocol):
 class ModelAnswerer:
     """Answers by a model: the `top` best labels, a number, or the features of a model without a head.
 
-    `rows` computes the rows of items (see `zoo.runtime.in_order.Rows`), `answer` turns one into an answer.
+    `rows` computes the rows of items (see `zoo.runtime.in_order.Rows`); `answer` turns a row into an answer.
     """
 
     def __init__(self, model: Model, top: int) -> None:
@@ -62,7 +62,7 @@ class ModelAnswerer:
         self.has_scores = "scores" in model.outputs
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
-        """Scores float32 [labels], or features [dim]."""
+        """The rows of items: scores float32 [labels], or features [dim]."""
         return self.model.rows(items, "scores" if self.has_scores else "features", skip)
 
     def answer(self, name: str, row: "NDArray[np.float32]") -> Answer:
@@ -80,7 +80,7 @@ class ModelAnswerer:
 class WordAnswerer:
     """Answers by a word table: the `top` words nearest to a text, without the words of the text itself.
 
-    A text that is a word of the table has that word's vector, any other text the mean vector of its known words.
+    A text that is a word of the table has that word's vector. Any other text has the mean vector of its known words.
     """
 
     def __init__(self, table: "WordTable", top: int) -> None:
@@ -89,7 +89,7 @@ class WordAnswerer:
         self.top = top
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
-        """Lists of (word, similarity), nearest first."""
+        """The rows of items: lists of (word, similarity), the nearest word first."""
         for start, window in windows(items, WORD_WINDOW):
             known: dict[int, list[int]] = {}
             for index, text in enumerate(window, start):
@@ -104,18 +104,18 @@ class WordAnswerer:
         return Answer(input=name, words=tuple(row))
 
 
-#: Both have `rows` and `answer`.
+#: Both classes have the methods `rows` and `answer`.
 Answerer: TypeAlias = ModelAnswerer | WordAnswerer
 
 
 def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> Iterator[Answer]:
-    """The answer to each input, in order, as soon as it and all before it are computed.
+    """The answers to the inputs, in order; each as soon as it and all earlier answers are computed.
 
     A model takes a window of inputs at a time. Inputs from a pipe are answered as soon as they arrive.
     """
     parts: Iterable[Iterable[Any]] = [inputs]
     if isinstance(inputs, Inputs) and inputs.is_piped:
-        # Few images at a time: beside the pipe there may be a table, whose images are in memory.
+        # Few images at a time: the pipe may be mixed with a table, whose images are in memory.
         parts = arriving(inputs, 64 if inputs.reads_images else WINDOW)
     first = 0
     for part in parts:
@@ -130,7 +130,7 @@ def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> I
 
 
 def answer_one(answerer: Answerer, each: Input, *, keep_going: bool) -> Answer:
-    """The answer to a single input, without the cost of keeping many in order. Raises as `answers`."""
+    """The answer to a single input, faster than by `answers`, which keeps many in order. Raises as `answers`."""
     wrong: list[ZooError] = []
     for _, rows in answerer.rows([each.item], lambda _, error: wrong.append(error)):
         for row in rows:
@@ -144,7 +144,7 @@ def answer_one(answerer: Answerer, each: Input, *, keep_going: bool) -> Answer:
 
 
 def _multi_label(name: str, scores: "NDArray[np.float32]", manifest: Manifest, top: int) -> Answer:
-    """The chosen labels, then the best of the others: `top` labels in all, or more if more are chosen."""
+    """The answer with the chosen labels, then the best of the others: `top` labels, or more if more are chosen."""
     labels = manifest.labels
     [chosen] = decide(Task.MULTI_LABEL, scores[None], manifest.thresholds)
     order = sorted(range(len(labels)), key=lambda index: (not chosen[index], -scores[index]))
@@ -165,7 +165,7 @@ def labelled(name: str, scores: Any, labels: Sequence[str], top: int) -> Answer:
 def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "NDArray[Any]":
     """The predictions for scores [items, labels], in the form of the task's targets: see `measure`.
 
-    A label of several is chosen from its threshold on, 0.5 if there are no thresholds.
+    A multi-label model chooses each label whose score reaches its threshold (0.5 if there are no thresholds).
     """
     import numpy as np
 
@@ -179,7 +179,7 @@ def decide(task: Task, scores: "Floats", thresholds: Sequence[float] = ()) -> "N
 def predicted_labels(
     task: Task, scores: "Floats", labels: Sequence[str], thresholds: Sequence[float] = ()
 ) -> list[str]:
-    """The predictions for scores [items, labels], as data files have them: a label, labels joined by `|`, a number."""
+    """The predictions for scores [items, labels], as text in data files: a label, labels joined by `|`, or a number."""
     decided = decide(task, scores, thresholds).tolist()
     if task is Task.REGRESSION:
         return [f"{value:.7g}" for [value] in decided]

@@ -15,14 +15,14 @@ import msgspec
 from msgspec import Struct
 
 PROVIDER = "CUDAExecutionProvider"
-#: CUDA_ERROR_NO_DEVICE of cuda.h: the driver works and there is no GPU for it.
+#: CUDA_ERROR_NO_DEVICE of cuda.h: the driver works and finds no GPU.
 NO_DEVICE = 100
-#: The code of a driver that is installed and cannot be loaded or asked; CUDA itself has no such code.
+#: zoo's own code for a driver that is installed and cannot be loaded or queried; CUDA does not use this number.
 BROKEN = -1
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """One GPU; memory in bytes, None where the driver does not report it."""
+    """One GPU; memory in bytes, None if the driver does not report it."""
 
     name: str
     total: int | None = None
@@ -39,12 +39,12 @@ class Driver(Struct, frozen=True, kw_only=True):
 
 
 def find_driver(*, describe: bool = False) -> Driver:
-    """The NVIDIA driver and its devices; `describe` adds names and memory, which opens a context on each device."""
+    """The NVIDIA driver and its devices; `describe` adds names and memory, and opens a context on each device."""
     name = "libcuda.so.1" if os.name == "posix" else "nvcuda.dll"
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        # Any other message is about a driver that was found: a damaged file, or a library that it needs.
+        # Any other message means that the driver was found: its file is damaged, or a library that it needs is missing.
         if os.name == "posix" and not str(error).startswith(f"{name}: cannot open"):
             return Driver(problem=f"libcuda cannot be loaded: {error}", code=BROKEN)
         return Driver(problem="no NVIDIA driver: libcuda was not found")
@@ -103,7 +103,7 @@ def built_for(ort: Any) -> str | None:
 
 
 def version_problem(cuda: tuple[int, int] | None, wheel: str) -> tuple[str, str] | None:
-    """Returns a problem and its fix if a driver for `cuda` is too old for onnxruntime built for `wheel`, else None."""
+    """Returns the problem and its fix if a driver for `cuda` is too old for onnxruntime built for `wheel`, or None."""
     major = int(wheel.partition(".")[0]) if wheel.partition(".")[0].isdecimal() else 0
     if cuda is None or cuda[0] >= major:
         return None
@@ -114,7 +114,7 @@ def version_problem(cuda: tuple[int, int] | None, wheel: str) -> tuple[str, str]
 
 
 def preload(ort: Any) -> None:
-    """Load the CUDA libraries that pip installed, so that a session finds them; onnxruntime's remarks are dropped."""
+    """Load the CUDA libraries that pip installed, so that a session finds them; onnxruntime's messages are dropped."""
     with redirect_stdout(StringIO()):
         ort.preload_dlls()
 
@@ -122,9 +122,9 @@ def preload(ort: Any) -> None:
 def load_libraries(ort: Any) -> dict[str, Any]:
     """The libraries that onnxruntime's CUDA provider needs, by file name; None for one that cannot be loaded."""
     preload(ort)
-    # If a later onnxruntime does not list its libraries any more, only a session finds out what is missing.
+    # A later onnxruntime may not have this function. Missing libraries then only show when a session is created.
     paths = getattr(ort, "_get_nvidia_dll_paths", lambda is_windows: ())(os.name == "nt")
-    # Only rare operators need these: models run without them.
+    # Only rare operators need these libraries, and models run without them.
     optional = ("cufft", "nvrtc")
     return {path[-1]: _load(path[-1]) for path in paths if not any(word in path[-1] for word in optional)}
 

@@ -1,4 +1,4 @@
-"""Devices: the one that a user asks for, the one that can be used and why, and where the nodes of a session run."""
+"""Devices: the requested device, the device that is used and the reason, and the devices of a session's nodes."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from zoo.extras import RUNTIME, package_folder, require
 from zoo.results import Placement
 from zoo.runtime import cuda
 
-#: ONNX Runtime's providers for a device, best first; a node that none before it supports runs on the CPU.
+#: ONNX Runtime's providers for a device, best first; a node that no other provider supports runs on the CPU.
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": (cuda.PROVIDER, "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", cuda.PROVIDER, "CPUExecutionProvider"),
 }
-#: The largest share of a graph's nodes that may run on the CPU when CUDA or TensorRT was asked for. It is not 0 because
-#: ONNX Runtime computes shapes on the CPU on purpose.
+#: The largest share of a graph's nodes that may run on the CPU if CUDA or TensorRT was requested. It is not 0, because
+#: ONNX Runtime computes shapes on the CPU by design.
 ON_CPU = 0.1
 #: The major release of TensorRT that onnxruntime's provider is linked with.
 TENSORRT = 10
@@ -27,10 +27,10 @@ HINT = "run the command with --device cpu or --device auto"
 
 
 def onnxruntime() -> Any:
-    """The onnxruntime module, its telemetry switched off before it initialises. Raises MissingExtraError."""
+    """The onnxruntime module, with telemetry switched off. Raises MissingExtraError if it is not installed."""
     require("running a model", *RUNTIME)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    # If onnxruntime imported numpy itself, it would turn a Ctrl-C meanwhile into an ImportError.
+    # If onnxruntime imported numpy itself, it would turn a Ctrl-C during that import into an ImportError.
     import numpy  # noqa: F401
     import onnxruntime  # noqa: TID251 - the one place that imports it
 
@@ -38,12 +38,12 @@ def onnxruntime() -> Any:
 
 
 def build_note() -> str:
-    """The text of the file in which the installed onnxruntime describes its build; empty if there is none."""
+    """The text of the file in which the installed onnxruntime describes its build; empty if there is no such file."""
     return package_text("onnxruntime", "capi/build_and_package_info.py")
 
 
 def package_text(package: str, path: str) -> str:
-    """The text of a file of an installed package, read without importing it; empty if there is none."""
+    """The text of a file of an installed package, which is not imported; empty if there is no such file."""
     folder = package_folder(package)
     with suppress(OSError):
         return (folder / path).read_text(encoding="utf-8") if folder else ""
@@ -51,7 +51,7 @@ def package_text(package: str, path: str) -> str:
 
 
 def choose(device: str) -> Placement:
-    """The device that is used for a request (`auto`, `cpu`, `cuda[:N]`, `tensorrt[:N]`): `cpu`, `cuda:N`, `tensorrt:N`.
+    """The device for a request (`auto`, `cpu`, `cuda[:N]` or `tensorrt[:N]`): `cpu`, `cuda:N` or `tensorrt:N`.
 
     `auto` takes the first CUDA device, or the CPU with the reason. Raises UsageError for any other request, and
     DeviceError, which names the missing part, when the device cannot be used.
@@ -68,7 +68,7 @@ def choose(device: str) -> Placement:
 
 
 def choose_device(device: str) -> str:
-    """The device for work that torch shares: `cpu` or `cuda:N`. Raises as `choose`, and UsageError for `tensorrt`."""
+    """The device for work that torch does too: `cpu` or `cuda:N`. Raises as `choose`, and UsageError for `tensorrt`."""
     if parse(device)[0] == "tensorrt":
         raise UsageError(
             "TensorRT only runs exported models", hint="run the command with --device cuda or --device auto"
@@ -87,7 +87,7 @@ def parse(device: str) -> tuple[str, int]:
 
 
 def cuda_problem() -> str | None:
-    """The first part that CUDA lacks here: driver, device, onnxruntime's build, library. None if CUDA can be used."""
+    """The first missing part of CUDA (driver, device, onnxruntime's build, library); None if CUDA can be used."""
     driver = cuda.find_driver()
     if driver.problem is not None:
         return driver.problem
@@ -97,14 +97,14 @@ def cuda_problem() -> str | None:
         return "the installed onnxruntime is the CPU build: pip install 'backbone-zoo[gpu]'"
     if (too_old := cuda.version_problem(driver.cuda, wheel)) is not None:
         return ": ".join(too_old)
-    # Windows finds libraries by rules that only a session applies.
+    # On Windows the search rules for libraries apply only inside a session, so they are not tried here.
     libraries = cuda.load_libraries(ort) if os.name == "posix" else {}
     missing = next((name for name, library in libraries.items() if library is None), None)
     return f"{missing} was not found: pip install 'backbone-zoo[gpu]'" if missing else None
 
 
 def tensorrt_problem() -> str | None:
-    """The first part that TensorRT lacks here, CUDA's parts among them. None if TensorRT can be used."""
+    """The first missing part of TensorRT, which includes the parts of CUDA; None if TensorRT can be used."""
     if (problem := cuda_problem()) is not None:
         return problem
     if "TensorrtExecutionProvider" not in onnxruntime().get_available_providers():
@@ -116,10 +116,10 @@ def tensorrt_problem() -> str | None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep ONNX Runtime from writing to stderr about devices that it does not know and providers that it drops.
+    """Inside, ONNX Runtime prints no warnings about unknown devices and dropped providers.
 
-    These lines come from the logger of the process, which a session's options do not reach. Its severity cannot be
-    read, so afterwards it is set to the default.
+    These warnings come from the logger of the process, which a session's options do not control. The logger's severity
+    cannot be read, so it is set to the default afterwards.
     """
     runtime = onnxruntime()
     runtime.set_default_logger_severity(4)
@@ -130,7 +130,7 @@ def silenced() -> Iterator[None]:
 
 
 def placed(device: str, providers: Iterable[str], assignment: Iterable[Any]) -> dict[str, int]:
-    """The number of a session's nodes for each provider (`CUDA`, `CPU`), checked against the requested device.
+    """The number of a session's nodes by provider (`CUDA`, `CPU`), checked against the requested device.
 
     `providers` and `assignment` come from the session: get_providers() and get_provider_graph_assignment_info().
     Raises DeviceError when the device's provider was dropped, or when more than `ON_CPU` of the nodes run on the CPU.

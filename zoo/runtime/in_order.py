@@ -1,4 +1,4 @@
-"""Work in the order of the inputs: windows of inputs, results computed ahead on threads, and rows put back in order."""
+"""Work in the order of the inputs: windows of inputs, results computed ahead by threads, and rows sorted by input."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,16 +13,16 @@ from zoo.errors import DataError, ZooError, named
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-#: Yields (indices of the items, a row for each) batch by batch, in any order; indices count from 0. An item that fails
-#: is passed to the Skip with its error. A batch is empty after many failures in succession.
+#: A function that yields batches in any order: the items' indices (from 0), and a row for each item. An item that fails
+#: is passed to the Skip with its error. After many failures in succession a batch is empty.
 Rows: TypeAlias = Callable[[Iterable[Any], Skip], Iterator[tuple[Sequence[int], Sequence[Any]]]]
 
 
 class InOrder:
     """The rows of `inputs` with their names, in order. The row of a failed input is its error; `strict` raises it.
 
-    Only the name of an input is kept, and only until its row is passed on. `answered` counts rows and failures so far,
-    also those that wait for an earlier one. The `index` of an error counts from `first`.
+    Of an input only the name is kept, until its row is yielded. `answered` counts rows and failures so far, including
+    those that wait for an earlier row. The `index` of an error counts from `first`.
     """
 
     def __init__(self, rows: Rows, inputs: Iterable[Input], *, strict: bool, first: int = 0) -> None:
@@ -36,7 +36,7 @@ class InOrder:
         self._next = 0
 
     def __iter__(self) -> Iterator[list[tuple[str, Any]]]:
-        """Yields after each batch the name and the row (or ZooError) of every input that it completes; perhaps none."""
+        """Yields after each batch the inputs that it completes, in order: their names and rows (or ZooErrors)."""
         for indices, rows in self._rows(self._take(), self._fail):
             self._found.update(zip(indices, rows, strict=True))
             self.answered += len(indices)
@@ -45,7 +45,7 @@ class InOrder:
 
     def _take(self) -> Iterator[Any]:
         for index, (name, item) in enumerate(self._inputs):
-            # `named` needs no more of an item than whether it is its own name.
+            # `named` only needs to know whether an item is its own name, so other items are not kept.
             self._waiting[index] = Input(name, item if isinstance(item, str) and item == name else None)
             yield item
 
@@ -77,7 +77,7 @@ def windows(items: Iterable[Given], size: int) -> Iterator[tuple[int, list[Given
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[Given], Made], items: Iterable[Given], depth: int
 ) -> Iterator[Made]:
-    """function(item) for each item, in order, computed on the pool's threads at most `depth` results ahead."""
+    """`function(item)` for each item, in order; the pool's threads compute at most `depth` results ahead."""
     rest = iter(items)
     waiting: deque[Future[Made]] = deque()
     try:
@@ -87,6 +87,6 @@ def ahead(
                 return
             yield waiting.popleft().result()
     finally:
-        # The caller stopped early, by an error or a break: work that has not begun is not needed.
+        # If the caller stopped early, by an error or a break, work that has not begun is cancelled.
         for future in waiting:
             future.cancel()

@@ -1,4 +1,4 @@
-"""Runs of a session whose arrays stay on its device, in buffers made once for each shape and reused for each batch."""
+"""Runs a session with buffers on its device, which are allocated once for each shape and reused for each batch."""
 
 import ctypes
 import weakref
@@ -23,8 +23,8 @@ SHAPES = 8
 class Bound:
     """A session that runs through buffers on `device`, one run at a time.
 
-    A run on a GPU then allocates nothing, and a recorded CUDA graph finds its tensors at the same addresses. Integers
-    stay on the CPU unless the graph was recorded, because ONNX Runtime reads them there.
+    A run on a GPU then allocates nothing, and a recorded CUDA graph finds its tensors at the same addresses. Integer
+    inputs stay on the CPU, where ONNX Runtime reads them, unless CUDA graphs are recorded (`fixed`).
     """
 
     def __init__(self, session: Any, device: str, *, fixed: bool = False) -> None:
@@ -39,19 +39,19 @@ class Bound:
         key = (*outputs, *((name, array.shape) for name, array in feeds.items()))
         if key not in self._kept:
             if len(self._kept) == SHAPES:
-                # The oldest set goes.
+                # The oldest set of buffers is dropped.
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = self._bind(outputs, feeds)
         binding, buffers, staged = self._kept[key]
         for name, array in feeds.items():
-            # A GPU copies directly from page-locked memory; from other memory the driver first makes a copy of its own.
+            # A GPU copies page-locked memory directly; the driver first copies other memory into a buffer of its own.
             if name in staged:
                 staged[name][...] = array
             buffers[name].update_inplace(staged.get(name, array))
         binding.synchronize_inputs()
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        # On the CPU these arrays are the buffers themselves, which the next run overwrites.
+        # On the CPU these arrays are the output buffers, which the next run overwrites.
         return [array.copy() for array in binding.copy_outputs_to_cpu()]
 
     def _bind(self, outputs: Sequence[str], feeds: "Mapping[str, NDArray[Any]]") -> "Buffers":
@@ -82,7 +82,7 @@ class Bound:
 def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":
     """An array of the same shape and type in page-locked memory; None if CUDA has none.
 
-    `index` is the GPU that copies from the array; no other GPU is initialised. Locked with cudaHostRegister:
+    `index` is the GPU that copies from the array; no other GPU is initialised. cudaHostRegister locks the memory:
     https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
     """
     import numpy as np
@@ -92,7 +92,7 @@ def page_locked(like: "NDArray[Any]", index: int = 0) -> "NDArray[Any] | None":
         return None
     array = np.empty(like.shape, like.dtype)
     address = ctypes.c_void_p(array.ctypes.data)
-    # cudaHostRegisterPortable: locked for every CUDA context, ONNX Runtime's among them.
+    # cudaHostRegisterPortable: the memory is locked for every CUDA context, including ONNX Runtime's.
     portable = ctypes.c_uint(1)
     if runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), portable) != 0:
         return None

@@ -1,12 +1,12 @@
-"""Graphs as ONNX Runtime optimised them, kept on disk for the next start: loading one takes a quarter of the time.
+"""Graphs optimised by ONNX Runtime, kept on disk for the next start: loading one takes a quarter of the time.
 
-KEY/        body.onnx, and body.bin with the weights in the layout of the CPU's kernels, mapped and not copied;
+KEY/        body.onnx, and body.bin with the weights in the layout of the CPU's kernels, memory-mapped;
             prefix.onnx of image models, unchanged; kept.json, written last
-KEY.lock    as in zoo.store.caches
+KEY.lock    the lock file: see zoo.store.caches
 
 KEY is a hash of the model file, the device, the build of ONNX Runtime and the kind of processor, because an optimised
-graph is right only for all four. The kept files are hashed before each use. The bundle's file is hashed again unless
-its size and mtime are unchanged; what runs was always made from the bytes in the manifest.
+graph is valid only for the same four. The kept files are hashed before each use. The bundle's file is hashed again
+unless its size and mtime are unchanged. A kept graph was always made from the bytes that the manifest lists.
 """
 
 import atexit
@@ -31,9 +31,9 @@ from zoo.system.records import find_record, write_record
 
 SCHEMA_VERSION = 1
 RECORD, PREFIX = "kept.json", "prefix.onnx"
-#: The smallest model, in bytes, for which keeping a graph saves time.
+#: The smallest model, in bytes, for which keeping the optimised graph saves time.
 SMALLEST = 4_000_000
-#: Seconds after loading when the graph is optimised a second time, to be kept.
+#: Seconds after loading until the graph is optimised a second time, for the copy that is kept.
 AFTER = 2.0
 
 
@@ -47,15 +47,15 @@ class KeptGraph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OptimisedGraphs(ExitStack):
-    """The optimised graphs of one bundle on one device, below `folder`; None keeps nothing.
+    """The optimised graphs of one bundle on one device, in `folder`; with None as folder nothing is kept.
 
-    A context manager: no other process removes the graph that `find` returned before the block ends.
+    A context manager: until the block ends, no other process removes the graph that `find` returned.
     """
 
     def __init__(self, folder: Path | None, bundle: Bundle, device: str) -> None:
-        """Raises IntegrityError for a bundle whose manifest lists no model."""
+        """Raise IntegrityError for a bundle whose manifest lists no model."""
         super().__init__()
-        # TensorRT keeps its own engines, and cannot write its graphs.
+        # TensorRT keeps its own engines, and cannot write optimised graphs.
         self.folder = None if folder is None or device.startswith("tensorrt") else folder
         self.bundle = bundle
         #: Whether a kept graph was used or one is being written. A failure may then be due to it.
@@ -75,15 +75,15 @@ class OptimisedGraphs(ExitStack):
         Raises IntegrityError if the bundle's own model has changed.
         """
         with suppress(OSError):
-            # Taken before the model is read: a change from now on shows in its mtime.
+            # The status is taken before the model is read, so that a later change shows in the mtime.
             self._status = self.bundle.model.stat()
         record = find_record(self.path / RECORD, KeptGraph, SCHEMA_VERSION)
         if record is None or self.folder is None:
-            # A folder without a record is of no use, and would be in the way of a new one.
+            # A folder without a record cannot be used, and a new one cannot replace it.
             self.drop()
             return None
         with suppress(OSError):
-            # A read-only home has no locks, and nothing is removed from it either.
+            # A read-only home cannot be locked. That is safe: nothing can be removed from it.
             self.enter_context(caches.in_use(self.folder, self.key))
         self._check_model(record)
         if not all(is_unchanged(self.path / file.path, file) for file in record.files):
@@ -95,7 +95,7 @@ class OptimisedGraphs(ExitStack):
 
     @contextmanager
     def making(self, graphs: Graphs) -> Iterator[Path | None]:
-        """A folder for BODY and NUMBERS, which is kept if the block succeeds; None if these graphs are not kept."""
+        """The folder to write BODY and NUMBERS to; it is kept if the block succeeds. None if `graphs` are not kept."""
         folder = None
         with suppress(OSError):
             folder = self._begin(graphs)
@@ -111,15 +111,15 @@ class OptimisedGraphs(ExitStack):
             shutil.rmtree(folder, ignore_errors=True)
 
     def keep_later(self, graphs: Graphs, write: Callable[[Path], object]) -> None:
-        """Keep what `write` writes to a folder; a thread calls it after AFTER seconds, or when the process ends."""
+        """Keep the files that `write` writes to a folder; a thread calls it after AFTER seconds or at process exit."""
         if not self._is_worth_it(graphs):
             return
         is_over = Event()
 
         def keep() -> None:
-            # Optimising would slow down the first answers.
+            # Waits, because optimising would slow down the first answers.
             is_over.wait(AFTER)
-            # If it fails, nothing is lost.
+            # A failure only means that nothing is kept.
             with suppress(ZooError), self.making(graphs) as folder:
                 if folder is not None:
                     write(folder)
@@ -139,10 +139,10 @@ class OptimisedGraphs(ExitStack):
             shutil.rmtree(aside, ignore_errors=True)
 
     def _begin(self, graphs: Graphs) -> Path | None:
-        # The kernels' layout has gaps, so kept graphs may take twice the model's size.
+        # The kernels' layout of the weights has gaps, so kept graphs may take twice the model's size.
         if self.folder is None or not self._is_worth_it(graphs) or 2 * _size(graphs) > caches.limit(self.folder):
             return None
-        # Without its parents: if the home was removed meanwhile, it stays removed.
+        # Parents are not created: if the home was removed meanwhile, it stays removed.
         self.folder.mkdir(exist_ok=True)
         remove_abandoned(self.folder, prefix=f".{self.key}.")
         folder = self.folder / f".{self.key}.{signature()}.new"
@@ -150,7 +150,7 @@ class OptimisedGraphs(ExitStack):
         return folder
 
     def _is_worth_it(self, graphs: Graphs) -> bool:
-        # Tables are mapped in any case, so keeping them would save nothing.
+        # Tables are always memory-mapped from the bundle, so a kept copy would save no time.
         return self.folder is not None and _size(graphs) >= max(1, SMALLEST) and not graphs.tables
 
     def _publish(self, folder: Path, prefix: bytes) -> None:
@@ -163,7 +163,7 @@ class OptimisedGraphs(ExitStack):
         record = KeptGraph(model_size=status.st_size, model_mtime_ns=status.st_mtime_ns, files=files)
         write_record(folder / RECORD, record)
         with caches.in_use(home, self.key):
-            # If the rename fails, another process was quicker and has kept the same graphs.
+            # If the rename fails, another process has already kept the same graphs.
             try_rename(folder, self.path)
         caches.trim(home, caches.limit(home))
 
@@ -181,17 +181,17 @@ class OptimisedGraphs(ExitStack):
 
 
 def _size(graphs: Graphs) -> int:
-    """Bytes of a body that can be kept; 0 for one that comes from a kept file."""
+    """Bytes of the body; 0 if it was read from a kept file, which is not kept again."""
     return 0 if isinstance(graphs.body, Path) else len(graphs.body)
 
 
 def _processor() -> str:
     """The processor and its instruction sets, as far as the system reports them."""
-    # The lines that decide which kernels ONNX Runtime takes, and so the layout of the weights.
+    # These lines determine the kernels that ONNX Runtime uses, and with them the layout of the weights.
     wanted = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
     reported = os.environ.get("PROCESSOR_IDENTIFIER", "")
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a part
-        # The first processor stands for all: with a hundred of them, reading the whole file takes long.
+        # Only the first processor is read: with a hundred processors, reading the whole file takes long.
         for line in file:
             if not line.strip():
                 break

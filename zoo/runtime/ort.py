@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: created with the settings of their device, and checked to run there."""
+"""Creates ONNX Runtime sessions with the settings of their device, and checks that they run on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,11 @@ BODY, NUMBERS = "body.onnx", "body.bin"
 
 
 class Graphs(NamedTuple):
-    """The graphs of a bundle: `body`, as bytes or as the file of an optimised graph, and `prefix`, which makes pixels.
+    """The graphs of a bundle.
 
-    `tables` are the mapped files of the external data.
+    body: the model without preprocessing, as bytes or as the file of an optimised graph.
+    prefix: the graph that turns images into pixels.
+    tables: the memory-mapped files of the external data, by name.
     """
 
     body: bytes | Path
@@ -32,9 +34,9 @@ class Settings(NamedTuple):
     """The settings of a session.
 
     spins: waiting threads spin; False lets them sleep, so that other threads can compute.
-    kind: the model's input.
+    kind: the kind of the model's input.
     fixed: every run has the same shapes, so that CUDA can record its kernels once.
-    engines, key, shapes: the folder of TensorRT's engines, how their names begin, and the shapes of their inputs.
+    engines, key, shapes: the folder of TensorRT's engines, the prefix of their names, and the shapes of their inputs.
     optimised: the folder to which the optimised graph is written.
     """
 
@@ -59,9 +61,9 @@ def create_session(
 ) -> Any:
     """An InferenceSession of `model` that really runs on `device` (`cpu`, `cuda:N` or `tensorrt:N`).
 
-    model: a graph, or the path of a graph that this runtime optimised for this device, which is loaded unchanged.
-    tables: the files of the graph's external data, by name; the runtime itself opens no file.
-    settings: replaces `threads` and `spins`.
+    model: a graph, or the path of a graph that was already optimised for this device; such a file is loaded unchanged.
+    tables: the contents of the graph's external data files, by name; the runtime itself opens no file.
+    settings: used instead of `threads` and `spins`.
 
     The session's `nodes` count the graph's nodes by provider. Raises DeviceError if the device's provider was dropped
     or many nodes run on the CPU, IntegrityError if the runtime refuses the graph or `tables` lacks a file.
@@ -98,7 +100,7 @@ def create_session(
 
 
 def write_optimised(model: bytes | Path, device: str, settings: Settings, folder: Path) -> None:
-    """Write the optimised graph to `folder`, by a session that is closed afterwards. Raises as `create_session`."""
+    """Write the optimised graph to `folder`, with a session that is then closed. Raises as `create_session`."""
     create_session(model, device, settings=settings._replace(threads=1, spins=False, optimised=folder))
 
 
@@ -106,12 +108,12 @@ def _write_optimised_to(options: Any, folder: Path) -> None:
     options.optimized_model_filepath = str(folder / BODY)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", NUMBERS)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    # The weights are written as the kernels lay them out: they can then be mapped, and are not copied.
+    # The weights are written in the kernels' layout: they can then be memory-mapped and need no copy.
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
 
 
 def _add_tables(options: Any, model: bytes, tables: "Mapping[str, Bytes]") -> "list[Bytes]":
-    """Give the external data of `model` to its session; returns the files, which must outlive the session."""
+    """Add the external data of `model` to the session's options; returns the files, which must outlive the session."""
     names = sorted({tensor.file for tensor in external_data.references(model)})
     if missing := [name for name in names if name not in tables]:
         raise IntegrityError(
@@ -135,10 +137,10 @@ def providers(device: str, settings: Settings) -> list[tuple[str, dict[str, str]
 
 
 def _cuda(settings: Settings) -> dict[str, str]:
-    # TF32 is on by default, and its mantissa of ten bits is less exact than the CPU.
+    # TF32 is on by default; its mantissa of ten bits is less exact than the CPU's float32.
     options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     if settings.kind == "image":
-        # The exhaustive search, the default, is repeated for each new shape: it pays only if there is one shape.
+        # The default, an exhaustive search, is repeated for each new shape, so it only pays if there is a single shape.
         options["cudnn_conv_algo_search"] = "EXHAUSTIVE" if settings.fixed else "HEURISTIC"
         options["cudnn_conv_use_max_workspace"] = "1"
     else:
@@ -156,7 +158,8 @@ def _tensorrt(settings: Settings) -> dict[str, str]:
             options[f"trt_profile_{name}_shapes"] = ",".join(f"{tensor}:{side}" for tensor, side in sides.items())
     if settings.engines is not None:
         settings.engines.mkdir(parents=True, exist_ok=True)
-        # TensorRT adds the GPU's architecture to the names; another TensorRT release refuses an engine and builds anew.
+        # TensorRT adds the GPU's architecture to the names. Another release of TensorRT refuses an engine and builds a
+        # new one.
         options |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(settings.engines),

@@ -1,4 +1,4 @@
-"""Many images on a CPU: one single-threaded session for each core."""
+"""Many images on a CPU: one thread for each core, all of them on one single-threaded session."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 class PerCore(NamedTuple):
     """Runs each batch of images on one thread of `pool`, from decoding to the outputs.
 
-    With one session on N threads, all threads synchronise after every graph node. With enough images it is faster to
-    give each core its own single-threaded session. `body` is such a session, which several threads may run at once;
-    `prepare` turns an image into float32 [1, 3, crop, crop], the input `name` of the body.
+    With one session on N threads, all threads synchronise after every graph node. With enough images it is faster if
+    each core runs its own batch on a single thread.
+
+    body: a session without threads of its own; several threads may run it at once.
+    prepare: turns an image into float32 [1, 3, crop, crop], the input `name` of the body.
     """
 
     body: Any
@@ -33,9 +35,9 @@ class PerCore(NamedTuple):
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Yields the indices of each batch's items and the named outputs, in order; no indices if none could be read.
+        """Yields the indices of each batch's items and the named outputs, in order.
 
-        At most two batches for each core are computed ahead of their use.
+        There are no indices if no item of a batch can be read. At most two batches per core are computed ahead.
         """
         batches = windows(items, self.batch)
         answered = ahead(self.pool, lambda batch: self._answer(*batch, outputs), batches, 2 * self.cores - 1)
@@ -62,8 +64,8 @@ class PerCore(NamedTuple):
 def outputs_for(
     outputs: Sequence[str], feeds: "dict[str, NDArray[Any]]", run: "Callable[[list[str], Any], Sequence[Floats]]"
 ) -> "dict[str, Floats]":
-    """The named outputs, by name: those that are inputs of the body come from `feeds`, the others from `run`."""
+    """The named outputs, by name; names of inputs of the body are taken from `feeds`, the others computed by `run`."""
     computed = [name for name in outputs if name not in feeds]
-    # If ONNX Runtime is asked for no output, it computes all of them.
+    # `run` is not called without outputs, because ONNX Runtime would then compute all of them.
     arrays = dict(zip(computed, run(computed, feeds) if computed else [], strict=True))
     return {name: feeds[name] if name in feeds else arrays[name] for name in outputs}

@@ -1,4 +1,4 @@
-"""Raw items to batches of arrays and through the model: images by the preprocessing prefix, texts sorted by length."""
+"""Turns raw items into batches and runs the model: images through the preprocessing prefix, texts sorted by length."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     #: The tokens of each readable text of a window, by its index; and (index, error) of the others.
     Tokens = tuple[dict[int, list[int]], list[tuple[int, DataError]]]
 
-#: Images in one batch of the body. Few on a CPU, where larger batches only miss the cache, and compete with decoding.
+#: Images in one batch of the body; few on a CPU, where larger batches exceed the cache and delay decoding.
 BATCH = {"cpu": 4, "cuda": 32, "tensorrt": 32}
-#: Tokens (padding included) in one batch of texts: enough for efficient matrix products, few enough to stay in cache.
+#: Tokens in one batch of texts, padding included: enough for efficient matrix products, few enough for the cache.
 TOKENS = {"cpu": 512, "cuda": 16384, "tensorrt": 16384}
 #: Texts that are tokenised together and sorted by length.
 WINDOW = 4096
-#: Images that one shared session answers, as soon as it can, before sessions per core are worth creating.
+#: Images that the shared session runs first; the session for `PerCore` is worth its creation only for more images.
 ALONE = 64
-#: The largest model, in bytes, that is held in memory twice for sessions per core; a mapped model takes no memory.
+#: The largest model, in bytes, of which `PerCore` may hold a second copy; a memory-mapped model has no limit.
 MAX_COPIED = 64 << 20
 
 
@@ -55,14 +55,14 @@ def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Ma
     whole = Wire(model)
     if not whole.knows(cut):
         raise IntegrityError(f"the model has no tensor '{cut}' to cut at", hint="write the bundle again")
-    # A bare backbone takes pixels and has no preprocessing of its own.
+    # A bare backbone takes pixels: its graph has no preprocessing.
     is_bare = cut in whole.inputs
     prefix = bytes(image_prefix(preprocess).SerializeToString()) if is_bare else whole.cut([IMAGE], [cut])
     return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
 
 
 class _Pipeline(ABC):
-    """The part that images and texts share: a session of the body on the device, and threads that prepare its input.
+    """The common part of both pipelines: a session of the body on the device, and threads that prepare its input.
 
     `facts` is the metadata of the ONNX file, `threads` the number of threads that prepare items.
     """
@@ -79,12 +79,12 @@ class _Pipeline(ABC):
 
     @abstractmethod
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
-        """Yields the indices of items and the body's input for them; no indices after many unreadable items."""
+        """Yields the indices of items and the body's inputs for them; no indices after many unreadable items."""
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
-        """Yields the indices and the named outputs of each of `batches`; an output may be an input of the body."""
+        """Yields the indices and the named outputs of each batch; `outputs` may also name inputs of the body."""
         for indices, feeds in self.batches(items, skip):
             if not indices:
                 yield [], {}
@@ -94,7 +94,7 @@ class _Pipeline(ABC):
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
-        """Threads that live as long as the pipeline: starting one costs as much as running a small model."""
+        """Threads that live as long as the pipeline, because starting one takes as long as running a small model."""
         return ThreadPoolExecutor(self.threads, "zoo-prepare")
 
     @cached_property
@@ -111,9 +111,9 @@ class _Pipeline(ABC):
 
 
 class ImagePipeline(_Pipeline):
-    """Decoding and the prefix on helper threads, one image each; the body on the device, one batch at a time.
+    """The pipeline of images: threads decode and prepare single images, the device runs the body batch by batch.
 
-    Many images on a CPU with several cores go through `PerCore` instead.
+    On a CPU with several cores, many images go through `PerCore`.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ImagePipeline(_Pipeline):
         with self._lock:
             if self._per_core is None and self._spare is not None:
                 graphs, self._spare = self._spare, None
-                # The file of an optimised graph may be gone by now; the shared session then goes on alone.
+                # The file of an optimised graph may have been removed; the shared session then runs all images.
                 with suppress(IntegrityError):
                     body = create_session(graphs.body, "cpu", threads=1, tables=graphs.tables)
                     self._per_core = PerCore(body, self.cut, self.pixels, self.pool, self.batch, self._cores)
@@ -172,7 +172,7 @@ class ImagePipeline(_Pipeline):
         prepare = partial(attempt, self.pixels)
         found: Iterator[Floats | DataError]
         if len(head) > 1:
-            # Some batches ahead, or work for every thread: enough to keep the body busy, little enough to hold.
+            # Some batches are prepared ahead, at least one image per thread: the body stays busy, memory stays small.
             depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
             found = ahead(self.pool, prepare, chain(head, rest), depth)
         else:
@@ -185,7 +185,7 @@ class ImagePipeline(_Pipeline):
                 skip(index, each)
                 skipped += 1
                 if skipped % self.batch == 0:
-                    # The caller can pass on the skipped items before the next image that can be read.
+                    # An empty batch lets the caller report the skipped items before the next readable image.
                     yield [], {}
                 continue
             pixels[index] = each
@@ -215,7 +215,7 @@ class ImagePipeline(_Pipeline):
 
 
 class TextPipeline(_Pipeline):
-    """Tokens first, then batches of similar length, each within a budget of tokens."""
+    """The pipeline of texts: they are tokenised, then batched by similar length within a budget of tokens."""
 
     def __init__(
         self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings
@@ -254,7 +254,7 @@ class TextPipeline(_Pipeline):
     def _bucketed(self, tokens: dict[int, list[int]]) -> "Iterator[tuple[list[int], Feeds]]":
         indices: list[int] = []
         for index in sorted(tokens, key=lambda index: len(tokens[index])):
-            # In sorted order the new text is the longest, and sets the padded width of the whole batch.
+            # Texts come sorted by length, so the new text is the longest and sets the padded width of the batch.
             if indices and len(tokens[index]) * (len(indices) + 1) > self.budget:
                 yield indices, self.encoder.batch([tokens[i] for i in indices])
                 indices = []

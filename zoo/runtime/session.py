@@ -1,4 +1,4 @@
-"""A loaded model: `Session` runs a bundle in ONNX Runtime, and reports the device that really computes."""
+"""A loaded model: `Session` runs a bundle in ONNX Runtime, and reports the device that it runs on."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,17 +34,18 @@ if TYPE_CHECKING:
 class Session:
     """A bundle, ready to answer. Threads may share a session.
 
-    `device` is the device that really computes: `cpu`, `cuda:N` or `tensorrt:N`. `placement` has the reason, and the
-    nodes of the graph on each device. Images of any size are prepared one by one on the CPU, by the preprocessing
-    prefix of the graph, and run through its body in batches. Texts are batched by length. Results keep the order.
+    `device` is the device that the model runs on: `cpu`, `cuda:N` or `tensorrt:N`. `placement` holds the reason, and
+    the number of graph nodes on each device. Images of any size are prepared one by one on the CPU, by the graph's
+    preprocessing prefix, and run through the graph's body in batches. Texts are batched by length. Results are in the
+    order of the inputs.
 
     threads: computing threads; by default one for each core that this process may use.
-    spins: let waiting threads spin, which is faster unless others compute at the same time, as in a server.
-    fixed: fill up every batch of images, so that CUDA records its kernels once.
-    engines, optimised: folders in which TensorRT's engines and optimised graphs are kept for the next start.
+    spins: let waiting threads spin; this is faster unless other threads compute at the same time, as in a server.
+    fixed: fill up every batch of images to one size, so that CUDA records its kernels once.
+    engines, optimised: folders that keep TensorRT's engines and optimised graphs for the next start.
 
     Raises UsageError for an unknown device, DeviceError if the requested device cannot be used or many nodes would run
-    on the CPU (`auto` then takes the CPU, with the reason), IntegrityError if a file of the bundle was changed.
+    on the CPU (`auto` takes the CPU in these cases), IntegrityError if a file of the bundle was changed.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Session:
         self.labels = self.manifest.labels
         #: Names of the files beside the model that hold its external data.
         self.table_files: list[str] = []
-        # On a CPU, spinning threads of a session would take the cores from those that decode images.
+        # On a CPU, spinning threads of a session would take cores from the threads that decode images.
         spins = (chosen.used != "cpu" or not reads_images) if spins is None else spins
         settings = Settings(threads, spins, fixed=fixed, engines=engines, key=bundle.digest(MODEL)[:16])
         try:
@@ -87,7 +88,7 @@ class Session:
 
     def _load(self, device: str, settings: Settings, optimised: Path | None) -> ImagePipeline | TextPipeline:
         with OptimisedGraphs(optimised, self.bundle, device) as kept:
-            # Reading and hashing the model takes a tenth of a second, and so does importing the runtime.
+            # Reading and hashing the model, and importing the runtime, take 0.1 s each: they run at the same time.
             with ThreadPoolExecutor(1, "zoo-read") as pool:
                 reading = pool.submit(lambda: kept.find() or self._read())
                 onnxruntime()
@@ -95,7 +96,7 @@ class Session:
             try:
                 if device == "cpu":
                     pipeline = self._pipeline_of(graphs, device, settings)
-                    # A second session optimises the graph again later, so that the first answer need not wait.
+                    # A second session optimises the graph again later, so that the first answer does not wait.
                     kept.keep_later(graphs, lambda folder: write_optimised(graphs.body, device, settings, folder))
                     return pipeline
                 # A GPU may not have the memory for a second session.
@@ -150,9 +151,9 @@ class Session:
     ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
         """Yields the indices of each batch's items and the named outputs; texts are sorted within each window.
 
-        Items are those of `run`, read as needed and not kept: at most two windows of texts, or a few batches of images,
-        ahead. An item that cannot be read raises DataError, or is left out and passed to `skip` with its error. Inputs
-        of the body may be asked for, too (`attention_mask`, int64 [batch, sequence]).
+        `items` are as in `run`. They are read as needed and not kept: at most two windows of texts, or a few batches of
+        images, are read ahead. An item that cannot be read raises DataError; with `skip`, it is left out and passed to
+        `skip` with its error. `outputs` may also name inputs of the body (`attention_mask`, int64 [batch, sequence]).
         """
         for indices, arrays in self._pipeline.stream(one_or_more(items), outputs, skip or _refuse):
             if indices:
@@ -224,7 +225,7 @@ class Session:
         items = list(one_or_more(inputs))
         each = items if names is None else with_names(items, names)
         if len(items) == 1:
-            # A server's case: keeping many inputs in order would cost as much as all the rest.
+            # Servers call with one input, for which keeping inputs in order would double the time.
             [one] = named_inputs(each)
             return self._result([answer_one(ModelAnswerer(self, top), one, keep_going=keep_going)])
         found = []
@@ -244,17 +245,17 @@ class Session:
         )
 
     def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
-        """The answers of `run` for any number of inputs, which are read as answers are taken, in order, and not kept.
+        """The answers of `run` for any number of inputs, in order, one by one.
 
-        At most two windows of 4,096 texts, or a few batches of images, are read ahead. Inputs from stdin
-        (`Zoo.each_input`) are answered as they arrive. Raises as `run`.
+        Inputs are read while answers are taken, and are not kept. At most two windows of 4,096 texts, or a few batches
+        of images, are read ahead. Inputs from stdin (`Zoo.each_input`) are answered as they arrive. Raises as `run`.
         """
         return answers(ModelAnswerer(self, top), one_or_more(inputs), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:
-        """The result of `run`, computed on a thread so that the event loop of a server goes on; runs may overlap.
+        """The result of `run`, computed on a thread, so that the event loop is not blocked; runs may overlap.
 
-        If the task is cancelled, the run still ends by itself and its result is dropped.
+        If the task is cancelled, the run continues to its end and its result is dropped.
         """
         import asyncio
 
