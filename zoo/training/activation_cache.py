@@ -1,7 +1,7 @@
-"""The tensors that a frozen trunk computes for each item, kept on disk in half precision: the input of the tail.
+"""Keeps the tensors that a frozen trunk computes for each item on disk, in half precision: the inputs of the tail.
 
 An item with numbers beyond float16 is kept in float32. Texts are kept without padding. If the whole data set needs more
-than the size limit of caches (`zoo.store.caches.limit`), nothing is kept and the trunk runs again for every batch.
+space than the limit of caches (`zoo.store.caches.limit`), nothing is kept and the trunk runs again for every batch.
 """
 
 import time
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 HALF_MAX = 65504.0
 HALF, SINGLE = 0, 1
 MASK, IDS = "attention_mask", "input_ids"
-#: Items that are run to estimate the time of an epoch if nothing can be kept.
+#: Items that are run to estimate the time of an epoch without the cache.
 TRIAL_ITEMS = 64
 
 
 class Activations(ItemCache):
     """The tensors that a tail takes, for every row of a data set, for use in a `with` block.
 
-    Row v * items + i is example i in view v: view 0 is the item as it is, 1 to `views` are the random ones. `folder` is
+    Row v * items + i is example i in view v: view 0 is the unchanged item, views 1 to `views` are random. `folder` is
     `Store.features`, and `session` runs the trunk. Inside the block no process removes the cache.
     """
 
@@ -65,17 +65,17 @@ class Activations(ItemCache):
         self.progress = progress
         self.views: list[View | None] = [None, *(View(seed, number) for number in range(1, views + 1))]
         self.items = [CacheItem(example, view) for view in self.views for example in examples]
-        #: None if the data set is too large: each batch is then computed when it is asked for.
+        #: None if the data set is too large: each batch is then computed when it is requested.
         self.records: Records | None = None
         self._specs: tuple[TensorSpec, ...] = session.manifest.outputs
         self._keys = [item.key for item in self.items]
-        #: One item for each key: copies are kept once.
+        #: The items by key: items with the same bytes are kept once.
         self._distinct: dict[bytes, CacheItem] = {}
         for key, item in zip(self._keys, self.items, strict=True):
             self._distinct.setdefault(key, item)
 
     def __enter__(self) -> "Self":
-        """Compute what is missing. Rows computed before an error are kept.
+        """Compute the rows that are not in the cache. Rows computed before an error are kept.
 
         Raises DataError for an unreadable item, AccessError when the disk is full or the folder cannot be written to.
         """
@@ -88,9 +88,9 @@ class Activations(ItemCache):
         self._in_use.close()
 
     def batch(self, rows: Sequence[int]) -> "TensorMap":
-        """The tensors of these rows, float32 [len(rows), ...] by name; texts padded with 0 to the longest of the batch.
+        """The tensors of these rows by name, float32 [len(rows), ...]; texts are padded with 0 to the longest text.
 
-        Of texts also `attention_mask` and `input_ids`, int64 [len(rows), longest], the mask 0 at the padding.
+        For texts also `attention_mask` and `input_ids`, int64 [len(rows), longest]; the mask is 0 at the padding.
         """
         if self.records is not None:
             return self._joined([self._unpacked(self.records, self._keys[row]) for row in rows])
@@ -100,17 +100,17 @@ class Activations(ItemCache):
 
     @property
     def outputs(self) -> list[str]:
-        """The trunk's outputs, of texts also the mask and the token ids."""
+        """The trunk's outputs; for texts also the mask and the token ids."""
         names = [spec.name for spec in self._specs]
         return [*names, MASK, IDS] if self.is_text else names
 
     def packed(self, name: bytes, arrays: "TensorMap") -> NewString:
-        """The tensors one after another, of a text then its token ids; `length` is the number of tokens."""
+        """The record of one item: its tensors, then the token ids of a text; `length` is the number of tokens."""
         import numpy as np
 
         tensors = self._without_padding(arrays)
         floats = [np.asarray(tensors[spec.name], np.float32) for spec in self._specs]
-        # Written so that NaN leads to float32, which keeps it.
+        # The comparison is False for NaN, so an item with NaN is kept in float32.
         fits = all(array.size == 0 or np.abs(array).max() <= HALF_MAX for array in floats)
         data = b"".join(array.astype(np.float16 if fits else np.float32).tobytes() for array in floats)
         ids = np.asarray(tensors[IDS] if self.is_text else [], np.int32)
@@ -129,7 +129,7 @@ class Activations(ItemCache):
                 self.compute(records, missing, self.examples, self.progress)
                 self.records = records
                 return
-            # Rows of other data by the same trunk are removed too, unless another process uses them.
+            # This removes the trunk's rows of other data too, unless another process uses them.
             in_use.close()
             caches.trim(self.folder, limit - needed)
         self._report_cost(needed, limit)
@@ -140,7 +140,7 @@ class Activations(ItemCache):
         return sum(cache.size for cache in caches.caches(self.folder)) + size <= limit
 
     def _report_cost(self, needed: int, limit: int) -> None:
-        """Report the time of an epoch of which nothing is kept, measured on a few items."""
+        """Report the time that the trunk takes per epoch without the cache, measured on a few items."""
         items = self.items[:TRIAL_ITEMS]
         started = time.perf_counter()
         for _ in self.stream(items):
@@ -153,7 +153,7 @@ class Activations(ItemCache):
         )
 
     def _needed(self, limit: int) -> int:
-        """Bytes of all distinct rows in half precision, or an upper bound that is within the limit."""
+        """Bytes of all distinct rows in half precision; an upper bound instead if the bound is within the limit."""
         preprocess = self.session.manifest.preprocess
         if isinstance(preprocess, ImagePreprocess):
             return len(self._distinct) * self._size(0, HALF)
@@ -164,7 +164,7 @@ class Activations(ItemCache):
         return sum(self._size(length, HALF) for length in lengths)
 
     def _size(self, length: int, kind: int) -> int:
-        """Bytes of one row: its tensors one after another, of a text then its token ids as int32."""
+        """Bytes of one row: its tensors, and the token ids of a text as int32."""
         width = 2 if kind == HALF else 4
         numbers = sum(prod(_shape(spec, length)) for spec in self._specs)
         return numbers * width + (4 * length if self.is_text else 0)

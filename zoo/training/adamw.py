@@ -1,9 +1,9 @@
 """AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) with a rate and a decay for each parameter.
 
-Importing torch's optimiser class takes longer than training a head (it imports the compiler), so its fused kernel is
-called directly. The kernel takes only one rate for a parameter, and calling it for small parameters costs more than
-the update. For small parameters, and for rates that are tensors (candidates stacked along an axis), this file does the
-same arithmetic itself.
+Importing torch's optimiser class imports the compiler, which takes longer than training a head. The fused kernel of
+that class is therefore called directly. The kernel takes one number as rate of a parameter, and for a small parameter a
+call costs more than the update. For small parameters, and for rates that are tensors (candidates stacked along an
+axis), this file does the same arithmetic in torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     Rate: TypeAlias = float | torch.Tensor
 
-#: From this many numbers on, parameters with a common rate are updated by the kernel.
+#: The kernel updates parameters with a common rate and decay if together they have at least this many numbers.
 LARGE = 50_000
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class AdamW:
-    """The moments of `parameters`; `rates` and `decays` have a number or a broadcastable tensor for each of them."""
+    """AdamW for `parameters`; `rates` and `decays` have a number or a broadcastable tensor for each parameter."""
 
     def __init__(self, parameters: "Sequence[torch.Tensor]", rates: "Sequence[Rate]", decays: "Sequence[Rate]") -> None:
         import torch
@@ -45,12 +45,12 @@ class AdamW:
                 self._own += self._shared.pop(shared)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self, factor: float) -> None:
-        """One update from the gradients, every rate times `factor`; a parameter without a gradient stays."""
+        """Update the parameters from their gradients, every rate times `factor`; without a gradient they stay."""
         import torch
 
         self.steps += 1

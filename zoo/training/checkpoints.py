@@ -1,9 +1,9 @@
-"""Checkpoints of a training: tensors as safetensors, everything else as JSON, a completeness marker last.
+"""Checkpoints of a training: tensors as safetensors, everything else as JSON. A completeness marker is written last.
 
 ZOO_HOME/training/<run>/<phase>/000042/   state.safetensors   tensors by name
                                           state.json          epoch, step, curve, ...
                                           complete            the sha256 of the two; without it a folder is ignored
-No part of it can name code, so a checkpoint from elsewhere cannot run any.
+No file of a checkpoint can name code, so loading a checkpoint from elsewhere runs no code.
 """
 
 import json
@@ -33,7 +33,7 @@ class State(Struct, frozen=True):
 
 
 class Checkpoints:
-    """The checkpoints of one phase of a training, in `folder`, numbered in the order they were saved."""
+    """The checkpoints of one phase of a training, in `folder`, numbered in the order in which they were saved."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Checkpoints:
     def save(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
         """Write the next checkpoint, then remove all but the newest complete ones.
 
-        Raises OSError when it cannot be written; earlier checkpoints are unchanged then.
+        Raises OSError when the checkpoint cannot be written; earlier checkpoints are then unchanged.
         """
         from safetensors.torch import save
 
@@ -61,7 +61,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> State | None:
-        """The newest complete and undamaged checkpoint, None if there is none."""
+        """The newest complete and undamaged checkpoint; None if there is none."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 

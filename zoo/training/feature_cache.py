@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class FeatureCache(ItemCache):
     """Features of examples by a session's backbone, float32 [items, dim], computed once for each distinct item.
 
-    They are kept as they are, each with a CRC-32: a damaged vector is computed again.
+    Each vector is kept in float32 with a CRC-32; a damaged vector is computed again.
     """
 
     kind = "features"
@@ -34,10 +34,10 @@ class FeatureCache(ItemCache):
         skip: Skip | None = None,
         view: View | None = None,
     ) -> "NDArray[np.float32]":
-        """Features in the order of `examples`, or of their random view `view`; only items new to the cache are run.
+        """Features of `examples`, or of their random view `view`, in order; only items new to the cache are run.
 
-        An unreadable item raises DataError; with `skip` it is reported there instead, with the item's index, and its
-        row is NaN. Raises AccessError when the cache cannot be written; its former contents are kept.
+        An unreadable item raises DataError; with `skip` it is passed to `skip` with its index, and its row is NaN.
+        Raises AccessError when the cache cannot be written; its former contents are kept.
         """
         import numpy as np
 

@@ -42,22 +42,22 @@ if TYPE_CHECKING:
 def finetune(materials: Materials, parts: tuple[Dataset, Dataset], out: Path, progress: Progress = SILENT) -> Outcome:
     """Train on `parts` (training, held out) and write a checked bundle at `out`.
 
-    Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the step
-    is finished and saved, KeyboardInterrupt is raised, and the option `resume` continues from there.
+    Raises DataError, UsageError, DivergedError, GateError; on any error nothing is written at `out`. On Ctrl-C the
+    current step is finished and saved and KeyboardInterrupt is raised; the option `resume` continues from there.
     """
     base, trainings, options = materials.base, materials.trainings, materials.options
     notes = survey(parts[0].only([*parts[0].examples, *parts[1].examples]))
     for note in notes:
         progress.note(note)
     if options.resume:
-        # Checked before anything is computed: only the same training can be resumed.
+        # Only the same training can be resumed; this is checked before anything is computed.
         resume.check(trainings, out, resume.identity(base, parts, options), parts=False)
     with Drawing() as drawing:
         features = _features(materials, parts, progress)
         with storage_errors(trainings):
             facts = resume.identity(base, features.parts, options)
             checkpoints = resume.open_run(trainings, out, facts, resume=options.resume)
-        # The process that will open the file imports its runtime during the training.
+        # The process that will open the file is started now, so that it imports its runtime during the training.
         with IsolatedSession() as fresh:
             tuned, expected = _train(materials, features, checkpoints, progress)
             with progress.task("merging and checking the ONNX file", None), staged_dir(out) as folder:
@@ -83,8 +83,8 @@ def load(
 ) -> tuple[Dataset, Dataset]:
     """Returns the training and the held-out part of the data at `source`, each sorted by digest.
 
-    `zoo.data.split.divide` divides the data. They are sorted because files found in another order must train the same
-    model. Raises UsageError for views of texts.
+    `zoo.data.split.divide` divides the data. Sorting makes the trained model independent of the order of the files.
+    Raises UsageError for views of texts.
     """
     if options.augment and not isinstance(preprocess, ImagePreprocess):
         raise UsageError("only images have random views, and this model reads text", hint="leave --augment out")
@@ -96,7 +96,7 @@ def load(
 
 
 def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Progress) -> Features:
-    """The features of all readable items, from the cache where it has them."""
+    """The features of all readable items; those in the cache are not computed again."""
     options, session = materials.options, Session(materials.base, materials.options.device)
     cache = FeatureCache(materials.cache, session)
     examples = [*parts[0].examples, *parts[1].examples]
@@ -116,7 +116,7 @@ def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Pr
 
 
 def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
-    """Raise DataError when the unreadable items were all that a part or a class had."""
+    """Raise DataError when every item of a part or of a class is unreadable."""
     for now, before in zip(left, parts, strict=True):
         if not now.examples or (now.labels != before.labels and before is parts[0]):
             gone = sorted(set(before.labels) - set(now.labels))
@@ -130,7 +130,7 @@ def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
 def _train(
     materials: Materials, features: Features, checkpoints: Path, progress: Progress
 ) -> "tuple[Tuned, Callable[[], Expected] | None]":
-    """Returns the trained model, and the file's expected answers if they are computed already."""
+    """Returns the trained model, and a function that returns the file's expected outputs if they are being computed."""
     (train, held), labels, options = features.parts, features.labels, materials.options
     backbone, beside = materials.backbone(), ThreadPoolExecutor(1)
     run = partial(TrainingRun, checkpoints=checkpoints, resume=options.resume, progress=progress)
@@ -140,7 +140,7 @@ def _train(
             problem = Problem(features.train, train.targets(labels), len(labels), options, features.views)
             with training_threads(problem):
                 if is_narrow(problem) and not options.unfreeze and backbone.load():
-                    # The head trains on one core; another one computes the answers that the file must give.
+                    # The head trains on one core; another core computes the outputs that the file must give.
                     expected = beside.submit(expectation, materials.base, backbone.reference, held)
                 trained = fit(problem, run(stop=stop))
                 if expected:
@@ -148,7 +148,7 @@ def _train(
             if stop.is_asked:
                 raise KeyboardInterrupt(SAVED)
     finally:
-        # After an error, or a second Ctrl-C, no file is compared with the expected answers.
+        # After an error or a second Ctrl-C, the expected outputs are not needed.
         beside.shutdown(wait=False, cancel_futures=True)
     tuned = Tuned(materials=materials, features=features, frozen=materials.base, head=trained)
     if options.unfreeze:
@@ -157,13 +157,13 @@ def _train(
 
 
 def _unfrozen(tuned: Tuned, problem: Problem, run: Callable[..., TrainingRun], progress: Progress) -> Tuned:
-    """The model with its last stages trained together with the head; unchanged if that lowered no loss."""
+    """The model with its last stages trained together with the head; unchanged if the inner loss did not fall."""
     materials, features, options = tuned.materials, tuned.features, problem.options
     backbone = materials.backbone()
     cut = trunk.cut_at(backbone, options.unfreeze)
     frozen, tail = materials.trunk(cut), partial(trunk.tail, backbone, cut)
     session, examples = Session(frozen, features.device), features.parts[0].examples
-    # Ctrl-C stops the computing of activations at once, and keeps the computed ones.
+    # Ctrl-C stops the computation of activations at once; the computed ones are kept.
     with (
         Activations(
             materials.cache, session, examples, progress, views=options.augment, seed=options.seed

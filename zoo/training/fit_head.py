@@ -1,7 +1,7 @@
-"""Fitting a head to features: a search for hyperparameters, a training that finds the best epoch, and a final one.
+"""Fits a head to features: a search for hyperparameters, a training that finds the best epoch, and a final training.
 
-An inner split of the training items, never the held-out items, chooses scaling, rates and the best epoch. The head is
-then fitted again to all training items for that number of epochs.
+Scaling, rates and the best epoch are chosen on an inner split of the training items, never on the held-out items. The
+head is then fitted again to all training items for that number of epochs.
 """
 
 import shutil
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
     from zoo.graph.head import Layer
 
-#: An inner loss is better if it is lower by this fraction of a constant guess's loss (of a regression: the variance).
+#: An inner loss is better if it is lower by at least this fraction of a constant guess's loss (in a regression: of the
+#: variance).
 MIN_GAIN = {Task.SINGLE_LABEL: 2e-3, Task.MULTI_LABEL: 2e-3, Task.REGRESSION: 1e-5}
 #: Epochs after which the rate of a head has halved.
 HEAD_DECAY = 12.0
-#: From this number of weights on, a head's matrix products keep more than one core busy.
+#: The number of weights from which a head's matrix products keep more than one core busy.
 WIDE = 100_000
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
-    """Layers as (weight [out, in], bias [out]) that read raw features, and the record of their training.
+    """The layers of a head, (weight [out, in], bias [out]), that read raw features, and the record of their training.
 
-    `modules` are the heads in torch: fitted without the inner split, and fitted to all training items.
+    `modules` are two heads in torch: one fitted without the inner split, one fitted to all training items.
     """
 
     layers: "list[Layer]"
@@ -60,7 +61,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
     import torch
 
     options, objective = problem.options, problem.objective
-    # With --unfreeze, --epochs counts those of the stages; the head is trained as it would be by default.
+    # With --unfreeze, --epochs counts the epochs of the stages, and the head is trained for the default number.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
     x = torch.from_numpy(problem.features[problem.inner])
@@ -100,19 +101,19 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
 
 
 def is_narrow(problem: Problem) -> bool:
-    """Whether the head's matrix products are so small that a second thread would only wait for the first."""
+    """Whether the head's matrix products are so small that a second thread saves no time."""
     return problem.head_weights < WIDE
 
 
 def training_threads(problem: Problem) -> AbstractContextManager[None]:
-    """Inside, torch uses the number of threads that suits the head's size."""
+    """A context in which torch uses the number of threads that suits the head's size."""
     import torch
 
     return threads(1 if is_narrow(problem) else torch.get_num_threads())
 
 
 def _begin(run: TrainingRun) -> None:
-    """Remove the checkpoints of an earlier training of the same bundle unless this one resumes it."""
+    """Remove the checkpoints of an earlier training of the same bundle, unless the run resumes that training."""
     if run.checkpoints and not run.resume:
         for phase in run.checkpoints.glob("*/"):
             shutil.rmtree(phase, ignore_errors=True)
@@ -130,7 +131,7 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
 
     @cache
     def x() -> "torch.Tensor":
-        # At the first step, because a checkpoint brings the scaling that it was trained with.
+        # Scaled at the first step, because a checkpoint loaded before that replaces the scaling.
         scaled: torch.Tensor = module.scaled(torch.from_numpy(features))  # type: ignore[operator]
         return scaled
 

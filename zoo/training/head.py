@@ -1,7 +1,7 @@
 """The head as a torch module: a few dense layers on a backbone's features.
 
-The scaling of its input is part of the head and is folded into the first layer for export. The exported head is in
-`zoo.graph.head`.
+The head scales its input; for export the scaling is folded into the first layer. `zoo.graph.head` has the exported
+head.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats, Layer
 
 SCALINGS = ("global", "per-feature")
-#: A per-feature std below this fraction of the mean std is raised to it: near-constant features would dominate.
+#: A feature's std is raised to at least this fraction of the mean std; otherwise near-constant features would dominate.
 STD_FLOOR = 0.1
-#: A spread below this fraction of the mean is rounding noise in float32.
+#: A spread below this fraction of the mean is a float32 rounding error.
 NOISE = 1e-6
 DROPOUT = 0.2
 
@@ -27,7 +27,7 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
 
     mean = features.mean(0, dtype=np.float64)
     std = features.std(0, dtype=np.float64)
-    # Dividing by a spread that is rounding noise would amplify the noise.
+    # Dividing by a spread that is only rounding error would amplify the error.
     size = np.sqrt(np.mean(mean**2))
     if np.sqrt(np.mean(std**2)) <= NOISE * size:
         std = np.full_like(std, max(size, 1.0))
@@ -39,7 +39,7 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
 def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, seed: int) -> "torch.nn.Module":
     """A head from raw features [batch, dim] to logits [batch, outputs], initialised from `seed`.
 
-    `scaled` is the result of `affine`. The head's method `scaled` applies the scaling alone, its `net` the rest.
+    `scaled` is the result of `affine`. The head's method `scaled` only scales features; its `net` is the dense layers.
     """
     import torch
     from torch import nn

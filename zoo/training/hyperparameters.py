@@ -1,8 +1,8 @@
 """The search for a head's feature scaling, learning rate and weight decay, on cached features.
 
-Every candidate is a head of its own. All see the same batches, so one matrix product serves all of them and a dozen
-cost little more than one. They train for a few epochs; among those whose loss on the inner items is nearly the lowest,
-the one with the smallest rate and then the largest decay is taken.
+Every candidate is a separate head. All candidates get the same batches, so one matrix product computes all of them, and
+a dozen cost little more than one. They train for a few epochs. Of the candidates whose loss on the inner items is
+nearly the lowest, the search takes the one with the smallest rate, and of these the one with the largest decay.
 """
 
 import math
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
     Items = tuple[Floats, Targets]
 
-#: Epochs of the search, independent of --epochs, so that N epochs and N more equal 2N.
+#: Epochs of the search; independent of --epochs, so that N epochs and N resumed ones equal 2N epochs.
 EPOCHS = 12
-#: Items that a candidate sees: enough to rank the candidates.
+#: The most items that a candidate is trained on: enough to rank the candidates.
 ITEMS = 4096
 #: Losses that differ by less than this fraction of a constant guess's loss count as equally good.
 CLOSE = 0.02
-#: Rates and decays, the most promising first; WORK decides how many are tried.
+#: Pairs of rate and decay, the most promising first; WORK limits how many are tried.
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
     *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
 )
-#: The least number of candidates and of items, whatever the work.
+#: The least number of candidates and of items; WORK does not lower them.
 FEWEST, FEWEST_ITEMS = 3, 1024
 #: Steps in an epoch of a head's training, and the smallest and the largest batch.
 STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
-#: Floating-point operations that the search may take: a second or so on one core.
+#: Floating-point operations that the search may take: about a second on one core.
 WORK = 5e10
 DEFAULT_DECAY = 0.1
 
@@ -56,16 +56,18 @@ class Choice(Struct, frozen=True):
 
 
 def search(problem: Problem, bar: Bar) -> Choice:
-    """Of the choices whose loss on the inner items is nearly the lowest, the most regularised one.
+    """The most regularised of the choices whose loss on the inner items is nearly the lowest (within CLOSE).
 
-    As in the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984), a loss within CLOSE
-    of the lowest does not justify the less regularised model: items of one source, such as crops of one photograph,
-    make it look better than it is. Raises DivergedError when no loss is finite.
+    This follows the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984): a slightly
+    lower loss does not justify a less regularised model. Training and inner items may have one source, such as crops of
+    one photograph, which makes the less regularised model look better than it is.
+
+    Raises DivergedError when no loss is finite.
     """
     import numpy as np
 
     options = problem.options
-    # Operations for one item and candidate: a multiplication and an addition each, once forward and twice backward.
+    # Operations for one item and candidate: a multiplication and an addition per weight, once forward, twice backward.
     work = 6 * EPOCHS * problem.head_weights * len(head.SCALINGS)
     count = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * work))))
     features, targets = problem.rows(problem.fit)
@@ -89,7 +91,7 @@ def search(problem: Problem, bar: Bar) -> Choice:
 
 
 def batch_of(options: FinetuneOptions, items: int) -> int:
-    """Items in a step of a head's training: so many that an epoch has about STEPS steps, within bounds."""
+    """The number of items in a step of a head's training: an epoch has about STEPS steps, within bounds."""
     return options.batch or min(max(BATCH, 1 << (items // STEPS - 1).bit_length()), LARGEST_BATCH)
 
 
@@ -98,7 +100,7 @@ def _grid(options: FinetuneOptions, affordable: int) -> Sequence[tuple[float, fl
     given = [
         (options.lr or lr, decay if options.weight_decay is None else options.weight_decay)
         for lr, decay in GRID
-        # With only one of the two open, the other's values would be tried again and again.
+        # If only the decay is fixed, every rate is tried once.
         if options.weight_decay is None or options.lr is not None or decay == DEFAULT_DECAY
     ]
     return list(dict.fromkeys(given))[:affordable]
@@ -129,7 +131,7 @@ def _losses(
         for index, rows in enumerate(batches):
             logits = _stacked_logits(stacked, x[rows])
             wanted = y[rows].repeat(len(grid), *[1] * (y.dim() - 1))
-            # The mean over all candidates times their number, so that each gradient is that of a single head.
+            # The mean over all candidates, times their number: a candidate's gradient is that of a separate head.
             loss = objective.loss(logits.flatten(0, 1), wanted, smooth=True) * len(grid)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -151,7 +153,7 @@ def _stacked_logits(stacked: "Sequence[torch.Tensor]", x: "torch.Tensor") -> "to
             value = torch.relu(value)
             value = torch.baddbmm(bias.unsqueeze(1), value, weight.transpose(1, 2))
         else:
-            # The candidates share their input, so one matrix product serves all of them.
+            # The candidates share their input, so one matrix product computes all of them.
             flat = x @ weight.flatten(0, 1).T
             value = flat.view(len(x), *weight.shape[:2]).transpose(0, 1) + bias.unsqueeze(1)
     return value

@@ -1,9 +1,10 @@
 """Arrays that a session computes once for each distinct item, kept on disk for later runs.
 
-The feature cache and the activation cache share this file. Each way of computing (`cache_key`) has a folder,
-`KEY.features/` or `KEY.activations/`, with the two files of `zoo.store.append_file`: one string for each item, under
-the sha256 of the item's bytes (and of its random view). Labels are not part of the key, so new labels cost nothing.
-All caches together have a size limit, and the least recently used are removed first (`zoo.store.caches`).
+The feature cache and the activation cache share this code. Everything except the item that affects its arrays makes up
+the key of a cache (`cache_key`). A cache is a folder, `KEY.features/` or `KEY.activations/`, with the two files of
+`zoo.store.append_file`: one byte string for each item, under the sha256 of the item's bytes (and of its random view).
+Labels are not part of a key, so after a change of labels nothing is computed again. All caches together have a size
+limit; the least recently used are removed first (`zoo.store.caches`).
 """
 
 import json
@@ -28,12 +29,12 @@ from zoo.system.files import sha256
 if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
-#: Items and bytes that are computed before they are written: an interrupted run loses no more than these.
+#: Items and bytes after which computed arrays are written: an interrupted run loses no more than these.
 CHUNK_ITEMS, CHUNK_BYTES = 256, 32_000_000
 
 
 class CacheItem(NamedTuple):
-    """An example as it is, or in one of its random views."""
+    """An unchanged example, or one of its random views."""
 
     example: Example
     view: View | None
@@ -50,9 +51,9 @@ class CacheItem(NamedTuple):
 
 
 class ItemCache(ABC):
-    """The cache of one session's answers; subclasses say which outputs are kept, and how."""
+    """The cache of one session's outputs; subclasses define which outputs are kept, and in which form."""
 
-    #: The word for the contents in messages, and the end of the folder's name.
+    #: The name of the contents in messages, and the end of the folder's name.
     kind: ClassVar[str]
 
     def __init__(self, folder: Path, session: Session) -> None:
@@ -66,11 +67,11 @@ class ItemCache(ABC):
     @property
     @abstractmethod
     def outputs(self) -> Sequence[str]:
-        """The session's outputs that are needed of an item."""
+        """The names of the session's outputs that are needed for an item."""
 
     @abstractmethod
     def packed(self, name: bytes, arrays: "TensorMap") -> NewString:
-        """One item's arrays as they are kept under the key `name`."""
+        """The record of one item's arrays under the key `name`."""
 
     def compute(
         self,
@@ -82,7 +83,7 @@ class ItemCache(ABC):
     ) -> None:
         """Compute the `missing` items of `examples` and write them to `records`.
 
-        Without `skip` an unreadable item raises DataError. With it, `skip` is called for every example of those bytes.
+        Without `skip` an unreadable item raises DataError. Otherwise `skip` is called for every example with its bytes.
         """
         if not missing:
             progress.note(f"{self.kind}: all from the cache {self.path}")
@@ -107,11 +108,11 @@ class ItemCache(ABC):
                         pending, full = [], pending
                         self._write(records, full)
             finally:
-                # An unreadable item, or Ctrl-C, must not cost the items before it.
+                # After an unreadable item or Ctrl-C, the items computed so far are still written.
                 self._write(records, pending)
 
     def stream(self, items: Sequence[CacheItem], skip: Skip | None = None) -> "Iterator[list[tuple[int, TensorMap]]]":
-        """Batch by batch, the index of each item in `items` and its arrays by name. Errors name the item."""
+        """Yields batches: the index of each item in `items`, and its arrays by name. Errors name the item."""
         skip = skip or refuse([each.example for each in items])
         for indices, arrays in self.session.stream([each.input for each in items], self.outputs, skip):
             yield [(index, {name: array[row] for name, array in arrays.items()}) for row, index in enumerate(indices)]
@@ -124,10 +125,10 @@ class ItemCache(ABC):
 
 
 def cache_key(session: Session) -> str:
-    """sha256 of everything except the item that affects its features.
+    """sha256 of everything except the item that affects its arrays.
 
-    The graph (preprocessing prefix and external data included), the tokenizer's bytes, the encoder's version and that
-    of its library, ONNX Runtime's version, the provider, and the outputs.
+    It covers the graph (with preprocessing prefix and external data), the tokenizer's bytes, the versions of the
+    encoder and its library, ONNX Runtime's version, the provider, and the names of the outputs.
     """
     bundle = session.bundle
     preprocess = bundle.manifest.preprocess
@@ -142,7 +143,7 @@ def cache_key(session: Session) -> str:
     }
     if session.table_files:
         parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
-    # Not sha256_json: its bytes are others, so every cached feature would be computed again.
+    # sha256_json would give another key, and every cached feature would be computed again.
     return sha256(json.dumps(parts, sort_keys=True))
 
 

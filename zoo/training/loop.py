@@ -1,8 +1,8 @@
 """The training loop in torch: AdamW on seeded random batches of any model and loss.
 
-A training can be stopped after any step and continues as if it had not been stopped. No number depends on the planned
-number of epochs: the rate rises over the first epoch and falls with the epochs done, and every random choice is drawn
-from (seed, epoch, step). So N epochs, saved, and N more equal 2N epochs.
+A training can be stopped after any step; resumed, it gives the same result as without the stop. Nothing depends on the
+planned number of epochs: the rate rises over the first epoch and then falls with the number of finished epochs, and
+every random choice is drawn from (seed, epoch, step). So N epochs and N resumed ones equal 2N epochs.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ SAVED = "the training is saved: the same command with --resume continues it"
 
 
 class Part(Struct, frozen=True):
-    """A module that is trained, its peak learning rate, and its name in checkpoints."""
+    """A module to train, its peak learning rate, and its name in checkpoints."""
 
     name: str
     module: "torch.nn.Module"
@@ -42,7 +42,7 @@ class Part(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """`count` items, `batch` of them in a step; after `decay` epochs the rates have halved."""
+    """The schedule of a training: `count` items, `batch` of them in a step; the rates halve in `decay` epochs."""
 
     count: int
     batch: int
@@ -52,7 +52,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def rate(epoch: float, steps: int, decay: float) -> float:
-    """The factor on the peak rate at `epoch` (with a fraction): rising over the first, then 1 / (1 + t / decay).
+    """The factor on the peak rate at `epoch` (a float): it rises over the first epoch, then is 1 / (1 + t / decay).
 
     `steps` is the number of steps in an epoch.
     """
@@ -76,7 +76,7 @@ class Training:
         self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
 
     def train_epoch(self, stop: Interrupt) -> float | None:
-        """Train one epoch, or the rest of a stopped one, and return its mean loss; None when it was stopped again.
+        """Train one epoch, or the rest of a stopped one, and return its mean loss; None if `stop` ended it early.
 
         Raises DivergedError for a loss that is not finite.
         """
@@ -87,7 +87,7 @@ class Training:
         order = torch.Generator().manual_seed(_mix(plan.seed, self.epoch, 0))
         batches = torch.randperm(plan.count, generator=order).split(plan.batch)  # type: ignore[no-untyped-call]
         for index in range(self.step, len(batches)):
-            # Dropout draws from this generator; torch.manual_seed also seeds unused devices and takes ten times longer.
+            # The generator of dropout. torch.manual_seed would also seed unused devices and take ten times longer.
             torch.default_generator.manual_seed(_mix(plan.seed, self.epoch, 1 + index))
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.manual_seed_all(_mix(plan.seed, self.epoch, 1 + index))
@@ -133,14 +133,14 @@ class Training:
         return tensors, facts
 
     def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Restore the training from the tensors and facts that `state` returned."""
         self.load_weights(_inside(tensors, "weights."))
         self.optimizer.restore(_inside(tensors, "adamw."))
         self.epoch, self.step, self.total = facts["epoch"], facts["step"], facts["total"]
 
 
 class TrainingRun(Struct, frozen=True, kw_only=True):
-    """How a training is stopped, saved, resumed and shown; each of its phases has a folder in `checkpoints`."""
+    """The means to stop, save, resume and show a training; each of its phases has a folder in `checkpoints`."""
 
     stop: Interrupt
     checkpoints: Path | None = None
@@ -154,9 +154,9 @@ class Phase:
     If the run resumes, it continues from the newest complete checkpoint of the phase `name`.
 
     Args:
-        judge: returns (loss, score) on items that are not trained on; without it no epoch is chosen.
-        tolerance: the best epoch changes when the loss falls by more than this.
-        from_start: the untrained modules are a candidate too, as epoch 0.
+        judge: returns (loss, score) on items that are not trained on; without `judge` no epoch is chosen.
+        tolerance: an epoch becomes the best one if its loss is lower by more than this.
+        from_start: the modules before training also count as an epoch, number 0.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Phase:
         self._checkpoints = Checkpoints(run.checkpoints / name) if run.checkpoints else None
         self._saved = time.monotonic()
         saved = self._checkpoints.newest() if self._checkpoints and run.resume else None
-        # A checkpoint with another batch size belongs to an attempt that --auto-batch has given up.
+        # A checkpoint with another batch size belongs to an attempt that --auto-batch has abandoned.
         if saved is not None and saved.facts["batch"] == training.plan.batch:
             training.restore(saved.tensors, saved.facts)
             self.curve = convert(saved.facts["curve"], list[Epoch])
@@ -189,10 +189,10 @@ class Phase:
             self.best = _inside(saved.tensors, "best.")
 
     def train(self, bar: Bar, epochs: int, patience: float = math.inf) -> None:
-        """Train until `epochs` are done, or until `patience` of them brought no better loss.
+        """Train until `epochs` are done, or until `patience` epochs in succession brought no better loss.
 
-        On Ctrl-C the step is finished, the state saved and KeyboardInterrupt raised. Raises DivergedError, with the
-        last checkpoint kept, and UsageError when the checkpoint is already past `epochs`.
+        On Ctrl-C the step is finished, the state is saved and KeyboardInterrupt is raised. Raises DivergedError for a
+        loss that is not finite (the last checkpoint is kept), UsageError when the checkpoint is already past `epochs`.
         """
         if self.training.epoch > epochs:
             raise UsageError(
@@ -212,11 +212,11 @@ class Phase:
                 self._save()
         saved = self._save()
         if self.run.stop.is_asked:
-            # The message only if there is a checkpoint to continue from.
+            # The message promises that --resume works, so it is only given if a checkpoint was written.
             raise KeyboardInterrupt(*[SAVED] * saved)
 
     def _save(self) -> bool:
-        """Write a checkpoint and return whether one was written; a failure is a note and does not end the training."""
+        """Write a checkpoint; returns whether it was written. A failure is noted and does not end the training."""
         if self._checkpoints is None:
             return False
         tensors, facts = self.training.state()
@@ -231,13 +231,13 @@ class Phase:
         return True
 
     def _measure(self, loss: float | None) -> None:
-        """Judge the epoch that ended with this training loss; None before the first."""
+        """Judge the modules after an epoch with this training loss; the loss is None before the first epoch."""
         if self.judge is None:
             return
         val_loss, score = self.judge()
         if not math.isfinite(val_loss):
             raise self.training.diverged()
-        # Epoch 0 has no training loss: it gets the loss on the judge's items.
+        # Epoch 0 has no training loss, so the loss on the judge's items is recorded.
         trained = val_loss if loss is None else loss
         lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
         epoch = self.training.epoch
@@ -251,5 +251,5 @@ def _inside(tensors: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, to
 
 
 def _mix(seed: int, epoch: int, step: int) -> int:
-    """A seed from three numbers; neighbouring numbers give unrelated seeds."""
+    """A seed made from three numbers; neighbouring numbers give unrelated seeds."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {step}".encode(), digest_size=8).digest()) >> 1

@@ -1,8 +1,8 @@
 """The objective of each task: loss, score, activation, and the scale of the answers.
 
-Single-label: softmax and cross-entropy, with class weights and label smoothing if asked for. Multi-label: a sigmoid
-and binary cross-entropy for each label. Regression: squared error of the standardised target, with the
-standardisation folded into the last layer.
+Single-label: softmax and cross-entropy, with optional class weights and label smoothing. Multi-label: a sigmoid and
+binary cross-entropy for each label. Regression: squared error of the standardised target; the standardisation is folded
+into the last layer.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ ACTIVATIONS = {Task.SINGLE_LABEL: "softmax", Task.MULTI_LABEL: "sigmoid", Task.R
 
 
 class Objective:
-    """The objective of a task on given training items, which decide class weights and the target's mean and spread.
+    """The objective of a task on given training items; class weights and the target's mean and spread come from them.
 
-    `targets` of the training items: int64 [items] in 0..outputs-1, or float32 [items, outputs].
+    `targets` are those of the training items: int64 [items] in 0..outputs-1, or float32 [items, outputs].
     """
 
     def __init__(self, options: FinetuneOptions, targets: "Targets", outputs: int) -> None:
@@ -47,13 +47,13 @@ class Objective:
             self.scale = np.maximum(targets.std(dtype=np.float64), 1e-12).astype(np.float32)
 
     def tensor(self, targets: "Targets") -> "torch.Tensor":
-        """Targets as the loss takes them."""
+        """The tensor of `targets` that `loss` takes."""
         import torch
 
         return torch.from_numpy((targets - self.mean) / self.scale if self.task is Task.REGRESSION else targets)
 
     def loss(self, logits: "torch.Tensor", wanted: "torch.Tensor", *, smooth: bool = False) -> "torch.Tensor":
-        """Mean loss of logits [items, outputs]; `smooth` applies label smoothing, which only training does."""
+        """Mean loss of logits [items, outputs]; `smooth` applies label smoothing, for training only."""
         from torch.nn import functional
 
         if self.task is Task.SINGLE_LABEL:
@@ -66,7 +66,7 @@ class Objective:
         return functional.mse_loss(logits, wanted)
 
     def chance(self, targets: "Targets") -> float:
-        """The loss on these targets of a model whose logits are all zero."""
+        """The loss of a model whose logits are all zero, on these targets."""
         import torch
 
         return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
@@ -91,16 +91,16 @@ class Objective:
         return 1 - (logits - wanted).square().mean().item() / max(spread, 1e-12)
 
     def finish(self, layers: "Sequence[Layer]") -> "list[Layer]":
-        """The layers with the last one changed to answer in the target's own unit."""
+        """The layers, with the last one changed so that a regression answers in the target's unit."""
         *before, (weight, bias) = layers
         return [*before, (weight * self.scale, bias * self.scale + self.mean)]
 
 
 def best_thresholds(scores: "Floats", truth: "Floats") -> tuple[float, ...]:
-    """For each label the threshold on its score with the best F1 on these items [items, labels].
+    """The threshold of each label on its score that gives the best F1 on these items [items, labels].
 
-    A threshold lies half way between two scores; of equally good ones the nearest to 0.5 is taken. A label that never
-    or always occurs gets 0.5.
+    A threshold lies half way between two scores; of equally good thresholds the nearest to 0.5 is taken. A label that
+    never or always occurs gets 0.5.
     """
     import numpy as np
 
@@ -113,7 +113,7 @@ def best_thresholds(scores: "Floats", truth: "Floats") -> tuple[float, ...]:
         hits = np.cumsum(wanted[order])
         f1 = 2 * hits / (np.arange(1, len(order) + 1) + wanted.sum())
         following = np.append(column[order][1:], 0.0)
-        # Items with equal scores cannot be separated: thresholds lie between different scores only.
+        # Items with equal scores cannot be separated, so thresholds only lie between different scores.
         cuts = np.where(following < column[order], (column[order] + following) / 2, np.nan)
         f1[np.isnan(cuts)] = -1
         best = cuts[f1 == f1.max()]

@@ -23,7 +23,7 @@ INNER = 0.15
 class Problem:
     """The training items: their features [items, dim], targets, and the inner split.
 
-    `views` are features of random views of the same items: only training uses them, never the inner loss.
+    `views` are features of random views of the same items; they are trained on and never used for the inner loss.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Problem:
 
     @property
     def head_weights(self) -> int:
-        """The number of weights of the head, which is that of the multiplications for one item."""
+        """The number of weights of the head, which is also the number of multiplications for one item."""
         widths: tuple[int, ...] = (self.features.shape[1], *self.options.hidden, self.objective.outputs)
         return sum(a * b for a, b in pairwise(widths))
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
-        """Features and targets of the chosen items and of their views."""
+        """Returns the features and the targets of the chosen items and of their views."""
         import numpy as np
 
         together = [each[chosen] for each in (self.features, *self.views)]
@@ -64,7 +64,7 @@ class Problem:
 
 
 def _inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
-    """Masks of the items to fit and of the inner items, a random fraction INNER; for single-label of each class."""
+    """Returns masks of the items to fit and of the inner items, a random fraction INNER (of each class, if any)."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -73,5 +73,5 @@ def _inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np
     for group in groups or [np.arange(len(targets))]:
         members = random.permutation(group)
         chosen[members[: min(max(1, round(INNER * len(members))), len(members) - 1)]] = True
-    # With one item in each class there is nothing to spare: the training items are the inner items too.
+    # If no item can be spared, as with one item in each class, all training items are also the inner items.
     return (~chosen, chosen) if chosen.any() else (~chosen, ~chosen)

@@ -1,4 +1,4 @@
-"""Fitting the head of a fine-tuned bundle again, to the features of a converted copy of the bundle."""
+"""Fits the head of a fine-tuned bundle again, to the features of a converted copy of the bundle."""
 
 import msgspec
 

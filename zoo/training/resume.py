@@ -25,13 +25,13 @@ MAY_CHANGE = frozenset(
         *("resume", "device", "text", "image", "label", "val"),
     }
 )
-#: Facts that computing the features may still change, by leaving out unreadable items.
+#: Facts that may change when features are computed, because unreadable items are then left out.
 PARTS = frozenset({"training items", "held-out items", "labels"})
 
 
 def identity(base: Bundle, parts: tuple[Dataset, Dataset], options: FinetuneOptions) -> dict[str, Any]:
     """The facts that must be equal for a training to be resumed."""
-    # Through JSON, which turns tuples into lists: they are compared with facts read from JSON.
+    # Encoded as JSON and decoded, which turns tuples into lists: the facts are compared with facts read from JSON.
     facts = {name: value for name, value in json.loads(msgspec.json.encode(options)).items() if name not in MAY_CHANGE}
     return {
         "model": base.manifest.lineage.entry.name,
@@ -46,8 +46,8 @@ def identity(base: Bundle, parts: tuple[Dataset, Dataset], options: FinetuneOpti
 def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bool) -> Path:
     """The folder of the checkpoints of the training that writes `out`; `resume` requires one that `check` accepts.
 
-    Checkpoints of an earlier training stay until `zoo.training.fit_head` removes them. The oldest trainings beyond
-    KEPT_TRAININGS are removed.
+    Checkpoints of an earlier training stay until `zoo.training.fit_head` removes them. If there are more than
+    KEPT_TRAININGS trainings, the oldest are removed.
     """
     if resume:
         return check(trainings, out, facts)
@@ -63,7 +63,7 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
     """The folder of the saved training that writes `out` and has the identity `facts`.
 
     Without `parts`, different items are accepted, because some may turn out to be unreadable. Raises NotFoundError
-    without a saved training, UsageError naming each difference from it.
+    if there is no saved training, UsageError, which names every difference, if its identity is another one.
     """
     folder = _run_folder(trainings, out)
     before = find_record(folder / RUN, dict[str, Any], None)

@@ -1,8 +1,9 @@
-"""Training the last stages of a backbone together with the head, on the activations of the frozen trunk before them.
+"""Trains the last stages of a backbone together with the head, on the activations of the frozen trunk before them.
 
-fastai's recipe (Howard and Gugger, https://arxiv.org/abs/2002.04688): first the head on the frozen features, then
-both, each earlier stage at a lower rate. Batch norm keeps its published statistics, because those of a small data set
-are worse; dropout is on. As for a head, the inner items choose the epoch, and all items train the final model.
+The recipe is fastai's (Howard and Gugger, https://arxiv.org/abs/2002.04688): first the head is trained on the frozen
+features, then head and stages, each earlier stage at a lower rate. Batch norm keeps its published statistics, because
+the statistics of a small data set are worse. Dropout is on. As for a head, the epoch is chosen on the inner items, and
+the final model is trained on all items.
 """
 
 import copy
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Default peak rate of the last stage for images and for texts; each earlier stage has half the rate of the next.
-#: For images 3e-4 lost 1.5 points of accuracy when two stages were trained on crops of few photographs.
+#: For images a rate of 3e-4 lost 1.5 points of accuracy when two stages were trained on crops of few photographs.
 STAGE_RATES = {"image": 1e-4, "text": 5e-5}
-#: --lr is the head's rate; the last stage gets this fraction of it.
+#: --lr is the head's rate; the last stage gets this fraction of --lr.
 STAGE_FRACTION = 0.1
 HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 #: Epochs after which the rates have halved.
 TAIL_DECAY = 4.0
-#: An inner loss is better if it is lower by this fraction of a constant guess's loss; the head has gained most already.
+#: An inner loss is better if it is lower by at least this fraction of a constant guess's loss. The fraction is small,
+#: because the head has already gained most.
 MIN_TAIL_GAIN = 1e-4
 #: Items in a step, fewer than in a step of a head alone.
 TAIL_BATCH = 32
@@ -45,7 +47,7 @@ HALVINGS = 5
 
 
 class _Task:
-    """The inputs of both trainings; `batch` is the number of items in a step."""
+    """The inputs of the inner and the final training; `batch` is the number of items in a step."""
 
     def __init__(self, problem: Problem, activations: Activations, device: str, batch: int) -> None:
         self.problem = problem
@@ -114,16 +116,16 @@ def fit_tail(
     *,
     device: str = "cpu",
 ) -> "tuple[TrainedHead, torch.nn.ModuleList]":
-    """The trained head and stages: those of `tail` are trained together with the head `trained`, in two phases.
+    """Train the stages of `tail` together with the head `trained`, in two phases; returns the head and the stages.
 
     The head's `best_epoch` is 0 if no epoch lowered the inner loss.
 
     Args:
-        activations: of the training items, in the order of `problem`.
+        activations: those of the training items, in the order of `problem`.
         tail: returns fresh copies of the pretrained stages at each call.
 
-    Raises DivergedError when a loss stops being finite, OutOfMemoryError (with `auto_batch` after a few smaller steps
-    were tried), KeyboardInterrupt, with the state saved, on Ctrl-C.
+    Raises DivergedError when a loss stops being finite, OutOfMemoryError (with `auto_batch` only after a few smaller
+    batches were tried), KeyboardInterrupt, with the state saved, on Ctrl-C.
     """
     batch = problem.options.batch or TAIL_BATCH
     smallest = max(1, batch >> HALVINGS) if problem.options.auto_batch else batch
@@ -131,7 +133,7 @@ def fit_tail(
         try:
             return _fit_once(_Task(problem, activations, device, batch), trained, tail, run)
         except (MemoryError, RuntimeError) as error:
-            # torch raises plain RuntimeErrors on the CPU.
+            # On the CPU torch raises a plain RuntimeError if memory runs out.
             if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
                 raise
             message = f"a step of {counted(batch, 'item')} needs more memory than {device} has"

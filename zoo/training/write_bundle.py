@@ -1,4 +1,4 @@
-"""Writing a fine-tuned bundle: backbone and head in one checked ONNX file, with the records of the training."""
+"""Writes a fine-tuned bundle: backbone and head in one checked ONNX file, with the records of the training."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats
     from zoo.training.fit_head import TrainedHead
 
-#: Files of a bundle: the learning curve, and the items that were left out, a JSON object each.
+#: Files of a bundle: the learning curve, and the items that were left out, one JSON object per line.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
 
 
 class Materials(Struct, frozen=True, kw_only=True):
-    """The inputs of fine-tuning: options, the features bundle, a trunk for each cut, the family, and two folders."""
+    """The inputs of fine-tuning: options, the features bundle, trunks by cut, the family, and two folders."""
 
     options: FinetuneOptions
     base: Bundle
@@ -54,9 +54,9 @@ class Materials(Struct, frozen=True, kw_only=True):
 
 
 class Features(Struct, frozen=True):
-    """The readable items of both `parts` (training, held out) and the features [items, dim] of them and their views.
+    """The readable items of both `parts` (training, held out), and the features [items, dim] of items and views.
 
-    `computed` counts the features that were not in the cache; `device` is where the backbone ran.
+    `computed` counts the features that were not in the cache; `device` is the device that the backbone ran on.
     """
 
     parts: tuple[Dataset, Dataset]
@@ -95,14 +95,15 @@ def write_bundle(
     fresh: IsolatedSession,
     drawing: Drawing,
 ) -> tuple[Manifest, Metrics]:
-    """Write the whole bundle; the report is drawn at the same time, once its numbers are known.
+    """Write the whole bundle, and return its manifest and its metrics on the held-out items.
 
     Args:
         notes: lines about the data, for the report.
-        expected: returns the result of `expectation`, if it is being computed already.
+        expected: returns the result of `expectation` if that is already being computed; otherwise None.
         fresh: the process that opens the file.
+        drawing: draws the report while the other files are written.
 
-    Raises GateError when the file's answers are not the model's.
+    Raises GateError when the file's outputs differ from the model's.
     """
     features, lineage = tuned.features, _lineage(tuned)
     if tuned.stages is None:
@@ -111,7 +112,7 @@ def write_bundle(
         draft = _write_model(folder, tuned, lineage, expected, fresh)
     else:
         draft = _write_model(folder, tuned, lineage, expected, fresh)
-        # The features differ from those in the cache: the file itself computes them.
+        # The tuned stages changed the features, so the file computes them instead of the cache.
         session = Session(Bundle(folder, draft), tuned.materials.options.device)
         found = session.infer(features.parts[1].items, ["scores", "features"])
         drawing.begin(report := _report(tuned, lineage, notes, found["scores"], found["features"]))
@@ -129,7 +130,7 @@ def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected
 
 
 def _lineage(tuned: Tuned) -> Lineage:
-    """The origin of the bundle; `options` are those that shape a model, without those of how the training was run."""
+    """The origin of the bundle; its `options` are those that affect the model, not those of the course of the run."""
     options = tuned.materials.options
     facts = msgspec.to_builtins(options)
     for name in ("resume", "auto_batch", "device"):
@@ -186,7 +187,7 @@ def _merge(folder: Path, tuned: Tuned, top: Top, facts: dict[str, str]) -> "tupl
 
 
 def _report(tuned: Tuned, lineage: Lineage, notes: Sequence[str], scores: "Floats", features: "Floats") -> ReportInputs:
-    """The report on the held-out items, from the model's `scores` [items, labels] and `features` of them."""
+    """The inputs of the report, from the model's `scores` [items, labels] and `features` of the held-out items."""
     data, trained = tuned.features, tuned.head
     (train, held), skipped = data.parts, data.skipped
     task, targets = tuned.materials.options.task, held.targets(data.labels)
