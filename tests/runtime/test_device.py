@@ -46,7 +46,7 @@ CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 def test_asked_cuda_got_some_nodes_on_the_cpu() -> None:
     with pytest.raises(DeviceError) as caught:
         placed("cuda:0", CUDA, report(106, 12))
-    assert caught.value.message == "cuda:0 was asked for, got 12 of 118 nodes on the CPU (Resize 8, Shape 4)"
+    assert caught.value.message == "cuda:0 was requested, but 12 of 118 nodes run on the CPU (Resize 8, Shape 4)"
     assert caught.value.exit_code == 7
     assert caught.value.hint == "run the command with --device cpu or --device auto"
 
@@ -60,7 +60,7 @@ def test_tensorrt_counts_the_nodes_of_its_subgraphs() -> None:
     names = ["TensorrtExecutionProvider", *CUDA]
     engine = Part("TensorrtExecutionProvider", [Node("Conv")] * 90)
     assert placed("tensorrt:0", names, [engine, *report(8, 2)]) == {"Tensorrt": 90, "CUDA": 8, "CPU": 2}
-    with pytest.raises(DeviceError, match="tensorrt:0 was asked for and ONNX Runtime fell back"):
+    with pytest.raises(DeviceError, match="tensorrt:0 was requested, but ONNX Runtime fell back"):
         placed("tensorrt:0", CUDA, report(100, 0))
 
 

@@ -139,7 +139,7 @@ def placed(device: str, providers: Iterable[str], assignment: Iterable[Any]) -> 
     wanted = PROVIDERS[kind][0]
     if wanted not in providers:
         raise DeviceError(
-            f"{device} was asked for and ONNX Runtime fell back to the CPU",
+            f"{device} was requested, but ONNX Runtime fell back to the CPU",
             device=device,
             hint="pip install 'backbone-zoo[gpu]' brings the CUDA libraries; or " + HINT,
         )
@@ -154,7 +154,7 @@ def placed(device: str, providers: Iterable[str], assignment: Iterable[Any]) -> 
     if kind != "cpu" and left.total() > ON_CPU * total:
         kinds = ", ".join(f"{name} {count}" for name, count in left.most_common(4))
         raise DeviceError(
-            f"{device} was asked for, got {left.total()} of {total} nodes on the CPU ({kinds})",
+            f"{device} was requested, but {left.total()} of {total} nodes run on the CPU ({kinds})",
             device=device,
             hint=HINT,
         )
