@@ -248,7 +248,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no checkpoint could be written: File too large; the one before it is whole" in done.stderr
+    assert "no checkpoint could be written: File too large; the previous one is intact" in done.stderr
     state = newest(kept_home, out)
     assert state is not None
     assert state.facts["epoch"] == 2

@@ -172,6 +172,6 @@ def _unfrozen(tuned: Tuned, problem: Problem, run: Callable[..., TrainingRun], p
     ):
         head, stages = fit_tail(problem, tuned.head, activations, tail, run(stop=stop), device=features.device)
     if not head.best_epoch:
-        progress.note("training the last stages brought no better loss: they stay as they were")
+        progress.note("training the last stages did not lower the loss: they stay unchanged")
         return tuned
     return replace(tuned, frozen=frozen, head=head, stages=stages)

@@ -226,7 +226,7 @@ class Phase:
         try:
             self._checkpoints.save(tensors, facts)
         except OSError as error:
-            self.run.progress.note(f"no checkpoint could be written: {error.strerror}; the one before it is whole")
+            self.run.progress.note(f"no checkpoint could be written: {error.strerror}; the previous one is intact")
             return False
         return True
 
