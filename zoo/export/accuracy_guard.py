@@ -231,7 +231,7 @@ def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Data
         return load(options.val, manifest.preprocess, options, offline=offline, progress=progress)
     except ZooError as error:
         # The data may have moved or changed, and there may be other items to measure on.
-        progress.note(f"{options.val}, which held items out, cannot be read: {error.message}")
+        progress.note(f"{options.val}, the validation data of fine-tuning, cannot be read: {error.message}")
         return None
 
 

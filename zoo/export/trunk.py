@@ -62,7 +62,7 @@ def output_specs(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:
     specs = tensors_at(backbone, cut)
     if PIXELS in {spec.name for spec in specs}:
         raise PluginError(
-            "a stage behind the cut reads the pixels: an earlier stage must compute what it needs of them",
+            "a stage after the cut reads the pixels: an earlier stage must compute the tensors that it needs",
             plugin=backbone.entry.family,
         )
     return tuple(spec for spec in specs if spec.name not in inputs)
