@@ -43,7 +43,7 @@ def fuse(body: "onnx.ModelProto", family: str = "encoder") -> "onnx.ModelProto":
         raise PluginError(
             f"not all of the model was fused: {', '.join(missed)}",
             plugin=family,
-            hint="the fusions do not know the form of this graph: export it without --fuse",
+            hint="zoo cannot fuse this form of graph: export it without --fuse",
         )
     return model
 
