@@ -1,9 +1,12 @@
 """Files of answers, one row for each input: the same table as CSV, JSON lines and Parquet.
 
 input           the input's name
-label, score    the best label and its score;  labels: with several labels, the chosen ones (`a|b`);  value: a number
-LABEL ...       the score of every label;  word1, similarity1, ...: the nearest words
-error, message  the error code of an input without an answer, and the message
+label, score    the best label and its score
+labels          of a multi-label model: the chosen labels (`a|b`)
+value           of a regression: the number
+LABEL ...       the score of every label
+word1, similarity1, ...   of a word table: the nearest words
+error, message  of an input without an answer: the error code and the message
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +42,7 @@ VERB = "run"
 
 
 class AnswerFormat(NamedTuple):
-    """The columns of an answer, those among them that hold numbers, and the function that gives its cells."""
+    """The columns of an answer, the columns among them that hold numbers, and the function that returns its cells."""
 
     columns: tuple[str, ...]
     numbers: frozenset[str]
@@ -59,7 +62,7 @@ class AnswerFormat(NamedTuple):
 
 
 def of_session(session: "Session") -> WriteJob[Answered]:
-    """The job of writing labels with every score, or numbers. Raises UsageError for a bundle without a head."""
+    """The job that writes labels with every score, or numbers. Raises UsageError for a bundle without a head."""
     manifest = session.manifest
     if "scores" not in session.outputs:
         raise UsageError(
@@ -77,7 +80,7 @@ def of_session(session: "Session") -> WriteJob[Answered]:
         verb=VERB, model=manifest.name, fingerprint=sha256_json([digests, answering]),
         precision=manifest.precision, answering=answering,
     )  # fmt: skip
-    # The fingerprint covers all that decides an answer: the model's files, preprocessing, labels and thresholds.
+    # The fingerprint covers everything that affects an answer: the model's files, preprocessing, labels and thresholds.
     return WriteJob(
         result=partial(Answered, columns=answer_format.table.columns), rows=ModelAnswerer(session, 1).rows,
         step=step_of(manifest.preprocess), fresh=fresh, open=partial(_open, answer_format),
@@ -87,11 +90,11 @@ def of_session(session: "Session") -> WriteJob[Answered]:
 
 
 def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
-    """The job of writing the `top` nearest words from the table of a registry row."""
+    """The job that writes the `top` nearest words from the table of a registry row."""
     pairs = [(f"word{number}", f"similarity{number}") for number in range(1, top + 1)]
 
     def cells(nearest: Sequence[tuple[str, float]]) -> Row:
-        # A small table may have fewer words than were asked for.
+        # A small table may have fewer than `top` words.
         similarities = decimals([value for _, value in nearest])
         filled = [cell for (word, _), value in zip(nearest, similarities, strict=True) for cell in (word, value)]
         return [*filled, *[None] * (2 * top - len(filled))]
@@ -112,11 +115,11 @@ def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
 
 
 def _format(manifest: Manifest) -> AnswerFormat:
-    """The columns and cells of a bundle's scores [labels]."""
+    """The format of answers from a bundle's scores [labels]."""
     labels = manifest.labels
     if manifest.task is Task.REGRESSION:
         return AnswerFormat(("value",), frozenset(["value"]), lambda scores: decimals(scores[:1]))
-    # The same names are reserved in every task, so that the columns of a label do not depend on it.
+    # The same names are reserved in every task, so that the column name of a label does not depend on the task.
     columns = score_columns(labels, {*FIRST, "label", "labels", "score", "value", *LAST})
     if manifest.task is Task.MULTI_LABEL:
 

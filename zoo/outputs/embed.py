@@ -1,4 +1,4 @@
-"""`zoo embed`: the features of any number of inputs in a file of vectors, and the fingerprint of a model's features."""
+"""`zoo embed`: writes the features of any number of inputs to a file, with a fingerprint of the model's features."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -17,10 +17,10 @@ from zoo.system.files import sha256_json
 
 
 def fingerprint(bundle: Bundle) -> str:
-    """sha256 over all that decides a feature's numbers, but for rounding: weights, preprocessing, precision, graph.
+    """sha256 of everything that affects features by more than rounding: weights, preprocessing, precision, graph.
 
     A registry row, the bundle exported from it and a bundle with a head on the same features share one fingerprint.
-    The model file itself counts if its weights are its own: after training deeper than the head, and in int8.
+    If the weights differ from those of the row (tuned stages, or int8), the fingerprint covers the model file too.
     """
     manifest = bundle.manifest
     parts: list[object] = [graph_key(manifest.lineage.entry), manifest.precision]

@@ -17,7 +17,7 @@ COLUMNS = ("input", "label", "predicted")
 def check_predictions(path: Path, *, inside: Sequence[Path] = ()) -> None:
     """Raise UsageError for a file that `write_predictions` cannot write, MissingExtraError for Parquet without pyarrow.
 
-    `inside` are files and folders (the data, the bundle) that the file must neither replace nor lie in.
+    `inside` are files and folders (the data, the bundle): `path` must not be one of them and must not lie in one.
     """
     for read in inside:
         if path.resolve().is_relative_to(read.resolve()):
@@ -28,8 +28,9 @@ def check_predictions(path: Path, *, inside: Sequence[Path] = ()) -> None:
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
     """Write one row for each evaluated item, as CSV or Parquet by the suffix of `path`.
 
-    The columns are input, label (target in a regression), predicted, then the score of every label. A label with the
-    name of one of the first three has `score:` before it. Raises as `check_predictions`, and AccessError.
+    The columns are input, label (target in a regression), predicted, then the score of every label. The column of a
+    label that has the name of one of the first three is called `score:LABEL`. Raises AccessError if the file cannot be
+    written, and the errors of `check_predictions`.
     """
     check_predictions(path)
     table, rows = _table(evaluation)

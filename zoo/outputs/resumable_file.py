@@ -1,9 +1,9 @@
-"""Files with one row for each input, in the order of the inputs, that an interrupted run continues: `embed` and `run`.
+"""Files of `embed` and `run` with a row for each input, in input order; an interrupted run can continue them.
 
-FILE.zoo.json   beside each file: which model made it, by a fingerprint, and how far it is (`OutputRecord`)
+FILE.zoo.json   the record beside each file: the model's fingerprint, and the number of written rows (`OutputRecord`)
 
-Every row that the record counts is on disk. Whatever lies behind those rows is cut off when writing continues. Parquet
-cannot be appended to: its rows are kept in hidden files beside it, from which Parquet is written at the end of a run.
+Every row that the record counts is on disk. Bytes after those rows are cut off when writing continues. Parquet cannot
+be appended to: its rows are kept in hidden files beside it, and the Parquet file is written at the end of a run.
 """
 
 import os
@@ -22,12 +22,12 @@ from zoo.system.files import try_lock
 from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
-#: An input's name and its row, or the Failure that says why it has none.
+#: An input's name, and its row or the Failure that explains why there is none.
 NamedRow: TypeAlias = tuple[str, Any]
 
 
 class AnswerColumns(msgspec.Struct, frozen=True, kw_only=True):
-    """The columns of an output of `run`, and what decides their values; `task` is None for nearest words."""
+    """The columns of an output of `run`, and the facts that determine them; `task` is None for nearest words."""
 
     columns: tuple[str, ...]
     task: Task | None = None
@@ -46,7 +46,7 @@ class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of FILE.zoo.json: which model made an output, and how far it is.
+    """The content of FILE.zoo.json: the model that made an output, and the number of written rows.
 
     verb            the command that wrote it
     dim             numbers in a row of features
@@ -74,23 +74,23 @@ class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, path: Path, verb: str) -> "OutputRecord | None":
-        """The record beside a file, None if it has none of this verb. Raises IntegrityError for a damaged one."""
+        """The record beside a file; None if there is none of this verb. Raises IntegrityError for a damaged record."""
         hint = f"remove it and {path.name}, and start again"
         record = read_record(record_path(path), cls, SCHEMA_VERSION, hint=hint)
         return record if record is not None and record.verb == verb else None
 
     def write(self, path: Path) -> None:
-        """Replace the record beside a file. The rows that it counts must be on disk."""
+        """Write the record beside a file, in place of an older one. The rows that it counts must be on disk."""
         write_record(record_path(path), self, indent=2)
 
     def at_mark(self) -> "OutputRecord":
-        """The record as it was at `mark`, if there is one."""
+        """The record as it was at `mark`; the record itself if it has no mark."""
         if self.mark is None:
             return self
         return msgspec.structs.replace(self, mark=None, **msgspec.structs.asdict(self.mark))
 
     def marked(self) -> "OutputRecord":
-        """The same record, with a mark at its end."""
+        """The same record, with `mark` set to its end."""
         mark = ResumePoint(inputs=self.inputs, rows=self.rows, inputs_sha256=self.inputs_sha256, sizes=self.sizes)
         return msgspec.structs.replace(self, mark=mark)
 
@@ -101,7 +101,7 @@ def record_path(path: Path) -> Path:
 
 
 class File:
-    """A file that is appended to, of which the first `size` bytes are valid. It is locked against other processes."""
+    """A file to append to; its first `size` bytes are valid. It is locked against other processes."""
 
     def __init__(self, path: Path, size: int | None) -> None:
         self.path = path
@@ -110,7 +110,7 @@ class File:
         if size is not None and (not path.is_file() or path.stat().st_size < size):
             hint = "remove it and its .zoo.json, and start again"
             raise IntegrityError(f"{path} is shorter than its record says", hint=hint)
-        # Neither truncated nor written yet: it may belong to another process, or to somebody else.
+        # The file is not changed yet, because it may belong to another process or to another program.
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self.file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b")
@@ -129,13 +129,13 @@ class File:
         self.size += len(data)
 
     def flush(self) -> None:
-        """Put the appended bytes on disk."""
+        """Write the appended bytes to disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def drop(self) -> None:
-        """Close the file, whatever errors the disk reports; remove it if it was empty and still is."""
-        # Closing tries to write the bytes that are left.
+        """Close the file and ignore errors of the disk; remove the file if it was empty and still is."""
+        # Closing tries to write the remaining bytes, which may fail.
         with suppress(OSError):
             self.file.close()
             if self.was_empty and self.path.stat().st_size == 0:
@@ -143,11 +143,11 @@ class File:
 
 
 class Writer(ABC):
-    """Appends rows to the files of an output, from where `record` ends. It locks them, and `start` first changes them.
+    """Appends rows to the files of an output, after the rows that `record` counts.
 
-    `paths` are the files by their names in the record. `parquet` is set if a Parquet file is made of them at the end:
-    its path, and the function that writes it. Raises IntegrityError if a file is shorter than the record says,
-    UsageError if another process writes it.
+    The files are locked at once and not changed before `start`. `paths` are the files by their names in the record.
+    `parquet` is set if a Parquet file is made from them at the end: its path, and the function that writes it. Raises
+    IntegrityError if a file is shorter than the record says, UsageError if another process writes it.
     """
 
     def __init__(self, paths: Mapping[str, Path], record: OutputRecord) -> None:
@@ -180,12 +180,12 @@ class Writer(ABC):
         """Write the next inputs' rows and errors."""
 
     def flush(self) -> None:
-        """Put the appended rows on disk."""
+        """Write the appended rows to disk."""
         for file in self.files.values():
             file.flush()
 
     def close(self, record: OutputRecord) -> None:
-        """Flush and close the files, and write Parquet if that is wanted: the output is then valid."""
+        """Flush and close the files, and write the Parquet file if there is one: the output is then valid."""
         self.flush()
         for file in self.files.values():
             file.file.close()
@@ -203,17 +203,17 @@ class Writer(ABC):
                 file.path.unlink()
 
     def drop(self) -> None:
-        """Close the files when nothing more can be written."""
+        """Close the files after an error, when nothing more can be written."""
         for file in self.files.values():
             file.drop()
 
 
-#: Opens the writer of an output, to continue where the record ends.
+#: A function that opens the writer of an output, to append rows after those that the record counts.
 OpenWriter: TypeAlias = Callable[[Path, OutputRecord], Writer]
 
 
 class LineWriter(Writer):
-    """Writes a `.csv`, or JSON lines to any other file. `cells` makes an input's row of the `table`."""
+    """Writes CSV to a `.csv` file and JSON lines to any other file. `cells` returns an input's row of the `table`."""
 
     def __init__(self, path: Path, record: OutputRecord, table: Table, cells: Callable[[NamedRow], Row]) -> None:
         is_csv = path.suffix.lower() == ".csv"
@@ -238,7 +238,7 @@ def parquet_writer(
     open_spool: OpenWriter,
     convert: Callable[[Sequence[Path], Path, OutputRecord], None],
 ) -> Writer:
-    """A writer of `x.parquet`, which `convert` makes from the files of `open_spool`: `.x.parquet` + `suffix`."""
+    """A writer of `x.parquet`: rows go to `.x.parquet` + `suffix`, by `open_spool`; `convert` makes Parquet from it."""
     spool = path.with_name(f".{path.name}{suffix}")
     if record.complete and not spool.exists():
         hint = "write the new inputs to another file"

@@ -1,7 +1,7 @@
 """`zoo similar`: the inputs that are most similar to a query, by matrix products with blocks of vectors.
 
-With an index (the library usearch) a file of a million vectors or more is searched in a graph of neighbours, which is
-stored beside it; the vectors that it finds are compared again, exactly.
+With an index (the library usearch), a file of a million vectors or more is searched in a graph of neighbours, which is
+stored beside the file. The vectors that the index finds are compared again exactly.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ INDEXED = 1_000_000
 
 
 class _Match(NamedTuple):
-    """One candidate. With equal similarities the one of lower `order` is better."""
+    """One candidate. Of candidates with equal similarity the one with the lower `order` is better."""
 
     similarity: float
     order: int
@@ -39,7 +39,7 @@ class _Match(NamedTuple):
 
 
 class _Best:
-    """The `top` most similar of the vectors that were added."""
+    """The `top` added vectors that are most similar to `query`."""
 
     def __init__(self, query: "Floats", top: int) -> None:
         import numpy as np
@@ -51,14 +51,14 @@ class _Best:
         self.matches: list[_Match] = []
 
     def add(self, vectors: "Floats", source: int, row: int, names: Sequence[str] | None = None) -> None:
-        """Compare vectors [n, dim], the first of which is `row` of `source`."""
+        """Compare vectors [n, dim]; the first of them is row `row` of `source`."""
         import numpy as np
 
         # A vector of zeros has similarity 0.
         with np.errstate(invalid="ignore", over="ignore"):
             norms = np.linalg.norm(vectors, axis=1)
             found = vectors @ self.unit / np.maximum(norms, np.float32(1e-30))
-            # The squares of large numbers overflow float32: their cosine is computed in float64.
+            # The squares of large numbers overflow float32, so the cosine of such vectors is computed in float64.
             if len(odd := np.flatnonzero(~np.isfinite(norms) | ~np.isfinite(found))):
                 large = vectors[odd].astype(np.float64)
                 found[odd] = large @ self.unit / np.linalg.norm(large, axis=1)
@@ -85,7 +85,9 @@ def similar(
     index: bool = False,
     progress: Progress = SILENT,
 ) -> Ranking:
-    """The `top` inputs most similar to `query`. An input is a file of vectors, an argument for `expand`, or an item.
+    """The `top` inputs most similar to `query`.
+
+    Each of `inputs` is a file of vectors, an argument that `expand` expands to inputs, or an item.
 
     Raises DataError for a query that cannot be read, if there are no inputs to compare with, and for a file whose
     vectors are not as long as the model's.
@@ -126,7 +128,7 @@ def similar(
 
 
 def _warnings(session: Session, stored: Stored) -> Iterator[str]:
-    """Reasons why similarities to these vectors may be wrong. Raises DataError for vectors of another length."""
+    """Yields reasons why similarities to these vectors may be wrong. Raises DataError for vectors of another length."""
     dim = session.manifest.dim
     record = stored.record
     found, who = (record.dim, f" by {record.model}") if record else (stored.matrix().shape[1], "")
@@ -148,7 +150,7 @@ def _warnings(session: Session, stored: Stored) -> Iterator[str]:
 def _compare_inputs(
     session: Session, inputs: Iterable[Input], best: _Best, source: int, failures: list[tuple[str, Failure]], bar: Bar
 ) -> int:
-    """Compare the features of inputs. Returns how many could not be read; the first of them go to `failures`."""
+    """Compare the features of inputs. Returns the number of unreadable inputs; the first ones go to `failures`."""
     import numpy as np
 
     def rows(items: Iterable[Any], skip: Skip) -> "Iterator[tuple[Sequence[int], Floats]]":
@@ -178,7 +180,7 @@ def _named_matches(matches: Sequence[_Match], sources: Sequence[Any]) -> Iterato
 
 
 def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> None:
-    """Add the vectors that an index finds near the query to `best`. The index is built if the file has none."""
+    """Compare the vectors that an index finds near the query. The index is built if the file has none."""
     require("searching by an index", "usearch")
     import numpy as np
     from usearch.index import Index
@@ -196,7 +198,7 @@ def _ask_index(source: Stored, best: _Best, number: int, progress: Progress) -> 
                 index.add(np.arange(start, start + len(block)), block)
                 bar.advance(len(block))
         index.save(str(path))
-    # The index may miss some neighbours: more are looked up than are wanted.
+    # The index may miss some neighbours, so ten times as many vectors are looked up.
     rows = np.sort(index.search(best.unit, 10 * best.top).keys.astype(np.int64))
     compared = best.compared
     for row in rows:

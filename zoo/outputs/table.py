@@ -14,12 +14,12 @@ from zoo.runtime.in_order import windows
 
 #: Rows of one row group of Parquet. No more rows are held in memory while a Parquet file is written.
 ROW_GROUP = 8192
-#: One cell for each column. None is an empty cell; a number is given as the text that `decimals` returns.
+#: A cell for each column. An empty cell is None; a number is the text that `decimals` returns.
 Row: TypeAlias = Sequence[Any]
 
 
 class Table(NamedTuple):
-    """The columns of a table, no two of the same name. `numbers` are those that hold numbers; the others hold text."""
+    """The columns of a table, with distinct names. The columns in `numbers` hold numbers, the others text."""
 
     columns: tuple[str, ...]
     numbers: frozenset[str] = frozenset()
@@ -31,7 +31,7 @@ class Table(NamedTuple):
         return text.getvalue().encode()
 
     def json_lines(self, rows: Iterable[Row]) -> bytes:
-        """The rows as lines of JSON, without empty cells. A number may be an array here, as its JSON text."""
+        """The rows as lines of JSON, without empty cells. Here a number may also be the JSON text of an array."""
         lines = []
         for row in rows:
             cells = {name: cell for name, cell in zip(self.columns, row, strict=True) if cell is not None}
@@ -40,7 +40,7 @@ class Table(NamedTuple):
         return b"".join(lines)
 
     def write_parquet(self, lines: Iterable[bytes], out: Path | IO[bytes], metadata: Mapping[bytes, bytes]) -> None:
-        """Write lines that `json_lines` made as Parquet: columns of float32 and of strings."""
+        """Write lines that `json_lines` returned as Parquet, with columns of float32 and of strings."""
         import pyarrow
 
         types = {name: pyarrow.float32() if name in self.numbers else pyarrow.string() for name in self.columns}
@@ -52,7 +52,7 @@ class Table(NamedTuple):
 def write_parquet(
     out: Path | IO[bytes], types: Mapping[str, Any], groups: Iterable[Sequence[Any]], metadata: Mapping[bytes, bytes]
 ) -> None:
-    """Write a Parquet file. `types` are pyarrow's types by column; a group has the values of each column."""
+    """Write a Parquet file. `types` are pyarrow's types by column; a group is a list of values for each column."""
     import pyarrow
     from pyarrow import parquet
 
@@ -75,7 +75,7 @@ def check_name(path: Path, suffixes: Sequence[str], option: str = "-o") -> None:
 
 
 def decimals(numbers: Any) -> list[str]:
-    """The shortest decimals that float32 reads back as the same numbers [n]."""
+    """The numbers [n] as text: the shortest decimals that float32 reads back as the same number."""
     import numpy as np
 
     found: list[str] = np.asarray(numbers, np.float32).astype("U").tolist()
@@ -83,7 +83,7 @@ def decimals(numbers: Any) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """A name in letters that every file can hold: bytes that are not UTF-8 become escapes."""
+    """A name that can be written as UTF-8: bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,8 +1,9 @@
 """Files of vectors: `.npy`, Parquet and JSON lines, written by the writers of `zoo.outputs.resumable_file`.
 
-x.npy           float32 [rows, dim];  x.npy.jsonl beside it: a line for each input, with its name and its row or error
-x.parquet       columns `input`, `features` and `error`, a row for each input; the record is in its metadata, too
-x.jsonl         {"input", "features"} or {"input", "error"}, a line for each input
+x.npy           float32 [rows, dim]
+x.npy.jsonl     beside x.npy: a line for each input, with its name and its row or error
+x.parquet       a row for each input, with columns `input`, `features` and `error`; its metadata hold the record too
+x.jsonl         a line for each input: {"input", "features"} or {"input", "error"}
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ SUFFIXES = (".npy", ".parquet", ".jsonl")
 KEY = b"zoo.embeddings"
 #: The command in the records of these files.
 VERB = "embed"
-#: The lines of a `.jsonl`, and those beside a `.npy`.
+#: The tables in a `.jsonl` file of vectors, and in the `.jsonl` file beside a `.npy`.
 VECTORS = Table(("input", "features", "error"), frozenset(["features"]))
 NAMES = Table(("input", "row", "error"), frozenset(["row"]))
 
 
 class Line(msgspec.Struct):
-    """One line of a file of JSON lines, of vectors or beside a `.npy`."""
+    """One line of a `.jsonl` file, with a vector or beside a `.npy`."""
 
     input: str
     row: int | None = None
@@ -82,7 +83,7 @@ class NpyWriter(Writer):
         self.rows += len(vectors)
 
     def flush(self) -> None:
-        """Put the vectors on disk before the header that counts them."""
+        """Write the vectors to disk, and only then the header that counts them."""
         self.matrix.flush()
         self._write_header()
         super().flush()

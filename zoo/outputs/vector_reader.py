@@ -21,12 +21,12 @@ BLOCK = 8192
 
 
 class Stored:
-    """A file of vectors. `record` says which model made it; it is None for a `.npy` that zoo did not write."""
+    """A file of vectors. `record` names the model that made it; it is None for a `.npy` that zoo did not write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kind = path.suffix.lower()
-        # Parquet holds its record itself, in case the file was moved without FILE.zoo.json.
+        # A Parquet file contains its record, in case it was moved without FILE.zoo.json.
         self.record = _parquet_record(path) if self.kind == ".parquet" else OutputRecord.read(path, VERB)
 
     def blocks(self) -> "Iterator[Floats]":
@@ -121,5 +121,5 @@ def _parquet_record(path: Path) -> OutputRecord | None:
         found = (parquet.read_metadata(path).metadata or {}).get(KEY)
         return None if found is None else msgspec.json.decode(found, type=OutputRecord)
     except (pyarrow.ArrowException, OSError, ValueError, msgspec.MsgspecError):
-        # Not a file of vectors. If it is a damaged table, the reader of tables reports that.
+        # This is not a file of vectors. If it is a damaged table, the reader of tables reports that.
         return None

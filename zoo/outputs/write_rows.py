@@ -1,7 +1,7 @@
-"""Write the rows of any number of inputs to a file: in order, in bounded memory, so that an interrupted run can resume.
+"""Writes the rows of any number of inputs to a file: in order, in bounded memory; an interrupted run can be resumed.
 
-Only those inputs are held that a model has taken and not yet answered: two windows of texts, or a few batches of
-images. A run resumes at the start of a batch, so the finished file is, to the byte, that of an uninterrupted run.
+Memory only holds inputs that the model has taken and not yet answered: two windows of texts, or a few batches of
+images. A run resumes where a batch may begin, so the finished file is identical to that of an uninterrupted run.
 """
 
 import time
@@ -27,21 +27,21 @@ from zoo.system.files import NO_SPACE, sha256
 from zoo.system.interrupt import noticing
 
 Result = TypeVar("Result", bound=Written)
-#: Failures that a result lists; the output has them all.
+#: The number of failures that a result lists; the output has all of them.
 LISTED = 20
-#: Seconds between two writes of the record: a crash costs this much work, and a window of texts.
+#: Seconds between two writes of the record. A crash loses the work of this time, and that of a window of texts.
 RECORD_EVERY = 1.0
 
 
 class WriteJob(NamedTuple, Generic[Result]):
     """A model whose rows are written to a file.
 
-    result       makes the result from the facts of `Written`
-    rows         gives the rows
+    result       a function that makes the result from the facts of `Written`
+    rows         a function that computes the rows
     step         a run may resume after a multiple of this many inputs
     fresh        the record of an output without inputs
-    open         opens the output's writer
-    description  is shown beside the progress bar
+    open         a function that opens the output's writer
+    description  the text beside the progress bar
     """
 
     result: Callable[..., Result]
@@ -56,7 +56,7 @@ class WriteJob(NamedTuple, Generic[Result]):
 
 
 def step_of(preprocess: Preprocess) -> int:
-    """Inputs after which a run may resume: texts are batched window by window, images one batch after another."""
+    """The number of inputs between points at which a run may resume: a window for texts, 1 for images."""
     return 1 if isinstance(preprocess, ImagePreprocess) else WINDOW
 
 
@@ -70,12 +70,14 @@ def write_rows(
     strict: bool = False,
     progress: Progress = SILENT,
 ) -> Result:
-    """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, a name that is already checked.
+    """Write the rows of `inputs` (a model's items, or `Input`s with names) to `out`, and return the job's result.
 
-    An input that fails has its error in the output; `strict` raises it. `resume` continues an interrupted output, with
-    whose inputs `inputs` must begin. After any error, and after Ctrl-C, the output holds all rows that were computed.
+    The caller has already checked the name of `out`. The error of an input that fails is written to the output; with
+    `strict` it is raised. `resume` continues an interrupted output; `inputs` must begin with the inputs of that output.
+    After any error, and after Ctrl-C, the output holds all rows that were computed.
+
     Raises DataError without inputs, UsageError for an output that must not be replaced or belongs to other inputs or
-    another model, AccessError if it cannot be written.
+    another model, AccessError if the output cannot be written.
     """
     for path in (out, record_path(out), out.with_name(f"{out.name}.jsonl")):
         if isinstance(inputs, Inputs) and inputs.reads(path):
@@ -102,7 +104,7 @@ def write_rows(
 
 
 def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
-    """The record from which to continue. Raises UsageError for an output that must not be replaced or continued."""
+    """The record to continue from. Raises UsageError for an output that must not be replaced or continued."""
     before = OutputRecord.read(out, fresh.verb)
     if before is None:
         _check_ours([out], fresh.verb)
@@ -127,9 +129,9 @@ def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
 
 
 def _skip_done(source: Iterator[Input], record: OutputRecord, out: Path) -> list[Input]:
-    """Take the inputs that `out` holds from `source`, and return those after the record's mark.
+    """Take the inputs that `out` already holds from `source`, and return those after the record's mark.
 
-    Raises UsageError if they are other inputs than those in `out`.
+    Raises UsageError if the inputs are not those in `out`.
     """
     digests, after_mark = "", []
     start = record.inputs if record.mark is None else record.mark.inputs
@@ -146,7 +148,7 @@ def _skip_done(source: Iterator[Input], record: OutputRecord, out: Path) -> list
 
 
 def _check_ours(paths: Iterable[Path], verb: str) -> None:
-    """Raise UsageError for a file without a record that is not empty."""
+    """Raise UsageError for a non-empty file that has no record."""
     for path in paths:
         if path.exists() and path.stat().st_size:
             hint = "choose another file for -o, or remove it"
@@ -156,7 +158,7 @@ def _check_ours(paths: Iterable[Path], verb: str) -> None:
 def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputRecord) -> None:
     """Raise UsageError if the record has changed, or if a file of the output was not written by zoo.
 
-    To be called when the files are locked: another process may have written them after `record` was read.
+    Call this after the files are locked, because another process may have written them after `record` was read.
     """
     now = OutputRecord.read(out, fresh.verb)
     if now is None:
@@ -166,7 +168,7 @@ def _check_alone(writer: Writer, out: Path, fresh: OutputRecord, record: OutputR
 
 
 class _Run:
-    """One run that writes a file. As a context it leaves the output valid.
+    """One run that writes an output. After its context ends, the output is valid.
 
     Existing files are not changed before the first row is written.
     """
@@ -193,7 +195,7 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         if self._is_broken or not self._is_started:
-            # A full disk may have taken only a part of the last rows: the record before them stays valid.
+            # On a full disk the last rows may be incomplete; the record from before these rows stays valid.
             self.writer.drop()
             return
         with self._written():
@@ -201,15 +203,15 @@ class _Run:
             self._keep()
 
     def write_all(self, inputs: Iterable[Input], total: int | None, *, strict: bool, progress: Progress) -> None:
-        """Write the rows of `inputs`, of which the output will hold `total`. Raises KeyboardInterrupt after Ctrl-C.
+        """Write the rows of `inputs`. Raises KeyboardInterrupt after Ctrl-C.
 
-        `total` is None for inputs that come slowly and only once, as from a pipe.
+        `total` is the number of inputs in the finished output; None for inputs that come slowly and once, from a pipe.
         """
         is_stream = total is None
-        # The next batch is computed while this one is written. The writing thread has ended before the context does.
+        # The next batch is computed while a thread writes this one. The thread ends before the context of the run does.
         with noticing() as interrupt, self, ThreadPoolExecutor(1, "zoo-write") as pool:
             if is_stream:
-                # Inputs that have arrived by a pipe will not come again: all of them are answered and written.
+                # Inputs from a pipe cannot be read again, so all that have arrived are answered and written.
                 inputs = interrupt.before(
                     inputs,
                     lambda: progress.note("stopping after the inputs that have arrived; Ctrl-C again stops at once"),
@@ -232,23 +234,23 @@ class _Run:
                     raise KeyboardInterrupt
 
     def noted(self, inputs: Iterable[Input]) -> Iterator[Input]:
-        """The same inputs, whose digests will be in the record."""
+        """Yields the same inputs, and notes their digests for the record."""
         for each in inputs:
             self._digests.append(_digest(each))
             yield each
 
     def add(self, rows: Sequence[NamedRow]) -> None:
-        """Take the next rows, and write all up to the last point from which a run can resume."""
+        """Take the next rows, and write all rows up to the last point at which a run can resume."""
         rows = [(name, Failure.of(row) if isinstance(row, ZooError) else row) for name, row in rows]
         failures = [(name, row) for name, row in rows if isinstance(row, Failure)]
         self.failures += failures[: LISTED - len(self.failures)]
         self._waiting += rows
-        # Every run begins at the start of a step.
+        # Steps are counted from the run's first input: every run begins at the start of a step.
         with self._written():
             self._write(len(self._waiting) - len(self._waiting) % self.step)
 
     def finish(self, *, complete: bool) -> None:
-        """Write the remaining rows; `complete` if no input follows them."""
+        """Write the remaining rows; `complete` is true if no input follows them."""
         with self._written():
             self._start()
             if len(self._waiting) % self.step:
@@ -259,7 +261,7 @@ class _Run:
 
     @contextmanager
     def _written(self) -> Iterator[None]:
-        """Raise errors of the disk as AccessError, after which nothing more is written."""
+        """Inside, an error of the disk is raised as AccessError; after that nothing more is written."""
         try:
             yield
         except OSError as error:
@@ -271,7 +273,7 @@ class _Run:
         if self._is_started:
             return
         self._is_started = True
-        # The record comes first: from here on an interrupted run can be resumed.
+        # The record is written first, so that from here on an interrupted run can be resumed.
         self.record.write(self.out)
         self.writer.start()
         self.record = msgspec.structs.replace(self.record, sizes=self.writer.sizes)
