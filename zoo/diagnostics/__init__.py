@@ -1,4 +1,4 @@
-"""`zoo doctor` and `zoo bench`: faults of this machine, and the speed of a model on it.
+"""`zoo doctor` finds faults of this machine, and `zoo bench` measures the speed of a model on it.
 
 Start with `doctor.py` and `bench.py`.
 """

@@ -1,6 +1,6 @@
-"""`zoo bench`: size, start-up time and speed of a model on this machine, compared with torch if asked for.
+"""`zoo bench`: size, start-up time and speed of a model on this machine; on request also those of torch.
 
-Each system (zoo, torch) runs in its own process, and they take turns, so that a disturbance affects all of them.
+Each system (zoo, torch) runs in its own process. The systems take turns, so that a disturbance affects all of them.
 """
 
 import os
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 #: Default length in tokens of the timed texts.
 LENGTH = 32
 GRAPH, WHOLE, TORCH, CHANNELS_LAST, PEAK = "zoo", "zoo, whole graph", "torch", "torch, channels_last", "peak"
-#: The most cold starts that are timed; each takes seconds, and they differ little.
+#: The most cold starts that are timed; a start takes seconds, and the times differ little.
 STARTS = 3
 
 
 class Rival(NamedTuple):
-    """The original weights: the pulled row, and the folder of its files."""
+    """The original weights, which torch runs: the pulled registry row, and the folder of its files."""
 
     entry: Entry
     weights: Path
 
 
 class TimedInputs(NamedTuple):
-    """`body`: inputs of the backbone, as many as the largest batch; `raw`: one input of the whole graph."""
+    """The timed inputs: `body` are those of the backbone, for the largest batch; `raw` is one of the whole graph."""
 
     body: "TensorMap"
     raw: "TensorMap"
@@ -65,8 +65,8 @@ def bench(
 ) -> Benchmark:
     """The timings of `bundle`, reported under the name `model`, and of torch with the same weights if `rival` is given.
 
-    An image model is timed without its preprocessing, and at batch 1 also with it; a text model is timed on tokens.
-    Raises UsageError for a length above the model's limit, or any length of an image model.
+    An image model is timed without its preprocessing, and at batch 1 also with it. A text model is timed on tokens.
+    Raises UsageError for a length above the model's limit, and for any length if the model reads images.
     """
     device = choose_device(options.device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -108,7 +108,7 @@ def bench(
 
 
 def inputs(bundle: Bundle, length: int | None) -> TimedInputs:
-    """The bundled samples as the graph takes them: preprocessed images, or texts of `length` tokens each."""
+    """The bundled samples as inputs of the graph: preprocessed images, or texts of `length` tokens each."""
     import numpy as np
     import onnx
 
@@ -116,7 +116,7 @@ def inputs(bundle: Bundle, length: int | None) -> TimedInputs:
     if isinstance(preprocess, ImagePreprocess):
         images = [decode_image(path, preprocess.resize)[None] for path in samples.bundled(preprocess)[0]]
         cut = bundle.manifest.cut or PIXELS
-        # A graph without preprocessing gets the pixels that its preprocessing would compute.
+        # A graph without preprocessing takes pixels, so a separate preprocessing graph computes them.
         prefix = image_prefix(preprocess)
         if not _is_bare(bundle):
             prefix = edit.extract(onnx.load_from_string(bundle.read_model()), [IMAGE], [cut])
@@ -137,7 +137,7 @@ def inputs(bundle: Bundle, length: int | None) -> TimedInputs:
 
 
 def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
-    """For each batch size the faster of zoo and torch's faster layout; no winner if their ranges overlap."""
+    """Yields for each batch size the faster of zoo and torch's faster layout; no winner if their ranges overlap."""
     for batch in BATCHES:
         at = {each.system: each for each in timings if each.batch == batch}
         ours, theirs = at[GRAPH], min((at[name] for name in (TORCH, CHANNELS_LAST) if name in at), key=lambda t: t.ms)
@@ -152,7 +152,7 @@ def verdicts(timings: Sequence[Timing]) -> Iterator[Verdict]:
 
 
 def _is_bare(bundle: Bundle) -> bool:
-    """Whether the graph takes pixels, having no preprocessing."""
+    """Whether the graph takes pixels because it has no preprocessing."""
     return PIXELS in {spec.name for spec in bundle.manifest.inputs}
 
 
@@ -233,7 +233,7 @@ def _timing(name: str, batch: int, found: list[list[float]], work: int | None, p
 
 
 def _work(bundle: Bundle, feeds: "TensorMap") -> int | None:
-    """Multiply-adds of one item, without the preprocessing."""
+    """Multiply-adds of one item, without its preprocessing."""
     import onnx
 
     data = bundle.read_model()

@@ -11,7 +11,7 @@ from zoo.diagnostics.runtime_checks import version_of
 from zoo.results import Check
 
 HIDDEN = "***"
-#: Variables that change the behaviour of zoo or its libraries; those of ZOO_ and HF_ are shown as well.
+#: Variables that change the behaviour of zoo or its libraries. Variables that begin with ZOO_ or HF_ are shown too.
 SHOWN_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS", "TMPDIR", "XDG_CACHE_HOME",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
@@ -19,11 +19,11 @@ SHOWN_VARIABLES = (
 )  # fmt: skip
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE|(^|_)(API_?|ACCESS_?|PRIVATE_?)?KEY(_|$)", re.I)
 PROXY, SCHEME = re.compile(r"_PROXY$", re.I), re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
-#: Secrets recognised anywhere in a text: the Hub's tokens, logins within URLs, and keys in queries.
+#: Patterns of secrets that are hidden in every text: tokens of the Hub, logins in URLs, and keys in queries.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 LOGIN = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#]*@", re.I)
 QUERY = re.compile(r"(?P<name>[?&][^=&\s]*(?:token|key|signature|password|secret)[^=&\s]*=)[^&\s'\"]+", re.I)
-#: Shorter values are not hidden: they may be ordinary words of other lines.
+#: The shortest value of a secret variable that is hidden; a shorter one may be an ordinary word in other lines.
 SHORTEST_SECRET = 6
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "torchvision", "onnxscript", "tokenizers",
@@ -47,7 +47,7 @@ def without_secrets(checks: Iterable[Check], environ: Mapping[str, str]) -> list
 
 def hide(text: str, environ: Mapping[str, str]) -> str:
     """The text without the values of secret variables, logins of URLs, tokens of the Hub and keys in queries."""
-    # A proxy may lack a scheme, and its password may contain a slash: all before its host is hidden.
+    # A proxy may lack a scheme, and its password may contain a slash, so everything before its host is hidden.
     for value in {value for name, value in environ.items() if PROXY.search(name) and "@" in value}:
         scheme = SCHEME.match(value)
         text = text.replace(value, f"{scheme[0] if scheme else ''}{HIDDEN}@{value.rpartition('@')[2]}")
@@ -60,7 +60,7 @@ def hide(text: str, environ: Mapping[str, str]) -> str:
 
 def _lines(checks: Sequence[Check]) -> Iterator[str]:
     def fit(text: str) -> str:
-        # One line that cannot end the Markdown block around it.
+        # The text becomes one line, without backticks that would end the Markdown block around it.
         return _without_home(hide(" ".join(text.split()), os.environ)).replace("```", "'''")
 
     yield "zoo doctor"
@@ -76,7 +76,7 @@ def _lines(checks: Sequence[Check]) -> Iterator[str]:
 
 
 def _without_home(text: str) -> str:
-    """The text with `~` for the user's home folder, in its given and its resolved form."""
+    """The text with `~` in place of the user's home folder, for its given and its resolved path."""
     homes = {str(Path.home()), str(Path.home().resolve())} - {os.sep}
     for home in sorted(homes, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)

@@ -27,9 +27,9 @@ from zoo.store.store import Store
 
 #: Bytes below which a pull of a large model would fill the disk.
 FEW_BYTES = 2_000_000_000
-#: Whether a folder exists and may be seen; Path.exists raises an error when it may not.
+#: Whether a folder exists and is accessible. Path.exists would raise an error for an inaccessible one.
 _exists = os.path.exists
-#: Folders that systems empty, beside the one for temporary files.
+#: Folders that systems empty, besides the folder for temporary files.
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -46,9 +46,9 @@ def examine(
 
     Args:
         registry: counts the rows or raises ZooError.
-        damaged: returns the faults of kept models of bridges.
+        damaged: returns the faults of stored models of bridges.
         plugins: loads all plugins and returns their states.
-        digests: hashes the pulled files; None skips that.
+        digests: hashes the pulled files and yields the results; with None they are not hashed.
     """
     # The child process and the network answer while the plugins are loaded.
     trial, hub = runtime_checks.begin_trial(), hub_check.begin(offline=offline)
@@ -61,13 +61,13 @@ def examine(
     if digests is not None and rows.state == "ok":
         found += digests()
     elif digests is not None:
-        found.append(Check("digests", "warn", "not checked: the expected digests are in the registry", rows.fix))
+        found.append(Check("digests", "warn", "not checked, because the registry cannot be read", rows.fix))
     found += _plugins(states)
     return without_secrets(found, os.environ)
 
 
 def digests(registry: Registry, store: Store, lock: Lock, progress: Progress) -> Iterator[Check]:
-    """Hash every pulled file and every exported graph: a check for each model with a changed file."""
+    """Hash every pulled file and every exported graph; yields a check for each model with a changed file."""
     bad, models, files = 0, 0, 0
     graphs = sorted(path.parent for path in store.graphs.glob("*/zoo.json"))
     with progress.task("hashing models", len(registry) + len(graphs)) as bar:
@@ -107,10 +107,10 @@ def _wrong(seen: Sequence[tuple[FileDigest, bool]]) -> str | None:
 
 
 def _home(home: Path) -> Check:
-    """ZOO_HOME can be written (tried by writing), is not temporary, and has free space."""
+    """The check that ZOO_HOME can be written (by writing a file), is not temporary, and has free space."""
     nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if os.path.lexists(folder))
     try:
-        # A folder in it that another user made (sudo zoo) stops a pull as well.
+        # A folder inside ZOO_HOME that another user made (sudo zoo) also makes a pull fail.
         inside = sorted(home.iterdir()) if home.is_dir() else []
         for folder in [nearest, *(path for path in inside if path.is_dir() and not path.is_symlink())]:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".zoo-doctor-"):
@@ -138,9 +138,9 @@ def _writable(home: Path, error: OSError) -> str:
 
 
 def _elsewhere(home: Path, *, move: bool = True) -> str:
-    """The command that sets ZOO_HOME to the platform's cache folder, or to one in the user's home folder."""
+    """The command that sets ZOO_HOME to the platform's cache folder, or to a folder in the user's home folder."""
     folders = (user_cache_path("backbone-zoo"), Path.home() / ".zoo")
-    # If the user's home folder is temporary too, as in a container, no better folder is known.
+    # If the user's home folder is temporary too, as in a container, the user must name a FOLDER.
     better = next((folder for folder in folders if folder != home and not _temporary(folder)), Path("FOLDER"))
     new = shlex.quote(str(better))
     command = f"export ZOO_HOME={new}"
@@ -150,7 +150,7 @@ def _elsewhere(home: Path, *, move: bool = True) -> str:
 
 
 def _temporary(folder: Path) -> str | None:
-    """The folder for temporary files that contains `folder`, None if there is none."""
+    """The folder for temporary files that contains `folder`; None if there is none."""
     temporary = {Path(each).resolve() for each in (tempfile.gettempdir(), *TEMPORARY)}
     return next((str(each) for each in sorted(temporary) if folder.resolve().is_relative_to(each)), None)
 
@@ -180,7 +180,7 @@ def _plugins(states: Sequence[PluginState]) -> Iterator[Check]:
 
 
 def _without(state: PluginState, states: Sequence[PluginState]) -> str:
-    """The command that removes a quarantined plugin, or those that claim a name of zoo's own."""
+    """The command that removes a quarantined plugin, or the plugins that claim a name of zoo's own."""
     if canonical(state.distribution) != OURS:
         return f"pip uninstall {state.distribution}, or leave it out with ZOO_PLUGINS"
     others = {each.distribution for each in states if (each.group, each.name) == (state.group, state.name)}

@@ -1,7 +1,7 @@
 """A child process that tries the NVIDIA driver, onnxruntime and CUDA, and sends its parent one message for each step.
 
-A broken driver or library may crash, hang or print, so `python -m zoo.diagnostics.gpu_probe` runs beside `zoo doctor`.
-If the process ends early, the remaining steps are missing. The parts themselves are found by `zoo.runtime.cuda`.
+A broken driver or library may crash, hang or print, so `zoo doctor` runs `python -m zoo.diagnostics.gpu_probe`. If that
+process ends early, the remaining steps are missing. `zoo.runtime.cuda` has the functions that find the parts.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from zoo.system.process import Parent
 
 
 class Runtime(Struct, frozen=True, kw_only=True):
-    """The onnxruntime that is imported; `cuda` is the version that it was built for, None for a build without CUDA."""
+    """The imported onnxruntime; `cuda` is the CUDA version that it was built for, None for a build without CUDA."""
 
     problem: str | None = None
     version: str | None = None
@@ -29,7 +29,7 @@ class Runtime(Struct, frozen=True, kw_only=True):
 
 
 class Libraries(Struct, frozen=True, kw_only=True):
-    """The libraries that onnxruntime's CUDA provider needs: `missing` are those that cannot be loaded.
+    """The libraries that onnxruntime's CUDA provider needs; `missing` are the names of those that cannot be loaded.
 
     `cudnn` is cuDNN's version, `cudnn_cuda` the major version of CUDA that cuDNN was built for.
     """
@@ -40,13 +40,13 @@ class Libraries(Struct, frozen=True, kw_only=True):
 
 
 class Ran(Struct, frozen=True, kw_only=True):
-    """The run of a one-node model: `problem` is None if its output was right."""
+    """The result of a run of a one-node model: `problem` is None if the output was right."""
 
     problem: str | None = None
 
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """The results of all steps; `ended` says how a child ended that did not finish."""
+    """The results of all steps; `ended` describes how the child ended if it did not finish."""
 
     driver: Driver | None = None
     runtime: Runtime | None = None
@@ -57,7 +57,7 @@ class Trial(Struct, frozen=True, kw_only=True):
 
 
 def steps() -> Iterator[tuple[str, Struct]]:
-    """Each step's result with its field in Trial; a step needs the steps before it."""
+    """Yields the field of Trial and the result of each step; a step needs the steps before it."""
     driver = cuda.find_driver(describe=True)
     yield "driver", driver
     try:
@@ -66,7 +66,7 @@ def steps() -> Iterator[tuple[str, Struct]]:
         model = _one_node()
         built_for = cuda.built_for(ort)
         runtime = Runtime(version=ort.__version__, cuda=built_for)
-    except Exception as error:  # half an installation fails in many ways
+    except Exception as error:  # an incomplete installation may raise any error
         yield "runtime", Runtime(problem=_first_line(error))
         return
     yield "runtime", runtime
@@ -107,7 +107,7 @@ def _linker(ort: Any) -> str | None:
 
 
 def _one_node() -> bytes:
-    """A model of one 3x3 convolution with weights of 1; on CUDA it needs cuBLAS and cuDNN, as real models do."""
+    """A model of one 3x3 convolution with weights of 1; on CUDA it needs cuBLAS and cuDNN, like real models."""
     from onnx import parser
 
     model = parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
@@ -117,7 +117,7 @@ def _one_node() -> bytes:
 
 
 def _run(ort: Any, model: bytes, provider: str) -> Ran:
-    """The one-node model run by `provider`, with no provider to fall back to."""
+    """The result of the one-node model, run by `provider` without a fallback."""
     import numpy as np
 
     options = ort.SessionOptions()
@@ -130,9 +130,9 @@ def _run(ort: Any, model: bytes, provider: str) -> Ran:
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)], enable_fallback=0)
         (found,) = session.run(None, {"x": np.ones((1, 1, 3, 3), np.float32)})
-    except Exception as error:  # onnxruntime's exceptions have no common root of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         return Ran(problem=_first_line(error))
-    return Ran(problem=None if found.item() == 9.0 else f"the sum of nine ones comes out as {found.item()}")
+    return Ran(problem=None if found.item() == 9.0 else f"the sum of nine ones is computed as {found.item()}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -145,7 +145,7 @@ def _answer_parent() -> None:
     parent = Parent()
     for name, found in steps():
         parent.send({name: found})
-    # A broken driver's library may hang in its exit handlers.
+    # The process ends without exit handlers, because those of a broken driver's library may hang.
     sys.stderr.flush()
     os._exit(0)
 

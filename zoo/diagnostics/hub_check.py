@@ -10,14 +10,17 @@ from urllib.parse import urlsplit
 from zoo.results import Check
 
 DEFAULT = "https://huggingface.co"
-#: Seconds to wait for the answer; a silent name server alone would block for longer.
+#: Seconds to wait for the answer. Without a limit a silent name server would block for longer.
 HUB_LIMIT = 2.0
 TRUE = ("1", "ON", "YES", "TRUE")
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
 def begin(*, offline: bool) -> Callable[[], Check]:
-    """Start the request and return a function that waits for its result, at most HUB_LIMIT seconds; offline none."""
+    """Start the request, and return a function that waits at most HUB_LIMIT seconds for its result.
+
+    With `offline` no request is sent, and the function returns at once.
+    """
     silent = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "").upper() in TRUE]
     if offline or silent:
         reason = "zoo is offline" if offline else f"{silent[0]} is set"
@@ -40,14 +43,14 @@ def begin(*, offline: bool) -> Callable[[], Check]:
 
 
 def _ask(endpoint: str) -> str | None:
-    """Why the Hub did not answer well, None if it did. No token is sent."""
-    # The Hub's client uses this library too, so proxies and certificates have the same effect.
+    """The reason why the Hub cannot be used; None if it answered well. No token is sent."""
+    # The Hub's client uses the same library, so proxies and certificates have the same effect.
     import httpx2
 
     try:
         answer = httpx2.head(endpoint, timeout=HUB_LIMIT)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError, ImportError) as error:
-        # ImportError: this kind of proxy needs another package.
+        # An ImportError means that this kind of proxy needs another package.
         return str(error).strip().partition("\n")[0] or type(error).__name__
     if answer.status_code >= 500 or answer.status_code == 407:
         return f"it answers with status {answer.status_code}"

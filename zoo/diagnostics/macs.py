@@ -22,7 +22,7 @@ PRODUCTS = (
 )
 ATTENTIONS = ("Attention", "MultiHeadAttention")
 COUNTED = frozenset({*CONVOLUTIONS, *PRODUCTS, *ATTENTIONS})
-#: The standard's operators with many multiply-adds that are not counted here: a graph with one gets no number.
+#: Standard operators whose many multiply-adds are not counted here; a graph with one of them gets no number.
 UNCOUNTED = frozenset({"Attention", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"})
 #: ONNX Runtime's own operators with only a few operations for each element.
 CHEAP = frozenset(
@@ -37,7 +37,7 @@ CHEAP = frozenset(
 def count(model: "onnx.ModelProto", feeds: "TensorMap", tables: "Mapping[str, Bytes] | None" = None) -> int | None:
     """Multiply-adds of convolutions, matrix products and attention for `feeds`; None if it has uncounted operators.
 
-    `tables` are the files of its external data. The graph runs once, on the CPU.
+    `tables` are the contents of its external data files, by name. The graph runs once, on the CPU.
     """
     import onnx
     from onnx import helper
@@ -69,7 +69,7 @@ def _products(node: "onnx.NodeProto", shape: "Callable[[str], Shape]") -> int:
     options: dict[str, Any] = {each.name: each.i for each in node.attribute}
     first, result = shape(node.input[0]), shape(node.output[0])
     if node.op_type in CONVOLUTIONS:
-        # Each output element is the sum over one filter [channels of a group, height, width].
+        # Each output element is a sum over one filter [channels of a group, height, width].
         return prod(result) * prod(shape(node.input[CONVOLUTIONS[node.op_type]])[1:])
     if node.op_type in PRODUCTS:
         return prod(result) * first[-2 if options.get("transA") else -1]

@@ -29,7 +29,7 @@ WHEELS = {
     *("ort-nightly", "ort-nightly-gpu", "onnxruntime-silicon"),
 }
 INSTALL_GPU, INSTALL_CPU = "pip install 'backbone-zoo[gpu]'", "pip install 'backbone-zoo[cpu]'"
-#: By the driver's error code: see `enum cudaError_enum` of cuda.h.
+#: Fixes by the driver's error code: see `enum cudaError_enum` of cuda.h.
 DRIVER_FIXES = {
     34: "leave the folder of CUDA's stubs out of LD_LIBRARY_PATH",
     802: "sudo systemctl restart nvidia-fabricmanager",
@@ -43,7 +43,7 @@ ON_CPU = "models run on the CPU"
 
 def begin_trial() -> Callable[[], Trial]:
     """Start the probe in a child process, and return a function that waits at most PROBE_LIMIT seconds for its end."""
-    # Messages that libraries print are dropped: the checks report the errors.
+    # Messages that libraries print are dropped, because the checks report the errors.
     child = Child(python("-m", "zoo.diagnostics.gpu_probe"), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + PROBE_LIMIT
 
@@ -62,7 +62,7 @@ def begin_trial() -> Callable[[], Trial]:
 
 
 def checks(trial: Trial) -> Iterator[Check]:
-    """The lines on the runtime, the GPU, its libraries, a session on it, and torch."""
+    """Yields the checks of the runtime, the GPU, its libraries, a session on it, and torch."""
     wheels = {name: version for name in sorted(WHEELS) if (version := version_of(name))}
     yield _runtime(trial, wheels)
     yield _gpu(trial, wheels)
@@ -74,7 +74,7 @@ def checks(trial: Trial) -> Iterator[Check]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, None where it is not installed."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
-    """The builds of ONNX Runtime share one import package: installed together, neither is whole."""
+    """The check of the installed ONNX Runtime. Its builds share one import package and overwrite each other's files."""
     found = " and ".join(f"{name} {version}" for name, version in wheels.items())
     install = INSTALL_CPU if set(wheels) == {"onnxruntime"} else INSTALL_GPU
     again = f"pip uninstall -y {' '.join(wheels)} && {install}"
@@ -94,7 +94,7 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
         detail = f"not installed: {', '.join(missing)}; models can be listed and pulled, not run"
         return Check("onnxruntime", "warn", detail, f"{INSTALL_GPU}, or [cpu]")
     if trial.driver is None:
-        detail = f"{found}; not tried, as asking the NVIDIA driver {trial.ended}"
+        detail = f"{found}; not tried, because asking the NVIDIA driver {trial.ended}"
         return Check("onnxruntime", "warn", detail, "repair the driver first: see gpu")
     problem = trial.runtime.problem if trial.runtime else f"importing it {trial.ended}"
     if problem is None:
@@ -105,7 +105,7 @@ def _runtime(trial: Trial, wheels: dict[str, str]) -> Check:
 
 
 def _winner() -> str | None:
-    """The distribution whose files `import onnxruntime` finds, as onnxruntime's own build note names it."""
+    """The distribution whose files `import onnxruntime` finds, by onnxruntime's own build note."""
     facts = dict(re.findall(r"^(package_name|__version__) = '([^']*)'", build_note(), re.MULTILINE))
     return " ".join(facts[key] for key in ("package_name", "__version__") if key in facts) or None
 
@@ -115,7 +115,7 @@ def _devices(trial: Trial) -> tuple[Device, ...]:
 
 
 def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
-    """The driver and its devices; no GPU is not an error, unless ZOO_DEVICE asks for CUDA."""
+    """The check of the driver and its devices. No GPU is not an error, unless ZOO_DEVICE requests CUDA."""
     driver = trial.driver or Driver(problem=f"asking the NVIDIA driver {trial.ended}", code=BROKEN)
     asked = os.environ.get("ZOO_DEVICE", "")
     has_gpu_build = set(wheels) != {"onnxruntime"} and bool(wheels)
@@ -147,7 +147,7 @@ def _gpu(trial: Trial, wheels: dict[str, str]) -> Check:
 
 
 def _without_gpu(asked: str, found: str, fix: str) -> Check:
-    """A warning; a fault if ZOO_DEVICE asks for CUDA, because then no model runs."""
+    """A check with a warning; with a fault if ZOO_DEVICE requests CUDA, because then no model runs."""
     if asked.startswith("cuda"):
         return _fault("gpu", f"{found}; ZOO_DEVICE is {asked}", fix)
     return Check("gpu", "warn", found, fix)
@@ -165,11 +165,11 @@ def _describe(device: Device) -> str:
 
 
 def _libraries(trial: Trial, built_for: str) -> Check:
-    """The CUDA and cuDNN libraries that the linker finds, compared with the versions that onnxruntime was built for."""
+    """The check of CUDA's and cuDNN's libraries against the versions that onnxruntime was built for."""
     name, major = "cuda libraries", built_for.partition(".")[0]
 
     def bad(found: str, fix: str) -> Check:
-        # Without a GPU the libraries are not used, so a fault of theirs is only a warning.
+        # Without a GPU the libraries are not used, so their faults are only warnings.
         return _fault(name, found, fix) if _devices(trial) else Check(name, "warn", found, fix)
 
     wheel = f"onnxruntime is built for CUDA {built_for}"
@@ -197,7 +197,7 @@ def _libraries_again() -> str:
 
 
 def _session(trial: Trial) -> Check:
-    """A one-node model on CUDA without a fallback; onnxruntime lists CUDA even on machines where it does not work."""
+    """The check that runs a one-node model on CUDA; onnxruntime lists CUDA even on machines where it does not work."""
     problem = trial.cuda.problem if trial.cuda else f"it {trial.ended}"
     if problem is None:
         return Check("cuda session", "ok", "a one-node model runs on cuda:0")
@@ -210,7 +210,7 @@ def _torch(trial: Trial) -> Check:
     if missing:
         found = f"without {', '.join(missing)}: bundles run, nothing can be fine-tuned or exported"
         return Check("torch", "warn", found, "pip install 'backbone-zoo[train]'")
-    # Read from torch's file: importing torch would take seconds.
+    # The version is read from torch's file, because importing torch would take seconds.
     match = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", package_text("torch", "version.py"), re.MULTILINE)
     version, cuda = version_of("torch") or "installed", match[1] if match else None
     built_for = trial.runtime.cuda if trial.runtime else None
@@ -222,6 +222,6 @@ def _torch(trial: Trial) -> Check:
     if cuda is None:
         return Check("torch", "warn", f"{found}: it does not use the GPU", fix)
     if cuda.partition(".")[0] != built_for.partition(".")[0]:
-        found = f"{found}, onnxruntime for CUDA {built_for}: in one process the second to load gets the other's cuDNN"
+        found = f"{found}, onnxruntime for CUDA {built_for}: in one process, both use the cuDNN that is loaded first"
         return Check("torch", "warn", found, fix)
     return Check("torch", "ok", found)

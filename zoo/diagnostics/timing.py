@@ -1,7 +1,7 @@
-"""One system in its own process, timed on request: `python -m zoo.diagnostics.timing`.
+"""Times one system in its own process: `python -m zoo.diagnostics.timing`.
 
-A process for each, because threads of two runtimes in one process wait for each other. The first line of JSON
-describes the system (`System`), each further line has a batch size and a duration; answers are lines of JSON too.
+Each system has its own process, because threads of two runtimes in one process wait for each other. The first line of
+JSON describes the system (`System`); each further line has a batch size and a duration. Answers are lines of JSON too.
 """
 
 import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: The side of the two square matrices whose product measures the machine's peak speed.
 SIDE = 2048
-#: A program that runs a graph once with numpy and ONNX Runtime alone.
+#: A program that runs a graph once, using only numpy and ONNX Runtime.
 COLD_START_SCRIPT = """
 import sys
 import numpy
@@ -55,7 +55,7 @@ print("{}", flush=True)
 class System(msgspec.Struct, frozen=True, kw_only=True):
     """A system to time: a bundle's graph from `cut` on (or `whole`), its torch module, or a matrix product (`peak`).
 
-    `feeds` is an .npz file with the inputs, as many rows as the largest batch. `entry` and `weights` are for torch.
+    `feeds` is an .npz file with the inputs of the largest batch. `entry` and `weights` are for torch.
     """
 
     kind: Literal["graph", "whole", "torch", "peak"]
@@ -69,9 +69,9 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopwatch(Child):
-    """The process of a system, ready after its first answer, `started` seconds after its start.
+    """The process of a system. It is ready when the constructor returns; `started` are the seconds that this took.
 
-    `command` replaces this module's process by another one with the same protocol; `system` is its first line.
+    `system` is the first line that is sent. `command` starts another program with the same protocol.
     """
 
     def __init__(self, system: object, command: Sequence[str] = ()) -> None:
@@ -85,7 +85,7 @@ class Stopwatch(Child):
         self.started = time.perf_counter() - began
 
     def time(self, batch: int, seconds: float) -> list[float]:
-        """Seconds of each call with `batch` items, repeated for `seconds`; at least one."""
+        """Seconds of each call with `batch` items; calls are repeated for `seconds`, with at least one call."""
         found: list[float] = self._ask({"batch": batch, "seconds": seconds})["times"]
         return found
 
@@ -103,7 +103,7 @@ def _environment() -> dict[str, str]:
 
 
 def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
-    """Seconds from the start of a process to its first answer, by numpy and ONNX Runtime alone."""
+    """Seconds from the start of a process to its first answer, with only numpy and ONNX Runtime."""
     began = time.perf_counter()
     command = python("-c", COLD_START_SCRIPT, str(model), str(feeds), str(threads), device)
     with tempfile.TemporaryFile() as errors, Child(command, env=_environment(), stderr=errors.fileno()) as child:
@@ -119,7 +119,7 @@ def cold_start(model: Path, feeds: Path, threads: int, device: str) -> float:
 
 
 def serve() -> None:
-    """The child: load one system, then answer requests with the times of its calls, until the parent ends."""
+    """Run the child process: load a system, then answer requests with the times of its calls until the parent ends."""
     parent = Parent()
     try:
         message = parent.receive()
@@ -131,7 +131,7 @@ def serve() -> None:
             parent.send({"times": measure(call, **message.data)})
     except ZooError as error:
         parent.fail(error)
-    except Exception as error:  # a runtime's errors, and a family's, have no common root
+    except Exception as error:  # errors of runtimes and families have no common base class
         if os.environ.get("ZOO_DEBUG"):
             raise
         problem = f"the timed system fails: {type(error).__name__}: {brief(str(error))}"
@@ -139,7 +139,7 @@ def serve() -> None:
 
 
 def measure(call: "Call", batch: int, seconds: float) -> list[float]:
-    """Seconds of each call that starts within `seconds`, at least one, after a first call that is not counted."""
+    """Seconds of each call that starts within `seconds` (at least one call); a first call is not counted."""
     call(batch)
     times: list[float] = []
     began = time.perf_counter()
@@ -151,7 +151,7 @@ def measure(call: "Call", batch: int, seconds: float) -> list[float]:
 
 
 def prepare(system: System) -> "Call":
-    """Load the system. Raises the errors of its runtime or family."""
+    """Load the system and return the function to time. Raises the errors of its runtime or family."""
     import numpy as np
 
     if system.kind == "peak":
@@ -177,7 +177,7 @@ def _graph(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 
 
 def _peak(system: System) -> "Call":
-    """A product of float32 matrices that stay on the device, the second one constant like weights."""
+    """A call that multiplies float32 matrices on the device; the second matrix is a constant, like weights."""
     import numpy as np
     from onnx import numpy_helper, parser
 
@@ -201,7 +201,7 @@ def _torch(bundle: Bundle, system: System, feeds: dict[str, Any]) -> "Call":
 
     assert system.entry is not None
     torch.set_num_threads(system.threads or cores())
-    # The family's own class, because this separate process needs its module.
+    # The plugin's class is loaded in this process, because the network must run here.
     backbone = Plugins().backbone(system.entry.family)(system.entry, Path(system.weights))
     layout = torch.channels_last if system.channels_last else torch.contiguous_format
     module = torch_module(bundle, backbone).to(system.device).to(memory_format=layout)
