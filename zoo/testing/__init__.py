@@ -1,7 +1,7 @@
 """The conformance check of families: `check_backbone` in a test, `zoo plugins check` on the command line.
 
-`conformance.py` has one function for each requirement; `families.py` chooses rows, `child.py` runs the check of one row
-in a child process. Only the names in `__all__` are public.
+`conformance.py` has one function for each requirement, `families.py` chooses registry rows, and `child.py` checks one
+row in a child process. Only the names in `__all__` are public.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ CheckState: TypeAlias = Literal["passed", "failed", "skipped"]
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """The result of one requirement: `skipped` if another one failed before, or if there was nothing to check."""
+    """The result of one requirement: `skipped` if a requirement that it needs failed, or if it cannot be checked."""
 
     name: str
     state: CheckState
@@ -34,9 +34,9 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """The results for one family with the weights of one row; `size` is that of the graph and its files in bytes.
+    """The results for one family with the weights of one row; `size` is the size of the graph and its files in bytes.
 
-    `state` is `broken` if the plugin cannot be loaded and `left out` if no row was available; `note` says why.
+    `state` is `broken` if the plugin cannot be loaded and `left out` if no row was available; `note` has the reason.
     """
 
     family: str
@@ -59,15 +59,16 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 def check_backbone(cls: type[Backbone], entry: Entry, weights: Path, *, module: str | None = None) -> Report:
-    """Check a family with the files of `entry` in `weights`; `module` is its entry point's, that of `cls` if None.
+    """The report on the family `cls`, checked with the files of the row `entry` in the folder `weights`.
 
-    The family's faults are in the report. Raises MissingExtraError if a package that the check needs is missing.
+    `module` is the module of the family's entry point; by default that of `cls`. The report lists the family's faults.
+    Raises MissingExtraError if a package that the check needs is missing.
     """
     return summary(entry, [each for each in examine(cls, entry, weights, module) if not isinstance(each, str)])
 
 
 def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
-    """The report made of the values that `examine` yielded."""
+    """The report made from the values that `examine` yielded."""
     checks = tuple(each for each in found if isinstance(each, Check))
     sizes = [each for each in found if isinstance(each, int)]
     return Report(
@@ -81,7 +82,7 @@ def summary(entry: Entry, found: Sequence[Check | int]) -> Report:
 
 
 def skipped(found: Sequence[Check | int], culprit: str) -> list[Check]:
-    """The requirements of all families that were not checked because `culprit` ended the process."""
+    """The checks of all remaining requirements, marked as skipped because `culprit` ended the process."""
     seen = {each.name for each in found if isinstance(each, Check)}
     return [
         Check(name=step.name, state="skipped", detail=f"not checked: {culprit} did not pass")
@@ -91,7 +92,7 @@ def skipped(found: Sequence[Check | int], culprit: str) -> list[Check]:
 
 
 def examine(cls: type[Backbone], entry: Entry, weights: Path, module: str | None = None) -> Iterator[str | Check | int]:
-    """For each requirement its name when the check begins, then the result; last the size of the graph in bytes."""
+    """Yields each requirement's name when its check begins, then the result; last the size of the graph in bytes."""
     require("the conformance check", *RUNTIME, *TRAINING)
     done: dict[str, CheckState] = {}
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as folder:
@@ -125,6 +126,6 @@ def _judged(step: Step, subject: Subject) -> Check:
     except (BrokenError, ZooError) as error:
         detail = str(error)
     except BaseException as error:
-        # A plugin may raise anything, SystemExit included: that is the result.
+        # A plugin may raise any exception, even SystemExit, which then is the result.
         detail = f"{type(error).__name__}: {brief(str(error))}"
     return Check(name=step.name, state=state, detail=detail, seconds=time.perf_counter() - start)

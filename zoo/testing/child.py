@@ -49,7 +49,7 @@ def check_family(entry: Entry, weights: Path, limit: float = CHECK_LIMIT, progre
 
 
 def main() -> None:
-    """The child: check the family of the row in the request; the last answer is None."""
+    """Run the child process: check the family of the row in the request; the last answer is None."""
     parent = Parent()
     message = parent.receive()
     assert message is not None
@@ -64,7 +64,7 @@ def main() -> None:
         parent.send(None)
     except ZooError as error:
         parent.fail(error)
-    # Ends at once, without waiting for a plugin's threads or exit handlers.
+    # The process ends at once: a plugin's threads and exit handlers might never end.
     os._exit(0)
 
 

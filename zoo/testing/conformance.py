@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from zoo.backbone import TensorMap
 
-#: Packages that a plugin's module must not import, because `zoo list` waits for the import.
+#: Packages that a plugin's module must not import at its top, because `zoo list` would wait for them.
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", "jax")
 #: Seconds after which the import of a module counts as hanging.
 IMPORT_LIMIT = 60
-#: Words of a table whose vectors are compared.
+#: The number of words of a table whose vectors are compared.
 CHECKED_WORDS = 8
-#: Not a module of zoo: a package that zoo itself has imported could not be found in the plugin's import any more.
+#: Lists the heavy packages that a plugin imports. It is a script without zoo, whose own imports would be listed too.
 IMPORT_SCRIPT = f"""
 import importlib, json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -49,15 +49,15 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 
 
 class BrokenError(Exception):
-    """Raised by a check whose requirement is not met, with the finding."""
+    """Raised with the finding by a check whose requirement is not met."""
 
 
 class UnseenError(Exception):
-    """Raised by a check that is not possible here, with the reason."""
+    """Raised with the reason by a check that is not possible here."""
 
 
 class Subject:
-    """The family under examination, and the results of one check that later ones need."""
+    """The family to check, and results of checks that later checks need."""
 
     def __init__(self, cls: type[Backbone], entry: Entry, weights: Path, module: str, folder: Path) -> None:
         self.cls = cls
@@ -71,7 +71,7 @@ class Subject:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The family with this row's files, prepared as after a pull."""
+        """The family with the files of the row, prepared as after a pull."""
         backbone = self.cls(self.entry, self.weights)
         backbone.prepare()
         return backbone
@@ -96,7 +96,7 @@ class Subject:
 
     @cached_property
     def batches(self) -> "list[TensorMap]":
-        """Real samples as the graph takes them, one batch for each size that the parity check uses."""
+        """The bundled samples as inputs of the graph, a batch for each size that the parity check uses."""
         import numpy as np
 
         encoder = self.encoder
@@ -112,7 +112,7 @@ class Subject:
         return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
 
     def features(self, feeds: "TensorMap") -> Any:
-        """Features by the family's reference: float [batch, dim]."""
+        """Features float [batch, dim], computed by the family's reference()."""
         import numpy as np
 
         answer = self.backbone.reference(feeds)
@@ -121,10 +121,10 @@ class Subject:
         return np.asarray(answer[FEATURES])
 
     def run(self, feeds: "TensorMap") -> Any:
-        """Features by the exported graph. Raises BrokenError if the runtime refuses the shapes."""
+        """Features, computed by the exported graph. Raises BrokenError if the runtime refuses the shapes."""
         try:
             return self.session.run([FEATURES], dict(feeds))[0]
-        except Exception as error:  # onnxruntime's exceptions have no common root of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise BrokenError(f"the graph cannot run at batch {_size(feeds)}: {brief(str(error))}") from error
 
 
@@ -279,9 +279,9 @@ def _parity(subject: Subject) -> str:
 
 
 def _words(subject: Subject) -> str:
-    """A text of one word gets the word's vector in the original files, which a second, simple reader reads.
+    """A text of one word gets the word's vector from the original files, which a second, simple reader reads.
 
-    Parity cannot show this: with a word list read in a wrong order, graph and reference are wrong in the same way.
+    The parity check cannot find a word list that is read in a wrong order: graph and reference are then equally wrong.
     """
     import numpy as np
 
@@ -316,7 +316,7 @@ def _rows_alone(subject: Subject) -> str:
 
 
 def _stages(subject: Subject) -> str:
-    """stages() run in order compute the module's features, with the module's own parameters."""
+    """stages(), run in order, compute the module's features with the module's own parameters."""
     import numpy as np
     import torch
 
@@ -343,7 +343,7 @@ def _whole_chain(subject: Subject) -> str:
     def export(backbone: Backbone, path: Path, options: ExportOptions) -> None:
         shutil.copytree(subject.exported.parent, path.parent, dirs_exist_ok=True)
 
-    # The build uses the file that was checked instead of exporting again.
+    # The build copies the file that is already checked instead of exporting again.
     family = type(subject.cls.__name__, (subject.cls,), {"export": export})
     bundle = build.build(subject.entry, subject.weights, family, subject.built)
     return f"{len(bundle.manifest.parity.checks)} comparisons on {bundle.manifest.parity.samples}"
@@ -371,7 +371,7 @@ def _listed(numbers: Sequence[object]) -> str:
 
 
 class Step(NamedTuple):
-    """One check: `needs` are the checks that must have passed before, `only` the families it is for (None: all)."""
+    """A check. `needs` are the checks that must pass before it; `only` is the kind of families it is for, None: all."""
 
     name: str
     look: Callable[[Subject], str]

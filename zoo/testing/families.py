@@ -27,9 +27,10 @@ def check_families(
 ) -> list[Report]:
     """A report for every checked row, each checked in its own child within `limit` seconds.
 
-    Checked are the named `rows`; without them the pulled rows of `family`, or else its smallest row that can be pulled.
-    With `family` None all families are checked without downloads, and a family without a local row is left out.
-    Raises PluginError if `family` has no plugin or the plugin cannot be loaded, and the errors of `pull`.
+    The named `rows` are checked. Without names the pulled rows of `family` are checked, or if there are none, its
+    smallest row that can be pulled. With `family` None all families are checked without downloads; a family without a
+    local row is left out. Raises PluginError if `family` has no plugin or the plugin cannot be loaded, and the errors
+    of `pull`.
     """
 
     def check(entry: Entry) -> Report:
@@ -55,7 +56,7 @@ def check_families(
 def _local_reports(
     family: str, registry: Registry, is_pulled: Callable[[Entry], bool], check: Callable[[Entry], Report]
 ) -> list[Report]:
-    """The reports on one of all families, without downloads; a family that cannot be checked gets a report of that."""
+    """The reports on `family`, without downloads; if it cannot be checked, a report that says so."""
     pulled, others = _rows_of(family, registry, is_pulled)
     local = [
         entry for entry in others if entry.is_pinned and all(file.sources[0].startswith(LOCAL) for file in entry.files)
