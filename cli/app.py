@@ -1,4 +1,4 @@
-"""The command `zoo` and its verbs. Errors are printed and turned into exit codes here, and nowhere else."""
+"""The command `zoo` and its verbs. Only this module prints errors and turns them into exit codes."""
 
 import _thread
 import atexit
@@ -28,7 +28,7 @@ VERBS = (
 
 
 class Commands(Mapping[str, Any]):
-    """The verbs by name, each imported only when it is used: importing all takes longer than loading a model."""
+    """The verbs by name. A verb is imported when it is used: importing all takes longer than loading a model."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in VERBS:
@@ -54,7 +54,7 @@ class Root(TyperGroup):
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(**facts)
-        # typer reads this mapping and never adds to it.
+        # typer only reads this mapping.
         self.commands = Commands()  # type: ignore[assignment]
 
 
@@ -98,16 +98,16 @@ def main() -> None:
 
 
 def process() -> NoReturn:
-    """Run the command line as a process of its own, which ends without freeing its objects one by one.
+    """Run the command line as the main program, and end the process without freeing its objects.
 
-    Freeing them takes 0.3 s once torch is imported (mypy skips it, too). Threads that still run are not waited for.
+    Freeing them takes 0.3 s if torch is imported (mypy skips it too). The process does not wait for running threads.
     """
-    # A tenth of the time to import torch is spent by the garbage collector, which finds nothing. Large objects are
-    # freed by their reference counts, so rare collections are enough later, too.
+    # The garbage collector takes a tenth of the time to import torch, and finds nothing. Large objects are freed by
+    # their reference counts, so rare collections are enough later too.
     gc.set_threshold(100_000, 20, 20)
     code = _run()
     for stream in (sys.stdout, sys.stderr):
-        # _run has already reported every failure that it could.
+        # Errors here mean that the streams are closed; _run has already reported every other failure.
         with suppress(OSError, AttributeError, ValueError):
             stream.flush()
     atexit._run_exitfuncs()
@@ -125,7 +125,7 @@ def _run() -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
     except (BrokenPipeError, ReaderGoneError):
-        # The reader of our output has gone (zoo list | head), which is not an error.
+        # The reader of the output has gone (zoo list | head). That is not an error.
         if sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -136,7 +136,7 @@ def _run() -> int:
             return _interrupted()
         show = getattr(error, "show", None)
         if show is not None:
-            # A wrong option: typer's own errors print themselves.
+            # typer prints its own errors, such as wrong options.
             if "--json" in sys.argv:
                 facts = {"message": error.format_message(), "hint": f"{_command_of(error)} --help"}  # type: ignore[attr-defined]
                 print_error_json({"code": "usage", **facts})
@@ -173,7 +173,7 @@ def _command_of(error: Any) -> str:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C caused an error: C code that is interrupted during an import raises another one."""
+    """Whether Ctrl-C caused an error. C code that is interrupted during an import raises another error."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -187,14 +187,14 @@ def _is_interrupt(error: BaseException) -> bool:
 def _deliver_again(failure: Any) -> None:
     """Repeat a Ctrl-C that arrived in a destructor, where Python drops every exception."""
     if isinstance(failure.exc_value, KeyboardInterrupt):
-        # Raised here it would be dropped again.
+        # A timer repeats it, because an exception raised here would be dropped again.
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(failure)
 
 
 def _interrupted() -> int:
-    # The process is about to end: another Ctrl-C would only add a traceback.
+    # The process is about to end, and another Ctrl-C would only add a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "--json" in sys.argv:
         print_error_json({"code": "interrupted", "message": "interrupted", "hint": None})

@@ -55,9 +55,9 @@ def _next(model: str, manifest: Manifest, is_compared: bool) -> tuple[str, ...]:
         return ("bench", model, "--against", "torch")
     is_bare = "pixels" in {spec.name for spec in manifest.inputs}
     if manifest.precision != "fp32" or manifest.fused or is_bare:
-        # Such a file cannot be converted further.
+        # A bare backbone cannot be converted further.
         return ("run", model, "INPUT")
-    # Export of a word table without a head takes no data.
+    # The export of a word table without a head takes no data.
     data = () if is_table and manifest.head is None else ("--calibrate", "DATA")
     return ("export", model, "-o", "DIR", "--precision", "int8", *data)
 

@@ -33,7 +33,7 @@ def command(
     """
     zoo = make_zoo(context)
     each = zoo.each_input(model, inputs, text=text, image=image)
-    # Mistyped arguments are reported before a model is pulled or built for them.
+    # Counting the inputs reports mistyped arguments before a model is pulled or built.
     each.count()
     found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict)
     print_written("embed", found, {"dim": found.dim}, as_json=json)

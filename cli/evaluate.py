@@ -10,7 +10,7 @@ from zoo_cli.state import make_zoo
 
 from zoo import Evaluation, GateError, UsageError, check_predictions, to_plain, write_predictions
 
-#: Unreadable items that are listed; the others are only counted.
+#: The number of unreadable items that are listed; the others are only counted.
 LISTED = 20
 
 

@@ -47,7 +47,7 @@ def command(
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest
-    # A word table is a file of its own, beside the graph.
+    # A word table is a separate file beside the graph.
     size = sum(file.size for file in manifest.files if file.path.endswith((".onnx", ".bin")))
     if json:
         facts = {"path": str(bundle.model), "precision": manifest.precision, "fused": manifest.fused, "size": size}

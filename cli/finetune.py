@@ -11,9 +11,9 @@ from zoo_cli.state import make_zoo
 from zoo import FinetuneOptions, Outcome, Task, UsageError, parse_head, to_plain
 
 DEFAULTS, AUTO = FinetuneOptions(), "auto"
-#: Left-out items that are listed here; the bundle lists all.
+#: The number of left-out items that are printed; the bundle lists all.
 LISTED = 10
-#: Defaults with --unfreeze, where an epoch costs as much as thousands of epochs of a head alone.
+#: Defaults with --unfreeze: an epoch then takes as long as thousands of epochs of a head alone.
 DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
 #: The tasks that can be trained: all of Task except EMBEDDING.
 Trained = Literal["single-label", "multi-label", "regression"]
@@ -93,7 +93,7 @@ def command(
     say(f"report: {out / 'report.html'}")
     names = (("--text", text), ("--image", image), ("--label", label))
     columns = [word for name, value in names if value for word in (name, value)]
-    # Items that were unreadable here are unreadable there, too.
+    # Items that fine-tuning could not read are also unreadable in the next command.
     columns += ["--max-bad", f"{max_bad:g}"] if outcome.skipped else []
     held_out = data if isinstance(options.val, float) else options.val
     next_command("zoo", "evaluate", reference(out), held_out, "--held-out", *columns)

@@ -1,12 +1,12 @@
-"""Metrics for people to read, the same in every verb."""
+"""Prints metrics for people to read, the same way in every verb."""
 
 from zoo_cli.output import print_table, write
 
 from zoo import Metrics
 
-#: Above this many classes only the worst classes and the pairs that are most often confused are printed.
+#: With more classes only the worst classes and the pairs that are most often confused are printed.
 MAX_CLASSES = 20
-#: Above this many characters in a line, columns have numbers instead of names.
+#: If a line would have more characters, columns have numbers instead of names.
 WIDE = 100
 
 
@@ -16,7 +16,7 @@ def floor_name(metrics: Metrics) -> str:
 
 
 def summary(metrics: Metrics) -> str:
-    """One line: the main metric first, with its interval, and the number of items."""
+    """One line with the main metric and its interval first, and the number of items last."""
     if metrics.r2 is not None:
         return f"R² {metrics.r2:.4f}, MAE {metrics.mae:.4g}, RMSE {metrics.rmse:.4g}, n = {metrics.n}"
     assert metrics.accuracy_interval is not None
@@ -29,7 +29,7 @@ def summary(metrics: Metrics) -> str:
 
 
 def print_summary(metrics: Metrics, device: str) -> None:
-    """A line for each metric, the main one first."""
+    """Print a line for each metric, the main metric first."""
     where = f"n = {metrics.n}, on {device}"
     if metrics.r2 is not None:
         write(f"R²        {metrics.r2:.4f}  ({where})")
@@ -54,7 +54,7 @@ def print_summary(metrics: Metrics, device: str) -> None:
 
 
 def print_labels(metrics: Metrics) -> None:
-    """A row for each label; with many labels, only the worst."""
+    """Print a row for each label; with many labels, only the worst."""
     if not metrics.per_class:
         return
     names = {"n": "N", "precision": "PRECISION", "recall": "RECALL", "f1": "F1", "average_precision": "AP"}
@@ -72,7 +72,7 @@ def print_labels(metrics: Metrics) -> None:
 
 
 def print_confusion(metrics: Metrics) -> None:
-    """True classes in rows and predictions in columns; with many classes, the pairs that are most often confused."""
+    """Print true classes in rows and predictions in columns; with many classes, the most often confused pairs."""
     if not metrics.confusion:
         return
     write()

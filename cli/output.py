@@ -1,4 +1,4 @@
-"""Output of every verb: data on stdout, messages on stderr, `--json` as one object with `schema_version`."""
+"""Output of every verb: data on stdout, messages on stderr, and with `--json` one object with `schema_version`."""
 
 import io
 import json
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 
 
 def print_json(kind: str, data: Any) -> None:
-    """One JSON object on stdout: schema_version, then `kind` with the data."""
+    """Print one JSON object on stdout: schema_version, then `kind` with the data."""
     text = to_json({"schema_version": SCHEMA_VERSION, kind: data})
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -26,13 +26,13 @@ def print_json(kind: str, data: Any) -> None:
 
 
 def print_error_json(facts: dict[str, Any]) -> None:
-    """An error as JSON on stdout, unless stdout is closed."""
+    """Print an error as JSON on stdout, unless stdout is closed."""
     if sys.stdout is not None:
         print_json("error", facts)
 
 
 class ReaderGoneError(Exception):
-    """Raised if the reader of stdout has gone. click turns a BrokenPipeError into exit code 1, so it is not used."""
+    """Raised if the reader of stdout has gone, instead of BrokenPipeError, which click turns into exit code 1."""
 
 
 def write(line: str = "") -> None:
@@ -44,7 +44,7 @@ def write(line: str = "") -> None:
 
 
 def speak_any_code() -> None:
-    """Print letters that the terminal's encoding does not have as escapes."""
+    """From now on, print letters that the terminal's encoding does not have as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -83,14 +83,14 @@ def next_command(*words: object) -> None:
 
 
 def reference(folder: object) -> str:
-    """A bundle's folder as a model reference. Without a slash it would be a name of the registry."""
+    """The folder of a bundle as a model reference: with a slash, because a plain name means a registry row."""
     return str(folder) if "/" in str(folder) else f"./{folder}"
 
 
 def print_error(error: ZooError, *, as_json: bool) -> None:
-    """Print the error in one line and its hint in another; with --json also an object on stdout.
+    """Print the error on one line and its hint on another; with --json also an object on stdout.
 
-    If a check of an exported model failed, all its comparisons come first.
+    If a check of an exported model failed, all its comparisons are printed first.
     """
     report = getattr(error, "report", None)
     if as_json:

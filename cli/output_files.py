@@ -1,4 +1,4 @@
-"""Messages about many inputs: the file that was written, the inputs that failed, and their number."""
+"""Messages about many inputs: the written file, the inputs that failed, and the number of failures."""
 
 from typing import Any, NoReturn
 
@@ -34,12 +34,12 @@ def print_failure(name: str, failure: Failure) -> None:
     """Print an input's name, error and hint."""
     message = " ".join(failure.message.split())
     hint = f" ({' '.join(failure.hint.split())})" if failure.hint else ""
-    # A longer name is a text.
+    # A longer name is the text itself and is not repeated.
     say(f"failed: {message if name in message or len(name) > 1000 else f'{name}: {message}'}{hint}")
 
 
 def end_with_count(message: str, *, hint: str) -> NoReturn:
-    """Print how many inputs failed, and end with exit code 1."""
+    """Print `message`, which counts the failed inputs, and its hint; end with exit code 1."""
     say(f"error: {message}")
     say(f"hint: {hint}")
     raise typer.Exit(ZooError.exit_code)

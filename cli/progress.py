@@ -1,6 +1,6 @@
-"""Progress on stderr: bars by rich on a terminal; elsewhere a line every ten seconds and one for each finished task.
+"""Progress on stderr: bars on a terminal; elsewhere a line every ten seconds and a line for each finished task.
 
-The first bar imports rich.
+The package rich draws the bars; it is imported for the first bar.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Bars:
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[ProgressBar]:
-        """A bar on a terminal; elsewhere lines with count, rate and time left, the last one when the task is done."""
+        """A bar on a terminal; elsewhere lines with count, rate and remaining time, and one when the task is done."""
         if sys.stderr is not None and sys.stderr.isatty():
             with _rich(unit, is_counted=total is not None) as progress:
                 yield _Drawn(progress, description, total)
@@ -36,7 +36,7 @@ class Bars:
         bar.end()
 
     def note(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         say(text)
 
 
@@ -129,9 +129,9 @@ def _rich(unit: str, *, is_counted: bool) -> "RichProgress":
     elif is_counted:
         counts = (bars.MofNCompleteColumn(), Rate(), bars.TimeRemainingColumn())
     else:
-        # They stay empty for a task that counts nothing.
+        # A task without a count has neither count nor rate.
         counts = (Count(), Rate())
     description = bars.TextColumn("{task.description}")
-    # Data on stdout must go into the pipe: rich would print it above the bar.
+    # rich must not redirect stdout: data must go into the pipe, and rich would print them above the bar.
     columns = description, bars.BarColumn(), bars.TimeElapsedColumn(), *counts
     return bars.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)

@@ -16,7 +16,7 @@ from zoo_cli.state import make_zoo
 
 from zoo import Answer, Answers, DataError, Inputs, ProgressBar, UsageError, Zoo, to_plain
 
-#: Characters that would end a line or cannot be printed; the name of a text input is the text itself.
+#: Characters that end a line or cannot be printed. Names may contain them: the name of a text input is the text.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Seconds between two flushes of stdout.
 FLUSH_EVERY = 0.2
@@ -61,7 +61,7 @@ def command(
         _analogy(zoo, model, inputs, device, top, out, as_json=json)
         return
     each = zoo.each_input(model, inputs, text=text, image=image)
-    # Mistyped arguments are reported before a model is pulled or built for them.
+    # Counting the inputs reports mistyped arguments before a model is pulled or built.
     total = each.count()
     if out is None:
         _to_stdout(zoo, model, each, total, device, top, strict=strict, as_json=json)
@@ -145,7 +145,7 @@ def _bar(answers: Answers, total: int | None, *, is_table: bool) -> Iterator[Pro
 
 
 def _print(answer: Answer) -> None:
-    """Print one line, with escapes for characters of the name that cannot be printed."""
+    """Print an answer on one line, with escapes for characters of the name that cannot be printed."""
     name = UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), answer.input)
     write(f"{name}\t{_words(answer)}")
 
@@ -169,7 +169,7 @@ def _words(answer: Answer) -> str:
     if answer.value is not None:
         return f"{answer.value:.7g}"
     if answer.chosen is not None:
-        # The labels as in a label column, then every score.
+        # The chosen labels, written as in a label column, and then every score.
         return "\t".join(("|".join(answer.chosen), _scored(answer.labels)))
     if best := answer.labels or answer.words:
         return _scored(best)

@@ -9,6 +9,6 @@ from zoo import Zoo
 
 
 def make_zoo(context: typer.Context, *, offline: bool = False) -> Zoo:
-    """The Zoo that a verb uses; its progress goes to stderr."""
+    """The Zoo for a verb; it prints progress on stderr."""
     registry: Path | None = context.obj
     return Zoo(registry=registry, offline=True if offline else None, progress=Bars())
