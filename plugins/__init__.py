@@ -1,1 +1,1 @@
-"""The built-in plugins, found by the same entry points as anybody else's."""
+"""The built-in plugins. Like all other plugins they are found by entry points."""

@@ -2,9 +2,9 @@
 
 Architecture: Devlin et al., https://arxiv.org/abs/1810.04805. Variants: DistilBERT (Sanh et al.,
 https://arxiv.org/abs/1910.01108) has no token types; RoBERTa and XLM-R (Liu et al., https://arxiv.org/abs/1907.11692)
-count positions from the padding id; MPNet (Song et al., https://arxiv.org/abs/2004.09297) does the same, and adds a
-bias for the distance of two tokens to attention. Tensors of the published safetensors are renamed; only known keys of
-`config.json` are read, and none of them can name code.
+count positions from the padding id; MPNet (Song et al., https://arxiv.org/abs/2004.09297) does the same, and adds to
+the attention scores a bias for the distance of two tokens. Tensors of the published safetensors are renamed. Only known
+keys of `config.json` are read, and none of them can name code.
 """
 
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-#: Far above every published size: a larger number means a damaged file.
+#: The largest accepted size. It is far above every published one; a larger number means a damaged file.
 LARGEST = 1 << 24
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, lt=1)]
@@ -48,7 +48,7 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden_dropout_prob: Share = 0.1
     position_embedding_type: str = "absolute"
     pad_token_id: Annotated[int, Meta(ge=0, le=LARGEST)] | None = None
-    # Half of them for each direction, and half of those for single distances.
+    # Half of the buckets are for each direction, and half of these for single distances.
     relative_attention_num_buckets: Annotated[int, Meta(ge=4, lt=512)] = 32
 
 
@@ -80,9 +80,9 @@ class DistilBertConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bert(TorchBackbone):
-    """The family `bert`: pooling (mean over tokens, or the first one) and L2 as the row's preprocessing says.
+    """The family `bert`. The row's preprocessing selects the pooling (mean or first token) and L2 normalisation.
 
-    `config.arch` is `bert` (the default), `distilbert`, `roberta` or `mpnet`. Raises RegistryError for another one.
+    `config.arch` is `bert` (the default), `distilbert`, `roberta` or `mpnet`. Raises RegistryError for another value.
     """
 
     family = "bert"
@@ -118,7 +118,10 @@ class Bert(TorchBackbone):
 
 
 def read_config(path: Path, arch: str = "bert") -> BertConfig:
-    """The shape of the encoder. Raises IntegrityError when a key is missing, out of bounds or another family's."""
+    """The configuration in the file `path`.
+
+    Raises IntegrityError when a key is missing, out of bounds, or has a value of another family.
+    """
     try:
         if arch == "distilbert":
             config = msgspec.json.decode(path.read_bytes(), type=DistilBertConfig).as_bert()
@@ -129,16 +132,16 @@ def read_config(path: Path, arch: str = "bert") -> BertConfig:
     for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         asked = getattr(config, key)
         if asked != known:
-            raise IntegrityError(f"{path.name}: {key} is {asked!r}, this family knows {known}", hint=WRONG_FILE)
+            raise IntegrityError(f"{path.name}: {key} is {asked!r}, this family supports {known}", hint=WRONG_FILE)
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
-        raise IntegrityError(f"{path.name}: a width of {width} is not shared by {heads} heads", hint=WRONG_FILE)
+        raise IntegrityError(f"{path.name}: a width of {width} is not divisible by {heads} heads", hint=WRONG_FILE)
     return msgspec.structs.replace(config, type_vocab_size=0) if arch == "mpnet" else config
 
 
 def first_position(config: BertConfig, arch: str) -> int:
     """The index of the first token in the position table."""
-    # fairseq numbers positions from the padding id + 1; MPNet's id is 1 whatever its config.json says.
+    # fairseq numbers positions from the padding id + 1. MPNet's code uses 1 and ignores the id in its config.json.
     padding = 1 if config.pad_token_id is None else config.pad_token_id
     return {"roberta": padding + 1, "mpnet": 2}.get(arch, 0)
 
@@ -201,7 +204,7 @@ RENAMED = {
 
 
 def rename(name: str, arch: str = "bert") -> str | None:
-    """The name in this module of a tensor of a published checkpoint; None if features do not need it."""
+    """The name that a tensor of a published checkpoint has in this module; None if features do not need the tensor."""
     name = name.removeprefix(f"{arch}.")
     if name.startswith(UNUSED):
         return None
@@ -274,14 +277,14 @@ def _embeddings(config: BertConfig, arch: str) -> "torch.nn.Module":
 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             if first:
-                # Padding keeps the padding id as its position, also if a text contains the padding token.
+                # The position of padding is the padding id, also for a padding token inside a text.
                 is_token = (input_ids != first - 1).long()
                 positions = self.positions(is_token.cumsum(1) * is_token + first - 1)
             else:
                 positions = self.positions.weight[: input_ids.shape[1]]
             embedded = self.words(input_ids) + positions
             if config.type_vocab_size:
-                # A single text has only the first token type.
+                # Inputs are single texts, whose tokens all have the first token type.
                 embedded = embedded + self.segments.weight[0]
             x: torch.Tensor = self.norm(embedded)
             return x
@@ -302,12 +305,12 @@ def _scores(config: BertConfig, arch: str) -> "torch.nn.Module":
             return (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
 
     class Distances(Padding):
-        """The same plus a learnt bias for each head and each bucket of distances between two tokens."""
+        """The same bias plus a learnt one for each head and each bucket of distances between two tokens."""
 
         def __init__(self) -> None:
             super().__init__()
             self.distances = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
-            # A table, because a logarithm in the graph that rounds differently would change the bucket.
+            # The buckets are a table. A logarithm in the graph might round differently and change the bucket.
             self.register_buffer("buckets", _buckets(longest, config.relative_attention_num_buckets), persistent=False)
 
         def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -352,7 +355,7 @@ def _layer(config: BertConfig) -> "torch.nn.Module":
             self.attended, self.attended_norm = nn.Linear(width, width), norm()
             self.widen = nn.Linear(width, config.intermediate_size)
             self.narrow, self.output_norm = nn.Linear(config.intermediate_size, width), norm()
-            # Only active when the last layers are trained.
+            # Dropout is only active when the last layers are trained.
             self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
         def forward(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -368,7 +371,7 @@ def _layer(config: BertConfig) -> "torch.nn.Module":
 
 
 def _mean(x: "torch.Tensor", attention_mask: "torch.Tensor") -> "torch.Tensor":
-    """Mean over real tokens; a row of padding alone gives zeros, not NaN."""
+    """The mean over real tokens; zeros for a row that is only padding."""
     weight = attention_mask[:, :, None].to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
 

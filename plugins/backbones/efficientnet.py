@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class BlockSpec(NamedTuple):
-    """A group of MBConv blocks: only the first one has the stride and changes the width."""
+    """A group of MBConv blocks. Only the first block has the stride and changes the width."""
 
     repeats: int
     kernel: int
@@ -48,7 +48,7 @@ EPSILON = 1e-3
 
 
 class EfficientNet(TorchBackbone):
-    """The family `efficientnet`; `config.variant` names the block table."""
+    """The family `efficientnet`; `config.variant` names the table of blocks."""
 
     family = "efficientnet"
 
@@ -67,7 +67,7 @@ class EfficientNet(TorchBackbone):
         return network
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The stem, each run of blocks, and the head with the pooling."""
+        """The stem, each group of blocks, and the head with the pooling."""
         from torch import nn
 
         stem, blocks, head = cut(self.module, ("_blocks", "_conv_head"))
@@ -83,7 +83,7 @@ def _convolution(entering: int, out: int, kernel: int, stride: int = 1, groups: 
     from torch import nn
 
     class SameConv2d(nn.Conv2d):
-        """With even sizes, a stride of 2 pads one pixel more at the end than at the start."""
+        """A convolution that pads for even sizes: a stride of 2 pads one pixel more at the end than at the start."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             # Inputs are square and of even size wherever the stride is 2 (224, 112, 56, 28, 14).

@@ -6,7 +6,7 @@ Tensor names are those of torchvision and timm. The auxiliary heads, used only i
 
 The weights expect pixels normalised with mean and standard deviation 0.5. With `config.transform_input: true`, as in
 torchvision, the input is normalised with ImageNet's statistics and the network converts it. With `false`, as in timm,
-the input is already normalised with 0.5. A wrong value only shows as lower accuracy.
+the input is already normalised with 0.5. A wrong value raises no error: it only lowers the accuracy.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ HEADS = ("fc.", "AuxLogits.", "aux1.", "aux2.")
 
 
 class Inception(TorchBackbone):
-    """The family `inception`; `config.arch` names the network, `config.transform_input` is true or false."""
+    """The family `inception`; `config.arch` names the network, and `config.transform_input` is true or false."""
 
     family = "inception"
 
@@ -94,7 +94,7 @@ def _renormalisation() -> "nn.Module":
 def _convolution(
     entering: int, out: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | None = None
 ) -> "nn.Module":
-    """Convolution, batch norm, ReLU. By default padded to keep the size, and not padded if the stride is above 1."""
+    """Convolution, batch norm and ReLU. The default padding keeps the size, or is 0 if the stride is above 1."""
     from torch import nn
 
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -106,7 +106,7 @@ def _convolution(
 
 
 def _block(parts: "dict[str, nn.Module]", *branches: str) -> "nn.Module":
-    """Concatenates the outputs of branches. A branch names parts in sequence; `a|b` concatenates two parts."""
+    """A block that concatenates its branches. A branch names parts to run in order; `a|b` concatenates two parts."""
     import torch
     from torch import nn
 
@@ -151,7 +151,7 @@ def _v3_a(entering: int, pooled: int) -> "nn.Module":
 
 
 def _v3_b(entering: int) -> "nn.Module":
-    """From 35x35 to 17x17."""
+    """The block from 35x35 to 17x17."""
     from torch import nn
 
     return _block(
@@ -194,7 +194,7 @@ def _v3_c(entering: int, inner: int) -> "nn.Module":
 
 
 def _v3_d(entering: int) -> "nn.Module":
-    """From 17x17 to 8x8."""
+    """The block from 17x17 to 8x8."""
     from torch import nn
 
     return _block(
@@ -263,7 +263,7 @@ def _inception_v3() -> "dict[str, nn.Module]":
 
 
 def _v1(entering: int, direct: int, three: tuple[int, int], five: tuple[int, int], pooled: int) -> "nn.Module":
-    """GoogLeNet's block: 1x1, 3x3, the paper's 5x5 and a max pooling; pairs are (reduced, out)."""
+    """GoogLeNet's block: 1x1, 3x3, the paper's 5x5 and a max pooling; pairs are widths (reduced, out)."""
     from torch import nn
 
     def spatial(inner: int, out: int) -> nn.Module:
@@ -304,7 +304,7 @@ def _googlenet() -> "dict[str, nn.Module]":
     }
 
 
-#: The parts in their order, and the first part of each stage after the first.
+#: By architecture: a function that makes the parts in their order, and the first part of each stage but the first.
 ARCHITECTURES: "dict[str, tuple[Callable[[], dict[str, nn.Module]], tuple[str, ...]]]" = {
     "inception_v3": (_inception_v3, ("Conv2d_3b_1x1", "Mixed_5b", "Mixed_6a", "Mixed_7a")),
     "googlenet": (_googlenet, ("conv2", "inception3a", "inception4a", "inception5a")),

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Depth(NamedTuple):
-    """How many blocks each of the four layers has, and whether they are bottlenecks."""
+    """The number of blocks in each of the four layers, and whether they are bottlenecks."""
 
     blocks: tuple[int, int, int, int]
     is_bottleneck: bool
@@ -41,7 +41,7 @@ ARCHITECTURES = {
     "resnet152": Depth((3, 8, 36, 3), True),
 }
 WIDTHS = (64, 128, 256, 512)
-#: The first part of each stage after the stem.
+#: The first part of each stage, except the first stage, which is the stem.
 CUTS = ("layer1", "layer2", "layer3", "layer4")
 
 #: Tensor names of transformers, whose layers and stages count from 0; torchvision's count from 1.
@@ -52,7 +52,7 @@ KINDS = {"convolution": "conv", "normalization": "bn"}
 
 
 class ResNet(TorchBackbone):
-    """The family `resnet`; `config.arch` names the depth, `config.layout` how the file names its tensors."""
+    """The family `resnet`; `config.arch` names the depth, `config.layout` the scheme of the file's tensor names."""
 
     family = "resnet"
 
@@ -85,7 +85,7 @@ def from_torchvision(name: str) -> str | None:
 
 
 def from_transformers(name: str) -> str | None:
-    """The name in torchvision of a tensor of transformers (prefix `resnet.` optional); None for the classifier."""
+    """The name in torchvision of a transformers tensor (prefix `resnet.` optional); None for the classifier."""
     bare = name.removeprefix("resnet.")
     if bare.startswith("classifier."):
         return None

@@ -28,8 +28,9 @@ ROWS = 1 << 14
 
 
 class Word2Vec(Backbone):
-    """The family `word2vec`; `config.format` is one of `zoo.words.formats.LAYOUTS`, needed if the suffix is ambiguous.
+    """The family `word2vec`.
 
+    `config.format` is one of `zoo.words.formats.LAYOUTS`; a row needs it if the suffix of the table is ambiguous.
     `config.column` names the column of the words in a Parquet list with several columns. Raises RegistryError for an
     inconsistent row.
     """
@@ -61,7 +62,7 @@ class Word2Vec(Backbone):
         return ("numpy", "pyarrow") if str(self.preprocess.words).endswith(".parquet") else ("numpy",)
 
     def prepare(self, progress: Progress = SILENT) -> None:
-        """Convert the row's files into the memory-mapped form of zoo.words. A float32 table is used without a copy.
+        """Convert the row's files to the memory-mapped form of zoo.words; a float32 table is not copied.
 
         Raises IntegrityError for files of another format.
         """
@@ -79,14 +80,14 @@ class Word2Vec(Backbone):
         listed = self.weights / self.preprocess.words
         vectors, offset = formats.read_table(table, self.layout, dim)
         words = formats.read_words(listed, self.entry.config.get("column"))
-        # A repeated word is left out, and then ids are no longer row indices of the file.
+        # If a word is repeated, its later rows are left out, and ids are not row indices of the file.
         is_table = vectors.dtype.str == "<f4" and vectors.flags.c_contiguous and offset % 4 == 0
         is_table = is_table and len(set(words)) == len(words)
         in_place = InPlace(table.name, offset) if is_table else None
         prepare(self.weights, formats.pair(listed, words, vectors), dim, in_place)
 
     def export(self, path: Path, options: ExportOptions) -> None:
-        """Look-up and masked mean; the table is external data in `vectors.bin` beside `path`."""
+        """Write the look-up and masked mean as ONNX; the table is external data in `vectors.bin` beside `path`."""
         self.prepare()
         import onnx
 
@@ -99,7 +100,7 @@ class Word2Vec(Backbone):
         onnx.save(model, path)
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """The same mean in numpy, from the original files read row by row, without the prepared form."""
+        """The same mean in numpy, from the original files, which are read row by row without the prepared form."""
         import numpy as np
 
         ids, mask = feeds["input_ids"], feeds["attention_mask"]
@@ -129,9 +130,9 @@ class Word2Vec(Backbone):
 
 
 def mean_graph(count: int, dim: int, options: ExportOptions, *, counts_unknown: bool) -> "onnx.ModelProto":
-    """`features` [batch, dim] = the mean over the words of a table [count, dim] in `vectors.bin`.
+    """A graph whose `features` [batch, dim] are means over words of a table [count, dim] in `vectors.bin`.
 
-    Positions with `attention_mask` 0 are ignored. An id outside the table is ignored, or with `counts_unknown` counts
+    Positions with `attention_mask` 0 are ignored. An id outside the table is ignored; with `counts_unknown` it counts
     as a zero vector. A text without words gives zeros. A MatMul applies the mask, which avoids an element-wise product
     of shape [batch, sequence, dim].
     """

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from zoo.hub import Repository
 
-#: In order of preference; a pickle is converted in a child process.
+#: Names of checkpoints in order of preference; a pickle is converted in a child process.
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
-#: Buffers of older checkpoints that the architecture computes.
+#: Buffers in older checkpoints that the architecture computes itself.
 COMPUTED = ("relative_position_index", "attn_mask")
 
 
 class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`config.json` of timm; before 2023 the keys of `pretrained_cfg` were beside `architecture`."""
+    """The `config.json` of timm. Before 2023 the keys of `pretrained_cfg` were beside `architecture`."""
 
     architecture: str
     model_args: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimmBridge(Bridge):
-    """`timm/NAME` is the Hub repository timm/NAME; an architecture without a tag means timm's default weights."""
+    """The bridge of `timm/NAME`, the Hub repository timm/NAME. A NAME without a tag means timm's default weights."""
 
     prefix = "timm"
 
@@ -88,7 +88,7 @@ class Timm(TorchBackbone):
         if config.architecture != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.architecture}", hint="pull the model again")
         network = create(config)
-        # The name of one classifier, or of several.
+        # This is a name, or a list of names if there are several classifiers.
         named = config.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
 
@@ -122,7 +122,7 @@ def create(config: TimmConfig) -> "torch.nn.Module":
 
     _check_architecture(config.architecture)
     for name, value in config.model_args.items():
-        # Arguments of create_model itself could load other weights; those of the network are plain values.
+        # Only arguments of the network are passed: arguments of create_model itself could load other weights.
         is_plain = isinstance(value, bool | int | float | str) or (
             isinstance(value, list) and all(isinstance(each, bool | int | float | str) for each in value)
         )
@@ -176,10 +176,10 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
 
 
 def _measure(config: TimmConfig) -> tuple[int, int]:
-    """Length of the feature vector and number of parameters, from a run on the meta device."""
+    """Returns the length of the feature vector and the number of parameters, from a run on the meta device."""
     import torch
 
-    # Where its shapes do not fit together, only a run says so.
+    # A configuration whose shapes do not fit together only fails in a run.
     with described_by_config("timm"), torch.device("meta"), torch.inference_mode():
         network = create(config)
         size = config.pretrained_cfg.get("input_size") or (3, 224, 224)
@@ -196,7 +196,7 @@ def _require() -> None:
 
 
 def _hub_name(name: str) -> str:
-    """The repository of a model. Raises NotFoundError, with the nearest names, for an architecture timm has not."""
+    """The repository of a model. Raises NotFoundError, with the nearest names, for an architecture unknown to timm."""
     from timm.models import get_pretrained_cfg, is_model
 
     if "/" in name:
@@ -212,7 +212,7 @@ def _hub_name(name: str) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """A hint at the weights that timm lists under such a name."""
+    """A hint with the names of weights of timm that are nearest to `name`."""
     import difflib
 
     import timm
@@ -223,7 +223,7 @@ def _nearest(name: str) -> str | None:
 
 
 def _check_architecture(name: str) -> None:
-    """Raise NotFoundError unless timm has it: names with a colon would make timm load from elsewhere."""
+    """Raise NotFoundError unless timm has this architecture. A name with a colon would load a model from elsewhere."""
     import difflib
 
     import timm

@@ -1,9 +1,9 @@
 """hf/ORG/NAME: any text encoder of the Hub that transformers knows, with the pooling of its repository.
 
-Architectures of zoo's family `bert` use that family and need no other package. Everything else is built by
-the library (https://github.com/huggingface/transformers) from `config.json`. Code of a repository is never run: no
-configuration that names code reaches the library, and `trust_remote_code` is never set. How a model's vectors are
-pooled is read from the files that sentence-transformers puts beside it (https://www.sbert.net).
+Architectures of zoo's family `bert` use that family and need no other package. The library
+(https://github.com/huggingface/transformers) builds all others from `config.json`. Code of a repository is never run:
+no configuration that names code reaches the library, and `trust_remote_code` is never set. The pooling of a model's
+vectors is read from the files that sentence-transformers puts beside the model (https://www.sbert.net).
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ Config: TypeAlias = Mapping[str, Any]
 
 
 class Pooling(NamedTuple):
-    """The steps of sentence-transformers after the encoder, and the folder of the encoder's files."""
+    """The steps of sentence-transformers that follow the encoder, and the folder of the encoder's files."""
 
     folder: str
     pooling: Literal["mean", "cls"]
@@ -44,7 +44,7 @@ class Pooling(NamedTuple):
 
 
 class TransformersBridge(Bridge):
-    """`hf/ORG/NAME` is the Hub's repository of that name."""
+    """The bridge of `hf/ORG/NAME`, which is the Hub's repository ORG/NAME."""
 
     prefix = "hf"
 
@@ -65,7 +65,7 @@ class TransformersBridge(Bridge):
         checkpoint = _checkpoint(repository, pooling.folder)
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
-            raise UsageError(f"{repository.origin}: config.json does not say hidden_size", hint="choose another model")
+            raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
         per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -73,7 +73,7 @@ class TransformersBridge(Bridge):
             task="text-features",
             description=f"{model_type} encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}",
             license=repository.license,
-            # The header of the file is small compared with its numbers.
+            # Without a listed number, parameters are estimated from the file's size; its header is small.
             params=repository.parameters or max(1, (repository.sizes[checkpoint] or 0) // per_number),
             dim=width,
             preprocess=preprocess,
@@ -118,7 +118,7 @@ def create(config: Config) -> "torch.nn.Module":
     plain = {key: value for key, value in config.items() if key not in CODE}
     with described_by_config("transformers"):
         shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-        # Eager attention exports exactly; with windowed attention the fused kernel differs by 1e-3.
+        # Eager attention exports exactly. With windowed attention the fused kernel differs by 1e-3.
         model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # not a part of the features, and often not in the file
@@ -146,7 +146,7 @@ def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn
 
 
 def _pooling(repository: "Repository") -> Pooling:
-    """The pooling from `modules.json` and the pooling module's file; without these, the mean over tokens."""
+    """The pooling in `modules.json` and the pooling module's file; without these files, the mean over tokens."""
     if "modules.json" not in repository.sizes:
         return Pooling("", "mean", normalize=False)
     modules = _parse_list(repository.read("modules.json"), "modules.json")
@@ -182,7 +182,7 @@ def _prompt(repository: "Repository") -> str | None:
 def _preprocess(
     repository: "Repository", config: Config, model_type: str, pooling: Pooling
 ) -> tuple[TextPreprocess, str]:
-    """How texts become tokens, and the path of the tokenizer in the repository."""
+    """Returns the preprocessing of texts, and the path of the tokenizer in the repository."""
     folder, sizes = pooling.folder, repository.sizes
     optional = {
         name: _json(repository, folder + name) if folder + name in sizes else {}
@@ -217,7 +217,7 @@ def _preprocess(
 
 
 def _max_length(config: Config, model_type: str, *stated: object) -> int:
-    """The first stated limit, at most the number of the model's positions."""
+    """The first of the stated limits, but at most the number of the model's positions."""
     positions = config.get("max_position_embeddings")
     positions = positions if isinstance(positions, int) and positions > 0 else 512
     if OURS.get(model_type) in ("mpnet", "roberta") or model_type == "camembert":

@@ -1,4 +1,4 @@
-"""`file:///path`: files on this machine or on a mounted share, also offline."""
+"""`file:///path`: files on this machine or on a mounted share; they are also available offline."""
 
 import stat
 from collections.abc import Iterable, Sequence
@@ -15,17 +15,17 @@ CHUNK = 1 << 20
 
 
 class FileSource(Source):
-    """Copies of local files."""
+    """The source that copies local files."""
 
     scheme = "file"
     is_remote = False
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Copy every file from its start. Raises NetworkError when one is missing, unreadable or not a regular file."""
+        """Copy every file from its start. Raises NetworkError for a missing or unreadable file, a pipe or a device."""
         for want in wants:
             path = _path(want.url)
             try:
-                # Checked before it is opened: a pipe would block, and a device may never end.
+                # The type is checked before opening, because a pipe would block and a device may never end.
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise NetworkError(f"{path} is not a regular file", url=want.url, hint="name the file itself")
                 source = path.open("rb")

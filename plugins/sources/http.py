@@ -28,7 +28,7 @@ TRANSIENT = frozenset({408, 425, 429})
 
 
 class _TryAgainError(Exception):
-    """Raised when another try may succeed; `after` is the number of seconds that the server asks to wait."""
+    """Raised when another try may succeed; `after` are the seconds that the server asks to wait."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -42,15 +42,15 @@ class HttpsSource(Source):
     #: Seconds without a byte before a connection is given up.
     timeout = 30.0
     tries = 5
-    #: Seconds before the second try; doubled from then on, times a random factor of 0.5 to 1.5.
+    #: Seconds before the second try. The time doubles with each further try; a random factor of 0.5 to 1.5 is applied.
     backoff = 0.5
     longest_wait = 60.0
-    #: A connection with fewer bytes per second than this over `patience` seconds is given up too.
+    #: A connection with fewer bytes per second than this, on average over `patience` seconds, is given up too.
     slowest = 1024
     patience = 60.0
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Fetch every file in turn, after the bytes that its partial holds."""
+        """Fetch every file in turn; bytes that its partial already holds are not fetched again."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "backbone-zoo"}
         with httpx2.Client(headers=headers, timeout=self.timeout, follow_redirects=False) as client:
             for want in wants:
@@ -70,7 +70,7 @@ class HttpsSource(Source):
                     raise NetworkError(
                         f"{want.url}: the server's certificate is not trusted: {error}",
                         url=want.url,
-                        hint="if a proxy of yours signs its own certificates, set SSL_CERT_FILE to its root",
+                        hint="if your proxy signs certificates itself, set SSL_CERT_FILE to its root certificate",
                     ) from error
                 problem, after = f"{type(error).__name__}: {error}", None
             if attempt < self.tries:
@@ -109,7 +109,7 @@ class HttpsSource(Source):
             raise _TryAgainError(f"the connection closed at byte {counter.count} of {want.size}")
 
     def _save(self, response: httpx2.Response, file: BinaryIO, want: Want, counter: "_Counter") -> None:
-        """Append the body, up to one byte more than the size, which shows that it is too long."""
+        """Append the body, at most one byte more than the expected size; that byte shows that the body is too long."""
         since, before = time.monotonic(), counter.count
         for chunk in response.iter_raw():
             if counter.count == 0 and _looks_like_html(response, chunk):
@@ -120,7 +120,7 @@ class HttpsSource(Source):
                 )
             room = len(chunk) if want.size is None else want.size + 1 - counter.count
             file.write(chunk[:room])
-            # If the process is killed, no byte is lost.
+            # Flushed, so that no byte is lost if the process is killed.
             file.flush()
             counter.set(counter.count + min(len(chunk), room))
             if len(chunk) >= room and want.size is not None and counter.count > want.size:
@@ -133,7 +133,7 @@ class HttpsSource(Source):
 
     @contextmanager
     def _open(self, client: httpx2.Client, want: Want, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        """The response after all redirects, with any status."""
+        """The response after all redirects; its status may be an error."""
         url = want.url
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -172,7 +172,7 @@ class HttpsSource(Source):
 
 
 class HttpSource(HttpsSource):
-    """Plain http, which is not encrypted: for servers on this machine only."""
+    """The source for plain http, which is not encrypted: only for servers on this machine."""
 
     scheme = "http"
 
@@ -184,7 +184,7 @@ class HttpSource(HttpsSource):
 
 
 class _Counter:
-    """The number of bytes of the file so far; every change advances the bar."""
+    """Counts the bytes of the file so far; every change advances the bar."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
@@ -200,7 +200,7 @@ def _etag_path(want: Want) -> Path:
 
 
 def _remember_etag(response: httpx2.Response, want: Want) -> None:
-    """Keep the ETag of the bytes beside the partial, if it is strong: a weak one does not promise the same bytes."""
+    """Keep the response's ETag beside the partial if it is strong; a weak ETag does not guarantee the same bytes."""
     etag = response.headers.get("etag", "")
     if etag.startswith('"'):
         _etag_path(want).write_text(json.dumps({"url": want.url, "etag": etag}), encoding="utf-8")
@@ -216,14 +216,17 @@ def _range_headers(want: Want, held: int) -> dict[str, str]:
         known = json.loads(_etag_path(want).read_bytes())
     except (FileNotFoundError, ValueError):
         return headers
-    # The bytes may be from another mirror, whose ETag means nothing here.
+    # An ETag from another mirror is not sent: it is not valid for this URL.
     if known["url"] == want.url:
         headers["If-Range"] = known["etag"]
     return headers
 
 
 def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | None:
-    """The offset in the file of the response's body; None when nothing is missing. Raises for every failure."""
+    """The offset in the file at which the response's body begins; None if the file is already complete.
+
+    Raises an error for every other response.
+    """
     status = response.status_code
     if status == 200:
         return 0
@@ -247,7 +250,7 @@ def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | No
 
 
 def _restart(partial: Path) -> int:
-    """Remove the partial; returns its new size, 0."""
+    """Remove the partial, and return 0, its new size."""
     partial.unlink(missing_ok=True)
     return 0
 
@@ -266,7 +269,7 @@ def _looks_like_html(response: httpx2.Response, chunk: bytes) -> bool:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, by a Retry-After header of seconds or a date."""
+    """The seconds to wait that a Retry-After header states, as a number or as a date."""
     if value is None:
         return None
     if value.strip().isdigit():
@@ -299,11 +302,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_internal(host: str) -> bool:
-    """Whether a host name or address is of this machine or a private network."""
+    """Whether a host name or address belongs to this machine or to a private network."""
     try:
         addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except OSError:
-        # The name is not known here, for example behind a proxy: so it is no internal host either.
+        # A name that cannot be resolved here, for example behind a proxy, is not the name of an internal host.
         return False
     return any(not ipaddress.ip_address(address).is_global for address in addresses)
 

@@ -1,6 +1,6 @@
 """`hf://org/repo@<40-hex commit>/path`: files of the Hugging Face Hub, downloaded by huggingface_hub.
 
-It obeys HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE; its telemetry and progress bars are off.
+huggingface_hub obeys HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Its telemetry and progress bars are off.
 """
 
 import re
@@ -28,18 +28,18 @@ class _File(NamedTuple):
 
 
 class HubSource(Source):
-    """Files at a commit of a Hub repository."""
+    """The source of files at a commit of a Hub repository."""
 
     scheme = "hf"
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Download every file beside its partial, then move it there: huggingface_hub does not resume."""
+        """Download every file to a folder beside its partial, then move it to the partial; nothing is resumed."""
         for want in wants:
             with progress.task(want.url.rpartition("/")[2], want.size, "B") as bar, translated(want.url):
                 _fetch_one(want, bar)
 
     def announced(self, url: str) -> Announced | None:
-        """Size, and for an LFS file its sha256, by the Hub's listing of the commit."""
+        """The size that the Hub lists for the file, and its sha256 if it is an LFS file."""
         file = parse(url)
         with translated(url):
             for info in HfApi().get_paths_info(file.repo, [file.path], revision=file.revision):
@@ -49,7 +49,7 @@ class HubSource(Source):
 
 
 def parse(url: str) -> _File:
-    """Repository, commit and path of a URL. Raises RegistryError when the revision is not a commit."""
+    """The repository, commit and path in a URL. Raises RegistryError when the revision is not a commit."""
     match = URL.fullmatch(url)
     if match is None:
         raise RegistryError(f"{url} is not hf://org/repo@commit/path", hint="correct the row in the registry")

