@@ -42,7 +42,7 @@ class Part(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """The schedule of a training: `count` items, `batch` of them in a step; the rates halve in `decay` epochs."""
+    """The schedule of a training: `count` items, `batch` of them in a step; after `decay` epochs rates have halved."""
 
     count: int
     batch: int

@@ -130,7 +130,7 @@ def expectation(base: Bundle, reference: "Reference", held: Dataset) -> Expected
 
 
 def _lineage(tuned: Tuned) -> Lineage:
-    """The origin of the bundle; its `options` are those that affect the model, not those of the course of the run."""
+    """The origin of the bundle; its `options` leave out those that do not affect the model, such as `device`."""
     options = tuned.materials.options
     facts = msgspec.to_builtins(options)
     for name in ("resume", "auto_batch", "device"):
