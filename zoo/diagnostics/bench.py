@@ -49,7 +49,7 @@ class Rival(NamedTuple):
 
 
 class TimedInputs(NamedTuple):
-    """The timed inputs: `body` are those of the backbone, for the largest batch; `raw` is one of the whole graph."""
+    """The timed inputs. `body`: inputs of the backbone for the largest batch; `raw`: one input of the whole graph."""
 
     body: "TensorMap"
     raw: "TensorMap"

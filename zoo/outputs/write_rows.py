@@ -29,7 +29,7 @@ from zoo.system.interrupt import noticing
 Result = TypeVar("Result", bound=Written)
 #: The number of failures that a result lists; the output has all of them.
 LISTED = 20
-#: Seconds between two writes of the record. A crash loses the work of this time, and that of a window of texts.
+#: Seconds between two writes of the record. A crash loses the work of this time and of a window of texts.
 RECORD_EVERY = 1.0
 
 
