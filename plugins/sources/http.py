@@ -244,7 +244,10 @@ def _start_of_body(response: httpx2.Response, want: Want, held: int) -> int | No
     reason = f"status {status} {response.reason_phrase}".strip()
     if status in TRANSIENT or status >= 500:
         raise _TryAgainError(reason, _retry_after(response.headers.get("retry-after")))
-    if status in (401, 403, 407):
+    if status == 407:
+        hint = "put the name and password of your proxy into HTTPS_PROXY: http://NAME:PASSWORD@HOST:PORT"
+        raise AccessError(f"{want.url}: the proxy denies access ({reason})", hint=hint)
+    if status in (401, 403):
         raise AccessError(f"{want.url}: access denied ({reason})", hint="it needs an account or a license")
     raise NetworkError(f"{want.url}: {reason}", url=want.url, hint="try another source with --source SCHEME")
 

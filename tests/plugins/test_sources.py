@@ -31,7 +31,7 @@ from tests.kit.servers import (
     whole,
     wrong_range,
 )
-from zoo.errors import AccessError, NetworkError
+from zoo.errors import AccessError, NetworkError, ZooError
 from zoo.progress import SILENT
 
 HALF = len(DATA) // 2
@@ -176,10 +176,21 @@ def test_back_off_doubles_with_jitter(server: Loopback, partial: Path, monkeypat
     assert [0.5 * base <= wait <= 1.5 * base for base, wait in zip((0.5, 1, 2, 4), waits, strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize(("code", "error"), [(401, AccessError), (403, AccessError), (404, NetworkError)])
-def test_a_refusal_is_not_tried_again(server: Loopback, partial: Path, code: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match=str(code)):
+@pytest.mark.parametrize(
+    ("code", "error", "hint"),
+    [
+        (401, AccessError, "it needs an account"),
+        (403, AccessError, "it needs an account"),
+        (404, NetworkError, "try another source"),
+        (407, AccessError, "name and password of your proxy"),
+    ],
+)
+def test_a_refusal_is_not_tried_again(
+    server: Loopback, partial: Path, code: int, error: type[ZooError], hint: str
+) -> None:
+    with pytest.raises(error, match=str(code)) as caught:
         fetch(server.script("/w.bin", status(code)), partial)
+    assert hint in str(caught.value.hint)
     assert len(server.requests) == 1
 
 
