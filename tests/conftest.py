@@ -45,7 +45,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     if "torch" in sys.modules:
-        forks.keep_exporter_registry()
+        from tests.kit.exporter import make_exports_cheaper
+
+        make_exports_cheaper()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

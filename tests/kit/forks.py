@@ -176,6 +176,7 @@ def serve(address: str) -> None:
     import gc
     from importlib import import_module
 
+    from tests.kit import exporter
     from zoo.runtime.device import onnxruntime
 
     onnxruntime()
@@ -196,7 +197,7 @@ def serve(address: str) -> None:
                     with suppress(ImportError):
                         import_module(name)
     del sys.modules["huggingface_hub"]
-    _warm_up()
+    exporter.warm_up()
     install()
     gc.collect()
     gc.freeze()
@@ -226,31 +227,6 @@ def serve(address: str) -> None:
     for pid in running:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def keep_exporter_registry() -> None:
-    """Let exports share torch's table of ONNX functions, which torch makes anew, in a second, for every export."""
-    from functools import cache
-
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    shared = staticmethod(cache(ONNXRegistry.from_torchlib))
-    ONNXRegistry.from_torchlib = shared  # type: ignore[method-assign, assignment]
-
-
-def _warm_up() -> None:
-    """Export a graph of two layers: the first export of a process costs three seconds more than the next ones."""
-    import torch
-
-    from zoo.schema import ExportOptions, TensorSpec
-    from zoo.torchkit import export_module, threads
-
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU6()).eval()
-    pixels = TensorSpec(name="pixels", dtype="float32", shape=("batch", 3, 8, 8))
-    keep_exporter_registry()
-    # A second thread would be missing in the children.
-    with threads(1), tempfile.TemporaryDirectory() as folder:
-        export_module(layers, Path(folder) / "model.onnx", [pixels], ["features"], ExportOptions())
 
 
 def _reap(running: dict[int, socket.socket]) -> None:
