@@ -1,9 +1,9 @@
 """Cheaper exports in the processes of the tests."""
 
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from tests.kit.cost import untraced
 
 
 def make_exports_cheaper() -> None:
@@ -12,27 +12,14 @@ def make_exports_cheaper() -> None:
     Torch makes the table anew for every export, which takes a second. Coverage would trace millions of calls in torch,
     and of zoo only the forward functions that the references of the same families run, too.
     """
-    from functools import cache, wraps
+    from functools import cache
 
     import torch
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     shared = staticmethod(cache(ONNXRegistry.from_torchlib))
     ONNXRegistry.from_torchlib = shared  # type: ignore[method-assign, assignment]
-    export = torch.onnx.export
-
-    @wraps(export)
-    def untraced(*arguments: Any, **options: Any) -> Any:
-        tracer: Any = sys.gettrace()
-        if not hasattr(tracer, "stop"):
-            return export(*arguments, **options)
-        tracer.stop()
-        try:
-            return export(*arguments, **options)
-        finally:
-            tracer.start()
-
-    torch.onnx.export = untraced
+    torch.onnx.export = untraced(torch.onnx.export)
 
 
 def warm_up() -> None:
