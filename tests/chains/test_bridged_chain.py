@@ -230,7 +230,7 @@ def test_a_bridge_that_breaks_its_contract_is_named(shelf: Path, tmp_path: Path)
             bridged(tmp_path, answer).entry(model)
     with pytest.raises(PluginError, match="the bridge odd/ gives a object, not an Entry"):
         bridged(tmp_path, object()).entry(model)
-    with pytest.raises(PluginError, match="calls odd/x 'tiny-bert'"):
+    with pytest.raises(PluginError, match="gives odd/x the name 'tiny-bert'"):
         bridged(tmp_path, row).entry(model)
     with pytest.raises(NotFoundError, match="does not fit zoo's schema"):
         bridged(tmp_path, msgspec.structs.replace(row, name="odd/../x")).entry(model)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zoo.bundle import read_split
+from zoo.bundle import Held, read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
 from zoo.errors import DataError
@@ -17,6 +17,18 @@ from zoo.runtime.answers import labelled, predicted_labels
 
 if TYPE_CHECKING:
     from zoo.runtime.session import Floats, Session
+
+
+def _held_out(dataset: Dataset, split: dict[str, Held], model: str) -> Dataset:
+    """The items that the fine-tuning of `model` held out. Raises DataError if there are none."""
+    held = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
+    if not held.examples:
+        raise DataError(
+            f"{dataset.source} has none of the items that {model} held out",
+            path=dataset.source,
+            hint="name the data of the fine-tuning, or measure all of this data without --held-out",
+        )
+    return held
 
 
 def evaluate(
@@ -42,13 +54,7 @@ def evaluate(
     options = msgspec.structs.replace(options, task=manifest.task)
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress)
     if held_out:
-        dataset = dataset.only(e for e in dataset.examples if e.digest in split and split[e.digest].held_out)
-        if not dataset.examples:
-            raise DataError(
-                f"{dataset.source} has none of the items that {model} held out",
-                path=dataset.source,
-                hint="name the data of the fine-tuning, or measure all of this data without --held-out",
-            )
+        dataset = _held_out(dataset, split, model)
     # Raises DataError for unknown labels before any work.
     dataset.targets(session.labels)
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)

@@ -108,15 +108,7 @@ def similar(
                 approximate = True
                 _ask_index(source, best, number, progress)
             else:
-                row, bad = 0, best.not_finite
-                for block in source.blocks():
-                    best.add(block, number, row)
-                    row += len(block)
-                    bar.advance(len(block))
-                if bad := best.not_finite - bad:
-                    warnings.append(
-                        f"{source.path}: left out {counted(bad, 'vector')} with numbers that are not finite"
-                    )
+                warnings += _compare_stored(source, best, number, bar)
     if best.compared == best.not_finite and not failed:
         hint = "give files, folders or texts, or a file that zoo embed wrote"
         raise DataError("no inputs to compare with", hint=hint)
@@ -125,6 +117,17 @@ def similar(
         matches=tuple(_named_matches(best.matches, sources)), warnings=tuple(warnings), failed=failed,
         failures=tuple(failures[:LISTED]), approximate=approximate, placement=session.placement,
     )  # fmt: skip
+
+
+def _compare_stored(source: Stored, best: _Best, number: int, bar: Bar) -> list[str]:
+    """Compare every vector of the file with the query; returns a warning if numbers of some are not finite."""
+    row, before = 0, best.not_finite
+    for block in source.blocks():
+        best.add(block, number, row)
+        row += len(block)
+        bar.advance(len(block))
+    bad = best.not_finite - before
+    return [f"{source.path}: left out {counted(bad, 'vector')} with numbers that are not finite"] if bad else []
 
 
 def _warnings(session: Session, stored: Stored) -> Iterator[str]:
