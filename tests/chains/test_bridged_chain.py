@@ -87,7 +87,9 @@ def test_a_timm_model_goes_the_whole_way(server: FakeHub, tmp_path: Path, zoo_ho
         np.testing.assert_allclose(prepared, body.run(None, {PIXELS: ours})[0], atol=0.02)
 
 
-@pytest.mark.parametrize(("kind", "family"), [("Bert", "bert"), ("Electra", "transformers")])
+@pytest.mark.parametrize(
+    ("kind", "family"), [("Bert", "bert"), pytest.param("Electra", "transformers", marks=pytest.mark.slow)]
+)
 def test_a_text_model_goes_the_whole_way(
     server: FakeHub, tmp_path: Path, zoo_home: Path, kind: str, family: str
 ) -> None:

@@ -27,7 +27,7 @@ def counted(nodes: list[onnx.NodeProto], **shapes: tuple[int, ...]) -> int | Non
     return macs.count(model(nodes, {name: list(shape) for name, shape in shapes.items()}), feeds)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_what_torchvision_publishes(name: str, tmp_path: Path) -> None:
     from torchvision import models
 

@@ -60,7 +60,16 @@ def check_same(backbone: TorchBackbone, cut: int, folder: Path, feeds: list[dict
         assert np.abs(got - whole).max() > 1e-3 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize(("arch", "cut"), [("bert", 1), ("distilbert", 2), ("roberta", 3), ("mpnet", 2)])
+@pytest.mark.parametrize(
+    ("arch", "cut"),
+    [
+        ("bert", 1),
+        ("distilbert", 2),
+        # The graphs of these two are exported and fused in tests/graph/test_fuse.py, too.
+        pytest.param("roberta", 3, marks=pytest.mark.slow),
+        pytest.param("mpnet", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     reference(arch).save_pretrained(tmp_path)
     feeds = [tokens(batch, length) for batch, length in ((1, 3), (2, 40), (7, 150))]

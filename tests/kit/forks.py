@@ -30,7 +30,8 @@ AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MKL_", "OPENBLAS_", "MALLOC
 IMPORTED = (
     *("numpy", "PIL.Image", "onnx", "onnxruntime.quantization", "tokenizers", "safetensors.torch", "pyarrow.parquet"),
     *("torch", "torchvision.transforms.v2", "torch.onnx", "torch.export", "torch._dynamo", "onnxscript"),
-    *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "matplotlib.style"),
+    *("yaml", "httpx2", "httpcore2", "filelock", "anyio", "tqdm.auto"),
 )
 _Popen = subprocess.Popen
 
@@ -174,9 +175,10 @@ class Server:
 def serve(address: str) -> None:
     """Import everything, then fork a child for every connection until stdin ends."""
     import gc
+    import weakref
     from importlib import import_module
 
-    from tests.kit import exporter
+    from tests.kit import exporter, plots
     from zoo.runtime.device import onnxruntime
 
     onnxruntime()
@@ -198,6 +200,10 @@ def serve(address: str) -> None:
                         import_module(name)
     del sys.modules["huggingface_hub"]
     exporter.warm_up()
+    plots.warm_up()
+    # A child need not dispose of what it has inherited: torch's operators alone take it 0.02 s.
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
     install()
     gc.collect()
     gc.freeze()

@@ -1,5 +1,6 @@
 """ResNet, Inception and GoogLeNet against their references, on the same files from the loopback Hub and web server."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ TRANSFORMERS = ("resnet18.ms_in1k", "resnet50.ms_in1k")
 #: Rows whose whole graph is built: the two promised ones, and the smallest, whose pools round up.
 EXPORTED = ("resnet50.tv_in1k", "inception_v3.tv_in1k", "googlenet.tv_in1k")
 #: Large rows of code that the others run, too: resnet18 and resnet50 have the same blocks, googlenet the same stages.
-LARGE = ("resnet34.tv_in1k_pth", "resnet101.tv_in1k", "resnet152.tv_in1k", "inception_v3.tv_in1k")
+LARGE = {
+    "resnet34.tv_in1k_pth", "resnet101.tv_in1k", "resnet152.tv_in1k", "inception_v3.tv_in1k",
+    "resnet34.a1_in1k_bin", "resnet50.tv_in1k", "resnet50.ms_in1k",
+}  # fmt: skip
 BOUND = 1e-4
 
 
@@ -79,9 +83,13 @@ def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(got, wanted, atol=BOUND, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TORCHVISION]
-)
+def rows(names: Sequence[str]) -> pytest.MarkDecorator:
+    """Run a test once for each row; large rows are slow."""
+    marked = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+@rows(TORCHVISION)
 def test_features_are_torchvisions(upstream: Upstream, name: str) -> None:
     backbone, feed = ours(upstream, name), pixels(ROWS[name])
     got = backbone.reference({"pixels": feed.numpy()})["features"]
@@ -90,7 +98,7 @@ def test_features_are_torchvisions(upstream: Upstream, name: str) -> None:
     check_stages(backbone, feed[:2])
 
 
-@pytest.mark.parametrize("name", TIMM)
+@rows(TIMM)
 def test_features_are_timms(upstream: Upstream, name: str) -> None:
     feed = pixels(ROWS[name])
     got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]
@@ -98,7 +106,7 @@ def test_features_are_timms(upstream: Upstream, name: str) -> None:
     check_same(got, timm_features(ROWS[name], checkpoint, feed))
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@rows(TRANSFORMERS)
 def test_features_are_transformers(upstream: Upstream, name: str) -> None:
     feed = pixels(ROWS[name])
     got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]

@@ -197,20 +197,24 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_commands_children(marker: Path, shelf_file: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "tiny-bert", "a text", "--device", "cpu"],
+        pytest.param(["plugins", "check", "bert", "--row", "tiny-bert"], marks=pytest.mark.slow),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_commands_children(marker: Path, shelf_file: Path, arguments: list[str]) -> None:
     """Children that build, check a family and import its module; a last one shows that the marker can be written."""
     # The installed command, because `python -m zoo_cli` itself imports from the current folder.
     command = str(Path(sys.executable).with_name("zoo"))
     environment = {**os.environ, "ZOO_REGISTRY": str(shelf_file)}
-    for arguments in (
-        ["run", "tiny-bert", "a text", "--device", "cpu"],
-        ["plugins", "check", "bert", "--row", "tiny-bert"],
-    ):
-        done = subprocess.run(
-            [command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert not marker.exists(), done.stderr
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(
+        [command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert not marker.exists(), done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     subprocess.run([sys.executable, "-m", "json"], capture_output=True, check=False)
     assert marker.exists()
 

@@ -40,10 +40,8 @@ def test_a_family_of_the_tiny_models(shelf: Path, family: str, name: str) -> Non
     assert ("sequence" in details["dynamic batch"]) == (family == "bert")
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [pytest.param(*pair, marks=pytest.mark.slow) if pair[0] == "inception" else pair for pair in UPSTREAM.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), UPSTREAM.items())
 def test_a_family_of_upstreams_files(upstream: Upstream, family: str, name: str) -> None:
     upstream.pull(name)
     conforms(upstream.run("plugins", "check", family, "--row", name, "--json"), family, name)
@@ -57,6 +55,7 @@ def test_word_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sequence" in details["dynamic batch"]
 
 
+@pytest.mark.slow
 def test_the_families_behind_bridges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_timm(tmp_path / "timm", "test_convnext")
     write_encoder(tmp_path / "hf", "Electra", embedding_size=32)

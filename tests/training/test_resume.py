@@ -108,11 +108,11 @@ def test_six_epochs_and_six_more_are_twelve(train: Callable[..., list[str]], who
     fails(2, "has 12 epochs already", *train("--epochs", 8, "--resume"))
 
 
-@pytest.mark.parametrize("rate", ["0.003", "auto"])
+@pytest.mark.parametrize("rate", ["0.003", pytest.param("auto", marks=pytest.mark.slow)])
 def test_deeper_trainings_go_on_alike(
     train: Callable[..., list[str]], kept_home: Path, tmp_path: Path, rate: str
 ) -> None:
-    deep, found = ("--unfreeze", 1, "--lr", "auto"), []
+    deep, found = ("--unfreeze", 1, "--lr", rate), []
     for name, runs in (("whole", [(4,)]), ("halves", [(2,), (4, "--resume")])):
         for epochs, *resume in runs:
             run(train("--epochs", epochs, *resume, *deep))

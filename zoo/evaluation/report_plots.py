@@ -20,6 +20,8 @@ CURVES, CONFUSION, SCATTER = "report-curves.png", "report-confusion.png", "repor
 MAP, CALIBRATION = "report-map.png", "report-calibration.png"
 #: Width of a plot in inches, at which its text is readable on a phone.
 WIDTH = 5.4
+#: Pixels per inch.
+DPI = 180
 #: The largest number of classes in a confusion matrix, and in a matrix that is no wider than the other plots.
 MATRIX, NARROW = 40, 16
 BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
@@ -75,7 +77,7 @@ def _png(figure: "Figure") -> bytes:
 def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=180, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
 
