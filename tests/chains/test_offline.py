@@ -99,6 +99,7 @@ def test_no_connection_in_a_whole_chain(strace: str, shelf: Path, zoo_home: Path
     assert (zoo_home / "graphs").is_dir()
 
 
+@pytest.mark.slow
 def test_no_connection_of_a_session_that_stays(strace: str, shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     """Official builds report about nine seconds after the import, which a short command would not show."""
     (bundle,) = (zoo_home / "graphs").glob("tiny-bert-????????????????")

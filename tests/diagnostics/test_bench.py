@@ -112,7 +112,11 @@ def test_what_is_timed_is_real(shelf: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "has_whole"),
-    [({"raw": True}, False), ({"precision": "fp16"}, True), ({"precision": "int8"}, True)],
+    [
+        ({"raw": True}, False),
+        pytest.param({"precision": "fp16"}, True, marks=pytest.mark.slow),
+        pytest.param({"precision": "int8"}, True, marks=pytest.mark.slow),
+    ],
     ids=["raw", "fp16", "int8"],
 )
 def test_every_form_of_an_image_model(shelf: Path, tmp_path: Path, wanted: dict[str, object], has_whole: bool) -> None:
@@ -131,7 +135,15 @@ def test_every_form_of_an_image_model(shelf: Path, tmp_path: Path, wanted: dict[
     assert next_of(model, bundle.manifest, True) == ("run", model, "INPUT")
 
 
-@pytest.mark.parametrize("wanted", [{"fuse": True}, {"precision": "fp16"}, {"precision": "int8"}])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param({"fuse": True}, marks=pytest.mark.slow),
+        pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),
+        {"precision": "int8"},
+    ],
+    ids=["fuse", "fp16", "int8"],
+)
 def test_every_form_of_a_text_model(shelf: Path, tmp_path: Path, wanted: dict[str, object]) -> None:
     bundle = Zoo().export("tiny-bert", tmp_path / "out", Variant(**wanted))  # type: ignore[arg-type]
     done = zoo("bench", bundle.path, *SHORT, "--against", "torch")

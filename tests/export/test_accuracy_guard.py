@@ -103,6 +103,7 @@ def test_a_word_table_of_numbers_allows_no_item() -> None:
     assert accuracy_guard._allowed(Metrics(n=24, accuracy=0.9), 0.01) == 1 / 24
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_left_out(shelf: Path, tmp_path: Path) -> None:
     """Unreadable items are left out of the calibration, of the judging, and of a backbone's parity check."""
     data = write_images(tmp_path / "images")

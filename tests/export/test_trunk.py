@@ -76,13 +76,11 @@ def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     check_same(Bert(entry_of(arch), tmp_path), cut, tmp_path, feeds)
 
 
+@pytest.mark.slow
 # GoogLeNet shares the code of Inception v3's stages; its conformance check compares its stages with the module.
 @pytest.mark.parametrize(
     ("name", "unfreeze"),
-    [
-        ("resnet18.tv_in1k", 1),
-        pytest.param("inception_v3.tv_in1k", 2, marks=pytest.mark.slow),
-    ],
+    [("resnet18.tv_in1k", 1), ("inception_v3.tv_in1k", 2)],
 )
 def test_image_families(upstream: Upstream, tmp_path: Path, name: str, unfreeze: int) -> None:
     backbone = ours(upstream, name)

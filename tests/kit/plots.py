@@ -1,7 +1,7 @@
 """Cheaper plots in the children of tests."""
 
 #: Pixels per inch of the plots that children draw: enough for a valid image, too few to read.
-DPI = 40
+DPI = 60
 
 
 def warm_up() -> None:

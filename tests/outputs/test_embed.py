@@ -326,7 +326,8 @@ print(before, peak())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("suffix", [".npy", pytest.param(".parquet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_a_hundred_thousand_texts_take_no_more_memory(kept_shelf: Path, tmp_path: Path, suffix: str) -> None:
     (tmp_path / "few.txt").write_text("my card\n")
     with (tmp_path / "many.txt").open("w") as file:

@@ -51,6 +51,7 @@ def test_a_padding_token_inside_a_text_takes_no_position(tmp_path: Path, arch: s
     np.testing.assert_allclose(Bert(entry_of(arch), tmp_path).reference(feeds)["features"], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["distilbert", "mpnet"])
 def test_full_size_equals_transformers(tmp_path: Path, arch: str) -> None:
     """The published sizes DistilBERT-base and MPNet-base equal transformers, too."""

@@ -137,6 +137,7 @@ def test_twins_are_the_same_weights(upstream: Upstream) -> None:
     np.testing.assert_array_equal(plain["features"], pickled["features"])
 
 
+@pytest.mark.slow
 def test_timms_inception_takes_other_pixels(upstream: Upstream, tmp_path: Path) -> None:
     """timm's pixels are normalised to 0.5 outside of the network, so `transform_input` is false; the features agree."""
     from safetensors.torch import save_file

@@ -34,7 +34,10 @@ def test_every_family_of_ours_is_looked_at() -> None:
     assert ours == {*TINY, *UPSTREAM, *OTHERS}
 
 
-@pytest.mark.parametrize(("family", "name"), TINY.items())
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("bert", TINY["bert"]), pytest.param("efficientnet", TINY["efficientnet"], marks=pytest.mark.slow)],
+)
 def test_a_family_of_the_tiny_models(shelf: Path, family: str, name: str) -> None:
     details = conforms(zoo("plugins", "check", family, "--row", name, "--json"), family, name)
     assert ("sequence" in details["dynamic batch"]) == (family == "bert")
