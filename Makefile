@@ -17,6 +17,9 @@ HASH := $(shell cat pyproject.toml setup.py | $(PYTHON) -c "import hashlib, sys;
 READY := $(VENV)/.ready-$(RUNTIME)-$(HASH)
 READY_DEV := $(VENV)/.ready-dev-$(RUNTIME)-$(HASH)
 
+# Python compiles a module when it is first imported; pip would compile 15,000, most of which nothing imports.
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e
+
 .PHONY: demo test lint docs
 .DEFAULT_GOAL := test
 
@@ -41,9 +44,10 @@ docs: $(READY_DEV)
 
 $(READY):
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(RUNTIME),train,demo]'
+	$(INSTALL) '.[$(RUNTIME),train,demo]'
 	@touch $@
 
-$(READY_DEV): $(READY)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(RUNTIME),train,demo,dev]'
-	@touch $@
+$(READY_DEV):
+	test -e $(READY) || $(PYTHON) -m venv --clear $(VENV)
+	$(INSTALL) '.[$(RUNTIME),train,demo,dev]'
+	@touch $(READY) $@
