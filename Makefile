@@ -1,5 +1,5 @@
 # make demo   set up what running needs, then run both chains of the demo with the real commands
-# make test   set up what testing needs, then run the tests (all but those marked `network`, see CONTRIBUTING.md),
+# make test   set up what testing needs, then run the tests (all but those marked `network` or `slow`, see CONTRIBUTING.md),
 #             on every core; WORKERS=0 runs them in one process
 # make lint   ruff, mypy, and whether docs/cli.md and docs/errors.md are up to date
 # make docs   write docs/cli.md and docs/errors.md
@@ -8,7 +8,7 @@ PYTHON ?= python3
 # onnxruntime-gpu runs on a CPU too; where it has no wheels the CPU build stands in.
 RUNTIME ?= $(if $(filter Darwin,$(shell uname -s)),cpu,gpu)
 PYTEST_ARGS ?=
-# Processes that share the tests. Whoever is done takes over half of what another one still has before it.
+# Processes that share the tests. A process that has no test left takes half of those of another one.
 WORKERS ?= auto
 MOST_WORKERS ?= 8
 
@@ -17,7 +17,8 @@ HASH := $(shell cat pyproject.toml setup.py | $(PYTHON) -c "import hashlib, sys;
 READY := $(VENV)/.ready-$(RUNTIME)-$(HASH)
 READY_DEV := $(VENV)/.ready-dev-$(RUNTIME)-$(HASH)
 
-# pip would compile 15,000 modules on one core: compileall uses every core. It fails for a few that are no Python 3.11.
+# pip would compile the 15,000 modules on one core: compileall uses all cores. Some packages have files that this Python
+# cannot compile, so that its exit code says nothing.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 
@@ -30,7 +31,7 @@ demo: $(READY)
 test: $(READY_DEV)
 	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses $(MOST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-# mypy does not see the import hook of an editable install: it is shown the three packages by name.
+# mypy does not see the import hook of an editable install: MYPYPATH is a folder with links to the three packages.
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +51,7 @@ $(READY):
 	@touch $@
 
 $(READY_DEV):
-	@test -e $(READY) || $(PYTHON) -m venv --clear $(VENV)
+	test -e $(READY) || $(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) '.[$(RUNTIME),train,demo,dev]'
 	@$(COMPILE)
 	@touch $(READY)

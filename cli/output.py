@@ -144,7 +144,7 @@ def human_size(size: int | None) -> str:
 
 def counted(number: int, noun: str) -> str:
     """The number and its noun: 1 item, 2 items."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def human_count(count: int) -> str:

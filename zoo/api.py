@@ -367,7 +367,9 @@ class Zoo(Workspace):
 def _check_search(device: str | None) -> None:
     if device not in (None, "auto", "cpu"):
         raise DeviceError(
-            "nearest words are searched on the CPU", device=device, hint="run it with --device cpu or --device auto"
+            f"{device} cannot be used: nearest words are searched on the CPU",
+            device=device,
+            hint="run it with --device cpu or --device auto",
         )
 
 

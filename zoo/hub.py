@@ -110,7 +110,7 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
         )
         raise NotFoundError(f"{title}: no such {missing} on the Hub", hint=hint) from error
     if not COMMIT.fullmatch(info.sha or ""):
-        raise NetworkError(f"{title}: the Hub does not say its commit", url=title)
+        raise NetworkError(f"{title}: the Hub sent no commit", url=title, hint="try again later")
     return Repository(
         name=info.id,
         commit=info.sha or "",

@@ -14,6 +14,10 @@ BATCHES = (1, 8, 32)
 MAX_DROP = 0.01
 
 
+#: The fraction of the items that may be unreadable, unless the user gives another one.
+MAX_BAD = 0.01
+
+
 class DataOptions(Struct, frozen=True, kw_only=True):
     """How labelled data is read. Raises UsageError for invalid values.
 
@@ -26,11 +30,11 @@ class DataOptions(Struct, frozen=True, kw_only=True):
     text: str | None = None
     image: str | None = None
     label: str | None = None
-    max_bad: float = 0.01
+    max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="--max-bad 0.01")
+            raise UsageError(f"--max-bad must be in [0, 1], got {self.max_bad}", hint=f"--max-bad {MAX_BAD}")
 
 
 class Variant(Struct, frozen=True, kw_only=True):
@@ -43,7 +47,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     `max_drop`: how much of the score int8 may lose (at least one item).
     `text`, `image`, `label`, `max_bad`: as in FinetuneOptions, for `calibrate`.
 
-    A column, and a `max_drop` other than the default, need `calibrate`.
+    A column, and a `max_drop` or `max_bad` other than the default, need `calibrate`.
     """
 
     precision: Precision | None = None
@@ -54,7 +58,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     text: str | None = None
     image: str | None = None
     label: str | None = None
-    max_bad: float = 0.01
+    max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in get_args(Precision):
@@ -67,6 +71,8 @@ class Variant(Struct, frozen=True, kw_only=True):
         given = {"text": self.text, "image": self.image, "label": self.label}
         unused = [f"--{name}" for name, column in given.items() if column is not None]
         # A user who gives the default value cannot be distinguished from one who gives none.
+        if self.max_bad != MAX_BAD:
+            unused.append("--max-bad")
         if self.max_drop != MAX_DROP:
             unused.insert(0, "--max-drop")
         if unused and not self.calibrate:

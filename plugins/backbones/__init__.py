@@ -1,1 +1,1 @@
-"""Backbone families."""
+"""Backbone families. Start with `resnet.py`."""

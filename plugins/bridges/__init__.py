@@ -1,1 +1,1 @@
-"""Bridges to other libraries of models."""
+"""Bridges to other libraries of models. Start with `timm.py`."""

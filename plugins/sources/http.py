@@ -1,7 +1,6 @@
 """`https://` (and `http://` on loopback): downloads that resume by range requests and are retried with back-off."""
 
 import ipaddress
-import json
 import random
 import re
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
+import msgspec
 
 from zoo.errors import AccessError, NetworkError
 from zoo.hookspecs import hookimpl
@@ -195,6 +195,13 @@ class _Counter:
         self.count = count
 
 
+class _Etag(msgspec.Struct):
+    """The ETag of a partial file, and the URL that sent it."""
+
+    url: str
+    etag: str
+
+
 def _etag_path(want: Want) -> Path:
     return want.partial.with_name(want.partial.name + ".etag")
 
@@ -203,7 +210,7 @@ def _remember_etag(response: httpx2.Response, want: Want) -> None:
     """Keep the response's ETag beside the partial if it is strong; a weak ETag does not guarantee the same bytes."""
     etag = response.headers.get("etag", "")
     if etag.startswith('"'):
-        _etag_path(want).write_text(json.dumps({"url": want.url, "etag": etag}), encoding="utf-8")
+        _etag_path(want).write_bytes(msgspec.json.encode(_Etag(want.url, etag)))
     else:
         _etag_path(want).unlink(missing_ok=True)
 
@@ -213,12 +220,12 @@ def _range_headers(want: Want, held: int) -> dict[str, str]:
         return {}
     headers = {"Range": f"bytes={held}-"}
     try:
-        known = json.loads(_etag_path(want).read_bytes())
-    except (FileNotFoundError, ValueError):
+        known = msgspec.json.decode(_etag_path(want).read_bytes(), type=_Etag)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return headers
     # An ETag from another mirror is not sent: it is not valid for this URL.
-    if known["url"] == want.url:
-        headers["If-Range"] = known["etag"]
+    if known.url == want.url:
+        headers["If-Range"] = known.etag
     return headers
 
 

@@ -97,7 +97,7 @@ def test_a_text_model_goes_the_whole_way(
     server.add("Acme/Net-v1.5", COMMIT, hub_repo(tmp_path / "repo"))
     shown = parsed(zoo("show", "hf/Acme/Net-v1.5", "--json"))["model"]
     assert (shown["name"], shown["pinned"], shown["dim"]) == ("hf/acme/net-v1.5", False, 32)
-    said = "nobody has pinned the digest of config.json, tokenizer.json, model.safetensors yet"
+    said = "neither the registry nor zoo.lock has the sha256 of config.json, tokenizer.json, model.safetensors"
     hint = fails(5, said, "pull", "hf/Acme/Net-v1.5")
     assert hint == "hint: zoo pull hf/Acme/Net-v1.5 --trust-first"
     assert not (zoo_home / "bridged").exists()
@@ -137,7 +137,7 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     assert zoo("pull", f"{name}@{COMMIT[:12]}").returncode == 0
     assert kept.read_bytes() == before
     # The new files were never trusted, and the hint says how to trust them.
-    hint = fails(5, "nobody has pinned", "pull", f"{name}@main")
+    hint = fails(5, "neither the registry nor zoo.lock has", "pull", f"{name}@main")
     assert hint == f"hint: zoo pull {name}@main --trust-first"
     assert kept.read_bytes() == before
     done = zoo("pull", f"{name}@main", "--trust-first")
@@ -149,7 +149,7 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     # A pull that names a branch looks it up again; the other verbs use the pulled commit.
     server.add("acme/net", THIRD, hub_repo(tmp_path / "first"))
     assert zoo("verify", f"{name}@main").returncode == 0
-    fails(5, "nobody has pinned", "pull", f"{name}@main")
+    fails(5, "neither the registry nor zoo.lock has", "pull", f"{name}@main")
     assert zoo("pull", f"{name}@main", "--trust-first").returncode == 0
     assert f"@{THIRD}/" in kept.read_text()
 

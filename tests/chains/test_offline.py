@@ -79,6 +79,7 @@ def test_the_trace_sees_a_connection_of_a_child_process(strace: str, tmp_path: P
     assert f"htons({address[1]})" in found[0]
 
 
+@pytest.mark.slow
 def test_no_connection_in_a_whole_chain(strace: str, shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     """With local files and an empty home: pull, export in a child process, finetune, evaluate, run, list."""
     table, out = write_texts(tmp_path / "small.csv"), tmp_path / "out"
@@ -140,6 +141,7 @@ def test_telemetry_is_off_before_its_library_is_imported(
     assert witnessed(tmp_path, [sys.executable, "-c", script]) == {("huggingface_hub", "1")}
 
 
+@pytest.mark.slow
 def test_telemetry_is_off_in_the_child_that_exports(shelf: Path, zoo_home: Path, tmp_path: Path) -> None:
     shutil.rmtree(zoo_home / "graphs")
     seen = witnessed(tmp_path, zoo("run", "tiny-bert", "card"), **dict.fromkeys(SWITCHES.values(), "0"))

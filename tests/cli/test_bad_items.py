@@ -60,7 +60,7 @@ def spoil(folder: Path) -> Path:
 def peak(command: list[object]) -> tuple[str, str, int]:
     """Returns stdout, stderr and the peak memory in bytes of the command in its own process, which must succeed."""
     words = [sys.executable, "-m", "zoo_cli", *map(str, command)]
-    # A forked child has the memory of the process that it was forked from.
+    # Not forked: a forked child would count the server's memory.
     environment = {**os.environ, forks.ADDRESS: ""}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None

@@ -104,6 +104,7 @@ def written(images: list[Path | str | bytes], tmp_path_factory: pytest.TempPathF
     return folders
 
 
+# Forked children draw smaller plots (tests/kit/plots.py).
 @pytest.mark.usefixtures("real_processes")
 def test_a_child_draws_the_same(
     images: list[Path | str | bytes], written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

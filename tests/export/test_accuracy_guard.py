@@ -59,7 +59,7 @@ def test_nothing_that_was_trained_on_judges(shelf: Path, tmp_path: Path) -> None
     hint = fails(
         2, "the model was trained on every item of", "export", tmp_path / "tuned", "-o", tmp_path / "x", *INT8, train
     )
-    assert "the items that were held out, or with items that the model has not seen" in hint
+    assert "the held-out items, or items that the model has not seen" in hint
     assert not (tmp_path / "x").exists()
     # If the data have items that are new to the model, only these judge; if all items are new, a fifth of them.
     fresh = [[f"{text} again", label] for text, label in rows[::4]]

@@ -45,6 +45,18 @@ def tuned(kept_shelf: Path, trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "tuned")
 
 
+@pytest.fixture(scope="module")
+def small(trained: Path, data: Path, kept_home: Path, shelf_file: Path) -> tuple[Path, str]:
+    """The int8 export of `trained`, calibrated with `data`, and the stderr of the command; no test changes it."""
+    out = data.parent / "small"
+    done = zoo(
+        "export", trained, "-o", out, "--precision", "int8", "--calibrate", data,
+        ZOO_HOME=str(kept_home), ZOO_REGISTRY=str(shelf_file),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
 def operators(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
@@ -69,13 +81,13 @@ def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     assert weights[0] < 0.8 * weights[1]
 
 
-def test_int8(tuned: Path, data: Path, tmp_path: Path) -> None:
-    done = zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
-    assert " before, " in done.stderr
-    bundle = Bundle.open(tmp_path / "small")
+def test_int8(kept_shelf: Path, trained: Path, small: tuple[Path, str], data: Path) -> None:
+    out, stderr = small
+    assert " before, " in stderr
+    bundle = Bundle.open(out)
     found = bundle.manifest.guard
     assert found is not None
-    held = json.loads((tuned / "report.json").read_text())["metrics"]["n"]
+    held = json.loads((trained / "report.json").read_text())["metrics"]["n"]
     assert found.n == held
     assert found.before - found.after <= found.allowed
     assert found.items == f"held-out items of {data}"
@@ -83,17 +95,16 @@ def test_int8(tuned: Path, data: Path, tmp_path: Path) -> None:
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(bundle.model)
     # Standard operators only: any runtime of opset 20 loads it.
     assert {node.domain for node in onnx.load(bundle.model).graph.node} == {""}
-    judged = parsed(zoo("evaluate", tmp_path / "small", data, "--held-out", "--json"))["evaluation"]["metrics"]
+    judged = parsed(zoo("evaluate", out, data, "--held-out", "--json"))["evaluation"]["metrics"]
     assert judged["accuracy"] == pytest.approx(found.after)
     assert bundle.manifest.metrics is not None
     assert bundle.manifest.metrics.accuracy == pytest.approx(found.after)
-    assert zoo("verify", tmp_path / "small").returncode == 0
+    assert zoo("verify", out).returncode == 0
 
 
-def test_a_row_does_not_depend_on_its_neighbours(tuned: Path, data: Path, tmp_path: Path) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(small: tuple[Path, str]) -> None:
     """Scales are fixed: an image of high contrast does not change the answer for one of low contrast beside it."""
-    zoo("export", tuned, "-o", tmp_path / "small", "--precision", "int8", "--calibrate", data)
-    session = create_session((tmp_path / "small" / "model.onnx").read_bytes(), "cpu")
+    session = create_session((small[0] / "model.onnx").read_bytes(), "cpu")
     random = np.random.default_rng(0)
     quiet = random.integers(120, 130, (1, 70, 60, 3), dtype=np.uint8)
     loud = random.choice(np.array([0, 255], np.uint8), (6, 70, 60, 3))
@@ -253,6 +264,7 @@ def test_what_makes_no_sense(tuned: Path, data: Path, tmp_path: Path) -> None:
     fails(2, "--max-drop needs --calibrate", *export, "int8", "--max-drop", 0.5)
     for option in ("--text", "--image", "--label"):
         fails(2, f"{option} needs --calibrate", *export, "fp16", option, "column")
+    fails(2, "--max-bad needs --calibrate", *export, "fp16", "--max-bad", 0.5)
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label\nhello,a\n")
     assert zoo(*export, "int8", "--calibrate", texts).returncode in (1, 2, 3)

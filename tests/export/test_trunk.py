@@ -76,8 +76,8 @@ def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     check_same(Bert(entry_of(arch), tmp_path), cut, tmp_path, feeds)
 
 
-@pytest.mark.slow
 # GoogLeNet shares the code of Inception v3's stages; its conformance check compares its stages with the module.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "unfreeze"),
     [("resnet18.tv_in1k", 1), ("inception_v3.tv_in1k", 2)],

@@ -36,7 +36,7 @@ def test_one_table_in_every_format(
     session = house.session(str(tuned_bundles / model), "cpu")
     scores, found = session.scores(texts[:-1]), rows(out)
     assert [row["input"] for row in found] == [*texts[:-1], " "]
-    assert found[-1] == {"input": " ", "error": "data", "message": "an empty text has no answer"}
+    assert found[-1] == {"input": " ", "error": "data", "message": "the text is empty"}
     answers = session.run(texts[:-1], top=3).answers
     for row, answer, wanted in zip(found[:-1], answers, scores, strict=True):
         assert "error" not in row

@@ -57,7 +57,7 @@ def test_what_other_programs_read(kept_shelf: Path, tmp_path: Path) -> None:
     table = parquet.read_table(tmp_path / "v.parquet")
     assert table["input"].to_pylist() == inputs
     assert table["features"].null_count == 1
-    assert table["error"].to_pylist()[1]["message"] == "an empty text has no answer"
+    assert table["error"].to_pylist()[1]["message"] == "the text is empty"
     np.testing.assert_array_equal(np.array(table["features"].to_pylist()[2], np.float32), matrix[1])
     lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     assert [line["input"] for line in lines] == inputs

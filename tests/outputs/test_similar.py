@@ -57,7 +57,7 @@ def test_the_command(kept_shelf: Path, tmp_path: Path) -> None:
     assert "bad.csv:3 has an empty 'text'" in bad.stderr
     assert bad.stdout == "1.0000\tbad.csv:2\n"
     fails(2, "the query must be one input, got 3", "similar", "tiny-bert", lines, lines)
-    fails(2, "an empty text", "similar", "tiny-bert", " ", lines)
+    fails(2, "the text is empty", "similar", "tiny-bert", " ", lines)
     fails(3, "no such file", "similar", "tiny-bert", "my card", "gone.txt")
 
 

@@ -126,6 +126,16 @@ def test_a_weak_or_foreign_etag_is_no_validator(server: Loopback, partial: Path)
     assert partial.read_bytes() == DATA
 
 
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"url": 1}', b'"\xff"'])
+def test_a_damaged_etag_is_not_used(server: Loopback, partial: Path, damaged: bytes) -> None:
+    partial.write_bytes(DATA[:10])
+    partial.with_name(partial.name + ".etag").write_bytes(damaged)
+    fetch(server.script("/w.bin", whole(DATA)), partial)
+    assert "If-Range" not in server.requests[0].headers
+    assert server.ranges("/w.bin") == ["bytes=10-"]
+    assert partial.read_bytes() == DATA
+
+
 def test_a_partial_longer_than_the_file_is_thrown_away_and_a_whole_one_needs_no_request(
     server: Loopback, partial: Path
 ) -> None:

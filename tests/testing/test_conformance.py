@@ -43,8 +43,10 @@ def test_a_family_of_the_tiny_models(shelf: Path, family: str, name: str) -> Non
     assert ("sequence" in details["dynamic batch"]) == (family == "bert")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "name"), UPSTREAM.items())
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("resnet", UPSTREAM["resnet"]), pytest.param("inception", UPSTREAM["inception"], marks=pytest.mark.slow)],
+)
 def test_a_family_of_upstreams_files(upstream: Upstream, family: str, name: str) -> None:
     upstream.pull(name)
     conforms(upstream.run("plugins", "check", family, "--row", name, "--json"), family, name)

@@ -136,7 +136,7 @@ def check_text(item: object) -> str:
     except UnicodeEncodeError as error:
         raise DataError("a text is not UTF-8", hint="iconv -t UTF-8 | zoo run MODEL -") from error
     if not item.strip():
-        raise DataError("an empty text has no answer", hint="remove the row, or fill it")
+        raise DataError("the text is empty", hint="remove the row, or fill it")
     return item
 
 

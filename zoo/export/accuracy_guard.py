@@ -168,8 +168,8 @@ def quantise(
     raise _too_much(guard, "int8", held.origin, layers, hint=hint)
 
 
-def judge(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
-    """The guard of `candidate`, which is `data.source` in fewer bits, and its metrics on the held-out items.
+def guard_of(candidate: Bundle, data: GuardData) -> tuple[Guard, Metrics]:
+    """The guard of `candidate`, the quantised form of `data.source`, and its metrics on the held-out items.
 
     Raises GateError if it loses more accuracy than `max_drop` (or one item).
     """
@@ -214,7 +214,7 @@ def _held(
         raise DataError(
             f"the model was trained on every item of {data.source}; the guard needs others",
             path=data.source,
-            hint="--calibrate data with the items that were held out, or with items that the model has not seen",
+            hint="--calibrate DATA that has the held-out items, or items that the model has not seen",
         )
     if trained.examples:
         # The trained items calibrate, so all unseen items can be measured.

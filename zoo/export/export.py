@@ -226,7 +226,7 @@ class _Conversion(NamedTuple):
         if not self.variant.calibrate:
             return manifest
         candidate = Bundle(self.folder, msgspec.structs.replace(manifest, files=describe_files(self.folder)))
-        guard, metrics = accuracy_guard.judge(candidate, self._guard_data())
+        guard, metrics = accuracy_guard.guard_of(candidate, self._guard_data())
         return msgspec.structs.replace(manifest, guard=guard, metrics=metrics)
 
     def _guard_data(self) -> GuardData:

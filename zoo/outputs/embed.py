@@ -41,7 +41,7 @@ def embed(
 ) -> Embedded:
     """Write the features of `inputs` (items of a Session, or `Input`s with names) to the file of vectors `out`.
 
-    Raises as `zoo.outputs.write_rows.write_rows`.
+    Raises the errors of `zoo.outputs.write_rows.write_rows`.
     """
     manifest = session.manifest
     fresh = OutputRecord(

@@ -195,7 +195,7 @@ def _inconsistencies(entry: Entry) -> Iterator[tuple[KeyPath, str]]:
 FORMS = {
     "name": "a name is 1 to 64 lower-case letters, digits, '.', '_' or '-', and begins with a letter or digit",
     "files[].path": "must be a plain file name",
-    "files[].sha256": "must be 64 lower-case hex digits, or null while nobody has pinned it",
+    "files[].sha256": "must be 64 lower-case hex digits, or null while it is not known",
     "files[].size": "must be a whole number of bytes above 0, or null while it is not known",
     "files[].sources[]": "must be a URL without spaces, such as hf://org/repo@<40-hex commit>/model.safetensors",
 }

@@ -130,7 +130,7 @@ def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> I
 
 
 def answer_one(answerer: Answerer, each: Input, *, keep_going: bool) -> Answer:
-    """The answer to a single input, faster than by `answers`, which keeps many in order. Raises as `answers`."""
+    """The answer to one input, without the queues of `answers`. Raises the errors of `answers`."""
     wrong: list[ZooError] = []
     for _, rows in answerer.rows([each.item], lambda _, error: wrong.append(error)):
         for row in rows:

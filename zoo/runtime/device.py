@@ -68,7 +68,10 @@ def choose(device: str) -> Placement:
 
 
 def choose_device(device: str) -> str:
-    """The device for work that torch does too: `cpu` or `cuda:N`. Raises as `choose`, and UsageError for `tensorrt`."""
+    """The device for work that torch does too: `cpu` or `cuda:N`.
+
+    Raises the errors of `choose`, and UsageError for TensorRT.
+    """
     if parse(device)[0] == "tensorrt":
         raise UsageError(
             "TensorRT only runs exported models", hint="run the command with --device cuda or --device auto"

@@ -100,7 +100,10 @@ def create_session(
 
 
 def write_optimised(model: bytes | Path, device: str, settings: Settings, folder: Path) -> None:
-    """Write the optimised graph to `folder`, with a session that is then closed. Raises as `create_session`."""
+    """Write the optimised graph to `folder`, with a session that is then closed.
+
+    Raises the errors of `create_session`.
+    """
     create_session(model, device, settings=settings._replace(threads=1, spins=False, optimised=folder))
 
 

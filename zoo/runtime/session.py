@@ -248,7 +248,9 @@ class Session:
         """The answers of `run` for any number of inputs, in order, one by one.
 
         Inputs are read while answers are taken, and are not kept. At most two windows of 4,096 texts, or a few batches
-        of images, are read ahead. Inputs from stdin (`Zoo.each_input`) are answered as they arrive. Raises as `run`.
+        of images, are read ahead. Inputs from stdin (`Zoo.each_input`) are answered as they arrive.
+
+        Raises the errors of `run`.
         """
         return answers(ModelAnswerer(self, top), one_or_more(inputs), keep_going=keep_going)
 

@@ -18,7 +18,7 @@ from zoo.errors import ZooError
 from zoo.schema import Entry
 from zoo.store import caches
 from zoo.store.store import MANIFEST as PULLED
-from zoo.store.store import RUN, Store
+from zoo.store.store import RUN, RUN_SCHEMA, Store
 from zoo.system.files import is_abandoned, size_of, walk
 from zoo.system.records import find_record
 
@@ -149,5 +149,5 @@ def _remove(path: Path) -> bool:
 
 def run_of(folder: Path) -> str:
     """The path of the bundle that a training writes; the folder's name if its record cannot be read."""
-    run = find_record(folder / RUN, dict[str, Any], None) or {}
+    run = find_record(folder / RUN, dict[str, Any], RUN_SCHEMA) or {}
     return str(run.get("out", folder.name))

@@ -118,9 +118,8 @@ def pull(
         return ready
     if not row.is_pinned and not trust_first:
         names = ", ".join(file.path for file in row.files if not file.is_pinned)
-        raise UnpinnedError(
-            f"{entry.name}: nobody has pinned the digest of {names} yet", hint=f"zoo pull {entry.name} --trust-first"
-        )
+        message = f"{entry.name}: neither the registry nor zoo.lock has the sha256 of {names}"
+        raise UnpinnedError(message, hint=f"zoo pull {entry.name} --trust-first")
     with storage_errors(store.home), ExitStack() as stack:
         jobs = []
         for listed, file in zip(entry.files, row.files, strict=True):
@@ -197,7 +196,9 @@ def _candidates(entry: Entry, file: WeightFile, only: str | None) -> list[str]:
     urls = [url for url in file.sources if only in (None, _scheme(url))]
     if not urls:
         schemes = ", ".join(dict.fromkeys(_scheme(url) for url in file.sources))
-        raise UsageError(f"{entry.name}: no source of {file.path} is {only}://", hint=f"its sources are: {schemes}")
+        raise UsageError(
+            f"{entry.name}: {file.path} has no source with the scheme {only}://", hint=f"its sources are: {schemes}"
+        )
     return urls
 
 

@@ -20,11 +20,16 @@ from zoo.system.records import find_record, write_record
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 
+#: The schema version of the record beside a converted checkpoint.
+SCHEMA = 1
+
+
 class _Converted(Struct, frozen=True):
     """The record beside a converted checkpoint: the sha256 of the checkpoint and of the safetensors file."""
 
     source: str
     sha256: str
+    schema_version: int = SCHEMA
 
 
 def as_safetensors(path: Path) -> Path:
@@ -37,7 +42,7 @@ def as_safetensors(path: Path) -> Path:
         return path
     twin, record = path.with_suffix(path.suffix + ".safetensors"), path.with_suffix(path.suffix + ".converted.json")
     source = sha256_file(path)
-    if twin.is_file() and find_record(record, _Converted, None) == _Converted(source, sha256_file(twin)):
+    if twin.is_file() and find_record(record, _Converted, SCHEMA) == _Converted(source, sha256_file(twin)):
         return twin
     partial = twin.with_suffix(f".{os.getpid()}.partial")
     try:

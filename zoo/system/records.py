@@ -19,11 +19,11 @@ class _Versioned(msgspec.Struct):
     schema_version: int | None = None
 
 
-def read_record(path: Path, kind: type[Record], version: int | None, *, hint: str) -> Record | None:
+def read_record(path: Path, kind: type[Record], version: int, *, hint: str) -> Record | None:
     """The record in the file `path` as a `kind`; None when there is no such file.
 
-    `version` is the schema version to accept, None for a record without one. `hint` is the hint of the error for a
-    damaged record.
+    `version` is the schema version to accept; a record without one is accepted too. `hint` is the hint of the error for
+    a damaged record.
 
     Raises AccessError for a file that cannot be read, SchemaError for another version, IntegrityError when damaged.
     """
@@ -36,8 +36,8 @@ def read_record(path: Path, kind: type[Record], version: int | None, *, hint: st
         raise AccessError(message, hint=f"chmod -R u+rX {path.parent}") from error
     try:
         # Check the version before the fields: another version may have other fields.
-        found = version and msgspec.json.decode(data, type=_Versioned).schema_version
-        if version and found and found != version:
+        found = msgspec.json.decode(data, type=_Versioned).schema_version
+        if found and found != version:
             age = "a newer" if found > version else "an older"
             message = f"{path} was written by {age} zoo (schema {found}, this one reads schema {version})"
             raise SchemaError(message, hint="upgrade backbone-zoo")
@@ -46,7 +46,7 @@ def read_record(path: Path, kind: type[Record], version: int | None, *, hint: st
         raise IntegrityError(f"{path} is damaged: {error}", hint=hint) from error
 
 
-def find_record(path: Path, kind: type[Record], version: int | None) -> Record | None:
+def find_record(path: Path, kind: type[Record], version: int) -> Record | None:
     """The record in the file `path`; None also for one that cannot be read, is damaged or of another version."""
     try:
         return read_record(path, kind, version, hint="")

@@ -1,7 +1,7 @@
 """The conformance check of families: `check_backbone` in a test, `zoo plugins check` on the command line.
 
-`conformance.py` has one function for each requirement, `families.py` chooses registry rows, and `child.py` checks one
-row in a child process. Only the names in `__all__` are public.
+Start with `conformance.py`, which has one function for each requirement. `families.py` chooses registry rows, and
+`child.py` checks one row in a child process. Only the names in `__all__` are public.
 """
 
 import tempfile
@@ -106,14 +106,14 @@ def examine(cls: type[Backbone], entry: Entry, weights: Path, module: str | None
                 check = Check(name=step.name, state="skipped", detail=f"not checked: {broken[0]} did not pass")
             else:
                 yield step.name
-                check = _judged(step, subject)
+                check = _checked(step, subject)
             done[step.name] = check.state
             yield check
         if subject.size is not None:
             yield subject.size
 
 
-def _judged(step: Step, subject: Subject) -> Check:
+def _checked(step: Step, subject: Subject) -> Check:
     start = time.perf_counter()
     state: CheckState = "failed"
     try:

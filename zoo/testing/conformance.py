@@ -37,7 +37,7 @@ HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "transformers", "tensorflow", 
 IMPORT_LIMIT = 60
 #: The number of words of a table whose vectors are compared.
 CHECKED_WORDS = 8
-#: Lists the heavy packages that a plugin imports. It is a script without zoo, whose own imports would be listed too.
+#: Lists the heavy packages that a plugin imports, without zoo.system.process, whose imports would be listed too.
 IMPORT_SCRIPT = f"""
 import importlib, json, sys
 sys.path[:] = json.loads(sys.argv[1])

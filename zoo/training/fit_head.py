@@ -82,7 +82,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         _begin(run)
         first = _training(problem, problem.fit, choice)
         tolerance = MIN_GAIN[options.task] * problem.chance
-        phase = Phase(run, "inner", first, lambda: objective.judge(*inner()), tolerance=tolerance)
+        phase = Phase(run, "inner", first, lambda: objective.loss_and_score(*inner()), tolerance=tolerance)
         phase.train(bar, length.epochs, length.patience)
         first.load_weights(phase.best)
         thresholds = problem.thresholds(*inner())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     Loss = Callable[[torch.Tensor], torch.Tensor]
-    Judge = Callable[[], tuple[float, float]]
+    Validate = Callable[[], tuple[float, float]]
 
 #: Seconds between two checkpoints of a running training.
 SAVE_EVERY = 20.0
@@ -154,7 +154,7 @@ class Phase:
     If the run resumes, it continues from the newest complete checkpoint of the phase `name`.
 
     Args:
-        judge: returns (loss, score) on items that are not trained on; without `judge` no epoch is chosen.
+        validate: returns (loss, score) on items that are not trained on; without it no epoch is chosen.
         tolerance: an epoch becomes the best one if its loss is lower by more than this.
         from_start: the modules before training also count as an epoch, number 0.
     """
@@ -164,20 +164,20 @@ class Phase:
         run: TrainingRun,
         name: str,
         training: Training,
-        judge: "Judge | None" = None,
+        validate: "Validate | None" = None,
         *,
         tolerance: float = 0.0,
         from_start: bool = False,
     ) -> None:
         self.run = run
         self.training = training
-        self.judge = judge
+        self.validate = validate
         self.tolerance = tolerance
         self.from_start = from_start
         self.curve: list[Epoch] = []
         self.best_epoch = 0
         #: Tensors of the modules after the best epoch.
-        self.best: dict[str, torch.Tensor] = training.weights() if judge else {}
+        self.best: dict[str, torch.Tensor] = training.weights() if validate else {}
         self._checkpoints = Checkpoints(run.checkpoints / name) if run.checkpoints else None
         self._saved = time.monotonic()
         saved = self._checkpoints.newest() if self._checkpoints and run.resume else None
@@ -231,13 +231,13 @@ class Phase:
         return True
 
     def _measure(self, loss: float | None) -> None:
-        """Judge the modules after an epoch with this training loss; the loss is None before the first epoch."""
-        if self.judge is None:
+        """Validate the modules after an epoch with this training loss; the loss is None before the first epoch."""
+        if self.validate is None:
             return
-        val_loss, score = self.judge()
+        val_loss, score = self.validate()
         if not math.isfinite(val_loss):
             raise self.training.diverged()
-        # Epoch 0 has no training loss, so the loss on the judge's items is recorded.
+        # Epoch 0 has no training loss, so the loss on the validation items is recorded.
         trained = val_loss if loss is None else loss
         lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
         epoch = self.training.epoch

@@ -71,7 +71,7 @@ class Objective:
 
         return self.loss(torch.zeros(len(targets), self.outputs), self.tensor(targets)).item()
 
-    def judge(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, float]:
+    def loss_and_score(self, logits: "torch.Tensor", wanted: "torch.Tensor") -> tuple[float, float]:
         """Returns the loss and the score."""
         return self.loss(logits, wanted).item(), self.score(logits, wanted)
 

@@ -12,7 +12,7 @@ from zoo.bundle import Bundle
 from zoo.data.dataset import Dataset
 from zoo.errors import NotFoundError, UsageError
 from zoo.options import FinetuneOptions
-from zoo.store.store import RUN
+from zoo.store.store import RUN, RUN_SCHEMA
 from zoo.system.files import sha256, walk
 from zoo.system.records import find_record, write_record
 
@@ -52,7 +52,7 @@ def open_run(trainings: Path, out: Path, facts: Mapping[str, Any], *, resume: bo
     if resume:
         return check(trainings, out, facts)
     folder = _run_folder(trainings, out)
-    write_record(folder / RUN, {"out": str(out.resolve()), **facts})
+    write_record(folder / RUN, {"schema_version": RUN_SCHEMA, "out": str(out.resolve()), **facts})
     others = sorted(((status.st_mtime, path) for path, status in walk(trainings) if path.name == RUN), reverse=True)
     for _, path in others[KEPT_TRAININGS:]:
         shutil.rmtree(path.parent, ignore_errors=True)
@@ -66,7 +66,7 @@ def check(trainings: Path, out: Path, facts: Mapping[str, Any], *, parts: bool =
     if there is no saved training, UsageError, which names every difference, if its identity is another one.
     """
     folder = _run_folder(trainings, out)
-    before = find_record(folder / RUN, dict[str, Any], None)
+    before = find_record(folder / RUN, dict[str, Any], RUN_SCHEMA)
     if before is None:
         raise NotFoundError(f"there is no saved training of {out} to resume", hint="leave --resume out")
     changed = [name for name, value in facts.items() if before.get(name) != value]

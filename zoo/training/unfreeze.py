@@ -159,7 +159,7 @@ def _fit_once(
             run,
             "tail-inner",
             training,
-            lambda: objective.judge(*task.inner(model)),
+            lambda: objective.loss_and_score(*task.inner(model)),
             tolerance=MIN_TAIL_GAIN * problem.chance,
             from_start=True,
         )
