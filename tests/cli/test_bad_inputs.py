@@ -153,8 +153,8 @@ IMAGES = [
     ("nowhere.png", "nowhere.png: no such file"),
 ]
 TEXTS = [
-    ("", "an empty text"),
-    (" \n", "an empty text"),
+    ("", "the text is empty"),
+    (" \n", "the text is empty"),
     (3, "reads str, not int"),
     (float("nan"), "reads str, not float"),
     (None, "reads str, not NoneType"),

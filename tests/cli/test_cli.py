@@ -219,7 +219,7 @@ def test_data_is_judged_before_anything_is_pulled_or_built(
     assert "this model reads images" in fails(3, "hello world: no such file", "run", "tiny-lite", "hello world")
     fails(2, "is an image; this model reads text", "run", "tiny-bert", images / "red/00.png")
     for empty in ("", " "):
-        fails(2, "an empty text", "run", "tiny-bert", empty)
+        fails(2, "the text is empty", "run", "tiny-bert", empty)
     out = ("-o", tmp_path / "out")
     fails(2, "this model reads images", "finetune", "tiny-lite", table, *out)
     fails(2, "this model reads text", "finetune", "tiny-bert", images, *out)

@@ -40,7 +40,7 @@ def test_texts_and_errors(kept_shelf: Path) -> None:
     session = Zoo().session("tiny-bert", "cpu")
     assert len(session.run("late parcel").answers) == 1
     assert len(session.run(iter(["late", "parcel"])).answers) == 2
-    with pytest.raises(DataError, match="an empty text"):
+    with pytest.raises(DataError, match="the text is empty"):
         session.run(["late", " "])
     found = session.run(["late", " "], keep_going=True)
     assert found.answers[0].error is None
