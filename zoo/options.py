@@ -64,6 +64,7 @@ class Variant(Struct, frozen=True, kw_only=True):
         if self.precision is not None and self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise UsageError(f"unknown --precision {self.precision}", hint=f"--precision {known}")
+        self.reading()
         if not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop must be in [0, 1), got {self.max_drop}", hint=f"--max-drop {MAX_DROP}")
         if self.calibrate and self.precision != "int8":
@@ -78,7 +79,6 @@ class Variant(Struct, frozen=True, kw_only=True):
         if unused and not self.calibrate:
             needed = "--precision int8" if unused[0] == "--max-drop" and self.precision != "int8" else "--calibrate"
             raise UsageError(f"{unused[0]} needs {needed}", hint=f"give {needed}, or leave {unused[0]} out")
-        self.reading()
 
     def reading(self, task: Task = Task.SINGLE_LABEL) -> DataOptions:
         """How the data of `calibrate` is read. Raises UsageError."""

@@ -83,7 +83,7 @@ def test_texts_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("", "empty text"), (" \t", "empty text"), ("b.png", r"b\.png is an image; this model reads text")],
+    [("", "text is empty"), (" \t", "text is empty"), ("b.png", r"b\.png is an image; this model reads text")],
 )
 def test_texts_that_are_none(folder: Path, argument: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
