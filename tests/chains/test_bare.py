@@ -41,7 +41,16 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def install(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
         packages = ["onnxruntime", "numpy", "Pillow", "tokenizers"]
-        command = [str(python(folder)), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]
+        command = [
+            str(python(folder)),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-compile",
+            "--disable-pip-version-check",
+            *packages,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr
 

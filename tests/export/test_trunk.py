@@ -76,11 +76,11 @@ def test_text_families(tmp_path: Path, arch: str, cut: int) -> None:
     check_same(Bert(entry_of(arch), tmp_path), cut, tmp_path, feeds)
 
 
-# GoogLeNet shares the code of Inception v3's stages; its conformance check compares its stages with the module.
+# Inception v3 shares the code of GoogLeNet's stages; tests/plugins/test_vision.py compares its stages with the module.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "unfreeze"),
-    [("resnet18.tv_in1k", 1), ("inception_v3.tv_in1k", 2)],
+    [("resnet18.tv_in1k", 1), ("googlenet.tv_in1k", 2)],
 )
 def test_image_families(upstream: Upstream, tmp_path: Path, name: str, unfreeze: int) -> None:
     backbone = ours(upstream, name)

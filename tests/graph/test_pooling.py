@@ -1,20 +1,18 @@
 """Average pools are moved behind 1x1 convolutions: all nine of Inception v3, and only where the numbers stay."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from zoo_plugins.backbones.inception import Inception
 
 from tests.kit.upstream import ROWS, Upstream, pixels
+from zoo import Zoo
 from zoo.export import precision
 from zoo.graph import edit, pooling
-from zoo.registry.registry import load_registry
 from zoo.runtime.ort import create_session
-from zoo.schema import PIXELS, ExportOptions
+from zoo.schema import PIXELS
 
 #: Inception v3 pools and convolves in its three blocks at 35x35, four at 17x17 and two at 8x8.
 POOLS = 3 + 4 + 2
@@ -92,13 +90,12 @@ def test_an_average_that_others_read_stays() -> None:
 
 
 @pytest.mark.slow
-def test_all_of_inception(upstream: Upstream, tmp_path: Path) -> None:
+def test_all_of_inception(upstream: Upstream) -> None:
     """This test fails if the exporter writes pools in another way, which no other test would notice."""
     name = "inception_v3.tv_in1k"
-    weights = upstream.pull(name)
-    backbone = Inception(load_registry([upstream.registry]).entry(name), weights)
-    backbone.export(tmp_path / "body.onnx", ExportOptions())
-    model = edit.clean(edit.load(tmp_path / "body.onnx"), "inception")
+    upstream.pull(name)
+    bundle = Zoo(home=upstream.home, registry=upstream.registry).graph(name)
+    model = precision.split_parts(edit.load(bundle.model)).body
     changed = pooling.convolve_before_pooling(model)
     assert [node.op_type for node in model.graph.node].count("AveragePool") == POOLS
     assert "AveragePool" not in {node.op_type for node in changed.graph.node}
