@@ -194,6 +194,7 @@ def test_wishes_that_make_no_sense(shelf: Path, tuned: Path) -> None:
         BenchOptions(seconds=float("nan"))
 
 
+@pytest.mark.slow
 def test_a_family_without_torch_has_no_rival(zoo_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "words.bin").write_bytes(binary(WORDS, vectors(len(WORDS), 8)))
     rows = {"tiny-words": row(tmp_path / "words.bin", None, 8, config={"format": "word2vec-binary"})}

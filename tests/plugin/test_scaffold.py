@@ -17,6 +17,7 @@ from zoo.registry.registry import load_registry
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_what_it_writes_passes_its_own_check(tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
     site.folder.mkdir()

@@ -197,12 +197,10 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["run", "tiny-bert", "a text", "--device", "cpu"],
-        pytest.param(["plugins", "check", "bert", "--row", "tiny-bert"], marks=pytest.mark.slow),
-    ],
+    [["run", "tiny-bert", "a text", "--device", "cpu"], ["plugins", "check", "bert", "--row", "tiny-bert"]],
     ids=lambda arguments: arguments[0],
 )
 def test_the_commands_children(marker: Path, shelf_file: Path, arguments: list[str]) -> None:
