@@ -17,8 +17,8 @@ HASH := $(shell cat pyproject.toml setup.py | $(PYTHON) -c "import hashlib, sys;
 READY := $(VENV)/.ready-$(RUNTIME)-$(HASH)
 READY_DEV := $(VENV)/.ready-dev-$(RUNTIME)-$(HASH)
 
-# pip would compile the 15,000 modules on one core: compileall uses all cores. Some packages have files that this Python
-# cannot compile, so that its exit code says nothing.
+# pip would compile the 15,000 modules on one core, compileall uses all cores. Its exit code is ignored, because some
+# packages have files that this Python cannot compile.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ $(VENV)/lib >/dev/null || true
 

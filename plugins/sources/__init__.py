@@ -1,1 +1,1 @@
-"""Sources: plugins that fetch files by URL. Start with `file.py`, the shortest."""
+"""Sources: plugins that fetch files by URL. Start with `file.py`."""

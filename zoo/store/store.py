@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 GRAPH_VERSION = 2
 #: The options and data of a training, beside its checkpoints.
 RUN = "run.json"
-#: Its schema version.
+#: The schema version of this file.
 RUN_SCHEMA = 1
 #: The file inside a partial's folder; a source may keep files of its own beside it.
 PARTIAL_DATA = "data"
