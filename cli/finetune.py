@@ -15,7 +15,7 @@ DEFAULTS, AUTO = FinetuneOptions(), "auto"
 LISTED = 10
 #: Defaults with --unfreeze: an epoch then takes as long as thousands of epochs of a head alone.
 DEEP_EPOCHS, DEEP_PATIENCE = 10, 3
-#: The tasks that can be trained: all of Task except EMBEDDING.
+#: The tasks that can be trained: zoo.schema.TRAINED_TASKS.
 Trained = Literal["single-label", "multi-label", "regression"]
 
 

@@ -15,7 +15,7 @@ from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
 from zoo.registry.shelves import add_shelves
 from zoo.results import Answer, Answered, Answers, Benchmark, Check, Embedded, Evaluation, Ranking, Row, RunResult
-from zoo.schema import FileDigest, Outcome, Preprocess, WordsPreprocess
+from zoo.schema import FileDigest, HeadSpec, Outcome, Preprocess, WordsPreprocess
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Zoo(Workspace):
         source = self.open(model)
         check_target(out, inside=[source.path])
         entry = source.manifest.lineage.entry
-        heads = ("safetensors",) if source.manifest.head else ()
+        heads = ("safetensors",) if isinstance(source.manifest.head, HeadSpec) else ()
         require("exporting", *RUNTIME, *self.plugins.make(entry, self.store.models).packages, *heads)
         made = self.plugins.make(entry, self.originals(entry, "the parity check"))
         return export(source, out, made, variant, refit_head=refit_head, offline=self.offline, progress=self.progress)

@@ -47,14 +47,18 @@ class Backbone(ABC):
     def export(self, path: Path, options: ExportOptions) -> None:
         """Write the features graph as one ONNX file at `path`; a large table may be external data in a file beside it.
 
-        Inputs have the names, types and shapes of `entry.inputs`; the only output is `features` float32 [batch, dim].
-        The batch axis (and a text's sequence axis) must be dynamic. `options.cut` is only used for families with
-        `stages`.
+        Inputs have the names, types and shapes of `entry.inputs`; the first output is `features` float32 [batch, dim].
+        With `options.head`, which is only used if `entry.head` is set, the second is `scores` float32 [batch, outputs],
+        after the activation; otherwise there is no second. The batch axis (and a text's sequence axis) must be dynamic.
+        `options.cut` is only used for families with `stages`.
         """
 
     @abstractmethod
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """`features` [batch, dim] of the original model for the same inputs, for the parity check."""
+        """`features` [batch, dim] of the original model for the same inputs, for the parity check.
+
+        If `entry.head` is set, also `scores` [batch, outputs] of the original model's head.
+        """
 
     def load(self) -> bool:
         """Load the model for `reference`; returns whether `reference` may then run in another thread.

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from zoo.errors import UsageError
-from zoo.schema import Precision, Task
+from zoo.schema import TRAINED_TASKS, Precision, Task
 
 #: Batch sizes that `zoo bench` times.
 BATCHES = (1, 8, 32)
@@ -119,9 +119,9 @@ class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"--{name} must be positive, got {value}", hint=f"leave --{name} out")
-        if self.task is Task.EMBEDDING:
+        if self.task not in TRAINED_TASKS:
             raise UsageError(
-                "--task embedding cannot be trained", hint="--task single-label, multi-label or regression"
+                f"--task {self.task} cannot be trained", hint="--task single-label, multi-label or regression"
             )
         if self.task is not Task.SINGLE_LABEL and (self.class_weights or self.label_smoothing):
             raise UsageError("--class-weights and --label-smoothing need --task single-label", hint="leave them out")

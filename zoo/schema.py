@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field
 
@@ -19,6 +19,7 @@ Rgb: TypeAlias = tuple[float, float, float]
 #: Tensor names: raw images, preprocessed images, and the outputs of every model.
 IMAGE, PIXELS, FEATURES, SCORES = "image", "pixels", "features", "scores"
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Activation: TypeAlias = Literal["softmax", "sigmoid", "identity"]
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,8 +126,35 @@ def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in names)
 
 
+class PretrainedHead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The head that a row's weights contain: its task, the activation of its scores, and their labels.
+
+    `labels` are the names of the scores, or the name of a list of zoo.data.labels. `ids` are second names of the
+    labels, such as WordNet ids. `outputs` is the number of scores of a head without labels: a number, or the vocabulary
+    of a model that fills masks.
+    """
+
+    task: Literal["single-label", "multi-label", "regression", "fill-mask"] = "single-label"
+    activation: Activation = "softmax"
+    labels: Literal["imagenet-1k"] | tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    outputs: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels and self.outputs is None:
+            raise ValueError("a head needs labels, or the number of its outputs")
+        if not isinstance(self.labels, str) and len(set(self.labels)) < len(self.labels):
+            raise ValueError("two labels of a head are equal")
+        if self.ids and len(self.ids) != len(self.labels):
+            raise ValueError(f"{len(self.ids)} ids for {len(self.labels)} labels")
+
+
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One row of the registry: a pretrained backbone, its files and the preprocessing of its input."""
+    """One row of the registry: a pretrained backbone, its files and the preprocessing of its input.
+
+    `head` is the head in the weights that zoo exports with the backbone. `no_head` is the reason why weights have none,
+    or one that zoo does not export.
+    """
 
     name: EntryName
     family: Name
@@ -138,6 +166,8 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preprocess: Preprocess
     files: Annotated[tuple[WeightFile, ...], Meta(min_length=1)]
     config: dict[str, Any] = field(default_factory=dict)
+    head: PretrainedHead | None = None
+    no_head: str | None = None
     origin: str | None = None
     notes: str | None = None
 
@@ -159,12 +189,22 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Task(StrEnum):
-    """The kind of answer that a bundle gives; EMBEDDING is a bundle without a head."""
+    """The kind of answer that a bundle gives; EMBEDDING is a bundle without a head.
+
+    The scores of FILL_MASK are the probabilities of all tokens for the first mask of a text.
+    """
 
     SINGLE_LABEL = "single-label"
     MULTI_LABEL = "multi-label"
     REGRESSION = "regression"
     EMBEDDING = "embedding"
+    FILL_MASK = "fill-mask"
+
+
+#: The tasks that fine-tuning trains a head for.
+TRAINED_TASKS = (Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.REGRESSION)
+#: `Manifest.head` of a head that came with the weights.
+PRETRAINED: Final = "pretrained"
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
@@ -292,8 +332,10 @@ class Manifest(Struct, frozen=True, kw_only=True):
     files: tuple[FileDigest, ...]
     lineage: Lineage
     parity: Parity
-    activation: Literal["softmax", "sigmoid", "identity"] | None = None
+    activation: Activation | None = None
     labels: tuple[str, ...] = ()
+    #: Second names of the labels, such as WordNet ids.
+    label_ids: tuple[str, ...] = ()
     #: Multi-label: the score from which each label is chosen.
     thresholds: tuple[float, ...] = ()
     #: Single-label: the weight of each class in the loss; empty if all are equal.
@@ -301,7 +343,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     #: How many of the last stages of the backbone were trained with the head.
     unfrozen: int = 0
     cut: str | None = None
-    head: HeadSpec | None = None
+    head: HeadSpec | Literal["pretrained"] | None = None
     metrics: Metrics | None = None
     guard: Guard | None = None
     #: Whether the file uses ONNX Runtime's own operators.
@@ -339,12 +381,14 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class ExportOptions(Struct, frozen=True, kw_only=True):
     """How a family writes its features graph.
 
-    With `cut`, only the first `cut` stages are written; the graph's outputs are then the inputs of the next stage.
+    With `cut`, only the first `cut` stages are written; the graph's outputs are then the inputs of the next stage. With
+    `head`, the graph has a second output: the `scores` [batch, outputs] of the head that `entry.head` describes.
     """
 
     opset: int = 20
     ir_version: int = 10
     cut: int | None = None
+    head: bool = False
 
 
 def canonical(name: str) -> str:

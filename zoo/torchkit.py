@@ -7,7 +7,7 @@ import gc
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import Parameter, signature
@@ -16,15 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
+from zoo.checkpoint import load_linear, load_state
+from zoo.data.labels import count_outputs
 from zoo.errors import IntegrityError, PluginError, UsageError, ZooError, brief
 from zoo.extras import TRAINING, require
-from zoo.schema import ExportOptions, TensorSpec
-from zoo.store.unpickle import as_safetensors
+from zoo.schema import FEATURES, SCORES, Activation, Entry, ExportOptions, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
     from zoo.backbone import TensorMap
+
+__all__ = [
+    "TorchBackbone", "activated", "as_stage", "chain", "check_cut", "cut", "described_by_config", "export_module",
+    "head_shape", "load_linear", "load_state", "positional", "run_stages", "tensors_at", "threads",
+]  # fmt: skip
 
 #: Example lengths of dynamic axes; torch.export would make the lengths 0 and 1 constants of the graph.
 EXAMPLE_AXES = {"batch": 2, "sequence": 9}
@@ -33,67 +39,6 @@ LONGER_AXES = {"batch": 3, "sequence": 11}
 #: A reference with fewer parameters runs on one thread. Parity needs about ten images: a second thread gains little on
 #: an idle machine, and on a busy one two threads that synchronise at every layer take ten times as long as one.
 ONE_THREAD_PARAMS = 100_000_000
-
-
-def load_state(
-    path: Path, module: "torch.nn.Module", rename: Callable[[str], str | None] = lambda name: name
-) -> "torch.nn.Module":
-    """Load the checkpoint at `path` into `module`, check every tensor, and return the module in eval mode.
-
-    `rename` maps a name in the file to the module's name, or to None for a tensor that the features do not need. Half
-    precision is converted to float32, other types are not. Raises IntegrityError naming missing, unexpected, wrongly
-    typed or shaped, or non-finite tensors, and negative variances.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        stored = load_file(as_safetensors(path))
-    except SafetensorError as error:
-        raise IntegrityError(
-            f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
-        ) from error
-    given: dict[str, torch.Tensor] = {}
-    twice = []
-    for name, tensor in stored.items():
-        if new := rename(name):
-            twice += [new] if new in given else []
-            given[new] = tensor
-    for problem, names in _problems(given, module.state_dict(), twice):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise IntegrityError(f"{path.name} {problem} {shown}", hint="the file is not the one this row describes")
-    module.load_state_dict(given, strict=False)
-    return module.eval().requires_grad_(False)
-
-
-def _problems(
-    given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields each possible problem with the tensors at fault; each check relies on the checks before."""
-    import torch
-
-    def fits(name: str) -> bool:
-        if wanted[name].is_floating_point():
-            return given[name].dtype in (torch.float32, torch.float16, torch.bfloat16)
-        return given[name].dtype == wanted[name].dtype or _is_counter(name)
-
-    yield "lacks", [name for name in wanted if name not in given and not _is_counter(name)]
-    yield "has unexpected", [name for name in given if name not in wanted]
-    yield "has twice", twice
-    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in given.items()}
-    yield "has wrong types for", [f"{name} ({kinds[name]})" for name in given if not fits(name)]
-    yield "has wrong shapes for", [name for name in given if given[name].shape != wanted[name].shape]
-    yield "has non-finite numbers in", [name for name in given if not torch.isfinite(given[name]).all()]
-    # BatchNorm takes the square root: features would be NaN, or wrong if epsilon makes the sum positive.
-    variances = [name for name in given if name.rpartition(".")[2] == "running_var"]
-    yield "has negative variances in", [name for name in variances if (given[name] < 0).any()]
-
-
-def _is_counter(name: str) -> bool:
-    """Whether this is BatchNorm's batch counter, which checkpoints before torch 0.4.1 lack and inference ignores."""
-    return name.endswith("num_batches_tracked")
 
 
 @contextmanager
@@ -119,15 +64,40 @@ class TorchBackbone(Backbone):
         Its forward takes the tensors `entry.inputs`, by name and order, and returns features [batch, dim].
         """
 
+    def build_head(self) -> "torch.nn.Module":
+        """The head that `entry.head` describes: takes features [batch, dim], returns logits [batch, outputs].
+
+        Called only if `entry.head` is set. See `load_linear`.
+        """
+        raise PluginError(
+            f"the row {self.entry.name} has a head, but the family has no build_head()",
+            plugin=self.family,
+            hint="remove `head` from the row, or write build_head()",
+        )
+
+    def with_head(self) -> "torch.nn.Module":
+        """The module that takes the tensors `entry.inputs` and returns features and logits.
+
+        A family overrides this method if the head reads other tensors than the features.
+        """
+        return _then_head(self.module, self.build_head())
+
     @cached_property
     def module(self) -> "torch.nn.Module":
         """The built module, kept for repeated reference runs."""
         require(f"the family {self.family}", *TRAINING)
         return self.build()
 
+    @cached_property
+    def whole(self) -> "torch.nn.Module":
+        """The module with its head and activation: takes the tensors `entry.inputs`, returns features and scores."""
+        require(f"the family {self.family}", *TRAINING)
+        assert self.entry.head is not None
+        return activated(self.with_head(), self.entry.head.activation).eval().requires_grad_(False)
+
     def load(self) -> bool:
         """Build the module. Returns True: only building draws numbers from torch's shared random generator."""
-        return self.module is not None
+        return (self.module if self.entry.head is None else self.whole) is not None
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The module as consecutive stages, earliest first; `--unfreeze N` trains the last N of them.
@@ -140,26 +110,71 @@ class TorchBackbone(Backbone):
         return [as_stage(self.module, [spec.name for spec in self.entry.inputs], output="features")]
 
     def reference(self, feeds: "TensorMap") -> "TensorMap":
-        """Features of the module in torch, for numpy inputs named as `entry.inputs`."""
+        """Features of the module in torch, and the scores of its head if any, for numpy inputs named as in the row."""
         import numpy as np
         import torch
 
         arguments = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.entry.inputs]
         with torch.inference_mode(), threads(1 if self.entry.params < ONE_THREAD_PARAMS else torch.get_num_threads()):
-            return {"features": self.module(*arguments).numpy()}
+            if self.entry.head is None:
+                return {FEATURES: self.module(*arguments).numpy()}
+            features, scores = self.whole(*arguments)
+            return {FEATURES: features.numpy(), SCORES: scores.numpy()}
 
     def export(self, path: Path, options: ExportOptions) -> None:
         """Write the module with torch's dynamo exporter, weights inside the file, axes named as in `entry.inputs`.
 
         With `options.cut` only that number of first stages is exported. The graph's outputs are the tensors that the
-        next stage takes, without inputs that are passed on unchanged. Raises UsageError for an impossible cut.
+        next stage takes, without inputs that are passed on unchanged. With `options.head` the scores of the head are
+        the second output. Raises UsageError for an impossible cut.
         """
-        module, outputs = self.module, ["features"]
+        module, outputs = (self.whole, [FEATURES, SCORES]) if options.head else (self.module, [FEATURES])
         if options.cut is not None:
             names = [spec.name for spec in self.entry.inputs]
             outputs = [spec.name for spec in tensors_at(self, options.cut) if spec.name not in names]
             module = positional(self.stages()[: options.cut], names, outputs)
         export_module(module, path, self.entry.inputs, outputs, options)
+
+
+def activated(module: "torch.nn.Module", activation: Activation) -> "torch.nn.Module":
+    """`module`, which returns features and logits, with `activation` over the last axis of the logits."""
+    import torch
+    from torch import nn
+
+    class Activated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features, logits = self.inner(*inputs)
+            functions = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "identity": torch.clone}
+            return features, functions[activation](logits)
+
+    return Activated()
+
+
+def head_shape(entry: Entry) -> tuple[int, int]:
+    """The lengths of the features and of the scores of a row with a head: the shape of a linear classifier."""
+    assert entry.head is not None
+    return entry.dim, count_outputs(entry.head)
+
+
+def _then_head(body: "torch.nn.Module", head: "torch.nn.Module") -> "torch.nn.Module":
+    """The module that returns the features of `body` and the logits that `head` computes from them."""
+    import torch
+    from torch import nn
+
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = body, head
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = self.body(*inputs)
+            return features, self.head(features)
+
+    return WithHead()
 
 
 def tensors_at(backbone: Backbone, cut: int) -> tuple[TensorSpec, ...]:

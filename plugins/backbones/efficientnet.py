@@ -15,7 +15,7 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry
-from zoo.torchkit import TorchBackbone, chain, cut, load_state
+from zoo.torchkit import TorchBackbone, chain, cut, head_shape, load_linear, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,10 @@ class EfficientNet(TorchBackbone):
         path = self.weights / self.entry.files[0].path
         load_state(path, network, lambda name: None if name.startswith("_fc.") else name)
         return network
+
+    def build_head(self) -> "nn.Linear":
+        """The classifier over the pooled features."""
+        return load_linear(self.weights / self.entry.files[0].path, "_fc", head_shape(self.entry))
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The stem, each group of blocks, and the head with the pooling."""

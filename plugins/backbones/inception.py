@@ -18,7 +18,7 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry
-from zoo.torchkit import TorchBackbone, chain, cut, load_state
+from zoo.torchkit import TorchBackbone, chain, cut, head_shape, load_linear, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,10 @@ class Inception(TorchBackbone):
         network = nn.Sequential(OrderedDict(first | self.parts() | pooling))
         load_state(self.weights / self.entry.files[0].path, network, rename)
         return network
+
+    def build_head(self) -> "nn.Linear":
+        """The main classifier, over the pooled features."""
+        return load_linear(self.weights / self.entry.files[0].path, "fc", head_shape(self.entry))
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The network cut where its feature maps shrink; the pooling belongs to the last stage."""

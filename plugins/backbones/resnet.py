@@ -16,7 +16,7 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry
-from zoo.torchkit import TorchBackbone, chain, cut, load_state
+from zoo.torchkit import TorchBackbone, chain, cut, head_shape, load_linear, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,17 @@ class ResNet(TorchBackbone):
     def __init__(self, entry: Entry, weights: Path) -> None:
         super().__init__(entry, weights)
         self.depth = _choice(entry, "arch", ARCHITECTURES)
-        self.rename = _choice(entry, "layout", LAYOUTS, "torchvision")
+        self.rename, self.classifier = _choice(entry, "layout", LAYOUTS, "torchvision")
 
     def build(self) -> "nn.Sequential":
         """The network with the checkpoint loaded, without the classifier."""
         network = _network(self.depth)
         load_state(self.weights / self.entry.files[0].path, network, self.rename)
         return network
+
+    def build_head(self) -> "nn.Linear":
+        """The classifier over the pooled features."""
+        return load_linear(self.weights / self.entry.files[0].path, self.classifier, head_shape(self.entry))
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The stem and the four layers, the last with the pooling."""
@@ -98,7 +102,8 @@ def from_transformers(name: str) -> str | None:
     return name
 
 
-LAYOUTS = {"torchvision": from_torchvision, "transformers": from_transformers}
+#: By scheme of tensor names: the function that renames a tensor, and the name of the classifier.
+LAYOUTS = {"torchvision": (from_torchvision, "fc"), "transformers": (from_transformers, "classifier.1")}
 
 
 def _network(depth: Depth) -> "nn.Sequential":

@@ -19,7 +19,7 @@ from zoo.export import trunk
 from zoo.graph import edit, external_data, head
 from zoo.runtime.device import onnxruntime
 from zoo.runtime.ort import create_session
-from zoo.schema import FEATURES, Entry
+from zoo.schema import FEATURES, PRETRAINED, Entry
 from zoo.system.cpu import cores
 from zoo.system.process import Child, EndedError, Parent, python
 from zoo.torchkit import TorchBackbone, positional
@@ -224,7 +224,9 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
 
     if not isinstance(backbone, TorchBackbone):
         raise UsageError(f"the family {backbone.family} has no torch module", hint="leave --against out")
-    features, manifest = backbone.module, bundle.manifest
+    manifest = bundle.manifest
+    is_pretrained = manifest.head == PRETRAINED
+    features = backbone.whole if is_pretrained else backbone.module
     if manifest.unfrozen:
         bundle.check(trunk.TAIL_FILE)
         cut = trunk.cut_at(backbone, manifest.unfrozen)
@@ -232,7 +234,7 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
         trunk.load_tail(bundle.path / trunk.TAIL_FILE, tuned)
         names = [spec.name for spec in backbone.entry.inputs]
         features = positional([*backbone.stages()[:cut], *tuned], names, [FEATURES])
-    top = _head(bundle) if manifest.head else nn.Identity()
+    top = _head(bundle) if manifest.head and not is_pretrained else nn.Identity()
 
     class TimedModule(nn.Module):
         def __init__(self) -> None:
@@ -241,7 +243,8 @@ def torch_module(bundle: Bundle, backbone: "Backbone") -> "torch.nn.Module":
 
         def forward(self, *given: "torch.Tensor") -> "torch.Tensor":
             found = self.features(*given)
-            answer: torch.Tensor = self.top(found[0] if isinstance(found, tuple) else found)
+            # A head that came with the weights gives (features, scores).
+            answer: torch.Tensor = self.top(found[is_pretrained] if isinstance(found, tuple) else found)
             return answer
 
     return TimedModule().eval().requires_grad_(False)

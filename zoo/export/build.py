@@ -16,6 +16,7 @@ import msgspec
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
 from zoo.data import samples
+from zoo.data.labels import LabelList, labels_of
 from zoo.data.tokenizers import TextEncoder, place_tokenizer, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.export import parity, trunk
@@ -24,6 +25,7 @@ from zoo.graph import edit, prefix
 from zoo.progress import Progress
 from zoo.schema import (
     PIXELS,
+    PRETRAINED,
     Entry,
     ExportOptions,
     FileDigest,
@@ -62,8 +64,9 @@ def build(
     with staged_dir(target) as folder:
         backbone.prepare()
         preprocess = input_of_bundle(entry, weights, folder)
-        outputs = trunk.output_specs(backbone, cut) if cut else (trunk.features_spec(entry),)
-        backbone.export(folder / MODEL, ExportOptions(cut=cut))
+        outputs = trunk.output_specs(backbone, cut) if cut else trunk.answer_specs(entry)
+        head = None if cut else entry.head
+        backbone.export(folder / MODEL, ExportOptions(cut=cut, head=head is not None))
         body = edit.clean(edit.load(folder / MODEL), trunk.NAME if cut else entry.family)
         trunk.check_contract(body, entry, entry.inputs, outputs)
         whole = with_prefix(body, preprocess)
@@ -72,7 +75,8 @@ def build(
             FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
         )
         lineage = Lineage(entry=entry, weights=digests, versions=versions(), options=options)
-        edit.describe(whole, metadata(lineage, preprocess, ()))
+        labels = LabelList(()) if head is None else labels_of(head)
+        edit.describe(whole, metadata(lineage, preprocess, labels.names))
         edit.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, parity_words(entry, reader))
@@ -82,7 +86,7 @@ def build(
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=entry.name,
-            task=Task.EMBEDDING,
+            task=Task.EMBEDDING if head is None else Task(head.task),
             precision="fp32",
             preprocess=preprocess,
             dim=entry.dim,
@@ -93,6 +97,10 @@ def build(
             files=describe_files(folder),
             lineage=lineage,
             parity=report,
+            activation=None if head is None else head.activation,
+            labels=labels.names,
+            label_ids=labels.ids,
+            head=None if head is None else PRETRAINED,
         )
         write_manifest(folder, manifest)
     return Bundle(target, manifest)

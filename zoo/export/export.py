@@ -18,13 +18,14 @@ from zoo.export.accuracy_guard import GuardData, RefitHead
 from zoo.export.build import encoder, parity_words
 from zoo.export.parity import Top
 from zoo.export.reference import expect, pillow_pixels
-from zoo.export.trunk import TAIL_FILE, reference_of
+from zoo.export.trunk import TAIL_FILE, only_features, reference_of, without_scores
 from zoo.graph import edit, external_data, head
 from zoo.options import Variant
 from zoo.progress import SILENT, Progress
 from zoo.schema import (
     PIXELS,
     Entry,
+    HeadSpec,
     ImagePreprocess,
     Manifest,
     Parity,
@@ -98,9 +99,12 @@ def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Convert
     manifest, (draft, own) = source.manifest, converted
     layers, reader = folder / HEAD, encoder(manifest.preprocess, folder)
     items, origin = own or samples.bundled(manifest.preprocess, parity_words(manifest.lineage.entry, reader))
+    reference = reference_of(source, backbone)
+    if draft.head is None:
+        reference = only_features(reference)
     return parity.check(
         folder / MODEL,
-        expect(reference_of(source, backbone), items, origin, reader, None if _is_raw(draft) else pillow_pixels),
+        expect(reference, items, origin, reader, None if _is_raw(draft) else pillow_pixels),
         top=_top(layers, manifest),
         # The guard has accepted that some predictions change, and may have fitted the head again.
         former=_top(source.path / HEAD, manifest) if own and layers.is_file() else None,
@@ -157,7 +161,7 @@ def check_needs(model: Entry | Manifest, variant: Variant) -> None:
     if variant.precision != "int8" or variant.calibrate or _has_table(entry):
         return
     is_image = isinstance(entry.preprocess, ImagePreprocess)
-    if is_image or (isinstance(model, Manifest) and model.head):
+    if is_image or (isinstance(model, Manifest) and isinstance(model.head, HeadSpec)):
         raise UsageError(
             f"int8 needs data to {'read ranges from' if is_image else 'measure its accuracy on'}",
             hint="--calibrate DATA, the data that it was fine-tuned on",
@@ -236,7 +240,7 @@ class _Conversion(NamedTuple):
 def _without_head(draft: Manifest, folder: Path) -> Manifest:
     """Reduce the model in `folder` to its backbone, and remove the files and fields that describe the other parts."""
     model = onnx.load(folder / MODEL, load_external_data=False)
-    body = precision.split_parts(model).body
+    body = without_scores(precision.split_parts(model).body)
     edit.describe(body, {name: fact for name, fact in edit.metadata_of(model).items() if name != "zoo.labels"})
     edit.save(body, folder / MODEL)
     kept = {MODEL, TAIL_FILE, *external_data.file_names(body)}
@@ -247,6 +251,6 @@ def _without_head(draft: Manifest, folder: Path) -> Manifest:
             path.unlink()
     inputs, outputs = edit.tensor_specs(body)
     return msgspec.structs.replace(
-        draft, task=Task.EMBEDDING, inputs=inputs, outputs=outputs, activation=None, labels=(), thresholds=(),
-        class_weights=(), cut=None, head=None, metrics=None,
+        draft, task=Task.EMBEDDING, inputs=inputs, outputs=outputs, activation=None, labels=(), label_ids=(),
+        thresholds=(), class_weights=(), cut=None, head=None, metrics=None,
     )  # fmt: skip

@@ -184,6 +184,8 @@ def compare(
     yield _result("features (max difference)", batch, _difference(features, wanted), bounds.features)
     yield _result("features (1 - cosine)", batch, _angle(features, wanted), bounds.cosine)
     if top is None:
+        if SCORES in case.wanted:
+            yield from _pretrained(scores, case, bounds)
         return
     reference = head.apply((former or top).layers, wanted, top.activation)
     if former is None:
@@ -194,6 +196,18 @@ def compare(
     # After a conversion some rows may change; the smaller batches have too few rows to count them.
     if top.activation == "softmax" and (former is None or batch == BATCHES[-1]):
         moved = _moved(scores, reference, bounds.scores, _distinct(case.feeds))
+        yield _result(CHANGED, batch, moved, bounds.moved + 0.5)
+
+
+def _pretrained(scores: "NDArray[Any] | None", case: Case, bounds: Bounds) -> Iterator[ParityCheck]:
+    """Checks of the scores of a head that came with the weights."""
+    import numpy as np
+
+    wanted = np.asarray(case.wanted[SCORES], np.float32)
+    batch = len(wanted)
+    yield _result("scores (max difference)", batch, _difference(scores, wanted), bounds.scores)
+    if wanted.shape[1] > 1 and (bounds == EXACT or batch == BATCHES[-1]):
+        moved = _moved(scores, wanted, bounds.scores, _distinct(case.feeds))
         yield _result(CHANGED, batch, moved, bounds.moved + 0.5)
 
 

@@ -38,7 +38,10 @@ CORRECTED = 32
 
 
 class Parts(NamedTuple):
-    """A model cut in three: images to pixels, pixels (or token ids) to features, features to scores."""
+    """A model cut in three: images to pixels, pixels (or token ids) to features, features to scores.
+
+    A head that came with the weights may read other tensors than the features; it then belongs to the body.
+    """
 
     prefix: onnx.ModelProto | None
     body: onnx.ModelProto
@@ -50,9 +53,17 @@ def split_parts(model: onnx.ModelProto) -> Parts:
     inputs = [item.name for item in model.graph.input]
     outputs = [item.name for item in model.graph.output]
     prefix = edit.extract(model, [IMAGE], [PIXELS]) if IMAGE in inputs else None
-    body = edit.extract(model, [PIXELS] if prefix is not None else inputs, [FEATURES])
+    starts = [PIXELS] if prefix is not None else inputs
+    if SCORES in outputs and edit.sources(model, SCORES, [FEATURES, *starts]) != {FEATURES}:
+        return Parts(prefix, edit.extract(model, starts, [FEATURES, SCORES]), None)
     head = edit.extract(model, [FEATURES], [SCORES]) if SCORES in outputs else None
-    return Parts(prefix, body, head)
+    return Parts(prefix, edit.extract(model, starts, [FEATURES]), head)
+
+
+def head_nodes(body: onnx.ModelProto) -> list[str]:
+    """Names of the nodes of a body that only compute scores; they stay in single precision."""
+    needed = {node.name for node in edit.extract(body, [item.name for item in body.graph.input], [FEATURES]).graph.node}
+    return [node.name for node in body.graph.node if node.name not in needed]
 
 
 def join_parts(parts: Parts, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -76,7 +87,7 @@ def fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         from onnxruntime.transformers.onnx_model import OnnxModel
 
         parts = split_parts(model)
-        body = convert_float_to_float16(parts.body, keep_io_types=True)
+        body = convert_float_to_float16(parts.body, keep_io_types=True, node_block_list=head_nodes(parts.body))
         # The converter puts an input's Cast after the nodes that read it, so the nodes are sorted again.
         OnnxModel(body).topological_sort()
     return _with_body(model, parts, body)
@@ -97,7 +108,8 @@ def int8(model: onnx.ModelProto, batches: "Sequence[TensorMap]", exclude: Sequen
     """
     parts = split_parts(model)
     if parts.prefix is None:
-        return _with_body(model, parts, precision_texts.quantise_encoder(parts.body, exclude))
+        kept = [*exclude, *head_nodes(parts.body)]
+        return _with_body(model, parts, precision_texts.quantise_encoder(parts.body, kept))
     prefix = _with_final_reshape(parts.prefix)
     return _with_body(model, parts._replace(prefix=prefix), quantise_cnn(parts.body, batches, exclude)[1])
 

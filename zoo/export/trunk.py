@@ -15,9 +15,10 @@ import msgspec
 
 from zoo.backbone import Backbone
 from zoo.bundle import Bundle
+from zoo.data.labels import count_outputs
 from zoo.errors import PluginError
 from zoo.graph import edit, external_data
-from zoo.schema import FEATURES, PIXELS, Entry, ExportOptions, TensorSpec
+from zoo.schema import FEATURES, PIXELS, PRETRAINED, SCORES, Entry, ExportOptions, TensorSpec
 from zoo.torchkit import check_cut, export_module, load_state, positional, run_stages, tensors_at
 
 if TYPE_CHECKING:
@@ -85,12 +86,19 @@ def tuned_reference(backbone: Backbone, stages: "Sequence[torch.nn.Module]") -> 
 
 def reference_of(bundle: Bundle, backbone: Backbone) -> "Reference":
     """The reference of a bundle in torch: the family's own code, with the bundle's tuned stages if it has any."""
-    if not bundle.manifest.unfrozen:
+    if bundle.manifest.head == PRETRAINED:
         return backbone.reference
+    if not bundle.manifest.unfrozen:
+        return only_features(backbone.reference)
     bundle.check(TAIL_FILE)
     stages = list(tail(backbone, cut_at(backbone, bundle.manifest.unfrozen)))
     load_tail(bundle.path / TAIL_FILE, stages)
     return tuned_reference(backbone, stages)
+
+
+def only_features(reference: "Reference") -> "Reference":
+    """A function that computes the features of `reference`, without the scores of the original model's head."""
+    return lambda feeds: {FEATURES: reference(feeds)[FEATURES]}
 
 
 def export_tail(path: Path, stages: "Sequence[torch.nn.Module]", backbone: Backbone) -> None:
@@ -113,21 +121,32 @@ def merge(
 ) -> "onnx.ModelProto":
     """Write the whole model at `path` and return it: `base`, then the file of `export_tail` at `tail`, then the `head`.
 
-    `base` is a trunk; without `tail` it is a features bundle. `facts` become the model's metadata. Files of external
-    data are copied beside `path`. The outputs are `features` and those of the head.
+    `base` is a trunk; without `tail` it is a features bundle, whose own head is left out. `facts` become the model's
+    metadata. Files of external data are copied beside `path`. The outputs are `features` and those of the head.
     """
     import onnx
 
     data = base.read_model()
     for name in external_data.file_names(data):
         shutil.copyfile(base.path / name, path.with_name(name), follow_symlinks=False)
-    whole = onnx.load_from_string(data)
+    whole = without_scores(onnx.load_from_string(data))
     if tail is not None:
         whole = edit.join(whole, edit.load(tail))
     whole = edit.join(whole, head, keep=[FEATURES])
     edit.describe(whole, facts)
     edit.save(whole, path)
     return whole
+
+
+def without_scores(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model without the head that came with the weights."""
+    if SCORES not in {item.name for item in model.graph.output}:
+        return model
+    inputs = [item.name for item in model.graph.input]
+    kept = edit.extract(model, inputs, [item.name for item in model.graph.output if item.name != SCORES])
+    # A later cut needs the declared shapes of inner tensors.
+    kept.graph.value_info.extend(model.graph.value_info)
+    return kept
 
 
 def save_tail(stages: "Sequence[torch.nn.Module]", path: Path) -> None:
@@ -168,8 +187,15 @@ def check_contract(
 
 
 def features_spec(entry: Entry) -> TensorSpec:
-    """The specification of the output of a features graph."""
+    """The specification of a row's features."""
     return TensorSpec(name=FEATURES, dtype="float32", shape=("batch", entry.dim))
+
+
+def answer_specs(entry: Entry) -> tuple[TensorSpec, ...]:
+    """The outputs of a row's whole graph: features, and the scores of its head if it has one."""
+    if entry.head is None:
+        return (features_spec(entry),)
+    return features_spec(entry), TensorSpec(name=SCORES, dtype="float32", shape=("batch", count_outputs(entry.head)))
 
 
 def _fixed(spec: TensorSpec) -> TensorSpec:

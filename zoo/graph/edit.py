@@ -81,6 +81,23 @@ def extract(model: "onnx.ModelProto", inputs: Sequence[str], outputs: Sequence[s
     return new_model(graph)
 
 
+def sources(model: "onnx.ModelProto", output: str, stops: Sequence[str]) -> set[str]:
+    """The tensors among `stops` that `output` is computed from, by paths without other tensors of `stops`."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: set[str] = set()
+    seen, pending = set[str](), [output]
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in stops:
+            found.add(name)
+        elif name in makers:
+            pending.extend(makers[name].input)
+    return found
+
+
 def floats(name: str, shape: Sequence[int | str]) -> "onnx.ValueInfoProto":
     """The declaration of a float32 tensor: an input, an output, or an inner tensor at which `extract` can cut."""
     from onnx import TensorProto, helper

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 #: Part of a graph's key: increment it when zoo.export.build makes a different graph of the same row.
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 #: The options and data of a training, beside its checkpoints.
 RUN = "run.json"
 #: The schema version of this file.
@@ -218,5 +218,5 @@ def _partial_size(folder: Path) -> int:
 def graph_key(entry: Entry, cut: int | None = None) -> str:
     """sha256 of everything that decides the feature graph of a row, or of its first `cut` stages."""
     files = [(file.path, file.sha256) for file in entry.files]
-    last = () if cut is None else (cut,)
+    last = (entry.head,) if cut is None else (cut,)
     return sha256_json((entry.family, entry.config, entry.preprocess, files, GRAPH_VERSION, *last))

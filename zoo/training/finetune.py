@@ -141,7 +141,7 @@ def _train(
             with training_threads(problem):
                 if is_narrow(problem) and not options.unfreeze and backbone.load():
                     # The head trains on one core; another core computes the outputs that the file must give.
-                    expected = beside.submit(expectation, materials.base, backbone.reference, held)
+                    expected = beside.submit(expectation, materials.base, trunk.only_features(backbone.reference), held)
                 trained = fit(problem, run(stop=stop))
                 if expected:
                     wait([expected])

@@ -166,6 +166,7 @@ def _write_model(
         parity=report,
         activation=trained.activation,
         labels=labels,
+        label_ids=(),
         thresholds=trained.thresholds,
         class_weights=trained.class_weights,
         unfrozen=len(tuned.stages or ()),
@@ -177,7 +178,8 @@ def _merge(folder: Path, tuned: Tuned, top: Top, facts: dict[str, str]) -> "tupl
     """The merged model (frozen part, tuned stages, head) as it was written, and its reference in torch."""
     layers, backbone = head_graph.as_graph(top.layers, top.activation), tuned.materials.backbone()
     if tuned.stages is None:
-        return trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts), backbone.reference
+        whole = trunk.merge(tuned.frozen, None, folder / MODEL, head=layers, facts=facts)
+        return whole, trunk.only_features(backbone.reference)
     stages, tail = list(tuned.stages), folder / ".tail.onnx"
     trunk.export_tail(tail, stages, backbone)
     whole = trunk.merge(tuned.frozen, tail, folder / MODEL, head=layers, facts=facts)

@@ -1,0 +1,104 @@
+"""Loads checkpoints into torch modules, and checks every tensor."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.errors import IntegrityError
+from zoo.store.unpickle import as_safetensors
+
+if TYPE_CHECKING:
+    import torch
+
+WRONG_FILE = "the file is not the one this row describes"
+
+
+def load_state(
+    path: Path | Sequence[Path], module: "torch.nn.Module", rename: Callable[[str], str | None] = lambda name: name
+) -> "torch.nn.Module":
+    """Load the checkpoint at `path` into `module`, check every tensor, and return the module in eval mode.
+
+    A checkpoint may be split into several files, which no tensor is in twice.
+
+    `rename` maps a name in the file to the module's name, or to None for a tensor that the features do not need. Half
+    precision is converted to float32, other types are not. Raises IntegrityError naming missing, unexpected, wrongly
+    typed or shaped, or non-finite tensors, and negative variances.
+    """
+    import torch
+
+    paths = [path] if isinstance(path, Path) else path
+    given: dict[str, torch.Tensor] = {}
+    twice = []
+    for name, tensor in _tensors(paths):
+        if new := rename(name):
+            twice += [new] if new in given else []
+            given[new] = tensor
+    for problem, names in _problems(given, module.state_dict(), twice):
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise IntegrityError(f"{paths[0].name} {problem} {shown}", hint=WRONG_FILE)
+    module.load_state_dict(given, strict=False)
+    return module.eval().requires_grad_(False)
+
+
+def _problems(
+    given: "Mapping[str, torch.Tensor]", wanted: "Mapping[str, torch.Tensor]", twice: list[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields each possible problem with the tensors at fault; each check relies on the checks before."""
+    import torch
+
+    def fits(name: str) -> bool:
+        if wanted[name].is_floating_point():
+            return given[name].dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return given[name].dtype == wanted[name].dtype or _is_counter(name)
+
+    yield "lacks", [name for name in wanted if name not in given and not _is_counter(name)]
+    yield "has unexpected", [name for name in given if name not in wanted]
+    yield "has twice", twice
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in given.items()}
+    yield "has wrong types for", [f"{name} ({kinds[name]})" for name in given if not fits(name)]
+    yield "has wrong shapes for", [name for name in given if given[name].shape != wanted[name].shape]
+    yield "has non-finite numbers in", [name for name in given if not torch.isfinite(given[name]).all()]
+    # BatchNorm takes the square root: features would be NaN, or wrong if epsilon makes the sum positive.
+    variances = [name for name in given if name.rpartition(".")[2] == "running_var"]
+    yield "has negative variances in", [name for name in variances if (given[name] < 0).any()]
+
+
+def _is_counter(name: str) -> bool:
+    """Whether this is BatchNorm's batch counter, which checkpoints before torch 0.4.1 lack and inference ignores."""
+    return name.endswith("num_batches_tracked")
+
+
+def load_linear(path: Path, name: str, shape: tuple[int, int]) -> "torch.nn.Linear":
+    """The linear layer `name` of the checkpoint at `path`; `shape` is (inputs, outputs), outputs one for each label.
+
+    Raises IntegrityError if the file has no such layer, or a layer of another shape.
+    """
+    from torch import nn
+
+    inputs, outputs = shape
+    found = {key: list(tensor.shape) for key, tensor in _tensors([path]) if key == f"{name}.weight"}
+    for rows, columns, *_ in found.values():
+        if (columns, rows) != shape:
+            raise IntegrityError(
+                f"{path.name}: the head {name} gives {rows} scores from {columns} features, but the row has {outputs} "
+                f"labels and {inputs} features",
+                hint=WRONG_FILE,
+            )
+    prefix = f"{name}."
+    layer = nn.Linear(inputs, outputs)
+    load_state(path, layer, lambda each: each.removeprefix(prefix) if each.startswith(prefix) else None)
+    return layer
+
+
+def _tensors(paths: Sequence[Path]) -> "Iterator[tuple[str, torch.Tensor]]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for path in paths:
+        try:
+            yield from load_file(as_safetensors(path)).items()
+        except SafetensorError as error:
+            raise IntegrityError(
+                f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
+            ) from error
