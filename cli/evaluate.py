@@ -8,7 +8,7 @@ from zoo_cli.metrics import floor_name, print_confusion, print_labels, print_sum
 from zoo_cli.output import counted, next_command, print_json, say
 from zoo_cli.state import make_zoo
 
-from zoo import Evaluation, GateError, UsageError, check_predictions, to_plain, write_predictions
+from zoo import DataOptions, Evaluation, GateError, UsageError, check_predictions, to_plain, write_predictions
 
 #: The number of unreadable items that are listed; the others are only counted.
 LISTED = 20
@@ -16,7 +16,7 @@ LISTED = 20
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A fine-tuned bundle.")],
+    model: Annotated[str, typer.Argument(help="A bundle (./pets), or a name as for zoo pull.")],
     data: Annotated[str, typer.Argument(help="A folder DATA/<class>/*.jpg, or a table: docs/data.md.")],
     held_out: Annotated[bool, typer.Option("--held-out", help="Use only the items that fine-tuning held out.")] = False,
     fail_under: Annotated[
@@ -27,6 +27,9 @@ def command(
         Path | None, typer.Option(help="Write the prediction and scores of every item to this .csv or .parquet file.")
     ] = None,
     max_bad: Annotated[float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")] = 0.0,
+    labels: Annotated[
+        Path | None, typer.Option(help="A CSV file of two columns: a label in the data, the model's label for it.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
@@ -35,14 +38,16 @@ def command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a bundle on labelled data: accuracy, F1, confusion and calibration, or the error of a regression."""
+    """Measure a model on labelled data: accuracy, F1, confusion and calibration, or the error of a regression.
+
+    The data has the labels of the model; labels of ImageNet may also be WordNet ids (n02123045).
+    """
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"--fail-under must be between 0 and 1, got {fail_under}", hint="--fail-under 0.9")
     if predictions is not None:
         check_predictions(predictions, inside=[Path(data), Path(model)])
-    result = make_zoo(context).evaluate(
-        model, data, held_out=held_out, max_bad=max_bad, text=text, image=image, label=label, device=device
-    )
+    options = DataOptions(text=text, image=image, label=label, max_bad=max_bad)
+    result = make_zoo(context).evaluate(model, data, options, held_out=held_out, labels=labels, device=device)
     if predictions is not None:
         write_predictions(result, predictions)
     is_below = fail_under is not None and result.metrics.score < fail_under

@@ -37,6 +37,9 @@ def command(
     analogy: Annotated[
         bool, typer.Option("--analogy", help="INPUT is three words A B C: print the words nearest to A - B + C.")
     ] = False,
+    features: Annotated[
+        bool, typer.Option("--features", help="Print the feature vector instead of labels or nearest words.")
+    ] = False,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     out: Annotated[
@@ -46,15 +49,20 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that fails.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with every answer.")] = False,
 ) -> None:
-    """Run a model on inputs, in order. For word vectors from the registry, print the nearest words of each text.
+    """Run a model on inputs, in order: labels with scores. Word vectors from the registry print the nearest words.
 
-    Multi-label models print the chosen labels first (a|b), then the scores; regression models print one number.
+    Labels come from fine-tuning, or from the classifier in the weights. Multi-label models print the chosen labels
+    first (a|b), then the scores; regression models print one number. Models without labels print features.
 
     Memory use does not grow with the inputs, except with --json without -o. An input that fails does not stop the
     others: its error is printed, and the exit code is 1. With -o, Ctrl-C leaves a readable, partial file; --resume
     finishes it to identical bytes.
     """
     zoo = make_zoo(context)
+    if features and (out is not None or top is not None or analogy):
+        unused = "-o" if out is not None else "--analogy" if analogy else "--top"
+        hint = "zoo embed writes features to a file" if unused == "-o" else f"leave {unused} out"
+        raise UsageError(f"{unused} has no effect with --features", hint=hint)
     if resume and out is None:
         raise UsageError("--resume needs the file to continue", hint="-o FILE")
     if analogy:
@@ -64,7 +72,8 @@ def command(
     # Counting the inputs reports mistyped arguments before a model is pulled or built.
     total = each.count()
     if out is None:
-        _to_stdout(zoo, model, each, total, device, top, strict=strict, as_json=json)
+        answers = zoo.answers(model, each, device=device, top=top or 5, keep_going=not strict, features=features)
+        _to_stdout(model, each, total, answers, as_json=json)
         return
     found = zoo.run_to_file(model, each, out, device=device, top=top, resume=resume, strict=strict)
     print_written("run", found, {"columns": found.columns}, as_json=json)
@@ -95,11 +104,7 @@ def _analogy(
     next_command("zoo", "finetune", result.entry, "DATA", "-o", "DIR")
 
 
-def _to_stdout(
-    zoo: Zoo, model: str, each: Inputs, total: int | None, device: str | None, top: int | None, *, strict: bool,
-    as_json: bool,
-) -> None:  # fmt: skip
-    answers = zoo.answers(model, each, device=device, top=top or 5, keep_going=not strict)
+def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *, as_json: bool) -> None:
     results: list[dict[str, object]] = []
     answered, failed, last = 0, 0, None
     flushed = time.monotonic()
@@ -125,6 +130,8 @@ def _to_stdout(
         placement = to_plain(answers.placement)
         print_json("run", {"model": model, "device": answers.device, "placement": placement, "results": results})
     say(f"{counted(answered, 'input')} on {answers.placement or answers.device}")
+    if answers.no_head is not None:
+        say(f"{answers.entry} answers with features: {answers.no_head}")
     if failed:
         hint = "repair or remove them; --strict stops at the first"
         end_with_count(f"no answer for {failed} of {counted(answered + failed, 'input')}", hint=hint)

@@ -1,5 +1,6 @@
 """zoo show: the facts about a model or a bundle."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -7,7 +8,10 @@ from zoo_cli.metrics import summary
 from zoo_cli.output import counted, human_count, human_size, next_command, print_json, write
 from zoo_cli.state import make_zoo
 
-from zoo import Bundle, Entry, to_plain
+from zoo import Bundle, Entry, label_names, to_plain
+
+#: The number of labels that are printed; --json has all.
+SHOWN = 10
 
 
 def command(
@@ -28,7 +32,9 @@ def command(
         return
     entry = zoo.entry(model)
     if json:
-        print_json("model", {**to_plain(entry), "inputs": to_plain(entry.inputs), "pinned": entry.is_pinned})
+        labels = {"labels": label_names(entry.head)} if entry.head else {}
+        facts = {"inputs": to_plain(entry.inputs), "pinned": entry.is_pinned, **labels}
+        print_json("model", {**to_plain(entry), **facts})
     else:
         _print_entry(entry)
 
@@ -39,6 +45,7 @@ def _print_entry(entry: Entry) -> None:
         "family": entry.family,
         "task": entry.task,
         "features": f"{entry.dim} numbers",
+        "head": _head(entry),
         "params": human_count(entry.params),
         "license": entry.license,
         "origin": entry.origin or "-",
@@ -56,6 +63,22 @@ def _print_entry(entry: Entry) -> None:
     next_command("zoo", "pull", entry.name, *(() if entry.is_pinned else ("--trust-first",)))
 
 
+def _head(entry: Entry) -> str:
+    if entry.head is None:
+        return f"none: {entry.no_head}" if entry.no_head else "none"
+    if entry.head.task == "fill-mask":
+        return "fills masks"
+    if entry.head.task == "regression":
+        return "a number"
+    labels = label_names(entry.head)
+    return f"one of {_some(labels)}" if entry.head.task == "single-label" else f"some of {_some(labels)}"
+
+
+def _some(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:SHOWN])
+    return f"{shown}, ... ({len(labels):,} in all)" if len(labels) > SHOWN else shown
+
+
 def _print_bundle(model: str, bundle: Bundle) -> None:
     manifest = bundle.manifest
     write(f"{model}: {manifest.task} bundle, {manifest.precision}, made from {manifest.lineage.entry.name}")
@@ -68,7 +91,7 @@ def _print_bundle(model: str, bundle: Bundle) -> None:
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.lineage.versions.items()),
     }
     if manifest.labels:
-        facts["labels"] = ", ".join(manifest.labels)
+        facts["labels"] = _some(manifest.labels)
     if manifest.unfrozen:
         facts["unfrozen"] = f"the last {counted(manifest.unfrozen, 'stage')} of the backbone"
     if manifest.metrics:

@@ -16,6 +16,7 @@ from msgspec import to_builtins as to_plain
 from zoo.api import Zoo, version
 from zoo.bundle import Bundle
 from zoo.data.inputs import Input, Inputs
+from zoo.data.labels import label_names
 from zoo.errors import (
     AccessError,
     DataError,
@@ -36,7 +37,7 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
-from zoo.options import BenchOptions, FinetuneOptions, Variant, parse_head
+from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant, parse_head
 from zoo.outputs.predictions import check_predictions, write_predictions
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
@@ -50,6 +51,7 @@ from zoo.results import (
     Embedded,
     Evaluation,
     Failure,
+    Outcome,
     Placement,
     Ranking,
     Row,
@@ -58,7 +60,7 @@ from zoo.results import (
     Verdict,
     to_json,
 )
-from zoo.schema import Entry, Manifest, Metrics, Outcome, Task
+from zoo.schema import Entry, Manifest, Metrics, PretrainedHead, Task
 
 __all__ = [
     "AccessError",
@@ -71,6 +73,7 @@ __all__ = [
     "Check",
     "ColdStart",
     "DataError",
+    "DataOptions",
     "DeviceError",
     "DivergedError",
     "Embedded",
@@ -92,6 +95,7 @@ __all__ = [
     "Outcome",
     "Placement",
     "PluginError",
+    "PretrainedHead",
     "Progress",
     "ProgressBar",
     "Ranking",
@@ -109,6 +113,7 @@ __all__ = [
     "Zoo",
     "ZooError",
     "check_predictions",
+    "label_names",
     "parse_head",
     "to_json",
     "to_plain",

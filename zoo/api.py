@@ -14,8 +14,20 @@ from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
 from zoo.registry.shelves import add_shelves
-from zoo.results import Answer, Answered, Answers, Benchmark, Check, Embedded, Evaluation, Ranking, Row, RunResult
-from zoo.schema import FileDigest, HeadSpec, Outcome, Preprocess, WordsPreprocess
+from zoo.results import (
+    Answer,
+    Answered,
+    Answers,
+    Benchmark,
+    Check,
+    Embedded,
+    Evaluation,
+    Outcome,
+    Ranking,
+    Row,
+    RunResult,
+)
+from zoo.schema import SCORES, FileDigest, HeadSpec, Preprocess, WordsPreprocess, without_head
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,20 +118,23 @@ class Zoo(Workspace):
         return finetune(materials, parts, out, self.progress)
 
     def evaluate(
-        self, model: str, data: str | Path, *, held_out: bool = False, max_bad: float = 0.0, text: str | None = None,
-        image: str | None = None, label: str | None = None, device: str | None = None,
+        self, model: str, data: str | Path, options: DataOptions | None = None, *, held_out: bool = False,
+        labels: str | Path | None = None, device: str | None = None,
     ) -> Evaluation:  # fmt: skip
-        """Metrics of a bundle on labelled data; with `held_out` only on the items that fine-tuning held out.
+        """Metrics of a bundle, or of a row whose weights have a classifier, on labelled data.
 
-        `max_bad` is the fraction of the items that may be unreadable. Raises DataError for labels that the model does
+        By default no item may be unreadable. With `held_out` only items that fine-tuning held out are used. `labels` is
+        a CSV file that maps labels of the data to those of the model. Raises DataError for labels that the model does
         not have, UsageError for a model without a head.
         """
-        from zoo.evaluation.evaluate import evaluate
+        from zoo.evaluation.evaluate import check_head, evaluate
 
-        options = DataOptions(text=text, image=image, label=label, max_bad=max_bad)
+        if not self.is_path(model):  # fails before anything is pulled or exported
+            check_head(self.entry(model))
+        options = options or DataOptions(max_bad=0)
         return evaluate(
             self.session(model, device), model, data, options,
-            held_out=held_out, offline=self.offline, progress=self.progress,
+            held_out=held_out, labels=labels, offline=self.offline, progress=self.progress,
         )  # fmt: skip
 
     def export(self, model: str, out: Path, variant: Variant | None = None) -> Bundle:
@@ -145,20 +160,22 @@ class Zoo(Workspace):
 
     def run(
         self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,
-        keep_going: bool = False,
+        keep_going: bool = False, features: bool = False,
     ) -> RunResult:  # fmt: skip
         """The answers for one input or an iterable of inputs, all held in memory.
 
         Inputs are paths, PIL images or uint8 arrays for image models, str for text models. A registry row of word
-        vectors answers with nearest words, on the CPU. For several calls, `session(model)` loads the model once. For
-        more inputs than fit in memory, use `answers` or `run_to_file`.
+        vectors answers with nearest words, on the CPU. With `features` every answer is the feature vector. For several
+        calls, `session(model)` loads the model once. `answers` and `run_to_file` do not hold answers in memory.
 
         Raises DataError for an unreadable input and for a text without a known word, NotFoundError if the whole input
         is one unknown word and nearest words are searched. With `keep_going` the error is in the answer instead.
         """
-        if not self.has_words(model):
+        if features or not self.has_words(model):
             session = self.session(model, device)
-            found = session.run(inputs, names=names, top=top, keep_going=keep_going, progress=self.progress)
+            found = session.run(
+                inputs, names=names, top=top, keep_going=keep_going, features=features, progress=self.progress
+            )
             return replace(found, model=model)
         from zoo.data.inputs import one_or_more, with_names
 
@@ -168,8 +185,9 @@ class Zoo(Workspace):
         return RunResult(model=model, entry=stream.entry, device=stream.device, answers=tuple(stream))
 
     def answers(
-        self, model: str, inputs: Any, *, device: str | None = None, top: int = 5, keep_going: bool = False
-    ) -> Answers:
+        self, model: str, inputs: Any, *, device: str | None = None, top: int = 5, keep_going: bool = False,
+        features: bool = False,
+    ) -> Answers:  # fmt: skip
         """An iterator over answers, for any number of inputs; inputs may be those of `each_input`.
 
         The model is loaded at once. Inputs are read as answers are consumed, and none is kept. Raises the errors of
@@ -178,14 +196,15 @@ class Zoo(Workspace):
         from zoo.data.inputs import one_or_more
         from zoo.runtime.answers import WordAnswerer, answers
 
-        if self.has_words(model):
+        if self.has_words(model) and not features:
             _check_search(device)
             answerer = WordAnswerer(self.words(model), top)
             found = answers(answerer, one_or_more(inputs), keep_going=keep_going)
             return Answers(self.entry(model).name, "cpu", None, found)
         session = self.session(model, device)
-        found = session.answers(inputs, top=top, keep_going=keep_going)
-        return Answers(session.manifest.lineage.entry.name, session.device, session.placement, found)
+        found = session.answers(inputs, top=top, keep_going=keep_going, features=features)
+        reason = None if features or SCORES in session.outputs else without_head(session.manifest)
+        return Answers(session.manifest.lineage.entry.name, session.device, session.placement, found, reason)
 
     def run_to_file(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, top: int | None = None,

@@ -1,14 +1,14 @@
 """Results of the verbs, for use in Python and for the command line to print."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from zoo.errors import ZooError, counted
-from zoo.schema import Entry, Metrics, Task
+from zoo.schema import Entry, Manifest, Metrics, Task
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -98,16 +98,46 @@ class Answers(Struct, frozen=True, eq=False):
     """An iterator over answers in the order of the inputs; it can be used once.
 
     Inputs are read as answers are consumed. `entry` is the registry row of the model, `device` the device that runs;
-    `placement` explains the choice of the device.
+    `placement` explains the choice of the device. `no_head` is the reason why answers are features although labels were
+    asked for.
     """
 
     entry: str
     device: str
     placement: Placement | None
     found: Iterator[Answer]
+    no_head: str | None = None
 
     def __iter__(self) -> Iterator[Answer]:
         return self.found
+
+
+class Epoch(Struct, frozen=True, kw_only=True):
+    """One point of the learning curve; `val_loss` and `val_score` are of the inner validation part.
+
+    Losses are mean cross-entropy in nats, for regression the mean squared error of the standardised target.
+    `val_score` is `Metrics.score`.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_score: float
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
+
+    `computed` counts the `items` whose features were not in the cache.
+    """
+
+    manifest: Manifest
+    metrics: Metrics
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+    computed: int
+    items: int
+    skipped: tuple[str, ...] = ()
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
@@ -124,7 +154,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     metrics: Metrics
     trained_on: int
-    predictions: tuple[Answer, ...]
+    predictions: Sequence[Answer]
     predicted: tuple[str, ...]
     truth: tuple[str, ...]
     skipped: tuple[str, ...] = ()

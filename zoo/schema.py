@@ -350,34 +350,6 @@ class Manifest(Struct, frozen=True, kw_only=True):
     fused: bool = False
 
 
-class Epoch(Struct, frozen=True, kw_only=True):
-    """One point of the learning curve; `val_loss` and `val_score` are of the inner validation part.
-
-    Losses are mean cross-entropy in nats, for regression the mean squared error of the standardised target.
-    `val_score` is `Metrics.score`.
-    """
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_score: float
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
-
-    `computed` counts the `items` whose features were not in the cache.
-    """
-
-    manifest: Manifest
-    metrics: Metrics
-    curve: tuple[Epoch, ...]
-    best_epoch: int
-    computed: int
-    items: int
-    skipped: tuple[str, ...] = ()
-
-
 class ExportOptions(Struct, frozen=True, kw_only=True):
     """How a family writes its features graph.
 
@@ -389,6 +361,14 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
     ir_version: int = 10
     cut: int | None = None
     head: bool = False
+
+
+def without_head(model: Entry | Manifest) -> str:
+    """The reason why a model without a head has none, for messages."""
+    if isinstance(model, Manifest):
+        entry = model.lineage.entry
+        return "it is a bare backbone (--raw)" if entry.head is not None else without_head(entry)
+    return model.no_head or "its weights have no classifier, and it was not fine-tuned"
 
 
 def canonical(name: str) -> str:

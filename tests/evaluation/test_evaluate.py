@@ -15,7 +15,7 @@ from zoo_cli.output import print_table
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_images, write_texts
-from zoo import DataError, GateError, UsageError, Zoo
+from zoo import DataError, DataOptions, GateError, UsageError, Zoo
 from zoo.bundle import MODEL, Bundle, describe_files, write_manifest
 from zoo.evaluation.metrics import measure
 from zoo.export.build import metadata
@@ -148,13 +148,13 @@ def test_items_that_cannot_be_read(shelf: Path, tmp_path: Path) -> None:
     (data / "red" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of 22 items cannot be used.*broken\.png \(cannot be decoded"):
         Zoo().evaluate(where, data)
-    found = Zoo().evaluate(where, data, max_bad=0.05)
+    found = Zoo().evaluate(where, data, DataOptions(max_bad=0.05))
     assert (found.metrics.n, len(found.predictions), len(found.truth), len(found.skipped)) == (21, 21, 21, 1)
     assert "broken.png" in found.skipped[0]
     assert not np.isnan([score for answer in found.predictions for _, score in answer.labels]).any()
     (data / "green" / "cut.png").write_bytes((data / "green" / "00.png").read_bytes()[:200])
     with pytest.raises(DataError, match=r"2 of 23 items .* --max-bad 0\.05 allows \(1\)"):
-        Zoo().evaluate(where, data, max_bad=0.05)
+        Zoo().evaluate(where, data, DataOptions(max_bad=0.05))
     done = zoo("evaluate", where, data, "--max-bad", 0.1, "--json")
     assert len(parsed(done)["evaluation"]["skipped"]) == 2
     assert "warning: 2 of 23 items could not be read and were left out:\n" in done.stderr
@@ -163,9 +163,9 @@ def test_items_that_cannot_be_read(shelf: Path, tmp_path: Path) -> None:
         (data / name).mkdir(parents=True)
         (data / name / "broken.png").write_bytes(name.encode())
     with pytest.raises(DataError, match="2 of 2 items cannot be used: "):
-        Zoo().evaluate(where, data, max_bad=1)
+        Zoo().evaluate(where, data, DataOptions(max_bad=1))
     with pytest.raises(UsageError):
-        Zoo().evaluate(where, data, max_bad=1.5)
+        Zoo().evaluate(where, data, DataOptions(max_bad=1.5))
 
 
 def test_files_for_predictions_that_cannot_be(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

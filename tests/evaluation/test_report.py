@@ -20,7 +20,8 @@ from zoo.evaluation.metrics import Bin, expected_error, measure
 from zoo.evaluation.report import Drawing, write_report
 from zoo.evaluation.report_data import Facts, ReportInputs, confused, project
 from zoo.evaluation.report_page import render
-from zoo.schema import Epoch, Task
+from zoo.results import Epoch
+from zoo.schema import Task
 
 CURVE = tuple(
     Epoch(epoch=n, train_loss=1.4 * 0.8**n, val_loss=1.3 * 0.85**n, val_score=1 - 0.8**n) for n in range(1, 31)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from zoo.system.files import sha256
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: The number of labels that an error lists.
+SHOWN = 20
 #: The start of the address of a table on the Hub; a Path turns its two slashes into one.
 HUB = re.compile(r"hf:/{1,2}")
 
@@ -72,6 +74,14 @@ class Dataset(Struct, frozen=True):
         left = self.only(example for example in self.examples if example not in found)
         return msgspec.structs.replace(left, skipped=(*self.skipped, *skipped))
 
+    def renamed(self, names: Mapping[str, str]) -> "Dataset":
+        """The data set with each label that is a key of `names` replaced by its value."""
+        renamed = (
+            msgspec.structs.replace(each, label=SEPARATOR.join(names.get(part, part) for part in self.labels_of(each)))
+            for each in self.examples
+        )
+        return self if self.task is Task.REGRESSION else self.only(renamed)
+
     def targets(self, labels: Sequence[str]) -> "NDArray[Any]":
         """The true answers, in the order of the examples and of `labels`.
 
@@ -103,7 +113,9 @@ class Dataset(Struct, frozen=True):
 def _index(label: str, indices: dict[str, int], example: Example) -> int:
     if label not in indices:
         problem = f"{example.name} has the label '{label}', which the model does not know"
-        raise DataError(problem, path=example.name, hint=f"known labels: {', '.join(indices)}")
+        more = f" and {len(indices) - SHOWN:,} more" if len(indices) > SHOWN else ""
+        known = f"known labels: {', '.join(list(indices)[:SHOWN])}{more}"
+        raise DataError(problem, path=example.name, hint=f"{known}; --labels FILE maps other names" if more else known)
     return indices[label]
 
 

@@ -3,9 +3,13 @@
 import csv
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.schema import PretrainedHead
+from zoo.errors import DataError, MissingFileError
+from zoo.schema import Manifest, PretrainedHead
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "imagenet-1k.csv"
 
@@ -43,6 +47,53 @@ def labels_of(head: PretrainedHead) -> LabelList:
     return LabelList(tuple(head.labels), head.ids)
 
 
+def label_names(head: PretrainedHead) -> tuple[str, ...]:
+    """The labels of a head, in the order of its scores."""
+    return labels_of(head).names
+
+
 def count_outputs(head: PretrainedHead) -> int:
     """The number of scores of a head."""
     return head.outputs or len(labels_of(head).names)
+
+
+def other_names(manifest: Manifest) -> "Mapping[str, str]":
+    """The label of a model by each of its other names: WordNet ids, and for these also WordNet's synonyms."""
+    if not manifest.label_ids:
+        return {}
+    known = dict(zip(manifest.label_ids, manifest.labels, strict=True))
+    classes = imagenet()
+    synonyms = {text: known[key] for key, text in zip(classes.ids, classes.synonyms, strict=True) if key in known}
+    # A label is never another label's second name.
+    return {name: label for name, label in (synonyms | known).items() if name not in manifest.labels}
+
+
+def read_label_map(path: Path, manifest: Manifest) -> "Mapping[str, str]":
+    """The model's label by the name that data use for it, from a CSV file of two columns: name in the data, label.
+
+    The second column may have a label's second name, such as a WordNet id. The first row may be a header. Raises
+    MissingFileError, and DataError for another number of columns, an unknown label, and a name with two labels.
+    """
+    try:
+        rows = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        if not path.exists():
+            raise MissingFileError(f"{path}: no such file", path=path, hint="check the path of --labels") from error
+        raise DataError(f"{path} cannot be read: {error}", path=path, hint="give a CSV file in UTF-8") from error
+    others, found = other_names(manifest), dict[str, str]()
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            problem = f"{path}:{number} has {len(row)} columns instead of two"
+            raise DataError(problem, path=path, hint="write the name in the data, a comma, the model's label")
+        name, given = (cell.strip() for cell in row)
+        label = others.get(given, given)
+        if label not in manifest.labels:
+            if number == 1:
+                # A header.
+                continue
+            problem = f"{path}:{number} maps '{name}' to '{given}', which is not a label of {manifest.name}"
+            raise DataError(problem, path=path, hint=f"zoo show {manifest.lineage.entry.name} --json lists its labels")
+        if found.setdefault(name, label) != label:
+            problem = f"{path}:{number} maps '{name}' to '{label}', an earlier row to '{found[name]}'"
+            raise DataError(problem, path=path, hint="remove one of the rows")
+    return found

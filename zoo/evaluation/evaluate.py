@@ -1,19 +1,22 @@
 """The evaluation of a model on labelled data: metrics, a prediction for each item, and the items that were skipped."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import msgspec
 
 from zoo.bundle import Held, read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
-from zoo.errors import DataError
-from zoo.evaluation.metrics import measure
+from zoo.data.labels import other_names, read_label_map
+from zoo.errors import DataError, UsageError
+from zoo.evaluation.metrics import measure, only_seen
 from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
-from zoo.results import Evaluation
+from zoo.results import Answer, Evaluation
 from zoo.runtime.answers import labelled, predicted_labels
+from zoo.schema import PRETRAINED, Entry, without_head
 
 if TYPE_CHECKING:
     from zoo.runtime.session import Floats, Session
@@ -31,6 +34,14 @@ def _held_out(dataset: Dataset, split: dict[str, Held], model: str) -> Dataset:
     return held
 
 
+def check_head(entry: Entry) -> None:
+    """Raise UsageError for a row without labels."""
+    if entry.head is None:
+        raise UsageError(
+            f"{entry.name} has no labels: {without_head(entry)}", hint=f"zoo finetune {entry.name} DATA -o DIR"
+        )
+
+
 def evaluate(
     session: "Session",
     model: str,
@@ -38,21 +49,24 @@ def evaluate(
     options: DataOptions,
     *,
     held_out: bool = False,
+    labels: str | Path | None = None,
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """The metrics and predictions of the bundle in `session`, called `model` in messages, on labelled data.
 
     `options.task` is ignored: the task is that of the model. With `held_out` only items that fine-tuning held out are
-    used. Unreadable items are left out and listed in the result. Raises DataError for unknown labels and too many
-    unreadable items, UsageError for a model without a head.
+    used. `labels` is a file that maps labels of the data to those of the model (see `read_label_map`). Unreadable items
+    are left out and listed in the result. Raises DataError for unknown labels and too many unreadable items, UsageError
+    for a model without a head.
     """
     if "scores" not in session.outputs:
         # Raises the UsageError before the data is read.
         session.scores([])
     manifest, split = session.manifest, read_split(session.bundle)
+    names_of = {**other_names(manifest), **(read_label_map(Path(labels), manifest) if labels else {})}
     options = msgspec.structs.replace(options, task=manifest.task)
-    dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress)
+    dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names_of)
     if held_out:
         dataset = _held_out(dataset, split, model)
     # Raises DataError for unknown labels before any work.
@@ -60,6 +74,10 @@ def evaluate(
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
+    metrics = measure(
+        manifest.task, scores, targets, session.labels,
+        thresholds=manifest.thresholds, class_weights=manifest.class_weights,
+    )  # fmt: skip
     # A regression model may have no label to name its value.
     names = tuple(session.labels) or ("value",)
     return Evaluation(
@@ -68,17 +86,35 @@ def evaluate(
         device=session.device,
         task=manifest.task,
         labels=names,
-        metrics=measure(
-            manifest.task, scores, targets, session.labels,
-            thresholds=manifest.thresholds, class_weights=manifest.class_weights,
-        ),
+        metrics=metrics if manifest.head != PRETRAINED else only_seen(metrics),
         trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
-        predictions=tuple(labelled(e.name, row, names, len(names)) for e, row in zip(examples, scores, strict=True)),
+        predictions=_Predictions([example.name for example in examples], scores, names),
         predicted=tuple(predicted_labels(manifest.task, scores, session.labels, manifest.thresholds)),
         truth=tuple(example.label for example in examples),
         skipped=tuple(map(str, dataset.skipped)),
         placement=session.placement,
     )  # fmt: skip
+
+
+class _Predictions(Sequence[Answer]):
+    """The answers with every score, made as they are read: a thousand labels of many items would fill the memory."""
+
+    def __init__(self, names: Sequence[str], scores: "Floats", labels: Sequence[str]) -> None:
+        self.names, self.scores, self.labels = names, scores, labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Answer: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Answer]: ...
+
+    def __getitem__(self, index: int | slice) -> Answer | Sequence[Answer]:
+        if isinstance(index, slice):
+            return _Predictions(self.names[index], self.scores[index], self.labels)
+        return labelled(self.names[index], self.scores[index], self.labels, len(self.labels))
 
 
 def infer_readable(

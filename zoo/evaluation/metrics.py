@@ -69,6 +69,18 @@ def measure(
     )
 
 
+def only_seen(metrics: Metrics) -> Metrics:
+    """`metrics` without the classes that neither occur nor are predicted, for a model of many more classes."""
+    labels = list(metrics.per_class)
+    claimed = [sum(column) for column in zip(*metrics.confusion, strict=True)] or [1] * len(labels)
+    kept = [i for i, label in enumerate(labels) if metrics.per_class[label]["n"] or claimed[i]]
+    return structs.replace(
+        metrics,
+        per_class={labels[i]: metrics.per_class[labels[i]] for i in kept},
+        confusion=tuple(tuple(metrics.confusion[i][j] for j in kept) for i in kept) if metrics.confusion else (),
+    )
+
+
 def corrected(scores: "Floats", class_weights: Sequence[float] = ()) -> "NDArray[np.float64]":
     """Class probabilities [items, classes] without the effect of class weights in the loss: p / w, scaled to sum to 1.
 

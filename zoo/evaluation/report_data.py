@@ -7,8 +7,9 @@ from msgspec import Struct, field
 
 from zoo.data.items import Example
 from zoo.evaluation.metrics import Bin, reliability
+from zoo.results import Epoch
 from zoo.runtime.answers import decide, predicted_labels
-from zoo.schema import Epoch, Metrics, Task
+from zoo.schema import Metrics, Task
 
 if TYPE_CHECKING:
     import numpy as np

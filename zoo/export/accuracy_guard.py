@@ -10,6 +10,7 @@ import onnx
 from zoo.bundle import HEAD, MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
 from zoo.data.items import Example, Item, Unreadable
+from zoo.data.labels import other_names
 from zoo.data.samples import PARITY_SAMPLES, parity_samples
 from zoo.data.split import split
 from zoo.errors import DataError, GateError, ZooError
@@ -20,7 +21,7 @@ from zoo.graph import edit, head
 from zoo.options import FinetuneOptions, Variant
 from zoo.progress import Progress
 from zoo.runtime.session import Session
-from zoo.schema import Guard, Manifest, Metrics
+from zoo.schema import PRETRAINED, Guard, Manifest, Metrics, Task
 
 if TYPE_CHECKING:
     from zoo.graph.head import Floats, Layer
@@ -84,8 +85,9 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
 
     Items that fine-tuning trained on calibrate; items that it held out are measured. If the data have no held-out
     item, the guard measures on the data that fine-tuning validated on, or else on items that the model has not seen.
-    The parts `val` and `test` of a folder do not calibrate. The accuracy of a model without labels is not measured: its
-    parity check compares items that did not calibrate, if there are enough.
+    The parts `val` and `test` of a folder do not calibrate. The accuracy of a model without labels, or with a
+    classifier from the weights that lacks a label of the data, is not measured: its parity check compares items that
+    did not calibrate, if there are enough.
 
     Raises DataError for labels that the model does not know, for data without items to measure on or to calibrate with,
     and for unreadable items.
@@ -95,12 +97,12 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     task = manifest.task if manifest.head else FinetuneOptions().task
     reading = variant.reading(task)
     parts = load_parts(variant.calibrate, manifest.preprocess, reading, offline=offline, progress=progress)
-    data, *others = parts.values()
-    skipped = [each for part in parts.values() for each in part.skipped]
-    everything = [example for part in parts.values() for example in part.examples]
+    data, *others = (part.renamed(other_names(manifest)) for part in parts.values())
+    skipped = [each for part in (data, *others) for each in part.skipped]
+    everything = [example for part in (data, *others) for example in part.examples]
     unreadable = Unreadable(skipped, len(skipped) + len(everything), variant.max_bad)
     session = Session(source, "cpu")
-    if manifest.head is None:
+    if manifest.head is None or (manifest.head == PRETRAINED and not _knows(manifest, everything, data)):
         rest, compared = _split_compared(
             session, data, data.only(e for part in others for e in part.examples), unreadable
         )
@@ -125,6 +127,13 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     measured_on = HeldOut(held, origin, _metrics(scores, held, manifest), trained)
     compared = parity_samples(held), "the held-out items"
     return GuardData(source, variant.max_drop, _some(calibrate), compared, measured_on, unreadable)
+
+
+def _knows(manifest: Manifest, examples: Sequence[Example], data: Dataset) -> bool:
+    """Whether a classifier that came with the weights has every label of the data, so that accuracy can be measured."""
+    return manifest.task is Task.REGRESSION or {
+        label for example in examples for label in data.labels_of(example)
+    } <= set(manifest.labels)
 
 
 def quantise(

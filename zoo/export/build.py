@@ -32,6 +32,7 @@ from zoo.schema import (
     ImagePreprocess,
     Lineage,
     Manifest,
+    Parity,
     Preprocess,
     Task,
     TextPreprocess,
@@ -65,45 +66,56 @@ def build(
         backbone.prepare()
         preprocess = input_of_bundle(entry, weights, folder)
         outputs = trunk.output_specs(backbone, cut) if cut else trunk.answer_specs(entry)
-        head = None if cut else entry.head
-        backbone.export(folder / MODEL, ExportOptions(cut=cut, head=head is not None))
+        backbone.export(folder / MODEL, ExportOptions(cut=cut, head=entry.head is not None and not cut))
         body = edit.clean(edit.load(folder / MODEL), trunk.NAME if cut else entry.family)
         trunk.check_contract(body, entry, entry.inputs, outputs)
         whole = with_prefix(body, preprocess)
-        options = {"cut": cut} if cut else {}
-        digests = tuple(
-            FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
-        )
-        lineage = Lineage(entry=entry, weights=digests, versions=versions(), options=options)
-        labels = LabelList(()) if head is None else labels_of(head)
-        edit.describe(whole, metadata(lineage, preprocess, labels.names))
+        manifest = _draft(entry, cut)
+        edit.describe(whole, metadata(manifest.lineage, preprocess, manifest.labels))
         edit.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, parity_words(entry, reader))
         reference = trunk.reference(backbone, cut) if cut else backbone.reference
         expected = expect(reference, items, origin, reader, torchvision_pixels)
-        report = parity.check(folder / MODEL, expected)
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            name=entry.name,
-            task=Task.EMBEDDING if head is None else Task(head.task),
-            precision="fp32",
+        manifest = msgspec.structs.replace(
+            manifest,
             preprocess=preprocess,
-            dim=entry.dim,
             inputs=edit.tensor_specs(whole)[0],
             outputs=outputs if cut else edit.tensor_specs(whole)[1],
-            cut=PIXELS if isinstance(preprocess, ImagePreprocess) else None,
-            license=entry.license,
             files=describe_files(folder),
-            lineage=lineage,
-            parity=report,
-            activation=None if head is None else head.activation,
-            labels=labels.names,
-            label_ids=labels.ids,
-            head=None if head is None else PRETRAINED,
+            parity=parity.check(folder / MODEL, expected),
         )
         write_manifest(folder, manifest)
     return Bundle(target, manifest)
+
+
+def _draft(entry: Entry, cut: int | None) -> Manifest:
+    """The manifest of a row's bundle without the facts that only the written files show."""
+    digests = tuple(
+        FileDigest(path=file.path, size=file.size or 0, sha256=file.sha256) for file in entry.files if file.sha256
+    )
+    lineage = Lineage(entry=entry, weights=digests, versions=versions(), options={"cut": cut} if cut else {})
+    head = None if cut else entry.head
+    labels = LabelList(()) if head is None else labels_of(head)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=entry.name,
+        task=Task.EMBEDDING if head is None else Task(head.task),
+        precision="fp32",
+        preprocess=entry.preprocess,
+        dim=entry.dim,
+        inputs=(),
+        outputs=(),
+        cut=PIXELS if isinstance(entry.preprocess, ImagePreprocess) else None,
+        license=entry.license,
+        files=(),
+        lineage=lineage,
+        parity=Parity(samples="", checks=()),
+        activation=None if head is None else head.activation,
+        labels=labels.names,
+        label_ids=labels.ids,
+        head=None if head is None else PRETRAINED,
+    )
 
 
 def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:

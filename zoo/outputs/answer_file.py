@@ -23,7 +23,7 @@ from zoo.outputs.table import Row, Table, decimals, plain, score_columns
 from zoo.outputs.write_rows import WriteJob, step_of
 from zoo.results import Answered, Failure
 from zoo.runtime.answers import WORD_WINDOW, ModelAnswerer, WordAnswerer, decide
-from zoo.schema import Entry, Manifest, Task, TextPreprocess
+from zoo.schema import Entry, Manifest, Task, TextPreprocess, without_head
 from zoo.system.files import sha256_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def of_session(session: "Session") -> WriteJob[Answered]:
     manifest = session.manifest
     if "scores" not in session.outputs:
         raise UsageError(
-            f"{manifest.name} has no labels: it was not fine-tuned",
+            f"{manifest.name} has no labels: {without_head(manifest)}",
             hint="zoo embed writes features; zoo finetune makes labels",
         )
     answer_format = _format(manifest)

@@ -13,7 +13,7 @@ from zoo.errors import DataError, UsageError, ZooError, named
 from zoo.results import Answer, Failure
 from zoo.runtime.in_order import InOrder, windows
 from zoo.runtime.pipeline import WINDOW
-from zoo.schema import Manifest, Task
+from zoo.schema import FEATURES, SCORES, Manifest, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,18 +52,19 @@ class Model(Protocol):
 class ModelAnswerer:
     """Answers by a model: the `top` best labels, a number, or the features of a model without a head.
 
-    `rows` computes the rows of items (see `zoo.runtime.in_order.Rows`); `answer` turns a row into an answer.
+    With `features`, answers are the features of any model. `rows` computes the rows of items (see
+    `zoo.runtime.in_order.Rows`); `answer` turns a row into an answer.
     """
 
-    def __init__(self, model: Model, top: int) -> None:
+    def __init__(self, model: Model, top: int, *, features: bool = False) -> None:
         self.model = model
         check_top(top)
         self.top = top
-        self.has_scores = "scores" in model.outputs
+        self.has_scores = SCORES in model.outputs and not features
 
     def rows(self, items: Iterable[Any], skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """The rows of items: scores float32 [labels], or features [dim]."""
-        return self.model.rows(items, "scores" if self.has_scores else "features", skip)
+        return self.model.rows(items, SCORES if self.has_scores else FEATURES, skip)
 
     def answer(self, name: str, row: "NDArray[np.float32]") -> Answer:
         """The answer to the input `name` from its scores or features."""

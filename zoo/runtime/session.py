@@ -22,7 +22,7 @@ from zoo.runtime.device import choose, onnxruntime
 from zoo.runtime.optimised_graphs import OptimisedGraphs
 from zoo.runtime.ort import Graphs, Settings, write_optimised
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline, cut_model
-from zoo.schema import ImagePreprocess, TextPreprocess
+from zoo.schema import ImagePreprocess, TextPreprocess, without_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,9 +210,12 @@ class Session:
         names: Sequence[str] | None = None,
         top: int = 5,
         keep_going: bool = False,
+        features: bool = False,
         progress: Progress = SILENT,
     ) -> RunResult:
         """An answer for each input, in order: the `top` best labels, a number, or the features if there is no head.
+
+        With `features` every answer is a feature vector.
 
         `inputs` is one input or any iterable of them: paths, bytes, PIL images or uint8 arrays [height, width, 3] (RGB,
         0 to 255) for images, str for texts; an array [count, height, width, 3] is `count` images. `names` replace the
@@ -227,10 +230,11 @@ class Session:
         if len(items) == 1:
             # Servers call with one input, for which keeping inputs in order would double the time.
             [one] = named_inputs(each)
-            return self._result([answer_one(ModelAnswerer(self, top), one, keep_going=keep_going)])
+            answerer = ModelAnswerer(self, top, features=features)
+            return self._result([answer_one(answerer, one, keep_going=keep_going)])
         found = []
         with progress.task(f"{self.manifest.name} on {self.device}", len(items)) as bar:
-            for answer in self.answers(each, top=top, keep_going=keep_going):
+            for answer in self.answers(each, top=top, keep_going=keep_going, features=features):
                 found.append(answer)
                 bar.advance()
         return self._result(found)
@@ -244,7 +248,9 @@ class Session:
             placement=self.placement,
         )
 
-    def answers(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> Iterator[Answer]:
+    def answers(
+        self, inputs: Any, *, top: int = 5, keep_going: bool = False, features: bool = False
+    ) -> Iterator[Answer]:
         """The answers of `run` for any number of inputs, in order, one by one.
 
         Inputs are read while answers are taken, and are not kept. At most two windows of 4,096 texts, or a few batches
@@ -252,7 +258,7 @@ class Session:
 
         Raises the errors of `run`.
         """
-        return answers(ModelAnswerer(self, top), one_or_more(inputs), keep_going=keep_going)
+        return answers(ModelAnswerer(self, top, features=features), one_or_more(inputs), keep_going=keep_going)
 
     async def run_async(self, inputs: Any, *, top: int = 5, keep_going: bool = False) -> RunResult:
         """The result of `run`, computed on a thread, so that the event loop is not blocked; runs may overlap.
@@ -270,7 +276,7 @@ class Session:
         """
         if "scores" not in self.outputs:
             raise UsageError(
-                f"{self.manifest.name} has no labels: it was not fine-tuned",
+                f"{self.manifest.name} has no labels: {without_head(self.manifest)}",
                 hint=f"zoo finetune {self.manifest.lineage.entry.name} DATA -o DIR",
             )
         return self._whole(items, "scores", progress)

@@ -22,8 +22,9 @@ from zoo.export import trunk
 from zoo.export.isolated_session import IsolatedSession
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
+from zoo.results import Outcome
 from zoo.runtime.session import Session
-from zoo.schema import ImagePreprocess, Outcome, Preprocess
+from zoo.schema import ImagePreprocess, Preprocess
 from zoo.system.files import staged_dir, storage_errors
 from zoo.system.interrupt import noticing
 from zoo.training import resume

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from zoo.options import FinetuneOptions
-from zoo.schema import Epoch, Task
+from zoo.results import Epoch
+from zoo.schema import Task
 from zoo.torchkit import threads
 from zoo.training import head
 from zoo.training.checkpoints import Checkpoints

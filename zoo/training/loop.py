@@ -16,7 +16,7 @@ from msgspec import Struct, convert, to_builtins
 
 from zoo.errors import DivergedError, UsageError, counted
 from zoo.progress import SILENT, Bar, Progress
-from zoo.schema import Epoch
+from zoo.results import Epoch
 from zoo.system.interrupt import Interrupt
 from zoo.training.adamw import AdamW
 from zoo.training.checkpoints import Checkpoints
