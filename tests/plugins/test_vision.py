@@ -1,9 +1,10 @@
-"""ResNet, Inception and GoogLeNet against their references, on the same files from the loopback Hub and web server."""
+"""ResNet, Inception and GoogLeNet with their classifiers against their references, on the same files from the loopback Hub and web server."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from zoo_plugins.backbones.inception import Inception
 
 from tests.kit.upstream import ROWS, Upstream, pixels
 from tests.kit.vision import FAMILIES, ours, with_config
-from zoo import RegistryError, Zoo
+from zoo import IntegrityError, RegistryError, Zoo
 from zoo.runtime.ort import create_session
 from zoo.torchkit import TorchBackbone
 
@@ -33,8 +34,8 @@ LARGE = {
 BOUND = 1e-4
 
 
-def torchvision_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor) -> np.ndarray:
-    """The features of torchvision's class with the checkpoint, built as torchvision builds it for its weights."""
+def by_torchvision(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor) -> dict[str, np.ndarray]:
+    """The answers of torchvision's class with the checkpoint, built as torchvision builds it for its weights."""
     from safetensors.torch import load_file
     from torchvision import models
 
@@ -44,44 +45,53 @@ def torchvision_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tens
     model = models.get_model(arch, **extra)
     is_plain = checkpoint.suffix == ".safetensors"
     model.load_state_dict(load_file(checkpoint) if is_plain else torch.load(checkpoint, weights_only=True))
+    scores = run(model, feed).softmax(1)
     model.fc = torch.nn.Identity()
-    return features_of(model, feed)
+    return {"features": run(model, feed).numpy(), "scores": scores.numpy()}
 
 
-def timm_features(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor, **extra: Any) -> np.ndarray:
-    """The features of timm's class with the checkpoint, loaded by timm."""
+def by_timm(row: dict[str, Any], checkpoint: Path, feed: torch.Tensor, **extra: Any) -> dict[str, np.ndarray]:
+    """The answers of timm's class with the checkpoint, loaded by timm."""
     import timm
 
     model = timm.create_model(row["config"]["arch"], pretrained=False, **extra)
     timm.models.load_checkpoint(model, str(checkpoint), weights_only=True)
+    scores = run(model, feed).softmax(1)
     model.reset_classifier(0)
-    return features_of(model, feed)
+    return {"features": run(model, feed).numpy(), "scores": scores.numpy()}
 
 
-def transformers_features(folder: Path, feed: torch.Tensor) -> np.ndarray:
-    """The features of transformers' class loaded from a folder that transformers saved."""
-    from transformers import ResNetModel
+def by_transformers(folder: Path, feed: torch.Tensor) -> dict[str, np.ndarray]:
+    """The answers of transformers' classes loaded from a folder that transformers saved."""
+    from transformers import ResNetForImageClassification, ResNetModel
 
     model = ResNetModel.from_pretrained(folder, local_files_only=True)
-    return features_of(lambda value: model.eval()(value).pooler_output.flatten(1), feed)
+    classifier = ResNetForImageClassification.from_pretrained(folder, local_files_only=True)
+    features = run(lambda value: model.eval()(value).pooler_output.flatten(1), feed)
+    scores = run(lambda value: classifier.eval()(value).logits.softmax(1), feed)
+    return {"features": features.numpy(), "scores": scores.numpy()}
 
 
-def features_of(model: Any, feed: torch.Tensor) -> np.ndarray:
+def run(model: Any, feed: torch.Tensor) -> torch.Tensor:
     if isinstance(model, torch.nn.Module):
         model.eval()
     with torch.inference_mode():
         answer = model(feed)
     # timm's Inception returns the output of its auxiliary head, too.
-    features: np.ndarray = (answer[0] if isinstance(answer, tuple) else answer).numpy()
-    return features
+    found: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return found
 
 
-def check_same(got: np.ndarray, wanted: np.ndarray) -> None:
-    """The features agree within BOUND, and are large and different enough for that bound to mean something."""
-    assert wanted.std(axis=0).mean() > 0.05
-    assert np.abs(wanted).max() > 0.5
-    assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, atol=BOUND, rtol=0)
+def check_same(got: Any, wanted: dict[str, np.ndarray]) -> None:
+    """Features and scores agree within BOUND, and differ enough between images for that bound to mean something."""
+    assert wanted["features"].std(axis=0).mean() > 0.05
+    assert np.abs(wanted["features"]).max() > 0.5
+    np.testing.assert_allclose(got["features"], wanted["features"], atol=BOUND, rtol=0)
+    # Each of a thousand scores is small, so they are compared as logarithms.
+    logs = np.log(wanted["scores"])
+    assert logs.shape[1] == 1000
+    assert logs.std(axis=1).mean() > 100 * BOUND
+    np.testing.assert_allclose(np.log(got["scores"]), logs, atol=3 * BOUND, rtol=0)
 
 
 def rows(names: Sequence[str]) -> pytest.MarkDecorator:
@@ -93,25 +103,25 @@ def rows(names: Sequence[str]) -> pytest.MarkDecorator:
 @rows(TORCHVISION)
 def test_features_are_torchvisions(upstream: Upstream, name: str) -> None:
     backbone, feed = ours(upstream, name), pixels(ROWS[name])
-    got = backbone.reference({"pixels": feed.numpy()})["features"]
+    got = backbone.reference({"pixels": feed.numpy()})
     checkpoint = upstream.provide(name) / ROWS[name]["files"][0]["path"]
-    check_same(got, torchvision_features(ROWS[name], checkpoint, feed))
+    check_same(got, by_torchvision(ROWS[name], checkpoint, feed))
     check_stages(backbone, feed[:2])
 
 
 @rows(TIMM)
 def test_features_are_timms(upstream: Upstream, name: str) -> None:
     feed = pixels(ROWS[name])
-    got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]
+    got = ours(upstream, name).reference({"pixels": feed.numpy()})
     checkpoint = upstream.provide(name) / ROWS[name]["files"][0]["path"]
-    check_same(got, timm_features(ROWS[name], checkpoint, feed))
+    check_same(got, by_timm(ROWS[name], checkpoint, feed))
 
 
 @rows(TRANSFORMERS)
 def test_features_are_transformers(upstream: Upstream, name: str) -> None:
     feed = pixels(ROWS[name])
-    got = ours(upstream, name).reference({"pixels": feed.numpy()})["features"]
-    check_same(got, transformers_features(upstream.provide(name), feed))
+    got = ours(upstream, name).reference({"pixels": feed.numpy()})
+    check_same(got, by_transformers(upstream.provide(name), feed))
 
 
 @pytest.mark.slow
@@ -126,10 +136,11 @@ def test_the_onnx_graph_is_torchvisions(upstream: Upstream, name: str) -> None:
     upstream.pull(name)
     bundle = Zoo(home=upstream.home, registry=upstream.registry).graph(name)
     assert bundle.manifest.parity.passed
-    body = edit.extract(onnx.load_from_string(bundle.read_model()), ["pixels"], ["features"])
+    body = edit.extract(onnx.load_from_string(bundle.read_model()), ["pixels"], ["features", "scores"])
     feed = pixels(ROWS[name])
-    got = create_session(body.SerializeToString(), "cpu").run(None, {"pixels": feed.numpy()})[0]
-    check_same(got, torchvision_features(ROWS[name], checkpoint, feed))
+    answers = create_session(body.SerializeToString(), "cpu").run(None, {"pixels": feed.numpy()})
+    got = dict(zip(("features", "scores"), answers, strict=True))
+    check_same(got, by_torchvision(ROWS[name], checkpoint, feed))
 
 
 def test_twins_are_the_same_weights(upstream: Upstream) -> None:
@@ -151,10 +162,10 @@ def test_timms_inception_takes_other_pixels(upstream: Upstream, tmp_path: Path) 
     feed, other = pixels({**row, "preprocess": half}, 2), pixels(row, 2)
     inside = ours(upstream, name)
     outside = Inception(with_config(inside.entry, "model.safetensors", transform_input=False), tmp_path)
-    got = outside.reference({"pixels": feed.numpy()})["features"]
-    check_same(got, timm_features(row, tmp_path / "model.safetensors", feed, aux_logits=True))
+    got = outside.reference({"pixels": feed.numpy()})
+    check_same(got, by_timm(row, tmp_path / "model.safetensors", feed, aux_logits=True))
     renormalised = inside.reference({"pixels": other.numpy()})["features"]
-    np.testing.assert_allclose(got, renormalised, atol=BOUND)
+    np.testing.assert_allclose(got["features"], renormalised, atol=BOUND)
     mixed_up = outside.reference({"pixels": other.numpy()})["features"]
     assert np.abs(mixed_up - renormalised).max() > 0.1
 
@@ -167,7 +178,10 @@ def test_auxiliary_heads_may_be_absent(upstream: Upstream, tmp_path: Path, name:
     assert len(bare) < len(state) - 2
     torch.save(bare, tmp_path / "bare.pth")
     feed = {"pixels": pixels(ROWS[name], 2).numpy()}
-    got = Inception(with_config(backbone.entry, "bare.pth"), tmp_path).reference(feed)["features"]
+    entry = with_config(backbone.entry, "bare.pth")
+    with pytest.raises(IntegrityError, match=r"bare\.pth lacks weight, bias"):
+        Inception(entry, tmp_path).reference(feed)
+    got = Inception(msgspec.structs.replace(entry, head=None), tmp_path).reference(feed)["features"]
     np.testing.assert_array_equal(got, backbone.reference(feed)["features"])
 
 

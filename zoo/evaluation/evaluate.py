@@ -16,9 +16,11 @@ from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
 from zoo.results import Answer, Evaluation
 from zoo.runtime.answers import labelled, predicted_labels
-from zoo.schema import PRETRAINED, Entry, without_head
+from zoo.schema import PRETRAINED, Entry, Manifest, Metrics, without_head
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from zoo.runtime.session import Floats, Session
 
 
@@ -74,10 +76,6 @@ def evaluate(
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
-    metrics = measure(
-        manifest.task, scores, targets, session.labels,
-        thresholds=manifest.thresholds, class_weights=manifest.class_weights,
-    )  # fmt: skip
     # A regression model may have no label to name its value.
     names = tuple(session.labels) or ("value",)
     return Evaluation(
@@ -86,7 +84,7 @@ def evaluate(
         device=session.device,
         task=manifest.task,
         labels=names,
-        metrics=metrics if manifest.head != PRETRAINED else only_seen(metrics),
+        metrics=_metrics(manifest, scores, targets),
         trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
         predictions=_Predictions([example.name for example in examples], scores, names),
         predicted=tuple(predicted_labels(manifest.task, scores, session.labels, manifest.thresholds)),
@@ -94,6 +92,15 @@ def evaluate(
         skipped=tuple(map(str, dataset.skipped)),
         placement=session.placement,
     )  # fmt: skip
+
+
+def _metrics(manifest: Manifest, scores: "Floats", targets: "ArrayLike") -> Metrics:
+    """The metrics of a bundle. A classifier that came with the weights may have many more classes than the data."""
+    metrics = measure(
+        manifest.task, scores, targets, manifest.labels,
+        thresholds=manifest.thresholds, class_weights=manifest.class_weights,
+    )  # fmt: skip
+    return only_seen(metrics) if manifest.head == PRETRAINED else metrics
 
 
 class _Predictions(Sequence[Answer]):

@@ -1,0 +1,100 @@
+"""Labels of heads that come with weights: the classes of ImageNet, second names, and files of names."""
+
+from pathlib import Path
+
+import pytest
+from msgspec import convert
+
+from zoo import DataError, PretrainedHead, label_names
+from zoo.data.labels import count_outputs, imagenet, labels_of, other_names, read_label_map
+from zoo.errors import MissingFileError
+from zoo.schema import Entry, ImagePreprocess, Lineage, Manifest, Parity, Task, WeightFile
+
+
+def manifest(labels: tuple[str, ...], label_ids: tuple[str, ...] = ()) -> Manifest:
+    preprocess = ImagePreprocess(resize=8, crop=8, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+    entry = Entry(
+        name="some-model", family="some", task="image-features", description="", license="MIT", params=1, dim=1,
+        preprocess=preprocess, files=(WeightFile(path="w", sha256=None, size=None, sources=("https://x",)),),
+    )  # fmt: skip
+    return Manifest(
+        schema_version=1, name="some-model", task=Task.SINGLE_LABEL, precision="fp32", preprocess=preprocess, dim=1,
+        inputs=(), outputs=(), license="MIT", files=(), lineage=Lineage(entry=entry, weights=(), versions={}),
+        parity=Parity(samples="", checks=()), labels=labels, label_ids=label_ids,
+    )  # fmt: skip
+
+
+def test_the_classes_are_torchvisions_and_timms() -> None:
+    from timm.data import ImageNetInfo
+    from torchvision.models import ResNet18_Weights
+
+    classes, info = imagenet(), ImageNetInfo("imagenet-1k")
+    assert list(classes.names) == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert list(classes.ids) == info.label_names()
+    assert list(classes.synonyms) == [info.index_to_description(index) for index in range(1000)]
+    assert len(set(classes.ids)) == len(set(classes.names)) == 1000
+
+
+def test_labels_of_a_head() -> None:
+    head = PretrainedHead(labels="imagenet-1k")
+    assert label_names(head)[:2] == ("tench", "goldfish")
+    assert labels_of(head).ids[281] == "n02123045"
+    assert count_outputs(head) == 1000
+    assert count_outputs(PretrainedHead(task="fill-mask", outputs=30522)) == 30522
+    assert labels_of(PretrainedHead(labels=("no", "yes"))) == (("no", "yes"), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "a head needs labels"),
+        ({"labels": ["a", "b", "a"]}, "two labels of a head are equal"),
+        ({"labels": ["a", "b"], "ids": ["x"]}, "1 ids for 2 labels"),
+        ({"labels": "imagenet-2k"}, "Invalid enum value"),
+        ({"labels": ["a"], "task": "detection"}, "Invalid enum value"),
+    ],
+)
+def test_heads_that_cannot_be(given: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        convert(given, PretrainedHead)
+
+
+@pytest.fixture
+def cats() -> Manifest:
+    """A classifier of three ImageNet classes, the crane (a bird) among them."""
+    return manifest(labels=("tabby", "crane bird", "crane"), label_ids=("n02123045", "n02012849", "n03126707"))
+
+
+def test_second_names(cats: Manifest) -> None:
+    names = other_names(cats)
+    assert names["n02123045"] == names["tabby, tabby cat"] == "tabby"
+    assert names["n02012849"] == "crane bird"
+    # The synonym "crane" is the label of the machine.
+    assert "crane" not in names
+    assert other_names(manifest(labels=("a", "b"))) == {}
+
+
+def test_a_file_of_names(cats: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("\ufeffmine,theirs\nKatze,tabby\n Kranich , n02012849\n\nKran,crane\nKatze,n02123045\n")
+    assert read_label_map(path, cats) == {"Katze": "tabby", "Kranich": "crane bird", "Kran": "crane"}
+    path.write_text("Katze,tabby\n")
+    assert read_label_map(path, cats) == {"Katze": "tabby"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"Katze,tabby,1\n", r"map\.csv:1 has 3 columns instead of two"),
+        (b"Katze,tabby\nHund,dog\n", r"map\.csv:2 maps 'Hund' to 'dog', which is not a label of some-model"),
+        (b"a,b\nKatze,tabby\nKatze,crane\n", r"map\.csv:3 maps 'Katze' to 'crane', an earlier row to 'tabby'"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_files_of_names_that_cannot_be(cats: Manifest, tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "map.csv").write_bytes(content)
+    with pytest.raises(DataError, match=problem) as caught:
+        read_label_map(tmp_path / "map.csv", cats)
+    assert caught.value.hint
+    with pytest.raises(MissingFileError):
+        read_label_map(tmp_path / "absent.csv", cats)
