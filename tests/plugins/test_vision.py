@@ -1,4 +1,4 @@
-"""ResNet, Inception and GoogLeNet with their classifiers against their references, on the same files from the loopback Hub and web server."""
+"""ResNet, Inception and GoogLeNet, classifiers included, against their references on the same loopback files."""
 
 from collections.abc import Sequence
 from pathlib import Path
