@@ -5,8 +5,10 @@ from the Hub. Only architectures that the installed timm knows by name are built
 """
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -15,7 +17,7 @@ from zoo.bridge import Bridge
 from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
-from zoo.schema import Entry, ImagePreprocess
+from zoo.schema import Entry, ImagePreprocess, PretrainedHead
 from zoo.torchkit import TorchBackbone, described_by_config, load_state
 
 if TYPE_CHECKING:
@@ -35,6 +37,17 @@ class TimmConfig(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     model_args: dict[str, Any] = {}
     pretrained_cfg: dict[str, Any]
+    num_classes: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] | None = None
+    label_names: tuple[str, ...] | None = None
+    label_descriptions: dict[str, str] | None = None
+
+    @property
+    def classes(self) -> int:
+        """The number of scores of the classifier in the weights; 0 if there is none."""
+        stated = self.num_classes
+        if stated is None:
+            stated = self.model_args.get("num_classes", self.pretrained_cfg.get("num_classes", 1000))
+        return stated if isinstance(stated, int) else 0
 
 
 class TimmBridge(Bridge):
@@ -60,6 +73,7 @@ class TimmBridge(Bridge):
                 f"{repository.origin} has none of {', '.join(CHECKPOINTS)}", hint="choose a repository with one file"
             )
         dim, counted = _measure(config)
+        head = head_of(config)
         license = config.pretrained_cfg.get("license") or "unknown"
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -72,31 +86,127 @@ class TimmBridge(Bridge):
             preprocess=preprocess_of(config, repository),
             files=(repository.file("config.json"), repository.file(checkpoint)),
             config={"arch": config.architecture},
+            head=head,
+            no_head=None if head else "timm lists no classifier for these weights",
             origin=repository.origin,
         )
 
 
 class Timm(TorchBackbone):
-    """The family `timm`: the architecture that the row's `config.json` describes, without its classifier."""
+    """The family `timm`: the architecture that the row's `config.json` describes, and its classifier."""
 
     family = "timm"
 
     def build(self) -> "torch.nn.Module":
         """The network with its weights loaded. Raises MissingExtraError, IntegrityError for a wrong configuration."""
+        config = self._config()
+        # This is a name, or a list of names if there are several classifiers.
+        named = config.pretrained_cfg.get("classifier") or ()
+        return self._load(create(config), tuple(f"{head}." for head in ([named] if isinstance(named, str) else named)))
+
+    def with_head(self) -> "torch.nn.Module":
+        """The network with its classifier. Raises the errors of `build`.
+
+        The classifier reads the features of nearly all architectures; the others compute both from the pixels.
+        """
+        import torch
+
+        config = self._config()
+        plain, network = self.module, self._load(create(config, config.classes), ())
+        whole = _with_head(network)
+        side = self.entry.preprocess.crop  # type: ignore[union-attr]  # timm has only images
+        example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode(), suppress(Exception):
+            # Methods and shapes differ between architectures, and so do the errors of those that differ.
+            found = zip(whole(example), (plain(example), network(example)), strict=True)
+            if all(torch.allclose(given, wanted, rtol=1e-4, atol=1e-5) for given, wanted in found):
+                return whole
+        return _side_by_side(plain, network)
+
+    def _config(self) -> TimmConfig:
         _require()
         config = parse_config((self.weights / "config.json").read_bytes())
         if config.architecture != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.architecture}", hint="pull the model again")
-        network = create(config)
-        # This is a name, or a list of names if there are several classifiers.
-        named = config.pretrained_cfg.get("classifier") or ()
-        heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+        return config
 
-        def rename(name: str) -> str | None:
-            return None if name.startswith(heads) or name.endswith(COMPUTED) else name
-
+    def _load(self, network: "torch.nn.Module", dropped: tuple[str, ...]) -> "torch.nn.Module":
         checkpoint = next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
-        return load_state(self.weights / checkpoint, network, rename)
+        return load_state(
+            self.weights / checkpoint,
+            network,
+            lambda name: None if name.startswith(dropped) or name.endswith(COMPUTED) else name,
+        )
+
+
+def _with_head(network: "torch.nn.Module") -> "torch.nn.Module":
+    """`network`, which has a classifier, as a module that returns features and logits."""
+    import torch
+    from torch import nn
+
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            maps = self.network.forward_features(pixels)  # type: ignore[operator]  # timm's common interface
+            head: Any = self.network.forward_head
+            return head(maps, pre_logits=True), head(maps)
+
+    return WithHead()
+
+
+def _side_by_side(plain: "torch.nn.Module", network: "torch.nn.Module") -> "torch.nn.Module":
+    """A module that returns the features of `plain` and the logits of `network`."""
+    import torch
+    from torch import nn
+
+    class SideBySide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.network = plain, network
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.plain(pixels), self.network(pixels)
+
+    return SideBySide()
+
+
+def head_of(config: TimmConfig) -> PretrainedHead | None:
+    """The classifier in a model's weights, with the labels of its repository or of an ImageNet list; None without one.
+
+    timm knows the lists by their number of classes (timm/data/imagenet_info.py). A label that occurs twice gets its
+    WordNet id. Other classifiers get the labels LABEL_0, LABEL_1, ..., as in transformers. Raises IntegrityError if the
+    number of the repository's labels is not that of the classes.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    count, names = config.classes, config.label_names
+    if not count:
+        return None
+    if names is not None:
+        if len(names) != count or len(set(names)) != count:
+            problem = f"{len(names)} labels for {count} classes" if len(names) != count else "a label twice"
+            raise IntegrityError(f"config.json lists {problem}", hint="choose another model, or ask its publisher")
+        return (
+            _described(names, config.label_descriptions) if config.label_descriptions else PretrainedHead(labels=names)
+        )
+    if count == 1000:
+        return PretrainedHead(labels="imagenet-1k")
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is None:
+        return PretrainedHead(labels=tuple(f"LABEL_{index}" for index in range(count)))
+    info = ImageNetInfo(subset)
+    return _described(info.label_names(), info.label_descriptions(as_dict=True))
+
+
+def _described(ids: Sequence[str], descriptions: Mapping[str, str]) -> PretrainedHead:
+    """The head whose labels are the descriptions of `ids`; two equal descriptions get their ids."""
+    texts = [descriptions.get(key, key) for key in ids]
+    twice = Counter(texts)
+    labels = (f"{text} ({key})" if twice[text] > 1 else text for key, text in zip(ids, texts, strict=True))
+    return PretrainedHead(labels=tuple(labels), ids=tuple(ids))
 
 
 def parse_config(data: bytes) -> TimmConfig:
@@ -112,8 +222,11 @@ def parse_config(data: bytes) -> TimmConfig:
         ) from error
 
 
-def create(config: TimmConfig) -> "torch.nn.Module":
-    """The architecture with random weights and no classifier. Nothing in `config` can name a file or an address."""
+def create(config: TimmConfig, classes: int = 0) -> "torch.nn.Module":
+    """The architecture with random weights and, by default, no classifier.
+
+    Nothing in `config` can name a file or an address.
+    """
     import inspect
     from dataclasses import fields
 
@@ -140,7 +253,7 @@ def create(config: TimmConfig) -> "torch.nn.Module":
     shape = {key: value for key, value in config.pretrained_cfg.items() if key in known}
     with described_by_config("timm"):
         network: torch.nn.Module = timm.create_model(
-            config.architecture, pretrained=False, pretrained_cfg=shape, **{**config.model_args, "num_classes": 0}
+            config.architecture, pretrained=False, pretrained_cfg=shape, **{**config.model_args, "num_classes": classes}
         )
     return network.eval()
 

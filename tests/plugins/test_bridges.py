@@ -12,7 +12,7 @@ import pytest
 from tests.kit.berts import tokens
 from tests.kit.hub import COMMIT, FakeHub, HubRepo
 from tests.kit.libraries import change_json, hub_repo, pooled, write_encoder, write_json, write_timm
-from zoo import IntegrityError, MissingExtraError, NotFoundError, UsageError, Zoo
+from zoo import IntegrityError, MissingExtraError, NotFoundError, UsageError, Zoo, label_names
 from zoo.data.samples import FOLDER
 from zoo.export.reference import pillow_pixels
 from zoo.schema import ImagePreprocess, TextPreprocess, WordPiece
@@ -29,6 +29,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         template = server.origin + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server
+
+
+def answers_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> Any:
+    """The features and scores of the family's reference on the pulled files."""
+    folder = zoo.pull(name, trust_first=True)
+    entry = zoo.entry(name)
+    return zoo.plugins.backbone(entry.family)(entry, folder).reference(feeds)
 
 
 def reference_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -59,13 +66,83 @@ def test_timm_models_keep_their_features(hub: FakeHub, tmp_path: Path, arch: str
     assert isinstance(entry.preprocess, ImagePreprocess)
     side = entry.preprocess.crop
     pixels = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
-    # timm's features: the whole model without its classifier.
-    model.reset_classifier(0)
     with torch.inference_mode():
+        scores = model(torch.from_numpy(pixels)).softmax(1).numpy()
+        # timm's features: the whole model without its classifier.
+        model.reset_classifier(0)
         wanted = model(torch.from_numpy(pixels)).numpy()
     assert entry.dim == wanted.shape[1]
     assert np.abs(wanted).max() > 0.01
-    np.testing.assert_allclose(reference_of(zoo, f"timm/{arch}.test", {"pixels": pixels}), wanted, atol=1e-4)
+    found = answers_of(zoo, f"timm/{arch}.test", {"pixels": pixels})
+    np.testing.assert_allclose(found["features"], wanted, atol=1e-4)
+    np.testing.assert_allclose(np.log(found["scores"]), np.log(scores), atol=1e-4)
+    assert scores.shape[1] == len(label_names(entry.head))
+
+
+@pytest.mark.parametrize(
+    ("changes", "some"),
+    [
+        ({"num_classes": 21841}, {0: "organism, being", 1000: "snapping turtle"}),
+        ({"num_classes": 11821}, {}),
+        ({"num_classes": 3, "label_names": ["n1", "n2", "n3"]}, {0: "n1"}),
+        (
+            {
+                "num_classes": 3,
+                "label_names": ["n1", "n2", "n3"],
+                "label_descriptions": {"n1": "crane", "n2": "egg", "n3": "crane"},
+            },
+            {0: "crane (n1)", 1: "egg", 2: "crane (n3)"},
+        ),
+        ({"num_classes": 5}, {4: "LABEL_4"}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_labels_of_timms_classifiers(
+    hub: FakeHub, tmp_path: Path, changes: dict[str, Any], some: dict[int, str]
+) -> None:
+    write_timm(tmp_path, "test_convnext")
+    change_json(tmp_path / "config.json", **changes)
+    hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path))
+    head = Zoo().entry("timm/test_convnext.test").head
+    assert head is not None
+    labels = label_names(head)
+    assert len(labels) == len(set(labels)) == changes["num_classes"]
+    assert {index: labels[index] for index in some} == some
+    assert head.ids == () or len(head.ids) == len(labels)
+
+
+def test_timm_weights_without_a_classifier_say_so(hub: FakeHub, tmp_path: Path) -> None:
+    write_timm(tmp_path, "test_convnext", num_classes=0)
+    hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path))
+    entry = Zoo().entry("timm/test_convnext.test")
+    assert (entry.head, entry.no_head) == (None, "timm lists no classifier for these weights")
+    with pytest.raises(UsageError, match="has no labels: timm lists no classifier for these weights"):
+        Zoo().evaluate("timm/test_convnext.test", FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_classes": 3, "label_names": ["a", "b"]}, "config.json lists 2 labels for 3 classes"),
+        ({"num_classes": 3, "label_names": ["a", "b", "a"]}, "config.json lists a label twice"),
+    ],
+)
+def test_labels_that_do_not_fit_are_an_error(hub: FakeHub, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    write_timm(tmp_path, "test_convnext")
+    change_json(tmp_path / "config.json", **changes)
+    hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path))
+    with pytest.raises(IntegrityError, match=said) as caught:
+        Zoo().entry("timm/test_convnext.test")
+    assert caught.value.hint
+
+
+def test_a_classifier_of_another_size_is_an_error(hub: FakeHub, tmp_path: Path) -> None:
+    write_timm(tmp_path, "test_convnext")
+    change_json(tmp_path / "config.json", num_classes=7)
+    hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path))
+    side = Zoo().entry("timm/test_convnext.test").preprocess.crop  # type: ignore[union-attr]
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has wrong shapes for head\.fc\.bias, head"):
+        answers_of(Zoo(), "timm/test_convnext.test", {"pixels": np.zeros((1, 3, side, side), np.float32)})
 
 
 def test_a_timm_entry_says_what_the_repository_says(hub: FakeHub, tmp_path: Path) -> None:
