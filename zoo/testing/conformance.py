@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from zoo.data.tokenizers import TextEncoder
 from zoo.errors import brief, quote
 from zoo.export import build, parity
 from zoo.export.reference import BATCHES, Case
+from zoo.export.trunk import answer_specs
 from zoo.graph import edit, external_data
 from zoo.graph.prefix import image_prefix
 from zoo.runtime.ort import create_session
@@ -78,9 +79,9 @@ class Subject:
 
     @cached_property
     def network(self) -> "torch.nn.Module":
-        """The module of a torch family."""
+        """The module of a torch family, with its head if the row has one."""
         assert isinstance(self.backbone, TorchBackbone)
-        return self.backbone.module
+        return self.backbone.module if self.entry.head is None else self.backbone.whole
 
     @cached_property
     def session(self) -> Any:
@@ -116,8 +117,9 @@ class Subject:
         import numpy as np
 
         answer = self.backbone.reference(feeds)
-        if list(answer) != [FEATURES]:
-            raise BrokenError(f"reference() returns {', '.join(answer) or 'nothing'} instead of features alone")
+        wanted = [spec.name for spec in answer_specs(self.entry)]
+        if list(answer) != wanted:
+            raise BrokenError(f"reference() returns {', '.join(answer) or 'nothing'} instead of {' and '.join(wanted)}")
         return np.asarray(answer[FEATURES])
 
     def run(self, feeds: "TensorMap") -> Any:
@@ -191,7 +193,7 @@ def _state_stays(subject: Subject) -> str:
     before = {name: tensor.clone() for name, tensor in subject.network.state_dict().items()}
     subject.features(subject.batches[1])
     after = subject.network.state_dict()
-    if changed := [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]:
+    if changed := [name for name in before if not torch.equal(before[name], after[name])]:
         raise BrokenError(f"running the module changes {', '.join(changed[:3])}")
     return f"{len(before)} tensors unchanged"
 
@@ -204,7 +206,7 @@ def _reference_repeats(subject: Subject) -> str:
 def _export(subject: Subject) -> str:
     """export() writes the graph."""
     start = time.perf_counter()
-    subject.backbone.export(subject.exported, ExportOptions())
+    subject.backbone.export(subject.exported, ExportOptions(head=subject.entry.head is not None))
     seconds = time.perf_counter() - start
     if not subject.exported.is_file():
         raise BrokenError(f"export() wrote no {MODEL}")
@@ -227,14 +229,14 @@ def _versions(subject: Subject) -> str:
 def _declared(subject: Subject) -> str:
     """The graph's inputs and outputs are those of the row; `_any_batch` checks that axes are dynamic."""
     inputs, outputs = edit.tensor_specs(edit.load(subject.exported))
-    wanted = TensorSpec(name=FEATURES, dtype="float32", shape=("batch", subject.entry.dim))
-    for what, declared, found in (("inputs", subject.entry.inputs, inputs), ("outputs", (wanted,), outputs)):
+    wanted = answer_specs(subject.entry)
+    for what, declared, found in (("inputs", subject.entry.inputs, inputs), ("outputs", wanted, outputs)):
         if len(declared) != len(found) or not all(map(_fits, declared, found)):
             shown = [
                 ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in side) for side in (found, declared)
             ]
             raise BrokenError(f"the graph's {what} are {shown[0]}, the row's {shown[1]}")
-    return f"{', '.join(spec.name for spec in inputs)} -> {FEATURES}"
+    return f"{', '.join(spec.name for spec in inputs)} -> {', '.join(spec.name for spec in wanted)}"
 
 
 def _any_batch(subject: Subject) -> str:
@@ -255,7 +257,7 @@ def _any_batch(subject: Subject) -> str:
         if features.shape != (_size(feeds), subject.entry.dim) or not np.isfinite(features).all():
             raise BrokenError(f"at batch {_size(feeds)} the graph returns {list(features.shape)} or non-finite numbers")
     lengths = {feeds[spec.name].shape[1] for feeds in subject.batches for spec in inputs if "sequence" in spec.shape}
-    return f"batch {_listed(BATCHES)}" + (f", sequence {_listed(sorted(lengths))}" if lengths else "")
+    return f"batch {str(BATCHES)[1:-1]}" + (f", sequence {str(sorted(lengths))[1:-1]}" if lengths else "")
 
 
 def _graph_repeats(subject: Subject) -> str:
@@ -264,7 +266,7 @@ def _graph_repeats(subject: Subject) -> str:
 
 
 def _parity(subject: Subject) -> str:
-    """The graph's features equal those of the family's reference on the original files."""
+    """The graph's features and scores equal those of the family's reference on the original files."""
     checks = [
         check
         for feeds in subject.batches
@@ -302,7 +304,7 @@ def _words(subject: Subject) -> str:
     if wrong:
         where = f"{listed} and {table} give" if preprocess.words else f"{table} gives"
         raise BrokenError(
-            f"{_listed(wrong[:3])} ({len(wrong)} of {len(found)} words) do not get the vector that {where} them"
+            f"{', '.join(wrong[:3])} ({len(wrong)} of {len(found)} words) do not get the vector that {where} them"
         )
     return f"{len(found)} words of {listed} have their vectors" + (", one that comes twice the first" if twice else "")
 
@@ -322,7 +324,7 @@ def _stages(subject: Subject) -> str:
 
     assert isinstance(subject.backbone, TorchBackbone)
     stages, feeds = subject.backbone.stages(), subject.batches[1]
-    own = {id(parameter) for parameter in subject.network.parameters()}
+    own = {id(parameter) for parameter in subject.backbone.module.parameters()}
     if not all(id(parameter) in own for stage in stages for parameter in stage.parameters()):
         raise BrokenError("a stage has parameters that are not the module's")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
@@ -364,10 +366,6 @@ def _fits(declared: TensorSpec, found: TensorSpec) -> bool:
 
 def _size(feeds: "TensorMap") -> int:
     return len(next(iter(feeds.values())))
-
-
-def _listed(numbers: Sequence[object]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 class Step(NamedTuple):
