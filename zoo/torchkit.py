@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
 from zoo.checkpoint import load_linear, load_state
-from zoo.data.labels import count_outputs
+from zoo.data.labels import count_outputs, imagenet
 from zoo.errors import IntegrityError, PluginError, UsageError, ZooError, brief
 from zoo.extras import TRAINING, require
 from zoo.schema import FEATURES, SCORES, Activation, Entry, ExportOptions, TensorSpec
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TorchBackbone", "activated", "as_stage", "chain", "check_cut", "cut", "described_by_config", "export_module",
-    "head_shape", "load_linear", "load_state", "positional", "run_stages", "tensors_at", "threads",
+    "head_shape", "imagenet", "load_linear", "load_state", "positional", "run_stages", "tensors_at", "threads",
 ]  # fmt: skip
 
 #: Example lengths of dynamic axes; torch.export would make the lengths 0 and 1 constants of the graph.

@@ -1,0 +1,1 @@
+"""Parts of the bridge `hf/` that its families of texts and of images share. Start with `labels.py`."""
