@@ -13,12 +13,14 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 from tests.kit.servers import Answer, Data, Handler, Loopback, status, whole
@@ -156,6 +158,19 @@ class FakeHub(Loopback):
         size, digest = len(repo.files[path]), repo.digests[path]
         linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(size), "X-Repo-Commit": commit}
         return status(302, linked | {"Location": f"{self.cdn.origin}/lfs/{digest}"})
+
+
+@contextmanager
+def hub_on_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A running Hub for this process and its children; the client's address, read at import, is replaced."""
+    from huggingface_hub import constants
+
+    with FakeHub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.origin)
+        monkeypatch.setattr(constants, "ENDPOINT", server.origin)
+        template = server.origin + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
 
 
 def _info(repo: HubRepo, name: str, commit: str, query: Mapping[str, list[str]]) -> Answer:
