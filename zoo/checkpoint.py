@@ -76,19 +76,27 @@ def load_linear(path: Path, name: str, shape: tuple[int, int]) -> "torch.nn.Line
     """
     from torch import nn
 
+    check_scores([path], name, shape)
+    prefix = f"{name}."
+    layer = nn.Linear(*shape)
+    load_state(path, layer, lambda each: each.removeprefix(prefix) if each.startswith(prefix) else None)
+    return layer
+
+
+def check_scores(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> None:
+    """Raise IntegrityError if the linear layer `name` of a checkpoint has another shape than (inputs, outputs).
+
+    The message counts scores and labels. A checkpoint without that layer is no error here: `load_state` finds it.
+    """
     inputs, outputs = shape
-    found = {key: list(tensor.shape) for key, tensor in _tensors([path]) if key == f"{name}.weight"}
+    found = {key: list(tensor.shape) for key, tensor in _tensors(paths) if key == f"{name}.weight"}
     for rows, columns, *_ in found.values():
         if (columns, rows) != shape:
             raise IntegrityError(
-                f"{path.name}: the head {name} gives {rows} scores from {columns} features, but the row has {outputs} "
-                f"labels and {inputs} features",
+                f"{paths[0].name}: the head {name} gives {rows} scores from {columns} features, but the row has "
+                f"{outputs} labels and {inputs} features",
                 hint=WRONG_FILE,
             )
-    prefix = f"{name}."
-    layer = nn.Linear(inputs, outputs)
-    load_state(path, layer, lambda each: each.removeprefix(prefix) if each.startswith(prefix) else None)
-    return layer
 
 
 def _tensors(paths: Sequence[Path]) -> "Iterator[tuple[str, torch.Tensor]]":

@@ -7,9 +7,11 @@ vectors is read from the files that sentence-transformers puts beside the model 
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
+from zoo_plugins.bridges.hf.text_heads import text_head
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
@@ -17,7 +19,7 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess, WordPiece
-from zoo.torchkit import TorchBackbone, described_by_config, load_state
+from zoo.torchkit import TorchBackbone, check_scores, described_by_config, head_shape, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,7 @@ class TransformersBridge(Bridge):
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
+        found = text_head(config, repository.origin, has_modules="modules.json" in repository.sizes)
         per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -79,6 +82,8 @@ class TransformersBridge(Bridge):
             preprocess=preprocess,
             files=tuple(repository.file(path) for path in (f"{pooling.folder}config.json", tokenizer, checkpoint)),
             config={"arch": arch or model_type},
+            head=found.head,
+            no_head=found.why,
             origin=repository.origin,
             notes=_prompt(repository),
         )
@@ -91,36 +96,70 @@ class Transformers(TorchBackbone):
 
     def build(self) -> "torch.nn.Module":
         """The encoder with its weights loaded. Raises MissingExtraError, IntegrityError for a wrong configuration."""
+        return self._loaded(_pooled(create(self._config()), self._preprocess))
+
+    def with_head(self) -> "torch.nn.Module":
+        """The encoder with its pooling, and the logits of transformers' own sequence classifier.
+
+        Raises IntegrityError for another number of scores than labels, and if the logits of a text depend on its
+        padding.
+        """
+        from torch import nn
+
+        classifier, (_, outputs) = create(self._config(), with_head=True), head_shape(self.entry)
+        for name, layer in classifier.named_modules():
+            is_outside = not name.startswith(f"{classifier.base_model_prefix}.")
+            if is_outside and isinstance(layer, nn.Linear) and layer.out_features == outputs:
+                check_scores([self._checkpoint], name, (layer.in_features, outputs))
+        whole = self._loaded(_classified(classifier, self._preprocess))
+        _check_padding(whole, len(self.entry.inputs))
+        return whole
+
+    @property
+    def _preprocess(self) -> TextPreprocess:
+        assert isinstance(self.entry.preprocess, TextPreprocess)
+        return self.entry.preprocess
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.weights / next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
+
+    def _config(self) -> Config:
         _require()
-        preprocess = self.entry.preprocess
-        assert isinstance(preprocess, TextPreprocess)
         config = _parse((self.weights / "config.json").read_bytes(), "config.json")
         if config.get("model_type") != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.get('model_type')}", hint="pull the model again")
-        encoder = create(config)
-        checkpoint = next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
-        prefix = f"{getattr(encoder, 'base_model_prefix', '')}."
-        wanted = set(encoder.state_dict())
+        return config
+
+    def _loaded(self, module: "torch.nn.Module") -> "torch.nn.Module":
+        """`module`, whose attribute `model` is a model of transformers, with the row's weights in that model."""
+        model: torch.nn.Module = module.model  # type: ignore[assignment]
+        prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        wanted = set(model.state_dict())
 
         def rename(name: str) -> str | None:
             stem, _, last = name.rpartition(".")
             name = f"{stem}.{LEGACY.get(last, last)}"
-            # None drops the task heads of the checkpoint.
+            # None drops the task heads of the checkpoint, unless the model has them.
             return next((f"model.{each}" for each in (name, name.removeprefix(prefix)) if each in wanted), None)
 
-        return load_state(self.weights / checkpoint, _pooled(encoder, preprocess), rename)
+        return load_state(self._checkpoint, module, rename)
 
 
-def create(config: Config) -> "torch.nn.Module":
-    """The encoder of transformers with random weights; keys of `config` that can name code are dropped."""
-    from transformers import CONFIG_MAPPING, AutoModel
+def create(config: Config, *, with_head: bool = False) -> "torch.nn.Module":
+    """The encoder of transformers, or its sequence classifier, with random weights.
+
+    Keys of `config` that can name code are dropped.
+    """
+    from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification
 
     plain = {key: value for key, value in config.items() if key not in CODE}
+    kind = AutoModelForSequenceClassification if with_head else AutoModel
     with described_by_config("transformers"):
         shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
         # Eager attention exports exactly. With windowed attention the fused kernel differs by 1e-3.
-        model: torch.nn.Module = AutoModel.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
-    if getattr(model, "pooler", None) is not None:
+        model: torch.nn.Module = kind.from_config(shape, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    if not with_head and getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # not a part of the features, and often not in the file
     return model.float().eval()
 
@@ -128,7 +167,6 @@ def create(config: Config) -> "torch.nn.Module":
 def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn.Module":
     import torch
     from torch import nn
-    from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -137,12 +175,59 @@ def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            weight = attention_mask[:, :, None].to(hidden.dtype)
-            mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-            pooled = hidden[:, 0] if preprocess.pooling == "cls" else mean
-            return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
+            return pool(hidden, attention_mask, preprocess)
 
     return Pooled()
+
+
+def pool(hidden: "torch.Tensor", attention_mask: "torch.Tensor", preprocess: TextPreprocess) -> "torch.Tensor":
+    """Features [batch, width] from the last layer [batch, sequence, width]."""
+    from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
+
+    weight = attention_mask[:, :, None].to(hidden.dtype)
+    mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    pooled = hidden[:, 0] if preprocess.pooling == "cls" else mean
+    return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
+
+
+def _classified(classifier: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn.Module":
+    """The module that returns features and the logits of a sequence classifier of transformers."""
+    import torch
+    from torch import nn
+
+    class Classified(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = classifier
+
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *segments: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            # The classifier does not return the encoder's last layer: a hook reads it.
+            seen: list[torch.Tensor] = []
+            encoder: torch.nn.Module = self.model.base_model  # type: ignore[assignment]
+            hook = encoder.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state))
+            types = {"token_type_ids": segments[0]} if segments else {}
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+            hook.remove()
+            return pool(seen[0], attention_mask, preprocess), logits
+
+    return Classified()
+
+
+def _check_padding(module: "torch.nn.Module", inputs: int) -> None:
+    """Raise IntegrityError if padding changes the logits, as in decoders, which read the last token."""
+    import torch
+
+    alone = [torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long)]
+    padded = [torch.nn.functional.pad(each, (0, 2)) for each in alone]
+    with torch.inference_mode():
+        one, other = (module(*given[:inputs])[1] for given in (alone, padded))
+    if not torch.allclose(one, other, atol=1e-3 * max(1.0, float(one.abs().max()))):
+        raise IntegrityError(
+            "the scores of a text change with its padding: zoo does not export such a classifier",
+            hint="choose an encoder, such as a BERT",
+        )
 
 
 def _pooling(repository: "Repository") -> Pooling:

@@ -28,6 +28,23 @@ CLASSES = {
 }
 TEXTS = [f"card number {n}" for n in range(40)]
 MANY = [f"late parcel {n}" for n in range(1000)]
+#: Texts of all kinds: emoji, nearly empty, far too long, other scripts, accents, line breaks, spelt special tokens.
+NASTY = [
+    "card code 12",
+    ".",
+    "parcel " * 300,
+    "中文字符 と カタカナ",
+    "naïve café Ångström",
+    "line\nbreak\r\n\ttab",
+
+    "🙂👍🏽 ok",     "\u200b x",
+    "[CLS] spelt [SEP]",
+    "ﬁne ﬀ Ⅻ",
+    "LATE Parcel!!!",
+    "a\u00a0b\u3000c",
+    "x\x00y\ufffdz",
+    "don't stop-me...",
+]  # fmt: skip
 #: Heights and widths of images: single pixels, long ones, and sizes around those of the models.
 SIZES = ((1, 1), (3, 50), (50, 3), (99, 128), (223, 224), (255, 257), (257, 255), (300, 451), (481, 640), (1031, 777))
 

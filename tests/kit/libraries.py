@@ -1,11 +1,13 @@
 """Repositories as timm, transformers and sentence-transformers publish them, with seeded random weights."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.kit.hub import HubRepo
 from tests.kit.models import WORDS
+from zoo.data.samples import FOLDER
 
 SHAPE = {
     "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -92,3 +94,55 @@ def pooled(model: Any, feeds: dict[str, Any], *, pooling: str, normalize: bool) 
     mask = feeds["attention_mask"][:, :, None]
     vectors = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+
+
+def write_classifier(
+    folder: Path, kind: str = "Bert", *, labels: Sequence[str] = ("NEGATIVE", "NEUTRAL", "POSITIVE"), seed: int = 13,
+    vocabulary: str = "wordpiece", **changes: Any,
+) -> Any:  # fmt: skip
+    """Write a sequence classifier of `transformers` with its tokenizer; returns it. `seed` makes its weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    config = getattr(transformers, f"{kind}Config")(**{**shape_of(kind), **named, **changes})
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    spread(model)
+    model.eval().save_pretrained(folder)
+    (write_bytes_tokenizer if vocabulary == "bytes" else write_tokenizer)(folder)
+    change_json(folder / "tokenizer_config.json", model_max_length=64)
+    return model
+
+
+def shape_of(kind: str) -> dict[str, Any]:
+    """The configuration of a tiny model."""
+    if kind == "DistilBert":
+        return {"vocab_size": 200, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64,
+                "max_position_embeddings": 66}  # fmt: skip
+    return {**SHAPE, "embedding_size": 32} if kind in ("Albert", "Electra") else SHAPE
+
+
+def spread(model: Any) -> None:
+    """Weights large enough for different texts to have different scores; nearly the same with the initial ones."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+        model.get_input_embeddings().weight.mul_(6)
+
+
+def write_bytes_tokenizer(folder: Path) -> None:
+    """The files of a RoBERTa tokenizer: BPE over bytes, trained on the bundled sentences."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    lines = (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    bpe.train_from_iterator(lines, vocab_size=399, special_tokens=special, show_progress=False)
+    bpe.save_model(str(folder))
+    tokenizer = RobertaTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    tokenizer.save_pretrained(folder)

@@ -52,7 +52,7 @@ FOR_PLUGINS = {*BASICS, *INTERFACES, "torchkit", "hub", "bundle", "words", "test
 #: Packages of which plugins and the command line import only names in `__all__`, never submodules.
 LISTED = ("zoo", "zoo.words", "zoo.testing")
 #: Folder of plugins/ -> the parts that several of its plugins share.
-SHARED = {"bridges": "zoo_plugins.bridges.hf."}
+SHARED = {"backbones": "zoo_plugins.backbones.bert_", "bridges": "zoo_plugins.bridges.hf."}
 #: The packages that the command line may import beside the standard library.
 FOR_CLI = {"zoo", "zoo_cli", "typer", "rich", "msgspec"}
 #: Some packages that the command line may not import.

@@ -1,0 +1,35 @@
+"""Which head a text model of the Hub has: the class that `config.json` names, and what zoo makes of it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from zoo_plugins.bridges.hf.labels import head_of
+
+from zoo.errors import counted
+from zoo.schema import PretrainedHead
+
+CLASSIFIER = "ForSequenceClassification"
+
+
+class Found(NamedTuple):
+    """The head of a repository, or the reason why a model of it has none."""
+
+    head: PretrainedHead | None
+    why: str | None = None
+
+
+def text_head(config: Mapping[str, Any], origin: str, *, has_modules: bool = False) -> Found:
+    """The head in a repository's weights. With `has_modules` the repository is one of sentence-transformers.
+
+    Raises IntegrityError for a classifier whose labels are damaged: see `head_of`.
+    """
+    named = config.get("architectures")
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    if has_modules or not kind or kind.endswith("Model"):
+        return Found(None, "the weights are an encoder without a classifier")
+    if not kind.endswith(CLASSIFIER):
+        return Found(None, f"zoo does not export the head of {kind}")
+    head = head_of(config, origin)
+    if head.task == "regression" and head.outputs != 1:
+        return Found(None, f"{kind} answers with {counted(head.outputs or 0, 'number')}: zoo exports one")
+    return Found(head)
