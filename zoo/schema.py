@@ -44,11 +44,13 @@ class WeightFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.sha256 is not None
 
 
-class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="image", tag_field="kind"):
+class ImagePreprocess(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="image", tag_field="kind"
+):
     """The preprocessing of an image: resize, crop, normalise.
 
-    The short side is resized to `resize` pixels with antialiasing. The centre of `crop` x `crop` pixels is normalised:
-    (x / 255 - mean) / std, in RGB.
+    The short side is resized to `resize` pixels with antialiasing; with `squash` both sides are, so that the image is
+    distorted. The centre of `crop` x `crop` pixels is normalised: (x / 255 - mean) / std, in RGB.
     """
 
     resize: Positive
@@ -56,12 +58,20 @@ class ImagePreprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     interpolation: Literal["bilinear", "bicubic"]
     mean: Rgb
     std: Rgb
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.crop > self.resize:
             raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize})")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image after resizing, before the crop; the long side is truncated."""
+        if self.squash:
+            return self.resize, self.resize
+        short = min(height, width)
+        return self.resize * height // short, self.resize * width // short
 
 
 class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

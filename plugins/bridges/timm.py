@@ -269,7 +269,7 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
     problem = (
         f"{channels} channels" if channels != 3
         else f"{height}x{width} pixels, which is not square" if height != width
-        else f"crop mode {data['crop_mode']}" if data["crop_mode"] != "center"
+        else f"crop mode {data['crop_mode']}" if data["crop_mode"] not in ("center", "squash")
         else f"{data['interpolation']} interpolation" if data["interpolation"] not in ("bilinear", "bicubic")
         else f"crop_pct {data['crop_pct']}" if not 0 < data["crop_pct"] <= 1
         else None
@@ -277,7 +277,7 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
     if problem:
         raise UsageError(
             f"{repository.origin} needs {problem}, which zoo does not support",
-            hint="choose a variant with a centre crop of a square, bilinear or bicubic",
+            hint="choose a variant with a square input, not padded, bilinear or bicubic",
         )
     return ImagePreprocess(
         resize=math.floor(height / data["crop_pct"]),
@@ -285,6 +285,7 @@ def preprocess_of(config: TimmConfig, repository: "Repository") -> ImagePreproce
         interpolation=data["interpolation"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
+        squash=data["crop_mode"] == "squash",
     )
 
 

@@ -1,45 +1,88 @@
-"""The graph's own preprocessing against torchvision's transforms and Pillow, on photographs of odd sizes."""
+"""The graph's own preprocessing against torchvision's transforms on PIL images, on photographs of odd sizes."""
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torchvision.transforms import v2
 
 from tests.kit.items import photographs
+from tests.kit.vision import torchvision_levels
 from zoo.data.images import decode_image
+from zoo.data.samples import FOLDER
+from zoo.export.reference import pillow_pixels
 from zoo.graph import prefix
 from zoo.runtime.ort import create_session
 from zoo.schema import ImagePreprocess
 
-
-def torchvision_levels(image: np.ndarray, preprocess: ImagePreprocess, *, as_image: bool) -> np.ndarray:
-    """Grey levels [3, crop, crop] by torchvision: its PIL path, or its own uint8 tensor kernels."""
-    mode = v2.InterpolationMode(preprocess.interpolation)
-    steps = v2.Compose([v2.Resize(preprocess.resize, mode, antialias=True), v2.CenterCrop(preprocess.crop)])
-    if as_image:
-        return np.asarray(steps(Image.fromarray(image))).transpose(2, 0, 1)
-    return steps(torch.from_numpy(image.transpose(2, 0, 1).copy())).numpy()
+#: The fraction of values that may differ from Pillow's over many sizes; before the graph rounded between the passes it
+#: was 0.16 to 0.17.
+SHARE = {"bilinear": 0.002, "bicubic": 0.0004}
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (235, 224), (64, 64)])
-def test_within_one_grey_level_of_torchvision(interpolation: str, resize: int, crop: int) -> None:
+def imagenet(resize: int, crop: int, interpolation: str, squash: bool = False) -> ImagePreprocess:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    preprocess = ImagePreprocess(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
+    return ImagePreprocess(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std, squash=squash)
+
+
+def levels_by_graph(preprocess: ImagePreprocess, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Grey levels [3, crop, crop] of each image, computed by ONNX Runtime."""
     session = create_session(prefix.image_prefix(preprocess).SerializeToString(), "cpu")
-    grey = np.array(std).reshape(3, 1, 1) * 255, np.array(mean).reshape(3, 1, 1) * 255
-    for image in photographs():
-        levels = session.run(None, {"image": image[None]})[0][0] * grey[0] + grey[1]
+    std, mean = (np.array(side).reshape(3, 1, 1) * 255 for side in (preprocess.std, preprocess.mean))
+    return [session.run(None, {"image": image[None]})[0][0] * std + mean for image in images]
+
+
+def of_many_sizes(seed: int, count: int = 12) -> list[np.ndarray]:
+    """Parts of the bundled photographs, enlarged and reduced to odd sizes: tall, wide, tiny and of two megapixels."""
+    random = np.random.default_rng(seed)
+    photos = [Image.open(path).convert("RGB") for path in sorted(FOLDER.glob("*.jpg"))]
+    sizes = [(31, 17), (19, 240), (1601, 1203), *((int(a), int(b)) for a, b in random.integers(60, 700, (count, 2)))]
+    return [np.asarray(photos[i % len(photos)].resize(size, Image.Resampling.LANCZOS)) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (235, 223), (64, 64), (342, 299)])
+def test_the_pixels_are_those_of_torchvision_on_images(
+    interpolation: str, resize: int, crop: int, squash: bool
+) -> None:
+    preprocess = imagenet(resize, crop, interpolation, squash)
+    images, shares, same = [*photographs(), *of_many_sizes(resize)], [], []
+    std, mean = (np.array(side).reshape(3, 1, 1) * 255 for side in (preprocess.std, preprocess.mean))
+    for image, levels in zip(images, levels_by_graph(preprocess, images), strict=True):
         np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+        by_pillow = np.round(pillow_pixels(image, preprocess) * std + mean)
+        # Pillow 13 resizes the height of some images first.
+        same.append(np.array_equal(by_pillow, torchvision_levels(image, preprocess)))
+        differences = np.abs(levels - by_pillow)
+        assert differences.max() <= 2.001, image.shape
+        # Two levels are rare: a value was resized from values that were rounded the other way.
+        assert (differences > 1.5).mean() <= 1e-4, image.shape
+        shares.append((differences > 0.5).mean())
         tensor = torchvision_levels(image, preprocess, as_image=False).astype(int)
-        assert np.abs(levels - tensor).max() <= 1.001, f"{image.shape} by tensors"
-        # Pillow resizes a tall image height first; with bicubic the difference is then larger.
-        if interpolation == "bilinear" or image.shape[0] <= image.shape[1]:
-            by_pillow = torchvision_levels(image, preprocess, as_image=True).astype(int)
-            assert np.abs(levels - by_pillow).max() <= 1.001, f"{image.shape} by images"
+        assert (np.abs(levels - tensor) > 1.5).mean() <= 1e-3, f"{image.shape} by tensors"
+    assert np.median(shares) <= SHARE[interpolation], shares
+    assert np.mean(same) > 0.6
+
+
+def test_squashing_takes_the_whole_image() -> None:
+    """Without a crop, all four corners of a wide and of a tall image are in the pixels."""
+    for height, width in ((40, 160), (160, 40)):
+        image = np.zeros((height, width, 3), np.uint8)
+        image[: height // 4, : width // 4] = image[-(height // 4) :, -(width // 4) :] = 255
+        [squashed] = levels_by_graph(imagenet(32, 32, "bilinear", squash=True), [image])
+        [cropped] = levels_by_graph(imagenet(32, 32, "bilinear"), [image])
+        assert squashed[:, :4, :4].min() > 254
+        assert squashed[:, -4:, -4:].min() > 254
+        assert cropped.max() < 200
+
+
+def test_squash_is_left_out_of_files_unless_it_is_set() -> None:
+    plain, squashed = imagenet(64, 56, "bicubic"), imagenet(64, 56, "bicubic", squash=True)
+    assert b"squash" not in msgspec.json.encode(plain)
+    assert msgspec.json.decode(msgspec.json.encode(squashed), type=ImagePreprocess) == squashed
+    assert [preprocess.resized(30, 91) for preprocess in (plain, squashed)] == [(64, 194), (64, 64)]
 
 
 def test_a_jpeg_is_shrunk_while_decoding_only_to_twice_the_target(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from tests.kit.libraries import change_json, hub_repo, write_timm
 from zoo import IntegrityError, NotFoundError, UsageError, Zoo, label_names
 from zoo.data.samples import FOLDER
 from zoo.export.reference import pillow_pixels
+from zoo.graph.prefix import image_prefix
+from zoo.runtime.ort import create_session
+from zoo.runtime.pixels import PixelReader
 from zoo.schema import ImagePreprocess
 
 
@@ -153,26 +156,43 @@ def test_a_timm_entry_says_what_the_repository_says(hub: FakeHub, tmp_path: Path
     assert Zoo().entry("timm/test_convnext").files == entry.files
 
 
-def test_timms_preprocessing_is_timms_transform(hub: FakeHub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_timms_preprocessing_is_timms_transform(
+    hub: FakeHub, tmp_path: Path, crop_mode: str, interpolation: str
+) -> None:
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
 
-    model = write_timm(tmp_path, "test_convnext")
+    write_timm(tmp_path, "test_convnext")
+    changes = {"crop_mode": crop_mode, "interpolation": interpolation}
+    config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"] | changes
+    change_json(tmp_path / "config.json", pretrained_cfg=config)
     hub.add("timm/test_convnext.test", COMMIT, hub_repo(tmp_path))
     preprocess = Zoo().entry("timm/test_convnext.test").preprocess
     assert isinstance(preprocess, ImagePreprocess)
-    transform = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg))
-    for path in sorted(FOLDER.glob("*.jpg"))[:5]:
-        image = Image.open(path).convert("RGB")
-        ours = pillow_pixels(np.asarray(image), preprocess)
-        # One grey level is 1 / 255 / std.
-        assert np.abs(ours - transform(image).numpy()).max() <= 1.001 / 255 / 0.5
+    assert preprocess.squash == (crop_mode == "squash")
+    data = resolve_data_config(pretrained_cfg=config)
+    transform = create_transform(**data)
+    assert data["crop_mode"] == crop_mode
+    session = create_session(image_prefix(preprocess).SerializeToString(), "cpu")
+    reader, shares = PixelReader(preprocess), []
+    for path in sorted(FOLDER.glob("*.jpg")):
+        image = Image.open(path).convert("RGB").resize((520, 391) if "coffee" in path.name else (417, 480))
+        wanted = transform(image).numpy()
+        [by_graph] = session.run(None, {"image": np.asarray(image)[None]})
+        for ours in (pillow_pixels(np.asarray(image), preprocess), by_graph[0], reader(image)[0]):
+            # One grey level is 1 / 255 / std.
+            levels = np.abs(ours - wanted) * 255 * 0.5
+            assert levels.max() <= 2.001
+            shares.append((levels > 0.5).mean())
+    assert np.mean(shares) < 0.004
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"crop_mode": "squash"}, "crop mode squash"),
+        ({"crop_mode": "border"}, "crop mode border"),
         ({"input_size": [3, 160, 192]}, "160x192 pixels, which is not square"),
         ({"interpolation": "lanczos"}, "lanczos interpolation"),
         ({"crop_pct": 1.2}, "crop_pct 1.2"),

@@ -1,7 +1,7 @@
 """The decoding of images into arrays, which is the same for every verb.
 
 Accepted are JPEG, PNG, WebP and BMP. The EXIF orientation is applied. The result is 8-bit RGB; of an animation it is
-the first frame. A JPEG is shrunk while decoding only as long as its short side stays at least twice `resize`.
+the first frame. A JPEG is shrunk while decoding only as long as both its sides stay at least twice `resize`.
 """
 
 import struct
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
     Pixels: TypeAlias = NDArray[np.uint8]
+    ImageItem: TypeAlias = str | Path | bytes | PilImage | Pixels | augment.Viewed | DataError
 
 #: Incremented when the same bytes give another array: part of the key of the feature cache.
 VERSION = 1
@@ -36,10 +37,20 @@ MAX_ASPECT = 50
 _warnings_lock = Lock()
 
 
-def decode_image(
-    item: "str | Path | bytes | PilImage | Pixels | augment.Viewed | DataError", short_side: int
-) -> "Pixels":
-    """RGB uint8 [height, width, 3] of a file, its bytes, a PIL image, an array, or a view of one of these.
+def decode_image(item: "ImageItem", short_side: int) -> "Pixels":
+    """RGB uint8 [height, width, 3] of an image: see `load_image`, whose errors it raises."""
+    import numpy as np
+
+    if isinstance(item, np.ndarray):
+        return _checked_array(item)
+    if isinstance(item, augment.Viewed):
+        whole = decode_image(item.item, round(augment.ROOM * short_side))
+        return augment.transform(whole, item.digest, item.view)
+    return np.asarray(load_image(item, short_side))
+
+
+def load_image(item: "ImageItem", short_side: int) -> "PilImage":
+    """The RGB image in a file, its bytes, a PIL image, an array, or a view of one of these.
 
     Raises MissingFileError, and DataError for anything but a whole image of an accepted format and size.
     """
@@ -49,17 +60,14 @@ def decode_image(
     if isinstance(item, DataError):
         # The error was found when the items were listed.
         raise item
-    if isinstance(item, augment.Viewed):
-        whole = decode_image(item.item, round(augment.ROOM * short_side))
-        return augment.transform(whole, item.digest, item.view)
     path = str(item) if isinstance(item, str | Path) else None
     name = type(item).__name__ if path is None else path
-    if isinstance(item, np.ndarray):
-        return _checked_array(item)
+    if isinstance(item, np.ndarray | augment.Viewed):
+        return Image.fromarray(decode_image(item, short_side))
     try:
         if isinstance(item, Image.Image):
             _check_size(*item.size, name, path)
-            return np.asarray(_upright_rgb(item))
+            return _upright_rgb(item)
         if not isinstance(item, str | Path | bytes):
             raise DataError(f"an image is a path, bytes, a PIL image or an array, not {name}", hint="give one of those")
         with _quiet():
@@ -67,7 +75,7 @@ def decode_image(
         with image:
             _check_size(*image.size, name, path)
             image.draft("RGB", (2 * short_side, 2 * short_side))
-            return np.asarray(_upright_rgb(image))
+            return _upright_rgb(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{name}: no such file", path=path, hint="check the path") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:

@@ -20,7 +20,7 @@ from zoo.data.labels import LabelList, labels_of
 from zoo.data.tokenizers import TextEncoder, place_tokenizer, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.export import parity, trunk
-from zoo.export.reference import expect, torchvision_pixels
+from zoo.export.reference import expect
 from zoo.graph import edit, prefix
 from zoo.progress import Progress
 from zoo.schema import (
@@ -76,7 +76,7 @@ def build(
         reader = encoder(preprocess, folder)
         items, origin = samples.bundled(preprocess, parity_words(entry, reader))
         reference = trunk.reference(backbone, cut) if cut else backbone.reference
-        expected = expect(reference, items, origin, reader, torchvision_pixels)
+        expected = expect(reference, items, origin, reader)
         manifest = msgspec.structs.replace(
             manifest,
             preprocess=preprocess,
@@ -184,6 +184,8 @@ def metadata(lineage: Lineage, preprocess: Preprocess, labels: Sequence[str]) ->
         "zoo.weights_sha256": json.dumps({file.path: file.sha256 for file in lineage.weights}, sort_keys=True),
         "zoo.versions": json.dumps(dict(lineage.versions), sort_keys=True),
     }
+    if isinstance(preprocess, ImagePreprocess):
+        facts |= [prefix.ARITHMETIC]
     return {**facts, "zoo.labels": json.dumps(list(labels), ensure_ascii=False)} if labels else facts
 
 

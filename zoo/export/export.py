@@ -17,12 +17,14 @@ from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead
 from zoo.export.build import encoder, parity_words
 from zoo.export.parity import Top
-from zoo.export.reference import expect, pillow_pixels
+from zoo.export.reference import expect
 from zoo.export.trunk import TAIL_FILE, only_features, reference_of, without_scores
 from zoo.graph import edit, external_data, head
+from zoo.graph.prefix import ARITHMETIC
 from zoo.options import Variant
 from zoo.progress import SILENT, Progress
 from zoo.schema import (
+    IMAGE,
     PIXELS,
     Entry,
     HeadSpec,
@@ -104,12 +106,20 @@ def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Convert
         reference = only_features(reference)
     return parity.check(
         folder / MODEL,
-        expect(reference, items, origin, reader, None if _is_raw(draft) else pillow_pixels),
+        expect(reference, items, origin, reader, is_raw=_is_raw(draft), prefix=_earlier_prefix(source)),
         top=_top(layers, manifest),
         # The guard has accepted that some predictions change, and may have fitted the head again.
         former=_top(source.path / HEAD, manifest) if own and layers.is_file() else None,
         bounds=parity.bounds_of(draft.precision, manifest.lineage.entry.preprocess),
     )
+
+
+def _earlier_prefix(source: Bundle) -> bytes | None:
+    """The preprocessing in the file of an earlier version, with its own arithmetic; None for a file of this version."""
+    model = onnx.load_from_string(source.read_model())
+    if IMAGE not in {item.name for item in model.graph.input} or ARITHMETIC in edit.metadata_of(model).items():
+        return None
+    return bytes(edit.extract(model, [IMAGE], [PIXELS]).SerializeToString())
 
 
 def _has_ranges(manifest: Manifest) -> bool:

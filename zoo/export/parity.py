@@ -1,6 +1,6 @@
 """The parity check: an exported file is written only if its numbers equal those of the family's torch code on samples.
 
-Images: the graph's preprocessing is compared with an image library's. The whole graph is compared with the family's
+Images: the graph's preprocessing is compared with Pillow's. The whole graph is compared with the family's
 code on pixels of a separate preprocessing graph. Texts: the graph is compared with the family's code on the same
 tokens. Both are compared at batch 1, 2 and 7. Each row of the largest batch is also compared with the same row alone.
 """
@@ -13,6 +13,7 @@ from zoo.errors import GateError
 from zoo.export.isolated_session import IsolatedSession
 from zoo.export.reference import BATCHES, Case, Expected
 from zoo.graph import edit, external_data, head
+from zoo.graph.prefix import ARITHMETIC
 from zoo.runtime.ort import create_session
 from zoo.schema import (
     CHANGED,
@@ -86,8 +87,12 @@ WORD_BOUNDS = {
 }
 #: Text encoders have a scale for each row: the direction of the features hardly changes.
 TEXTS = {**BOUNDS, "int8": Bounds(features=0.25, cosine=2e-2, scores=0.25, alone=1e-4, moved=1, hint=EIGHT)}
-#: Grey levels (of 256) by which the graph's preprocessing may differ from Pillow's.
-LEVELS_BOUND = 1.001
+#: Grey levels (of 256) by which the graph's preprocessing may differ from Pillow's. One in RARE values may differ by
+#: one level more: it is resized from values that were rounded the other way.
+LEVELS_BOUND, RARE = 1.001, 10_000
+#: The fraction of values that may differ from Pillow's. Measured for 190 pairs of a size and a crop: 0.001 in the mean,
+#: 0.007 at most. Without rounding between the two passes it would be 0.16.
+SHARE_BOUND = 0.02
 
 
 def bounds_of(precision: Precision, preprocess: Preprocess) -> Bounds:
@@ -147,18 +152,23 @@ def _check_pixels(model: bytes, expected: Expected, tables: "Mapping[str, Bytes]
 
     if expected.preprocess is None:
         return
-    cut = edit.extract(onnx.load_from_string(model), [IMAGE], [PIXELS])
+    whole = onnx.load_from_string(model)
+    cut = edit.extract(whole, [IMAGE], [PIXELS])
     prefix = create_session(cut.SerializeToString(), "cpu", tables=tables, spins=False)
     grey = 255 * np.array(expected.preprocess.std, np.float32).reshape(3, 1, 1)
 
     def levels(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
-        return np.abs((got - wanted) * grey).max()
+        differences = np.sort(np.abs((got - wanted) * grey), axis=None)
+        return max(differences[-1 - len(differences) // RARE], differences[-1] - 1)
 
-    differences = [
-        _measured(_run(prefix, {IMAGE: image[None]}).get(PIXELS), pixels[None], levels)
-        for image, pixels in expected.images
-    ]
-    yield _result("preprocessing (grey levels)", 1, max(differences), LEVELS_BOUND)
+    def share(got: "NDArray[Any]", wanted: "NDArray[Any]") -> Any:
+        return (np.abs((got - wanted) * grey) > 0.5).mean()
+
+    pairs = [(_run(prefix, {IMAGE: image[None]}).get(PIXELS), pixels[None]) for image, pixels in expected.images]
+    yield _result("preprocessing (grey levels)", 1, max(_measured(*pair, levels) for pair in pairs), LEVELS_BOUND)
+    if ARITHMETIC in edit.metadata_of(whole).items():
+        shares = [_measured(*pair, share) for pair in pairs]
+        yield _result("preprocessing (fraction of values that differ)", 1, sum(shares) / len(shares), SHARE_BOUND)
     for case in expected.cases:
         if not _run(prefix, case.feeds):
             yield _result("preprocessing (batches)", len(case.feeds[IMAGE]), float("inf"), LEVELS_BOUND)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from zoo.data import samples as sample_items
 from zoo.data.images import decode_image
 from zoo.data.tokenizers import TextEncoder
 from zoo.graph.prefix import image_prefix
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
     Reference: TypeAlias = Callable[[TensorMap], TensorMap]
-    PixelsOf: TypeAlias = Callable[[NDArray[np.uint8], ImagePreprocess], NDArray[np.float32]]
 
 BATCHES = (1, 2, 7)
 
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The batches, and for each image the pixels [3, crop, crop] that the graph's preprocessing must give."""
+    """The batches, and for each photograph the pixels [3, crop, crop] that the graph's preprocessing must give."""
 
     samples: str
     cases: Sequence[Case]
@@ -38,39 +38,22 @@ class Expected(NamedTuple):
 
 
 def pillow_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """One RGB image resized by Pillow (width first, as torchvision), cropped, normalised: float32 [3, crop, crop]."""
+    """One RGB image resized by Pillow, width first, cropped, normalised: float32 [3, crop, crop].
+
+    torchvision and timm prepare PIL images so; the published weights were trained and evaluated on such pixels.
+    """
     import numpy as np
     from PIL import Image
 
-    height, width = image.shape[:2]
-    short = min(height, width)
-    size = (preprocess.resize * width // short, preprocess.resize * height // short)
+    height, width = preprocess.resized(*image.shape[:2])
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
-    # In one call Pillow would resize tall images height first: bicubic then differs by several grey levels.
-    resized = Image.fromarray(image).resize((size[0], height), method).resize(size, method)
-    left, top = (round((side - preprocess.crop) / 2) for side in size)
+    # In one call Pillow 13 resizes some tall images height first, which earlier releases did not.
+    resized = Image.fromarray(image).resize((width, image.shape[0]), method).resize((width, height), method)
+    left, top = (round((side - preprocess.crop) / 2) for side in (width, height))
     cropped = np.asarray(resized.crop((left, top, left + preprocess.crop, top + preprocess.crop)), np.float32)
     mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
     normal: NDArray[np.float32] = (cropped / np.float32(255) - mean) / std
     return normal.transpose(2, 0, 1)
-
-
-def torchvision_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "NDArray[np.float32]":
-    """One RGB image prepared by torchvision's tensor transforms, with which the published weights were evaluated."""
-    import numpy as np
-    import torch
-    from torchvision.transforms import v2
-
-    steps = v2.Compose(
-        [
-            v2.Resize(preprocess.resize, v2.InterpolationMode(preprocess.interpolation), antialias=True),
-            v2.CenterCrop(preprocess.crop),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(preprocess.mean, preprocess.std),
-        ]
-    )
-    pixels: NDArray[np.float32] = steps(torch.from_numpy(np.array(image.transpose(2, 0, 1)))).numpy()
-    return pixels
 
 
 def expect(
@@ -78,27 +61,33 @@ def expect(
     samples: Sequence[Any],
     origin: str,
     preprocess: ImagePreprocess | TextEncoder,
-    pixels_of: "PixelsOf | None" = pillow_pixels,
+    *,
+    is_raw: bool = False,
+    prefix: bytes | None = None,
 ) -> Expected:
     """The outputs of `reference` for `samples` in batches of 1, 2 and 7.
 
     origin: the name of the samples in the report.
-    pixels_of: computes the pixels that the graph's preprocessing must give; None for a graph that takes pixels.
+    is_raw: the graph takes pixels, so its preprocessing is not compared.
+    prefix: the preprocessing of a file that an earlier version wrote, whose arithmetic is another one.
     """
     named = f"{len(samples)} of {origin}"
     if not isinstance(preprocess, ImagePreprocess):
         return Expected(named, [Case(feeds, reference(feeds)) for feeds in _text_batches(samples, preprocess)])
     images = _decoded(samples, preprocess)
     # `reference` gets pixels of a new preprocessing graph, because the graph in the checked file may be wrong.
-    prefix = create_session(image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
+    prepare = create_session(prefix or image_prefix(preprocess).SerializeToString(), "cpu", spins=False)
     cases = []
     for feeds in _image_batches(images):
-        [pixels] = prefix.run([PIXELS], dict(feeds))
+        [pixels] = prepare.run([PIXELS], dict(feeds))
         prepared = {PIXELS: pixels}
-        cases.append(Case(feeds if pixels_of else prepared, reference(prepared)))
-    if pixels_of is None:
+        cases.append(Case(prepared if is_raw else feeds, reference(prepared)))
+    if is_raw:
         return Expected(named, cases)
-    return Expected(named, cases, [(image, pixels_of(image, preprocess)) for image in images], preprocess)
+    # Sizes for which most weights of the resizing are simple fractions have many ties, which may be rounded either way.
+    # The bundled photographs are not of such sizes; the user's images may be.
+    photographs = _decoded(sample_items.bundled(preprocess)[0], preprocess)
+    return Expected(named, cases, [(image, pillow_pixels(image, preprocess)) for image in photographs], preprocess)
 
 
 def _text_batches(samples: Sequence[str], encoder: TextEncoder) -> "list[TensorMap]":

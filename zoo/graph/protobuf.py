@@ -11,7 +11,7 @@ from typing import NamedTuple
 from zoo.errors import IntegrityError
 
 #: Fields of ModelProto: those copied into a part (IR version, producer, operator sets, metadata, functions), the graph.
-KEPT, GRAPH = (1, 2, 8, 14, 25), 7
+KEPT, GRAPH, METADATA = (1, 2, 8, 14, 25), 7, 14
 #: Fields of GraphProto.
 NODE, NAME, INITIALIZER, INPUT, OUTPUT, VALUE = 1, 2, 5, 11, 12, 13
 #: The field of a TensorProto's name; in a ValueInfoProto the name is field 1.
@@ -28,12 +28,13 @@ class Node(NamedTuple):
 
 
 class Wire:
-    """The fields of an ONNX model; `inputs` and `outputs` are the names of the graph's inputs and outputs."""
+    """The fields of an ONNX model: its `metadata`, and the names of the graph's `inputs` and `outputs`."""
 
     def __init__(self, model: bytes) -> None:
         """Raises IntegrityError for bytes that are not an ONNX model."""
         self.inputs: list[str] = []
         self.outputs: list[str] = []
+        self.metadata: dict[str, str] = {}
         self.nodes: list[Node] = []
         self._kept: list[memoryview] = []
         self._name = memoryview(b"")
@@ -44,6 +45,8 @@ class Wire:
             for number, whole, value in _fields(memoryview(model)):
                 if number in KEPT:
                     self._kept.append(whole)
+                if number == METADATA:
+                    self.metadata[_name(value, 1)] = _name(value, 2)
                 elif number == GRAPH:
                     graphs.append(value)
             [graph] = graphs

@@ -1,7 +1,7 @@
 """Graphs optimised by ONNX Runtime, kept on disk for the next start: loading one takes a quarter of the time.
 
 KEY/        body.onnx, and body.bin with the weights in the layout of the CPU's kernels, memory-mapped;
-            prefix.onnx of image models, unchanged; kept.json, written last
+            prefix.onnx of image models, unchanged, if they need it; kept.json, written last
 KEY.lock    the lock file: see zoo.store.caches
 
 KEY is a hash of the model file, the device, the build of ONNX Runtime and the kind of processor, because an optimised
@@ -29,7 +29,7 @@ from zoo.store import caches
 from zoo.system.files import is_unchanged, remove_abandoned, sha256_file, sha256_json, signature, try_rename
 from zoo.system.records import find_record, write_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD, PREFIX = "kept.json", "prefix.onnx"
 #: The smallest model, in bytes, for which keeping the optimised graph saves time.
 SMALLEST = 4_000_000

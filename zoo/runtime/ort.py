@@ -21,7 +21,7 @@ class Graphs(NamedTuple):
     """The graphs of a bundle.
 
     body: the model without preprocessing, as bytes or as the file of an optimised graph.
-    prefix: the graph that turns images into pixels.
+    prefix: the graph that turns images into pixels; empty if `zoo.runtime.pixels` computes the same.
     tables: the memory-mapped files of the external data, by name.
     """
 

@@ -1,4 +1,4 @@
-"""Turns raw items into batches and runs the model: images through the preprocessing prefix, texts sorted by length."""
+"""Turns raw items into batches and runs the model: images are resized one by one, texts sorted by length."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -11,16 +11,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.data.images import decode_image
+from zoo.data.images import decode_image, load_image
 from zoo.data.items import Skip, attempt
 from zoo.data.tokenizers import TextEncoder, check_text
 from zoo.errors import DataError, IntegrityError
-from zoo.graph.prefix import image_prefix
+from zoo.graph.prefix import ARITHMETIC
 from zoo.graph.protobuf import Wire
 from zoo.runtime.in_order import ahead, windows
 from zoo.runtime.io_binding import Bound
 from zoo.runtime.ort import Graphs, Settings, create_session
 from zoo.runtime.per_core import PerCore, outputs_for
+from zoo.runtime.pixels import PixelReader
 from zoo.schema import IMAGE, PIXELS, ImagePreprocess, Preprocess, TextPreprocess
 from zoo.system.cpu import cores
 
@@ -55,10 +56,10 @@ def cut_model(preprocess: Preprocess, model: bytes, cut: str | None, tables: "Ma
     whole = Wire(model)
     if not whole.knows(cut):
         raise IntegrityError(f"the model has no tensor '{cut}' to cut at", hint="write the bundle again")
-    # A bare backbone takes pixels: its graph has no preprocessing.
-    is_bare = cut in whole.inputs
-    prefix = bytes(image_prefix(preprocess).SerializeToString()) if is_bare else whole.cut([IMAGE], [cut])
-    return Graphs(whole.cut([cut], whole.outputs), prefix, tables)
+    # A bare backbone takes pixels: its graph has no preprocessing. An older file has an arithmetic of its own.
+    key, version = ARITHMETIC
+    is_ours = cut in whole.inputs or (cut == PIXELS and whole.metadata.get(key) == version)
+    return Graphs(whole.cut([cut], whole.outputs), b"" if is_ours else whole.cut([IMAGE], [cut]), tables)
 
 
 class _Pipeline(ABC):
@@ -122,7 +123,9 @@ class ImagePipeline(_Pipeline):
         self.short_side = preprocess.resize
         self.batch = BATCH[device.partition(":")[0]]
         self.cut = cut or PIXELS
-        self.prefix = create_session(graphs.prefix, "cpu", threads=1, tables=graphs.tables)
+        #: The graph's preprocessing, if `PixelReader` does not compute the same.
+        self.prefix = create_session(graphs.prefix, "cpu", threads=1, tables=graphs.tables) if graphs.prefix else None
+        self.reader = PixelReader(preprocess)
         sides = 3, preprocess.crop, preprocess.crop
         shapes = {self.cut: ((1, *sides), (self.batch, *sides), (self.batch, *sides))}
         self._cores = settings.threads or cores()
@@ -208,7 +211,9 @@ class ImagePipeline(_Pipeline):
         return [array[: len(pixels)] for array in super().run(outputs, {self.cut: full})]
 
     def pixels(self, item: Any) -> "Floats":
-        """The output of the prefix for one image: float32 [1, 3, crop, crop]. Raises DataError."""
+        """The preprocessed image, float32 [1, 3, crop, crop]. Raises DataError."""
+        if self.prefix is None:
+            return self.reader(load_image(item, self.short_side))
         image = decode_image(item, self.short_side)
         pixels: Floats = self.prefix.run([self.cut], {IMAGE: image[None]})[0]
         return pixels

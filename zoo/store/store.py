@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 #: Part of a graph's key: increment it when zoo.export.build makes a different graph of the same row.
-GRAPH_VERSION = 3
+GRAPH_VERSION = 4
 #: The options and data of a training, beside its checkpoints.
 RUN = "run.json"
 #: The schema version of this file.

@@ -21,8 +21,9 @@ from zoo.data.items import Example, Skip, refuse
 from zoo.errors import AccessError, DataError
 from zoo.progress import Progress
 from zoo.runtime.device import onnxruntime
+from zoo.runtime.pixels import resizer_version
 from zoo.runtime.session import Session
-from zoo.schema import TextPreprocess, WordsPreprocess
+from zoo.schema import ImagePreprocess, TextPreprocess, WordsPreprocess
 from zoo.store.append_file import NewString, Records
 from zoo.system.files import sha256
 
@@ -128,7 +129,8 @@ def cache_key(session: Session) -> str:
     """sha256 of everything except the item that affects its arrays.
 
     It covers the graph (with preprocessing prefix and external data), the tokenizer's bytes, the versions of the
-    encoder and its library, ONNX Runtime's version, the provider, and the names of the outputs.
+    encoder and its library, the library that resizes, ONNX Runtime's version, the provider, and the names of the
+    outputs.
     """
     bundle = session.bundle
     preprocess = bundle.manifest.preprocess
@@ -141,6 +143,8 @@ def cache_key(session: Session) -> str:
         "provider": session.device.partition(":")[0],
         "cut": ",".join(name for name in session.outputs if name != "scores"),
     }
+    if isinstance(preprocess, ImagePreprocess):
+        parts["resizer"] = resizer_version()
     if session.table_files:
         parts["tables"] = {name: bundle.digest(name) for name in session.table_files}
     # sha256_json would give another key, and every cached feature would be computed again.
