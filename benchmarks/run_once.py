@@ -20,14 +20,14 @@ from run_peer import texts
 from sentences import sentences
 
 from zoo.bundle import Bundle
-from zoo.data.images import decode_image
+from zoo.data.images import load_image
 from zoo.data.inputs import named_inputs
 from zoo.outputs.embed import embed
 from zoo.outputs.resumable_file import OutputRecord
 from zoo.outputs.vector_file import NpyWriter
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline
 from zoo.runtime.session import Session
-from zoo.schema import FEATURES, IMAGE
+from zoo.schema import FEATURES
 from zoo.system.cpu import cores
 
 #: Texts that are made at a time.
@@ -41,10 +41,8 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
     if isinstance(pipeline, TextPipeline):
         return text_stages(session, pipeline, texts(spec))
     paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[: spec["count"]]
-    images, decoding = timed(lambda: [decode_image(path, pipeline.short_side) for path in paths])
-    pixels, preparing = timed(
-        lambda: [pipeline.prefix.run([pipeline.cut], {IMAGE: image[None]})[0] for image in images]
-    )
+    images, decoding = timed(lambda: [load_image(path, pipeline.short_side) for path in paths])
+    pixels, preparing = timed(lambda: [pipeline.reader(image) for image in images])
     size = pipeline.batch
     ready, joining = timed(
         lambda: [np.concatenate(pixels[start : start + size]) for start in range(0, len(pixels), size)]
@@ -92,11 +90,10 @@ def overhead(spec: dict[str, Any]) -> dict[str, float]:
     pipeline = session._pipeline
     outputs = [FEATURES]
     if isinstance(pipeline, ImagePipeline):
-        item: Any = decode_image(json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[0], pipeline.short_side)
+        item: Any = load_image(json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[0], pipeline.short_side)
 
         def bare() -> None:
-            pixels = pipeline.prefix.run([pipeline.cut], {IMAGE: item[None]})[0]
-            pipeline.body.run(outputs, {pipeline.cut: pixels})
+            pipeline.body.run(outputs, {pipeline.cut: pipeline.reader(item)})
     else:
         item = min(texts(spec), key=len)
 
