@@ -18,7 +18,9 @@ SENTENCES = [
     "My card was charged twice for the same order.",
     "Ünïcode, 東京 and a word unaffable to any vocabulary: floccinaucinihilipilification!",
 ]
-NAMES = ["coffee.jpg", "rocket.jpg"]
+#: Whole photographs, and how many of them are also computed with doubled pixels.
+NAMES = sorted(path.name for path in IMAGES.glob("*.jpg"))
+DOUBLED = 2
 
 
 def minilm(folder: Path) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def minilm(folder: Path) -> dict[str, Any]:
 def lite0(folder: Path) -> dict[str, Any]:
     """efficientnet-lite-pytorch on images that torchvision prepared: short side 256, centre 224, (x - 127) / 128.
 
-    Twice: for the whole images, and for their middle with every pixel doubled, 256 x 256, which needs no resizing.
+    For the whole images; and for the middle of the first ones with every pixel doubled, 256 x 256, which needs no
+    resizing.
     """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
@@ -50,14 +53,15 @@ def lite0(folder: Path) -> dict[str, Any]:
     model.load_state_dict(torch.load(folder / "efficientnet-lite0-57934424.pth", weights_only=True))
     model.eval()
 
-    def features(*steps: Any) -> list[list[float]]:
+    def features(names: list[str], *steps: Any) -> list[list[float]]:
         prepare = transforms.Compose([*steps, transforms.CenterCrop(224), transforms.PILToTensor()])
-        pixels = torch.stack([prepare(Image.open(IMAGES / name).convert("RGB")) for name in NAMES])
+        pixels = torch.stack([prepare(Image.open(IMAGES / name).convert("RGB")) for name in names])
         with torch.inference_mode():
             return rounded(model.extract_features((pixels.float() - 127) / 128).mean((2, 3)))
 
-    whole = features(transforms.Resize(256, transforms.InterpolationMode.BICUBIC))
-    return {"model": "efficientnet_lite0", "inputs": NAMES, "vectors": whole, "doubled": features(doubled)}
+    whole = features(NAMES, transforms.Resize(256, transforms.InterpolationMode.BICUBIC))
+    twice = features(NAMES[:DOUBLED], doubled)
+    return {"model": "efficientnet_lite0", "inputs": NAMES, "vectors": whole, "doubled": twice}
 
 
 def doubled(image: Any, side: int = 256) -> Any:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from zoo import Zoo
 from zoo.data.samples import FOLDER
+from zoo.runtime.ort import create_session
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 #: The bound, relative to the largest value; another pooling, normalisation or preprocessing changes far more.
@@ -27,7 +28,7 @@ def test_golden_vectors_are_whole() -> None:
     assert sentences.shape == (3, 384)
     np.testing.assert_allclose(np.linalg.norm(sentences, axis=1), 1, atol=1e-4)
     names, images = golden("efficientnet_lite0")
-    assert images.shape == (2, 1280)
+    assert images.shape == (7, 1280)
     assert all((FOLDER / name).is_file() for name in names)
     for vectors in (sentences, images):
         assert np.abs(vectors[0] - vectors[1]).max() > 100 * BOUND
@@ -44,20 +45,31 @@ def test_the_real_minilm_gives_its_golden_vectors(real: Path) -> None:
 def test_the_real_lite0_gives_its_golden_vectors(real: Path) -> None:
     """Pixels that need no resizing are the same in every library, so the features are, too."""
     names, wanted = golden("efficientnet_lite0", "doubled")
-    got = features([doubled(FOLDER / name) for name in names])
+    got = features([doubled(FOLDER / name) for name in names[: len(wanted)]])
     np.testing.assert_allclose(got, wanted, atol=BOUND * float(np.abs(wanted).max()))
 
 
 @pytest.mark.network
 def test_the_real_lite0_on_whole_images(real: Path) -> None:
-    """The libraries' resized pixels differ by up to one grey level, which changes these features' direction by 3e-4.
+    """The golden vectors are those of torchvision on PIL images; a few pixels differ by one grey level.
 
-    Bilinear resizing would change it by 7e-3, a missing antialiasing by 1e-3, and 255 pixels instead of 256 by 4e-3.
+    Without rounding between the two passes of resizing it would be 2e-4 in the median and 4e-3 at worst.
     """
     names, wanted = golden("efficientnet_lite0")
-    got = features([FOLDER / name for name in names])
-    cosine = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert (1 - cosine).max() < 6e-4
+    turned = turned_by(features([FOLDER / name for name in names]), wanted)
+    assert np.median(turned) < 1e-5
+    assert turned.max() < 3e-5
+    # The exported file itself, in plain onnxruntime, is nearer.
+    plain = create_session(Zoo().graph("efficientnet_lite0").read_model(), "cpu")
+    images = [np.asarray(Image.open(FOLDER / name).convert("RGB"))[None] for name in names]
+    exported = np.concatenate([plain.run(["features"], {"image": image})[0] for image in images])
+    assert turned_by(exported, wanted).max() < 5e-6
+
+
+def turned_by(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """1 - cosine of each row."""
+    one, other = got.astype(np.float64), wanted.astype(np.float64)
+    return 1 - (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
 def features(items: list[Any]) -> np.ndarray:
