@@ -15,6 +15,7 @@ from zoo import Bundle, Zoo
 from zoo.bundle import MODEL, describe_files, write_manifest
 from zoo.data.images import decode_image
 from zoo.data.samples import FOLDER
+from zoo.export.reference import pillow_pixels
 from zoo.graph import edit
 from zoo.graph.prefix import ARITHMETIC, image_prefix
 from zoo.runtime import pixels
@@ -60,6 +61,8 @@ def test_both_libraries_give_the_graphs_pixels(
         [wanted] = session.run(None, {"image": image[None]})
         got = reader(Image.fromarray(image))
         assert (got.dtype, got.shape, got.flags.c_contiguous) == (np.float32, (1, 3, crop, crop), True)
+        if resizer == "Pillow":
+            np.testing.assert_allclose(got[0], pillow_pixels(image, preprocess), atol=1e-5)
         levels = np.abs(got - wanted) * grey
         assert levels.max() <= 2.001, image.shape
         assert (levels > 1.5).mean() <= 5e-4, image.shape

@@ -2,13 +2,13 @@
 
 cykooz-resizer, the Python package of the Rust crate fast_image_resize, is used where it is installed, else Pillow. Both
 round to grey levels between the passes, width first, as the graph does. They compute in fixed point, so a few values
-differ from the graph's, by one grey level or rarely two. Neither holds Python's lock while it resizes.
+differ from the graph's, by one grey level or rarely two: 0.1 % (bilinear) and 0.3 % (bicubic) with cykooz-resizer, 0.1 %
+and 0.02 % with Pillow, which takes four to six times as long. Neither holds Python's lock while it resizes.
 """
 
 import importlib.metadata
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from zoo.graph.prefix import normalisation
 from zoo.schema import ImagePreprocess
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
     Floats = NDArray[np.float32]
-    #: A resizing of the part Box of an image to a size (width, height).
-    Resize: TypeAlias = Callable[[PilImage, tuple[int, int], "Box"], PilImage]
 
-#: Left, top, width and height of a part of an image, in pixels.
-Box: TypeAlias = tuple[float, float, float, float]
 RESIZER = "cykooz_resizer"
 #: Releases of Pillow whose images cykooz-resizer 4 reads: it takes their memory as it is, without a copy.
 READABLE = ("12", "13")
@@ -66,20 +62,27 @@ def _major(package: str) -> str:
 
 
 def _by_pillow(image: "PilImage", preprocess: ImagePreprocess) -> "PilImage":
-    """The image resized and cropped. In one call Pillow 13 would resize some tall images height first."""
+    """The image resized, width first, and cropped: exactly Pillow's pixels.
+
+    In one call Pillow 13 would resize some tall images height first. With `box` it would compute the crop alone, but it
+    rounds the box to float32, and more values would differ.
+    """
     from PIL import Image
 
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
-
-    def resize(source: "PilImage", size: tuple[int, int], box: Box) -> "PilImage":
-        left, top, width, height = box
-        return source.resize(size, method, box=(left, top, left + width, top + height))
-
-    return _in_two_passes(image, preprocess, resize)
+    height, width = preprocess.resized(image.height, image.width)
+    left, top = (_offset(side, preprocess.crop) for side in (width, height))
+    # Rows on which the crop does not depend stay black.
+    first, last = _rows(image, preprocess)
+    wide = Image.new("RGB", (preprocess.crop, image.height))
+    columns = image.resize((width, last - first), method, box=(0, first, image.width, last))
+    wide.paste(columns.crop((left, 0, left + preprocess.crop, last - first)), (0, first))
+    high = wide.resize((preprocess.crop, height), method)
+    return high.crop((0, top, preprocess.crop, top + preprocess.crop))
 
 
 def _by_cykooz(image: "PilImage", preprocess: ImagePreprocess) -> "PilImage":
-    """The image resized and cropped. In one call cykooz-resizer would resize the height first."""
+    """The image resized and cropped, by two calls: in one call cykooz-resizer would resize the height first."""
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
     from PIL import Image
 
@@ -87,32 +90,34 @@ def _by_cykooz(image: "PilImage", preprocess: ImagePreprocess) -> "PilImage":
     # A resizer has buffers of its own, and threads must not share it; making one takes 4 microseconds.
     by, resizer = ResizeAlg.convolution(filters[preprocess.interpolation]), Resizer()
 
-    def resize(source: "PilImage", size: tuple[int, int], box: Box) -> "PilImage":
-        target = Image.new("RGB", size)
+    def resize(source: "PilImage", rows: int, *box: float) -> "PilImage":
+        target = Image.new("RGB", (preprocess.crop, rows))
         resizer.resize_pil(source, target, ResizeOptions(resize_alg=by, crop_box=CropBox(*box)))
         return target
 
-    return _in_two_passes(image, preprocess, resize)
+    height, width = preprocess.resized(image.height, image.width)
+    (x, wide), (y, high) = (_part(*sides, preprocess.crop) for sides in ((image.width, width), (image.height, height)))
+    first, last = _rows(image, preprocess)
+    columns = resize(image, last - first, x, first, wide, last - first)
+    return resize(columns, preprocess.crop, 0, y - first, preprocess.crop, high)
 
 
-def _in_two_passes(image: "PilImage", preprocess: ImagePreprocess, resize: "Resize") -> "PilImage":
-    """The crop of the image, resized by two calls: of the columns first, then of the rows."""
-    x, y, width, height = _crop(image, preprocess)
-    side = preprocess.crop
-    # The second pass reads only these rows.
-    reach = REACH[preprocess.interpolation] * max(1.0, height / side) + 1
-    top, bottom = max(0, int(y - reach)), min(image.height, int(y + height + reach) + 1)
-    wide = resize(image, (side, bottom - top), (x, top, width, bottom - top))
-    return resize(wide, (side, side), (0, y - top, side, height))
+def _offset(resized: int, crop: int) -> int:
+    """The first of the `crop` pixels in the middle of `resized` ones: halves are rounded to even, as in torchvision."""
+    return round((resized - crop) / 2)
 
 
-def _crop(image: "PilImage", preprocess: ImagePreprocess) -> Box:
-    """Left, top, width and height of the crop, in pixels of the image before resizing."""
-    found = []
-    for length, resized in zip((image.height, image.width), preprocess.resized(image.height, image.width), strict=True):
-        scale = length / resized
-        start = round((resized - preprocess.crop) / 2) * scale
-        # Rounding must not put the end outside the image.
-        found.append((start, min(preprocess.crop * scale, length - start)))
-    (y, height), (x, width) = found
-    return x, y, width, height
+def _part(length: int, resized: int, crop: int) -> tuple[float, float]:
+    """Start and length of the crop on a side of `length` pixels that is resized to `resized`."""
+    scale = length / resized
+    start = _offset(resized, crop) * scale
+    # Rounding must not put the end outside the image.
+    return start, min(crop * scale, length - start)
+
+
+def _rows(image: "PilImage", preprocess: ImagePreprocess) -> tuple[int, int]:
+    """The first row of the image that the crop depends on, and the row after the last one."""
+    resized = preprocess.resized(image.height, image.width)[0]
+    start, length = _part(image.height, resized, preprocess.crop)
+    reach = REACH[preprocess.interpolation] * max(1.0, image.height / resized) + 1
+    return max(0, int(start - reach)), min(image.height, int(start + length + reach) + 1)
