@@ -51,7 +51,7 @@ def check_mixed_sizes(zoo: Zoo, name: str, folder: Path) -> None:
     alone = np.concatenate([whole.run(["features"], {"image": image[None]})[0] for image in images])
     # The graph rounds a few grey levels of the resized images the other way: see test_pixels.py.
     cosine = (got * alone).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(alone, axis=1)
-    assert (1 - cosine).max() < 2e-4
+    assert (1 - cosine).max() < 5e-4
     one_by_one = np.concatenate([session.features([path]) for path in paths[:8]])
     np.testing.assert_allclose(got[:8], one_by_one, atol=1e-5 * max(1.0, float(np.abs(got).max())))
     assert Counter(session.batches_run) == {BATCH["cpu"]: 64 // BATCH["cpu"]}

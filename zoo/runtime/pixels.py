@@ -2,8 +2,8 @@
 
 cykooz-resizer, the Python package of the Rust crate fast_image_resize, is used where it is installed, else Pillow. Both
 round to grey levels between the passes, width first, as the graph does. They compute in fixed point, so a few values
-differ from the graph's, by one grey level or rarely two: 0.1 % (bilinear) and 0.3 % (bicubic) with cykooz-resizer, 0.1 %
-and 0.02 % with Pillow, which takes four to six times as long. Neither holds Python's lock while it resizes.
+differ from the graph's by one grey level, or rarely two: 0.1 % (bilinear) and 0.3 % (bicubic) with cykooz-resizer, and
+0.1 % and 0.02 % with Pillow, which takes five times as long. Neither holds Python's lock while it resizes.
 """
 
 import importlib.metadata
