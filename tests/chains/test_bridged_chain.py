@@ -16,6 +16,7 @@ from tests.kit.libraries import hub_repo, pooled, write_encoder, write_timm
 from zoo import Bundle, PluginError, Zoo
 from zoo.bridge import Bridge, Reference, parse_reference
 from zoo.data.images import decode_image
+from zoo.data.labels import imagenet
 from zoo.data.samples import FOLDER
 from zoo.data.tokenizers import TextEncoder
 from zoo.errors import NotFoundError
@@ -152,6 +153,36 @@ def test_another_revision_is_only_taken_when_a_pull_names_it(server: FakeHub, tm
     fails(5, "neither the registry nor zoo.lock has", "pull", f"{name}@main")
     assert zoo("pull", f"{name}@main", "--trust-first").returncode == 0
     assert f"@{THIRD}/" in kept.read_text()
+
+
+def test_an_entry_that_an_earlier_version_kept_is_made_again(server: FakeHub, tmp_path: Path, zoo_home: Path) -> None:
+    """Entries had no heads: online the entry is made again at its commit, offline the kept one still works."""
+    name = "timm/test_convnext.r160_in1k"
+    write_timm(tmp_path / "repo", "test_convnext")
+    server.add(name, COMMIT, hub_repo(tmp_path / "repo"))
+    assert zoo("pull", name, "--trust-first").returncode == 0
+    kept = zoo_home / "bridged" / f"{name}.json"
+    record = json.loads(kept.read_text())
+    assert record["form"] == 2
+    assert record["entry"]["head"] == {"labels": "imagenet-1k"}
+    old = {key: value for key, value in record.items() if key != "form"}
+    old["entry"] = {key: value for key, value in record["entry"].items() if key not in ("head", "no_head")}
+    kept.write_text(json.dumps(old))
+    image = FOLDER / "coffee.jpg"
+    offline = zoo("run", name, image, HF_ENDPOINT=NOWHERE, ZOO_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert " features: " in offline.stdout
+    unreachable = zoo("show", name, HF_ENDPOINT=NOWHERE)
+    assert unreachable.returncode == 0, unreachable.stderr
+    assert "head:        none" in unreachable.stdout
+    # The repository has moved on; the model stays at the commit that was trusted.
+    write_timm(tmp_path / "later", "test_convnext", num_classes=3)
+    server.add(name, LATER, hub_repo(tmp_path / "later"))
+    online = zoo("run", name, image, "--top", 1)
+    assert online.returncode == 0, online.stderr
+    assert online.stdout.partition("\t")[2].rpartition(" ")[0] in imagenet().names
+    assert json.loads(kept.read_text())["entry"] == record["entry"]
+    assert json.loads(kept.read_text())["form"] == 2
 
 
 def test_wrong_bytes_are_refused_and_nothing_is_kept(server: FakeHub, tmp_path: Path, zoo_home: Path) -> None:

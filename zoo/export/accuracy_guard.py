@@ -104,7 +104,9 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     session = Session(source, "cpu")
     is_strange = manifest.head == PRETRAINED and not _knows(manifest, everything, data)
     if is_strange:
-        progress.note(f"the accuracy is not measured: {variant.calibrate} has labels that {manifest.name} does not know")
+        progress.note(
+            f"the accuracy is not measured: {variant.calibrate} has labels that {manifest.name} does not know"
+        )
     if manifest.head is None or is_strange:
         rest, compared = _split_compared(
             session, data, data.only(e for part in others for e in part.examples), unreadable

@@ -24,6 +24,8 @@ from zoo.system.files import walk
 from zoo.system.records import read_record, write_record
 
 SCHEMA_VERSION = 1
+#: Incremented when bridges make other entries of the same model. Entries of form 1 have no head and no prompt.
+FORM = 2
 DAMAGED = "delete it, and pull the model again"
 
 
@@ -33,13 +35,18 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int
     revision: str | None
     entry: Entry
+    form: int = 1
+
+    @property
+    def commits(self) -> set[str]:
+        """The commits of the entry's files; usually one."""
+        urls = [url for file in self.entry.files for url in file.sources]
+        return {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
 
     def is_at(self, revision: str) -> bool:
         """Whether `revision` is the requested one, or (the first digits of) the commit of the entry's files."""
-        urls = [url for file in self.entry.files for url in file.sources]
-        commits = {match[1] for url in urls if (match := re.search(r"@([0-9a-f]{40})/", url))}
         return revision == self.revision or (
-            is_commit(revision) and any(commit.startswith(revision) for commit in commits)
+            is_commit(revision) and any(commit.startswith(revision) for commit in self.commits)
         )
 
 
@@ -84,17 +91,28 @@ class Bridged:
         kept = self._read(self._path(reference.key))
         moves = ask and not self._offline and reference.revision is not None and not is_commit(reference.revision)
         if kept is not None and not moves and (reference.revision is None or kept.is_at(reference.revision)):
-            return kept.entry
+            return kept.entry if kept.form == FORM or self._offline else self._renewed(reference, kept)
         name = reference.key, reference.revision
         if name not in self._made:
             self._made[name] = self._make(reference)
+        return self._made[name]
+
+    def _renewed(self, reference: Reference, kept: Kept) -> Entry:
+        """The entry at the same commit that the bridge makes now; the kept one if that is not possible."""
+        name = reference.key, reference.revision
+        if name not in self._made:
+            try:
+                [commit] = kept.commits
+                self._made[name] = self._make(reference._replace(revision=commit))
+            except (ValueError, ZooError):
+                return kept.entry
         return self._made[name]
 
     def keep(self, reference: Reference) -> None:
         """Write the entry that `entry` made for this reference, if it is not kept already."""
         entry = self._made.pop((reference.key, reference.revision), None)
         if entry is not None:
-            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry)
+            content = Kept(schema_version=SCHEMA_VERSION, revision=reference.revision, entry=entry, form=FORM)
             write_record(self._path(reference.key), content, indent=2)
 
     def kept(self) -> Iterator[Entry | ZooError]:
