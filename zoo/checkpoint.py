@@ -1,16 +1,79 @@
 """Loads checkpoints into torch modules, and checks every tensor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import IntegrityError
-from zoo.store.unpickle import as_safetensors
+import msgspec
+
+from zoo.errors import IntegrityError, quote
+from zoo.schema import Entry, FilePath
+from zoo.store.unpickle import PICKLE_SUFFIXES, as_safetensors
 
 if TYPE_CHECKING:
     import torch
 
 WRONG_FILE = "the file is not the one this row describes"
+WRONG_INDEX = "choose another revision of the model, or tell its publisher"
+#: The file that lists the tensors of a checkpoint in several safetensors files.
+SHARD_INDEX = "model.safetensors.index.json"
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """The format of SHARD_INDEX, by huggingface_hub: the shard of each tensor."""
+
+    weight_map: dict[str, FilePath]
+
+
+def parse_shards(data: bytes, name: str) -> dict[str, str]:
+    """The shard of each tensor, from the bytes of the index file `name`.
+
+    Raises IntegrityError for anything but names of safetensors files, without folders.
+    """
+    try:
+        shards = msgspec.json.decode(data, type=_Index).weight_map
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{name} does not list the shards of a checkpoint: {error}", hint=WRONG_INDEX) from error
+    wrong = [shard for shard in shards.values() if not shard.endswith(".safetensors")]
+    if wrong or not shards:
+        raise IntegrityError(f"{name} lists {quote(wrong[0]) if wrong else 'nothing'} as a shard", hint=WRONG_INDEX)
+    return shards
+
+
+def checkpoint_paths(entry: Entry, folder: Path) -> list[Path]:
+    """The files in `folder` that hold the tensors of a row: one file, or all shards.
+
+    Raises IntegrityError if the row has no such file, or if the shards hold other tensors than their index lists.
+    """
+    names = [file.path for file in entry.files]
+    if SHARD_INDEX not in names:
+        paths = [folder / name for name in names if name.endswith((".safetensors", *PICKLE_SUFFIXES))]
+        if len(paths) != 1:
+            raise IntegrityError(f"{entry.name} has {len(paths)} checkpoints, not one", hint=WRONG_FILE)
+        return paths
+    listed = parse_shards((folder / SHARD_INDEX).read_bytes(), SHARD_INDEX)
+    paths = [folder / name for name in sorted(set(listed.values()))]
+    if absent := [path.name for path in paths if path.name not in names]:
+        raise IntegrityError(f"{SHARD_INDEX} lists {absent[0]}, which is no file of the row", hint=WRONG_INDEX)
+    held = {(name, path.name) for path in paths for name in tensor_names([path])}
+    for name, shard in sorted(held ^ set(listed.items())):
+        problem = f"has {name}, which {SHARD_INDEX} does not list there"
+        if (name, shard) not in held:
+            problem = f"lacks {name}, which {SHARD_INDEX} lists"
+        raise IntegrityError(f"{shard} {problem}", hint=WRONG_INDEX)
+    return paths
+
+
+def tensor_names(paths: Sequence[Path]) -> set[str]:
+    """The names of the tensors in a checkpoint. Raises IntegrityError."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in paths:
+        with _readable(path), safe_open(as_safetensors(path), "pt") as file:
+            names |= set(file.keys())
+    return names
 
 
 def load_state(
@@ -100,13 +163,22 @@ def check_scores(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> No
 
 
 def _tensors(paths: Sequence[Path]) -> "Iterator[tuple[str, torch.Tensor]]":
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for path in paths:
-        try:
-            yield from load_file(as_safetensors(path)).items()
-        except SafetensorError as error:
-            raise IntegrityError(
-                f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
-            ) from error
+        with _readable(path):
+            tensors = load_file(as_safetensors(path))
+        yield from tensors.items()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A context that raises IntegrityError for a broken safetensors file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"{path.name} is not a valid safetensors file: {error}", hint="zoo pull it again"
+        ) from error

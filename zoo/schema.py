@@ -50,7 +50,8 @@ class ImagePreprocess(
     """The preprocessing of an image: resize, crop, normalise.
 
     The short side is resized to `resize` pixels with antialiasing; with `squash` both sides are, so that the image is
-    distorted. The centre of `crop` x `crop` pixels is normalised: (x / 255 - mean) / std, in RGB.
+    distorted. The centre of `crop` x `crop` pixels is normalised: (x / 255 - mean) / std, in RGB. Half a pixel in the
+    offset of the centre is rounded to even, as torchvision does; with `floor` it is dropped, as transformers does.
     """
 
     resize: Positive
@@ -59,6 +60,7 @@ class ImagePreprocess(
     mean: Rgb
     std: Rgb
     squash: bool = False
+    floor: bool = False
 
     def __post_init__(self) -> None:
         if self.crop > self.resize:
@@ -72,6 +74,11 @@ class ImagePreprocess(
             return self.resize, self.resize
         short = min(height, width)
         return self.resize * height // short, self.resize * width // short
+
+    def offset(self, resized: int) -> int:
+        """The first pixel of the crop on a side of `resized` pixels."""
+        margin = resized - self.crop
+        return margin // 2 if self.floor else round(margin / 2)
 
 
 class WordPiece(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

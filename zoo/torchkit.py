@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.backbone import Backbone
-from zoo.checkpoint import check_scores, load_linear, load_state
+from zoo.checkpoint import (
+    SHARD_INDEX,
+    check_scores,
+    checkpoint_paths,
+    load_linear,
+    load_state,
+    parse_shards,
+    tensor_names,
+)
 from zoo.data.labels import count_outputs, imagenet
 from zoo.errors import IntegrityError, PluginError, UsageError, ZooError, brief
 from zoo.extras import TRAINING, require
@@ -28,9 +36,9 @@ if TYPE_CHECKING:
     from zoo.backbone import TensorMap
 
 __all__ = [
-    "TorchBackbone", "activated", "as_stage", "chain", "check_cut", "check_scores", "cut", "described_by_config",
-    "export_module", "head_shape", "imagenet", "load_linear", "load_state", "positional", "run_stages",
-    "tensors_at", "threads",
+    "SHARD_INDEX", "TorchBackbone", "activated", "as_stage", "chain", "check_cut", "check_scores", "checkpoint_paths",
+    "cut", "described_by_config", "export_module", "head_shape", "imagenet", "load_linear", "load_state",
+    "parse_shards", "positional", "run_stages", "tensor_names", "tensors_at", "threads",
 ]  # fmt: skip
 
 #: Example lengths of dynamic axes; torch.export would make the lengths 0 and 1 constants of the graph.

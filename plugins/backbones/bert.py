@@ -20,13 +20,12 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess
-from zoo.torchkit import TorchBackbone, as_stage, check_scores, head_shape, load_state
+from zoo.torchkit import TorchBackbone, as_stage, check_scores, checkpoint_paths, head_shape, load_state
 
 if TYPE_CHECKING:
     import torch
 
 
-CHECKPOINTS = (".safetensors", ".bin")
 #: Tensors of published checkpoints that the features do not need: the pooler and task heads.
 UNUSED = (
     *("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids"),
@@ -122,13 +121,13 @@ class Bert(TorchBackbone):
     def with_head(self) -> "torch.nn.Module":
         """The encoder, its pooling, and the sequence classifier that the checkpoint contains."""
         shape = head_shape(self.entry)
-        check_scores([self._checkpoint], CLASSIFIERS[self.arch].out, shape)
+        check_scores(self._checkpoint, CLASSIFIERS[self.arch].out, shape)
         head = load_state(self._checkpoint, classifier(self.arch, *shape), partial(classifier_tensor, arch=self.arch))
         return with_head(self.module, head)
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.weights / next(file.path for file in self.entry.files if file.path.endswith(CHECKPOINTS))
+    def _checkpoint(self) -> list[Path]:
+        return checkpoint_paths(self.entry, self.weights)
 
     def stages(self) -> "Sequence[torch.nn.Module]":
         """The embeddings, then each layer; the last stage includes the pooling, which has no parameters."""

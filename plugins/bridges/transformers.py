@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
+from zoo_plugins.bridges.hf.files import checkpoint_of
+from zoo_plugins.bridges.hf.images import image_entry, is_of_images
 from zoo_plugins.bridges.hf.text_heads import text_head
 
 from zoo.backbone import Backbone
@@ -19,7 +21,7 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess, WordPiece
-from zoo.torchkit import TorchBackbone, check_scores, described_by_config, head_shape, load_state
+from zoo.torchkit import TorchBackbone, check_scores, checkpoint_paths, described_by_config, head_shape, load_state
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 OURS = {"bert": "bert", "distilbert": "distilbert", "mpnet": "mpnet", "roberta": "roberta", "xlm-roberta": "roberta"}
 #: Model types whose tokenizer can be built from a vocab.txt.
 WORDPIECE = frozenset({"bert", "distilbert", "electra"})
-CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
 #: Keys of config.json that name code, or files to load it from.
 CODE = ("auto_map", "custom_pipelines", "_name_or_path", "name_or_path")
 LEGACY = {"gamma": "weight", "beta": "bias"}
@@ -59,12 +60,14 @@ class TransformersBridge(Bridge):
         repository = open_repository(name, revision)
         pooling = _pooling(repository)
         config = _json(repository, f"{pooling.folder}config.json")
+        if is_of_images(config, repository):
+            return image_entry(f"{self.prefix}/{name}".lower(), repository, config)
         model_type = str(config.get("model_type"))
         arch = OURS.get(model_type) if _is_plain(config) else None
         if arch is None:
             _check_model_type(model_type, config, repository)
         preprocess, tokenizer = _preprocess(repository, config, model_type, pooling)
-        checkpoint = _checkpoint(repository, pooling.folder)
+        checkpoint = checkpoint_of(repository, pooling.folder)
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
@@ -77,10 +80,10 @@ class TransformersBridge(Bridge):
             description=f"{model_type} encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}",
             license=repository.license,
             # Without a listed number, parameters are estimated from the file's size; its header is small.
-            params=repository.parameters or max(1, (repository.sizes[checkpoint] or 0) // per_number),
+            params=repository.parameters or max(1, sum(file.size or 0 for file in checkpoint) // per_number),
             dim=width,
             preprocess=preprocess,
-            files=tuple(repository.file(path) for path in (f"{pooling.folder}config.json", tokenizer, checkpoint)),
+            files=(*map(repository.file, (f"{pooling.folder}config.json", tokenizer)), *checkpoint),
             config={"arch": arch or model_type},
             head=found.head,
             no_head=found.why,
@@ -110,7 +113,7 @@ class Transformers(TorchBackbone):
         for name, layer in classifier.named_modules():
             is_outside = not name.startswith(f"{classifier.base_model_prefix}.")
             if is_outside and isinstance(layer, nn.Linear) and layer.out_features == outputs:
-                check_scores([self._checkpoint], name, (layer.in_features, outputs))
+                check_scores(self._checkpoint, name, (layer.in_features, outputs))
         whole = self._loaded(_classified(classifier, self._preprocess))
         _check_padding(whole, len(self.entry.inputs))
         return whole
@@ -121,8 +124,8 @@ class Transformers(TorchBackbone):
         return self.entry.preprocess
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.weights / next(file.path for file in self.entry.files if file.path in CHECKPOINTS)
+    def _checkpoint(self) -> list[Path]:
+        return checkpoint_paths(self.entry, self.weights)
 
     def _config(self) -> Config:
         _require()
@@ -313,17 +316,6 @@ def _max_length(config: Config, model_type: str, *stated: object) -> int:
     return min(limits[0], positions) if limits else positions
 
 
-def _checkpoint(repository: "Repository", folder: str) -> str:
-    for name in CHECKPOINTS:
-        if folder + name in repository.sizes:
-            return folder + name
-    is_sharded = any(path.endswith(".safetensors.index.json") for path in repository.sizes)
-    problem = "keeps its weights in several files" if is_sharded else f"has none of {', '.join(CHECKPOINTS)}"
-    raise UsageError(
-        f"{repository.origin} {problem}", hint=f"zoo reads one {CHECKPOINTS[0]}: choose a repository that has it"
-    )
-
-
 def _is_plain(config: Config) -> bool:
     """Whether zoo's family `bert` supports a BERT-like configuration."""
     activation = config.get("hidden_act", config.get("activation", "gelu"))
@@ -337,10 +329,6 @@ def _check_model_type(model_type: str, config: Config, repository: "Repository")
 
     if config.get("is_encoder_decoder"):
         raise UsageError(f"{repository.origin} is an encoder with a decoder", hint="choose an encoder")
-    if "image_size" in config or "preprocessor_config.json" in repository.sizes:
-        raise UsageError(
-            f"{repository.origin} does not read texts", hint="image encoders come from timm: zoo pull timm/NAME"
-        )
     _require()
     import transformers
     from transformers import CONFIG_MAPPING, MODEL_MAPPING

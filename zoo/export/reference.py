@@ -49,7 +49,7 @@ def pillow_pixels(image: "NDArray[np.uint8]", preprocess: ImagePreprocess) -> "N
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
     # In one call Pillow 13 resizes some tall images height first, which earlier releases did not.
     resized = Image.fromarray(image).resize((width, image.shape[0]), method).resize((width, height), method)
-    left, top = (round((side - preprocess.crop) / 2) for side in (width, height))
+    left, top = (preprocess.offset(side) for side in (width, height))
     cropped = np.asarray(resized.crop((left, top, left + preprocess.crop, top + preprocess.crop)), np.float32)
     mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
     normal: NDArray[np.float32] = (cropped / np.float32(255) - mean) / std

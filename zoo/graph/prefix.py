@@ -28,7 +28,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
 
     The short side (with `squash` each side) is resized to `resize`, the centre is cropped, then (x / 255 - mean) / std.
     Sizes and offsets are those of torchvision.transforms.v2: the long side is truncated, the offset rounded half to
-    even.
+    even; with `floor` the offset is truncated too.
     """
     from onnx import TensorProto, helper
 
@@ -44,7 +44,7 @@ def image_prefix(preprocess: ImagePreprocess) -> "onnx.ModelProto":
     graph.add("Transpose", [IMAGE], "planes_u8", perm=[0, 3, 1, 2])
     if not preprocess.squash:
         _add_resized_size(graph)
-    _add_crop_bounds(graph)
+    _add_crop_bounds(graph, floor=preprocess.floor)
     graph.add("Cast", ["planes_u8"], "planes", to=TensorProto.FLOAT)
     _add_resize_and_crop(graph, RESIZE_MODES[preprocess.interpolation])
     graph.add("Sub", ["levels", "mean"], "centred")
@@ -69,17 +69,20 @@ def _add_resized_size(graph: GraphBuilder) -> None:
     graph.add("Div", ["size_times_short", "smaller"], "resized_size")
 
 
-def _add_crop_bounds(graph: GraphBuilder) -> None:
+def _add_crop_bounds(graph: GraphBuilder, *, floor: bool) -> None:
     """`resized_size` -> `resized_height`, `resized_width`, and the crop's bounds in them: `top left bottom right`."""
     from onnx import TensorProto
 
     graph.add("Slice", ["resized_size", "zero", "one"], "resized_height")
     graph.add("Slice", ["resized_size", "one", "two"], "resized_width")
     graph.add("Sub", ["resized_size", "crop"], "margin")
-    graph.add("Cast", ["margin"], "margin_f", to=TensorProto.FLOAT)
-    graph.add("Mul", ["margin_f", "half"], "offset_f")
-    graph.add("Round", ["offset_f"], "offset_r")
-    graph.add("Cast", ["offset_r"], "offset", to=TensorProto.INT64)
+    if floor:
+        graph.add("Div", ["margin", "two"], "offset")
+    else:
+        graph.add("Cast", ["margin"], "margin_f", to=TensorProto.FLOAT)
+        graph.add("Mul", ["margin_f", "half"], "offset_f")
+        graph.add("Round", ["offset_f"], "offset_r")
+        graph.add("Cast", ["offset_r"], "offset", to=TensorProto.INT64)
     graph.add("Add", ["offset", "crop"], "end")
     graph.add("Slice", ["offset", "zero", "one"], "top")
     graph.add("Slice", ["offset", "one", "two"], "left")

@@ -71,7 +71,7 @@ def _by_pillow(image: "PilImage", preprocess: ImagePreprocess) -> "PilImage":
 
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
     height, width = preprocess.resized(image.height, image.width)
-    left, top = (_offset(side, preprocess.crop) for side in (width, height))
+    left, top = (preprocess.offset(side) for side in (width, height))
     # Rows on which the crop does not depend stay black.
     first, last = _rows(image, preprocess)
     wide = Image.new("RGB", (preprocess.crop, image.height))
@@ -96,28 +96,23 @@ def _by_cykooz(image: "PilImage", preprocess: ImagePreprocess) -> "PilImage":
         return target
 
     height, width = preprocess.resized(image.height, image.width)
-    (x, wide), (y, high) = (_part(*sides, preprocess.crop) for sides in ((image.width, width), (image.height, height)))
+    (x, wide), (y, high) = (_part(*sides, preprocess) for sides in ((image.width, width), (image.height, height)))
     first, last = _rows(image, preprocess)
     columns = resize(image, last - first, x, first, wide, last - first)
     return resize(columns, preprocess.crop, 0, y - first, preprocess.crop, high)
 
 
-def _offset(resized: int, crop: int) -> int:
-    """The first of the `crop` pixels in the middle of `resized` ones: halves are rounded to even, as in torchvision."""
-    return round((resized - crop) / 2)
-
-
-def _part(length: int, resized: int, crop: int) -> tuple[float, float]:
+def _part(length: int, resized: int, preprocess: ImagePreprocess) -> tuple[float, float]:
     """Start and length of the crop on a side of `length` pixels that is resized to `resized`."""
     scale = length / resized
-    start = _offset(resized, crop) * scale
+    start = preprocess.offset(resized) * scale
     # Rounding must not put the end outside the image.
-    return start, min(crop * scale, length - start)
+    return start, min(preprocess.crop * scale, length - start)
 
 
 def _rows(image: "PilImage", preprocess: ImagePreprocess) -> tuple[int, int]:
     """The first row of the image that the crop depends on, and the row after the last one."""
     resized = preprocess.resized(image.height, image.width)[0]
-    start, length = _part(image.height, resized, preprocess.crop)
+    start, length = _part(image.height, resized, preprocess)
     reach = REACH[preprocess.interpolation] * max(1.0, image.height / resized) + 1
     return max(0, int(start - reach)), min(image.height, int(start + length + reach) + 1)
