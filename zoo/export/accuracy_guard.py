@@ -121,11 +121,8 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     candidates = [*trained.examples, *(e for e in data.examples if e.digest not in known)]
     calibrate = data.only(example for example in candidates if example.digest not in measured)
     if not calibrate.examples:
-        raise DataError(
-            f"{whole.source} holds only held-out items; calibration needs others",
-            path=whole.source,
-            hint="add items that the model was trained on",
-        )
+        problem = f"{whole.source} holds only held-out items; calibration needs others"
+        raise DataError(problem, path=whole.source, hint="add items that the model was trained on")
     scores, held = infer_readable(session, held, "scores", unreadable)
     if not held.examples:
         raise DataError(f"no held-out item of {held.source} can be read", path=held.source, hint="repair the items")
