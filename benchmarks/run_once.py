@@ -42,17 +42,17 @@ def stages(spec: dict[str, Any]) -> dict[str, float]:
         return text_stages(session, pipeline, texts(spec))
     paths = json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[: spec["count"]]
     images, decoding = timed(lambda: [load_image(path, pipeline.short_side) for path in paths])
-    pixels, preparing = timed(lambda: [pipeline.reader(image) for image in images])
+    levels, preparing = timed(lambda: [pipeline.reader.levels(image) for image in images])
     size = pipeline.batch
     ready, joining = timed(
-        lambda: [np.concatenate(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        lambda: [pipeline.join(levels[start : start + size]) for start in range(0, len(levels), size)]
     )
     pipeline.run([FEATURES], {pipeline.cut: ready[0]})
     _, computing = timed(lambda: [pipeline.run([FEATURES], {pipeline.cut: each}) for each in ready])
-    rates = {"decode": decoding, "resize, crop": preparing, "join": joining, "body": computing}
+    rates = {"decode": decoding, "resize, crop": preparing, "normalise": joining, "body": computing}
     found = {name: 1000 * seconds / len(paths) for name, seconds in rates.items()}
     # The time if decoders and the body shared the cores without loss.
-    ideal = (found["decode"] + found["resize, crop"] + found["join"]) / cores() + found["body"]
+    ideal = (found["decode"] + found["resize, crop"] + found["normalise"]) / cores() + found["body"]
     return {**found, "all, at best": ideal}
 
 
@@ -78,7 +78,7 @@ def text_stages(session: Session, pipeline: TextPipeline, given: list[str]) -> d
             writer.close(record)
 
     _, writing = timed(write)
-    rates = {"tokenise": tokenising, "join": joining, "body": computing, "write": writing}
+    rates = {"tokenise": tokenising, "normalise": joining, "body": computing, "write": writing}
     found = {name: 1000 * seconds / len(given) for name, seconds in rates.items()}
     # The first window is tokenised before the body starts, the others while it runs.
     return {**found, "all, one after another": sum(found.values())}
@@ -93,7 +93,7 @@ def overhead(spec: dict[str, Any]) -> dict[str, float]:
         item: Any = load_image(json.loads(Path(spec["photos"]).read_text(encoding="utf-8"))[0], pipeline.short_side)
 
         def bare() -> None:
-            pipeline.body.run(outputs, {pipeline.cut: pipeline.reader(item)})
+            pipeline.body.run(outputs, {pipeline.cut: pipeline.join([pipeline.prepare(item)])})
     else:
         item = min(texts(spec), key=len)
 

@@ -113,7 +113,7 @@ def _throughput(result: Mapping[str, Any], part: str, found: Mapping[str, Any]) 
         yield "A start is the imports, the model, the choice of a batch and the first answers."
     else:
         yield (
-            "Decoding, resizing and joining are those of one core, the body that of all. The last column is what they "
+            "Decoding, resizing and normalising are those of one core, the body that of all. The last column is what they "
             "would take together if the cores shared the work without loss."
         )
 

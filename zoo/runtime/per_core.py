@@ -22,12 +22,13 @@ class PerCore(NamedTuple):
     each core runs its own batch on a single thread.
 
     body: a session without threads of its own; several threads may run it at once.
-    prepare: turns an image into float32 [1, 3, crop, crop], the input `name` of the body.
+    prepare, join: turn an image into an array, and a batch of these arrays into the input `name` of the body.
     """
 
     body: Any
     name: str
-    prepare: "Callable[[Any], Floats]"
+    prepare: "Callable[[Any], NDArray[Any]]"
+    join: "Callable[[Sequence[NDArray[Any]]], Floats]"
     pool: ThreadPoolExecutor
     batch: int
     cores: int
@@ -50,14 +51,12 @@ class PerCore(NamedTuple):
         self, start: int, items: Sequence[Any], outputs: Sequence[str]
     ) -> "tuple[list[int], dict[str, Floats], list[tuple[int, DataError]]]":
         """Returns the indices of a batch's readable images, their outputs, and the index and error of the others."""
-        import numpy as np
-
         found = {index: attempt(self.prepare, item) for index, item in enumerate(items, start)}
         failed = [(index, each) for index, each in found.items() if isinstance(each, DataError)]
         prepared = {index: each for index, each in found.items() if not isinstance(each, DataError)}
         if not prepared:
             return [], {}, failed
-        feeds = {self.name: np.concatenate(list(prepared.values()))}
+        feeds = {self.name: self.join(list(prepared.values()))}
         return list(prepared), outputs_for(outputs, feeds, self.body.run), failed
 
 

@@ -163,17 +163,17 @@ class ImagePipeline(_Pipeline):
                 # The file of an optimised graph may have been removed; the shared session then runs all images.
                 with suppress(IntegrityError):
                     body = create_session(graphs.body, "cpu", threads=1, tables=graphs.tables)
-                    self._per_core = PerCore(body, self.cut, self.pixels, self.pool, self.batch, self._cores)
+                    self._per_core = PerCore(
+                        body, self.cut, self.prepare, self.join, self.pool, self.batch, self._cores
+                    )
             return self._per_core
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """Yields the indices of items and their pixels, in order; no indices after many unreadable items."""
-        import numpy as np
-
         rest = iter(items)
         head = list(islice(rest, 2))
-        prepare = partial(attempt, self.pixels)
-        found: Iterator[Floats | DataError]
+        prepare = partial(attempt, self.prepare)
+        found: Iterator[NDArray[Any] | DataError]
         if len(head) > 1:
             # Some batches are prepared ahead, at least one image per thread: the body stays busy, memory stays small.
             depth = self.batch + max((3 if self.device == "cpu" else 1) * self.batch, self.threads)
@@ -181,7 +181,7 @@ class ImagePipeline(_Pipeline):
         else:
             # For a single image it is faster not to wake another thread.
             found = map(prepare, head)
-        pixels: dict[int, Floats] = {}
+        prepared: dict[int, NDArray[Any]] = {}
         skipped = 0
         for index, each in enumerate(found):
             if isinstance(each, DataError):
@@ -191,13 +191,12 @@ class ImagePipeline(_Pipeline):
                     # An empty batch lets the caller report the skipped items before the next readable image.
                     yield [], {}
                 continue
-            pixels[index] = each
-            if len(pixels) == self.batch:
-                yield list(pixels), {self.cut: np.concatenate(list(pixels.values()))}
-                pixels = {}
-        if pixels:
-            arrays = list(pixels.values())
-            yield list(pixels), {self.cut: np.concatenate(arrays) if len(arrays) > 1 else arrays[0]}
+            prepared[index] = each
+            if len(prepared) == self.batch:
+                yield list(prepared), {self.cut: self.join(list(prepared.values()))}
+                prepared = {}
+        if prepared:
+            yield list(prepared), {self.cut: self.join(list(prepared.values()))}
 
     def run(self, outputs: Sequence[str], feeds: "Feeds") -> "list[Floats]":
         """The body's outputs for one batch; with `fixed`, black images fill the batch up to its one size."""
@@ -210,13 +209,21 @@ class ImagePipeline(_Pipeline):
         full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
         return [array[: len(pixels)] for array in super().run(outputs, {self.cut: full})]
 
-    def pixels(self, item: Any) -> "Floats":
-        """The preprocessed image, float32 [1, 3, crop, crop]. Raises DataError."""
+    def prepare(self, item: Any) -> "NDArray[Any]":
+        """One image as `join` takes it: grey levels, or the output of the prefix. Raises DataError."""
         if self.prefix is None:
-            return self.reader(load_image(item, self.short_side))
+            return self.reader.levels(load_image(item, self.short_side))
         image = decode_image(item, self.short_side)
         pixels: Floats = self.prefix.run([self.cut], {IMAGE: image[None]})[0]
         return pixels
+
+    def join(self, prepared: "Sequence[NDArray[Any]]") -> "Floats":
+        """The body's input for some prepared images: float32 [batch, 3, crop, crop]."""
+        import numpy as np
+
+        if self.prefix is None:
+            return self.reader.pixels(prepared)
+        return np.concatenate(prepared) if len(prepared) > 1 else prepared[0]
 
 
 class TextPipeline(_Pipeline):

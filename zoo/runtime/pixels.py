@@ -7,6 +7,7 @@ differ from the graph's by one grey level, or rarely two: 0.1 % (bilinear) and 0
 """
 
 import importlib.metadata
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -28,19 +29,27 @@ REACH = {"bilinear": 1, "bicubic": 2}
 
 
 class PixelReader:
-    """Turns an RGB image into the pixels that the graph's preprocessing makes of it."""
+    """Turns RGB images into the pixels that the graph's preprocessing makes of them."""
 
     def __init__(self, preprocess: ImagePreprocess) -> None:
         self.preprocess = preprocess
         self.resize = _by_cykooz if has_cykooz() else _by_pillow
         self._mean, self._inverse_std = normalisation(preprocess)
 
-    def __call__(self, image: "PilImage") -> "Floats":
-        """The pixels, float32 [1, 3, crop, crop]."""
+    def levels(self, image: "PilImage") -> "NDArray[np.uint8]":
+        """The grey levels of the resized and cropped image, [crop, crop, 3]."""
         import numpy as np
 
-        levels = np.asarray(self.resize(image, self.preprocess))
-        pixels = levels.transpose(2, 0, 1).astype(np.float32, order="C")[None]
+        return np.asarray(self.resize(image, self.preprocess))
+
+    def pixels(self, levels: "Sequence[NDArray[np.uint8]]") -> "Floats":
+        """A batch of images, float32 [batch, 3, crop, crop], from the levels of each.
+
+        Joining bytes and normalising the batch takes a fifth of the time of joining normalised images.
+        """
+        import numpy as np
+
+        pixels = np.stack(levels).transpose(0, 3, 1, 2).astype(np.float32, order="C")
         pixels -= self._mean
         pixels *= self._inverse_std
         return pixels
