@@ -20,11 +20,11 @@ from zoo.schema import FEATURES
 from zoo.system.cpu import cores
 
 PEERS = {
-    "openvino": ("openvino>=2026.4,<2026.5", "nncf>=3.4,<3.5", "onnx", "tokenizers"),
+    "openvino": ("openvino>=2026.4,<2026.5", "nncf>=3.4,<3.5", "onnx", "tokenizers", "Pillow"),
     "sentence": ("torch>=2.14,<2.15", "sentence-transformers>=6.2,<6.3"),
     "fastembed": ("fastembed>=0.9,<0.10",),
 }
-IMPORTS = {"openvino": "openvino, nncf, tokenizers", "sentence": "sentence_transformers", "fastembed": "fastembed"}
+IMPORTS = {"openvino": "openvino, nncf, tokenizers, PIL", "sentence": "sentence_transformers", "fastembed": "fastembed"}
 
 
 class Turn(NamedTuple):

@@ -4,8 +4,9 @@
     python benchmarks/run.py --parts lite0,minilm --rounds 3 --items 500
 
 The parts: `resnet50` and `lite0` (images), `minilm` (sentences), `costs` (a call, a cold start) and `memory`. The
-loop, zoo and its peers (fastembed, sentence-transformers) are processes that take turns, round by round, on the same
-weights and cores. Medians are printed as one JSON object, and `--record` writes each part's section of RESULTS.md. The
+loop, zoo and its peers are processes that take turns, round by round, on the same cores. The peers of images are
+torchvision, timm and OpenVINO, each from files with its own best pipeline (run_files.py); those of sentences are
+fastembed and sentence-transformers, on the same weights. Medians are printed as one JSON object, and `--record` writes each part's section of RESULTS.md. The
 bare loop gets decoded, batched arrays (images) or batches of tokens by length (sentences), which are made before its
 time begins, and the fastest of a few batch sizes. The rate of the whole command includes its start.
 
@@ -24,7 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
+import photos
 import record
 import run_tables as tables
 from finetune import photo_folder, random_registry
@@ -33,7 +36,7 @@ from inference_models import library_folder
 from inference_systems import Bench, body, say
 from sentences import sentences
 
-from zoo import Bundle, Zoo
+from zoo import Bundle, Zoo, ZooError
 from zoo.diagnostics.timing import Stopwatch
 from zoo.runtime.session import Session
 from zoo.schema import TextPreprocess
@@ -103,7 +106,8 @@ class Material:
     def start(self, system: str, part: str, python: str = sys.executable, **spec: Any) -> Stopwatch:
         """A process of run_peer.py."""
         request = {"kind": system, "threads": cores(), "facts": str(self.facts(part, system)), "warm": 0, **spec}
-        return Stopwatch(request, [python, str(record.HERE / "run_peer.py")])
+        script = "run_files.py" if system in tables.PEERS else "run_peer.py"
+        return Stopwatch(request, [python, str(record.HERE / script)])
 
     def facts(self, part: str, system: str) -> Path:
         """The file for the settings that a process chose."""
@@ -144,6 +148,7 @@ def images(material: Material, part: str) -> dict[str, Any]:
         running = {
             "bare": material.start("bare_images", part, body=str(graph), feeds=str(feeds), warm=warm),
             "zoo": material.start("zoo_images", part, bundle=str(bundle.path), photos=str(material.paths), warm=warm),
+            **from_files(material, part, bundle, graph, warm),
         }
         for child in running.values():
             children.enter_context(child)
@@ -153,10 +158,27 @@ def images(material: Material, part: str) -> dict[str, Any]:
     return {
         "rates": rates,
         "bare": chosen(material, part, "bare_images"),
+        **{name: chosen(material, part, name) for name in running if name in tables.PEERS},
         "command": {**cost, "rate": material.arguments.items / cost["wall"]},
         "stages": material.once("stages", bundle, count=READY),
         "turn": TURNS[part],
+        "versions": versions(material.bench),
     }
+
+
+def from_files(material: Material, part: str, bundle: Bundle, graph: Path, warm: int) -> dict[str, Stopwatch]:
+    """The peers that read the same files; one that cannot be installed or started is left out with the reason."""
+    found = {}
+    for name in tables.PEERS if material.arguments.from_files else ():
+        try:
+            python = material.bench.python("openvino") if name == "openvino" else sys.executable
+            found[name] = material.start(
+                name, part, python, network=part, photos=str(material.paths), size=photos.SIZE, body=str(graph),
+                steps=msgspec.to_builtins(bundle.manifest.preprocess), warm=warm,
+            )  # fmt: skip
+        except ZooError as error:
+            say(f"{part}: {name} is left out: {error}")
+    return found
 
 
 def texts(material: Material) -> dict[str, Any]:
@@ -289,6 +311,7 @@ if __name__ == "__main__":
     parser.add_argument("--parts", default="resnet50,lite0,minilm,costs,memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=2000, help="images, and sentences, of a command")
+    parser.add_argument("--no-peers", dest="from_files", action="store_false", help="of images, time no peers")
     parser.add_argument("--long", type=int, default=0, help="inputs of the part memory; a hundred thousand by default")
     record.add_folder_options(parser)
     options = parser.parse_args()

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from inference_peer import Call, batches, sentence_transformers, serve
 
+Key = TypeVar("Key")
 #: The batch sizes of images, and the tokens in a batch of texts, of which a bare loop uses the fastest.
 IMAGES = (1, 4, 8, 16)
 BUDGETS = (256, 512, 1024, 2048)
@@ -134,7 +135,7 @@ def texts(spec: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def quickest(calls: Mapping[int, Call], count: int) -> tuple[int, Call]:
+def quickest(calls: Mapping[Key, Call], count: int) -> tuple[Key, Call]:
     """Returns the key and the call that is fastest for `count` items; each is tried twice by turns."""
     found = dict.fromkeys(calls, float("inf"))
     for _ in range(2):
@@ -157,10 +158,10 @@ KINDS: dict[str, Prepare] = {
 }
 
 
-def prepared(spec: dict[str, Any]) -> Call:
+def prepared(spec: dict[str, Any], kinds: Mapping[str, Prepare] = KINDS) -> Call:
     """The call of a kind, made once; its answers and its chosen settings are saved."""
     facts: dict[str, Any] = {}
-    call = KINDS[spec["kind"]](spec, facts)
+    call = kinds[spec["kind"]](spec, facts)
     found = call(spec["warm"])
     if "save" in spec:
         np.save(spec["save"], found[:COMPARED])
