@@ -6,9 +6,10 @@
 The parts: `resnet50` and `lite0` (images), `minilm` (sentences), `costs` (a call, a cold start) and `memory`. The
 loop, zoo and its peers are processes that take turns, round by round, on the same cores. The peers of images are
 torchvision, timm and OpenVINO, each from files with its own best pipeline (run_files.py); those of sentences are
-fastembed and sentence-transformers, on the same weights. Medians are printed as one JSON object, and `--record` writes each part's section of RESULTS.md. The
-bare loop gets decoded, batched arrays (images) or batches of tokens by length (sentences), which are made before its
-time begins, and the fastest of a few batch sizes. The rate of the whole command includes its start.
+fastembed and sentence-transformers, on the same weights. Medians are printed as one JSON object, and `--record` writes
+each part's section of RESULTS.md. The bare loop gets decoded, batched arrays (images) or batches of tokens by length
+(sentences), which are made before its time begins, and the fastest of a few batch sizes. The rate of the whole command
+includes its start.
 
 Lite0 and MiniLM are pulled; ResNet-50 has random weights. Exports under `--work` are used again: remove them after a
 change of the export. The peers' environments are made under `--peers`, as in inference.py.
