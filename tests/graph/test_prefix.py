@@ -78,6 +78,16 @@ def test_squashing_takes_the_whole_image() -> None:
         assert cropped.max() < 200
 
 
+@pytest.mark.parametrize(("floor", "start"), [(False, 4), (True, 3)])
+def test_half_a_pixel_of_the_offset_is_rounded_to_even_or_dropped(floor: bool, start: int) -> None:
+    """A margin of 7 pixels: the crop begins at pixel 3.5, which is no pixel."""
+    preprocess = msgspec.structs.replace(imagenet(32, 32, "bilinear"), floor=floor)
+    image = np.random.default_rng(7).integers(0, 256, (32, 39, 3), np.uint8)
+    [levels] = levels_by_graph(preprocess, [image])
+    np.testing.assert_array_equal(levels.round(), image[:, start : start + 32].transpose(2, 0, 1))
+    assert [preprocess.offset(side) for side in (32, 33, 39)] == [0, 0, start]
+
+
 def test_squash_is_left_out_of_files_unless_it_is_set() -> None:
     plain, squashed = imagenet(64, 56, "bicubic"), imagenet(64, 56, "bicubic", squash=True)
     assert b"squash" not in msgspec.json.encode(plain)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.kit.cli import parsed, zoo
 from tests.kit.hub import COMMIT, FakeHub
+from tests.kit.image_models import write_image_model
 from tests.kit.libraries import hub_repo, write_encoder, write_timm
 from tests.kit.upstream import Upstream
 from tests.kit.word_tables import WORDS, binary, row, vectors, write_registry
@@ -15,7 +16,7 @@ from zoo.plugin.manager import Plugins
 #: The rows of each family by their origin; add a new family here.
 TINY = {"bert": "tiny-bert", "efficientnet": "tiny-lite"}
 UPSTREAM = {"resnet": "resnet18.tv_in1k", "inception": "googlenet.tv_in1k"}
-OTHERS = {"word2vec", "timm", "transformers"}
+OTHERS = {"word2vec", "timm", "transformers", "transformers-images"}
 
 
 def conforms(done: "subprocess.CompletedProcess[str]", family: str, name: str) -> dict[str, str]:
@@ -64,11 +65,14 @@ def test_word_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_families_behind_bridges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_timm(tmp_path / "timm", "test_convnext")
     write_encoder(tmp_path / "hf", "Electra", embedding_size=32)
+    write_image_model(tmp_path / "images", "vit", seed=41)
     names = {"timm": "timm/test_convnext.r160_in1k", "transformers": "hf/acme/electra"}
+    names["transformers-images"] = "hf/acme/vit"
     with FakeHub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.origin)
         hub.add("timm/test_convnext.r160_in1k", COMMIT, hub_repo(tmp_path / "timm"))
         hub.add("acme/electra", COMMIT, hub_repo(tmp_path / "hf"))
+        hub.add("acme/vit", COMMIT, hub_repo(tmp_path / "images"))
         for name in names.values():
             done = zoo("pull", name, "--trust-first")
             assert done.returncode == 0, done.stderr
