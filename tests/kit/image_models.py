@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from zoo import Zoo
+
 #: By model type: the library's prefix of class names, and a small configuration for images of 32x32 pixels.
 IMAGE_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
@@ -101,3 +105,10 @@ def disturb(model: Any, side: int) -> None:
             model.train()(pixel_values=torch.randn(8, 3, side, side))
         for norm in norms:
             norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.2))
+
+
+def answers(zoo: Zoo, name: str, pixels: np.ndarray) -> dict[str, Any]:
+    """The reference's features and scores on the pulled files."""
+    entry = zoo.entry(name)
+    folder = zoo.pull(name, trust_first=True)
+    return dict(zoo.plugins.backbone(entry.family)(entry, folder).reference({"pixels": pixels}))

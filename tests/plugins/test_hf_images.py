@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
-from tests.kit.image_models import IMAGE_SHAPES, write_image_model
+from tests.kit.image_models import IMAGE_SHAPES, answers, write_image_model
 from tests.kit.libraries import hub_repo
 from zoo import UsageError, Zoo
 from zoo.schema import ImagePreprocess, PretrainedHead
@@ -21,13 +21,6 @@ MAPS = {"poolformer", "segformer"}
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with hub_on_loopback(monkeypatch) as server:
         yield server
-
-
-def answers(zoo: Zoo, name: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The reference's features and scores on the pulled files."""
-    entry = zoo.entry(name)
-    folder = zoo.pull(name, trust_first=True)
-    return zoo.plugins.backbone(entry.family)(entry, folder).reference({"pixels": pixels})  # type: ignore[return-value]
 
 
 def pixels_for(zoo: Zoo, name: str, seed: int) -> np.ndarray:

@@ -20,7 +20,15 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError, quote
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, ImagePreprocess
-from zoo.torchkit import TorchBackbone, checkpoint_paths, described_by_config, load_state, tensor_names
+from zoo.torchkit import (
+    TorchBackbone,
+    check_scores,
+    checkpoint_paths,
+    described_by_config,
+    head_shape,
+    load_state,
+    tensor_names,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +108,10 @@ class TransformersImages(TorchBackbone):
         found = {rename(name) for name in tensor_names(paths)}
         _without_missing_pooler(model, found)
         wanted = set(model.state_dict())
+        for name in _classifiers(model) if self.entry.head else ():
+            # The layer has a score for each label of the configuration; the file may have another number.
+            width = model.get_submodule(name).in_features
+            check_scores(paths, name, (int(width), head_shape(self.entry)[1]))  # type: ignore[arg-type]
         load_state(paths, model, lambda name: each if (each := rename(name)) in wanted else None)
         assert isinstance(self.entry.preprocess, ImagePreprocess)
         return _split(model, self.entry.preprocess.crop)
