@@ -21,6 +21,7 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be read.")] = False,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The name of the model's prompt to put before each text.")] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N].", envvar="ZOO_DEVICE")
     ] = None,
@@ -35,7 +36,7 @@ def command(
     each = zoo.each_input(model, inputs, text=text, image=image)
     # Counting the inputs reports mistyped arguments before a model is pulled or built.
     each.count()
-    found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict)
+    found = zoo.embed(model, each, out, device=device, resume=resume, strict=strict, prompt=prompt)
     print_written("embed", found, {"dim": found.dim}, as_json=json)
     vectors = f"{counted(found.rows, 'vector')} of {found.dim} numbers"
     say(f"{vectors} on {found.placement or found.device}, fingerprint {found.fingerprint[:12]}")

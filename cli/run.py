@@ -40,6 +40,7 @@ def command(
     features: Annotated[
         bool, typer.Option("--features", help="Print the feature vector instead of labels or nearest words.")
     ] = False,
+    prompt: Annotated[str | None, typer.Option(help="The name of the model's prompt to put before each text.")] = None,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     out: Annotated[
@@ -63,6 +64,9 @@ def command(
         unused = "-o" if out is not None else "--analogy" if analogy else "--top"
         hint = "zoo embed writes features to a file" if unused == "-o" else f"leave {unused} out"
         raise UsageError(f"{unused} has no effect with --features", hint=hint)
+    if prompt is not None and (out is not None or analogy):
+        hint = "zoo embed --prompt writes features to a file" if out is not None else "leave --prompt out"
+        raise UsageError(f"--prompt has no effect with {'-o' if out is not None else '--analogy'}", hint=hint)
     if resume and out is None:
         raise UsageError("--resume needs the file to continue", hint="-o FILE")
     if analogy:
@@ -72,7 +76,9 @@ def command(
     # Counting the inputs reports mistyped arguments before a model is pulled or built.
     total = each.count()
     if out is None:
-        answers = zoo.answers(model, each, device=device, top=top or 5, keep_going=not strict, features=features)
+        answers = zoo.answers(
+            model, each, device=device, top=top or 5, keep_going=not strict, features=features, prompt=prompt
+        )
         _to_stdout(model, each, total, answers, as_json=json)
         return
     found = zoo.run_to_file(model, each, out, device=device, top=top, resume=resume, strict=strict)

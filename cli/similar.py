@@ -28,6 +28,7 @@ def command(
     ] = False,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The name of the model's prompt to put before QUERY.")] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda[:N] or tensorrt[:N].", envvar="ZOO_DEVICE")
     ] = None,
@@ -41,7 +42,9 @@ def command(
     items, _ = zoo.inputs(model, [query], text=text)
     if len(items) != 1:
         raise UsageError(f"the query must be one input, got {len(items)}", hint="give one image, or one text")
-    found = zoo.similar(model, items[0], inputs, device=device, top=top, text=text, image=image, index=index)
+    found = zoo.similar(
+        model, items[0], inputs, device=device, top=top, index=index, prompt=prompt, text=text, image=image
+    )
     for line in found.warnings:
         say(f"warning: {line}")
     if json:

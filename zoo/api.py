@@ -160,19 +160,19 @@ class Zoo(Workspace):
 
     def run(
         self, model: str, inputs: Any, *, names: Sequence[str] | None = None, device: str | None = None, top: int = 5,
-        keep_going: bool = False, features: bool = False,
+        keep_going: bool = False, features: bool = False, prompt: str | None = None,
     ) -> RunResult:  # fmt: skip
         """The answers for one input or an iterable of inputs, all held in memory.
 
         Inputs are paths, PIL images or uint8 arrays for image models, str for text models. A registry row of word
-        vectors answers with nearest words, on the CPU. With `features` every answer is the feature vector. For several
-        calls, `session(model)` loads the model once. `answers` and `run_to_file` do not hold answers in memory.
+        vectors answers with nearest words, on the CPU. With `features` every answer is the feature vector; `prompt`
+        names a prompt of the model. For several calls, `session(model)` loads the model once.
 
         Raises DataError for an unreadable input and for a text without a known word, NotFoundError if the whole input
         is one unknown word and nearest words are searched. With `keep_going` the error is in the answer instead.
         """
         if features or not self.has_words(model):
-            session = self.session(model, device)
+            session = self.session(model, device).prompted(prompt)
             found = session.run(
                 inputs, names=names, top=top, keep_going=keep_going, features=features, progress=self.progress
             )
@@ -186,7 +186,7 @@ class Zoo(Workspace):
 
     def answers(
         self, model: str, inputs: Any, *, device: str | None = None, top: int = 5, keep_going: bool = False,
-        features: bool = False,
+        features: bool = False, prompt: str | None = None,
     ) -> Answers:  # fmt: skip
         """An iterator over answers, for any number of inputs; inputs may be those of `each_input`.
 
@@ -201,7 +201,7 @@ class Zoo(Workspace):
             answerer = WordAnswerer(self.words(model), top)
             found = answers(answerer, one_or_more(inputs), keep_going=keep_going)
             return Answers(self.entry(model).name, "cpu", None, found)
-        session = self.session(model, device)
+        session = self.session(model, device).prompted(prompt)
         found = session.answers(inputs, top=top, keep_going=keep_going, features=features)
         reason = None if features or SCORES in session.outputs else without_head(session.manifest)
         return Answers(session.manifest.lineage.entry.name, session.device, session.placement, found, reason)
@@ -261,11 +261,11 @@ class Zoo(Workspace):
 
     def embed(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, resume: bool = False,
-        strict: bool = False,
+        strict: bool = False, prompt: str | None = None,
     ) -> Embedded:  # fmt: skip
         """Write the features of `inputs` (as in `answers`) to a `.npy`, `.parquet` or `.jsonl` file: docs/embed.md.
 
-        `resume`, `strict` and the errors are those of `run_to_file`.
+        `prompt` names a prompt of the model. `resume`, `strict` and the errors are those of `run_to_file`.
         """
         from zoo.outputs.embed import embed
         from zoo.outputs.table import check_name
@@ -273,27 +273,27 @@ class Zoo(Workspace):
 
         check_name(Path(out), SUFFIXES)
         return embed(
-            self.session(model, device), inputs, Path(out), model=model, resume=resume, strict=strict,
+            self.session(model, device), inputs, Path(out), model=model, prompt=prompt, resume=resume, strict=strict,
             progress=self.progress,
         )  # fmt: skip
 
     def similar(
         self, model: str, query: Any, inputs: Iterable[Any], *, device: str | None = None, top: int = 5,
-        text: str | None = None, image: str | None = None, index: bool = False,
+        index: bool = False, prompt: str | None = None, **columns: str | None,
     ) -> Ranking:  # fmt: skip
         """The `top` inputs most similar to `query`, by the cosine similarity of their features.
 
-        `inputs` are arguments of `each_input`, files of `embed`, or `.npy` files. All vectors are compared. With
-        `index`, a file of more than a million vectors is searched approximately; the index is built once and kept
-        beside the file. Vectors of another model give a warning. Raises DataError for an unreadable query, no inputs,
-        or vectors of another length.
+        `inputs` are arguments of `each_input` (whose `columns` are `text` and `image`), files of `embed`, or `.npy`
+        files. `prompt` names the prompt of `query`; inputs have the default one. All vectors are compared. With
+        `index`, a file of more than a million vectors is searched approximately; the index is built once, beside the
+        file. Raises DataError for an unreadable query, no inputs, or vectors of another length.
         """
-        from zoo.outputs.similar import similar
+        from zoo.outputs.similar import Query, similar
 
         return similar(
-            self.session(model, device), query, list(inputs), lambda each: self.each_input(
-                model, [each], text=text, image=image
-            ), model=model, top=top, index=index, progress=self.progress,
+            self.session(model, device), Query(query, prompt), list(inputs),
+            lambda each: self.each_input(model, [each], **columns),
+            model=model, top=top, index=index, progress=self.progress,
         )  # fmt: skip
 
     def analogy(self, model: str, a: str, b: str, c: str, *, device: str | None = None, top: int = 5) -> RunResult:

@@ -48,7 +48,13 @@ def checkpoint_paths(entry: Entry, folder: Path) -> list[Path]:
     """
     names = [file.path for file in entry.files]
     if SHARD_INDEX not in names:
-        paths = [folder / name for name in names if name.endswith((".safetensors", *PICKLE_SUFFIXES))]
+        # Dense layers after the pooling have files of their own.
+        others = {layer["file"] for layer in entry.config.get("dense", ())}
+        paths = [
+            folder / name
+            for name in names
+            if name.endswith((".safetensors", *PICKLE_SUFFIXES)) and name not in others
+        ]
         if len(paths) != 1:
             raise IntegrityError(f"{entry.name} has {len(paths)} checkpoints, not one", hint=WRONG_FILE)
         return paths

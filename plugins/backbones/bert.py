@@ -20,6 +20,7 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess
+from zoo.textkit import text_pooling
 from zoo.torchkit import TorchBackbone, as_stage, check_scores, checkpoint_paths, head_shape, load_state
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ class Bert(TorchBackbone):
         longest = config.max_position_embeddings - first_position(config, self.arch)
         if preprocess.max_length > longest:
             raise RegistryError(f"{self.entry.name}: max_length {preprocess.max_length} exceeds the model's {longest}")
-        module = encoder(config, self.arch, preprocess)
-        return load_state(self._checkpoint, module, partial(rename, arch=self.arch))
+        module = load_state(self._checkpoint, encoder(config, self.arch), partial(rename, arch=self.arch))
+        module.pool = text_pooling(self.entry, self.weights)
+        return module
 
     def with_head(self) -> "torch.nn.Module":
         """The encoder, its pooling, and the sequence classifier that the checkpoint contains."""
@@ -130,7 +132,7 @@ class Bert(TorchBackbone):
         return checkpoint_paths(self.entry, self.weights)
 
     def stages(self) -> "Sequence[torch.nn.Module]":
-        """The embeddings, then each layer; the last stage includes the pooling, which has no parameters."""
+        """The embeddings, then each layer; the last stage includes the pooling."""
         parts: Sequence[torch.nn.Module] = self.module.parts()  # type: ignore[operator]  # an Encoder
         first, *layers, last = parts
         mask = "attention_mask"

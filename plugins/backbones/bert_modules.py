@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Meta
 
 from zoo.errors import IntegrityError
-from zoo.schema import TextPreprocess
 
 if TYPE_CHECKING:
     import torch
@@ -96,16 +95,13 @@ def first_position(config: BertConfig, arch: str) -> int:
     return {"roberta": padding + 1, "mpnet": 2}.get(arch, 0)
 
 
-def encoder(config: BertConfig, arch: str, preprocess: TextPreprocess) -> "torch.nn.Module":
-    """The encoder and its pooling: takes token ids, mask and token types (if any), returns features [batch, width]."""
+def encoder(config: BertConfig, arch: str) -> "torch.nn.Module":
+    """The encoder: takes token ids, mask and token types (if any), each [batch, sequence].
+
+    It returns features [batch, dim] after its attribute `pool` is set to the result of `text_pooling`.
+    """
     import torch
     from torch import nn
-    from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
-
-    class Pool(nn.Module):
-        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            pooled = x[:, 0] if preprocess.pooling == "cls" else _mean(x, attention_mask)
-            return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
 
     class Part(nn.Module):
         """One layer as a stage; the last one includes the pooling."""
@@ -121,7 +117,7 @@ def encoder(config: BertConfig, arch: str, preprocess: TextPreprocess) -> "torch
     class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.scores, self.pool = _embeddings(config, arch), _scores(config, arch), Pool()
+            self.embed, self.scores = _embeddings(config, arch), _scores(config, arch)
             self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_hidden_layers))
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -277,9 +273,3 @@ def _layer(config: BertConfig) -> "torch.nn.Module":
             return y
 
     return Layer()
-
-
-def _mean(x: "torch.Tensor", attention_mask: "torch.Tensor") -> "torch.Tensor":
-    """The mean over real tokens; zeros for a row that is only padding."""
-    weight = attention_mask[:, :, None].to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)

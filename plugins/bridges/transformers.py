@@ -8,11 +8,12 @@ vectors is read from the files that sentence-transformers puts beside the model 
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import msgspec
-from zoo_plugins.bridges.hf.files import checkpoint_of
+from msgspec import to_builtins
+from zoo_plugins.bridges.hf.files import checkpoint_of, parse_json, read_json
 from zoo_plugins.bridges.hf.images import image_entry, is_of_images
+from zoo_plugins.bridges.hf.sentence import Steps, dense_files, dim_after, read_prompts, read_steps
 from zoo_plugins.bridges.hf.text_heads import text_head
 
 from zoo.backbone import Backbone
@@ -21,6 +22,7 @@ from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess, WordPiece
+from zoo.textkit import text_pooling
 from zoo.torchkit import TorchBackbone, check_scores, checkpoint_paths, described_by_config, head_shape, load_state
 
 if TYPE_CHECKING:
@@ -38,14 +40,6 @@ LEGACY = {"gamma": "weight", "beta": "bias"}
 Config: TypeAlias = Mapping[str, Any]
 
 
-class Pooling(NamedTuple):
-    """The steps of sentence-transformers that follow the encoder, and the folder of the encoder's files."""
-
-    folder: str
-    pooling: Literal["mean", "cls"]
-    normalize: bool
-
-
 class TransformersBridge(Bridge):
     """The bridge of `hf/ORG/NAME`, which is the Hub's repository ORG/NAME."""
 
@@ -58,20 +52,20 @@ class TransformersBridge(Bridge):
         if name.count("/") != 1:
             raise NotFoundError(f"hf/{name} is not a repository of the Hub", hint="hf/ORG/NAME")
         repository = open_repository(name, revision)
-        pooling = _pooling(repository)
-        config = _json(repository, f"{pooling.folder}config.json")
+        steps = read_steps(repository)
+        config = read_json(repository, f"{steps.folder}config.json")
         if is_of_images(config, repository):
             return image_entry(f"{self.prefix}/{name}".lower(), repository, config)
         model_type = str(config.get("model_type"))
         arch = OURS.get(model_type) if _is_plain(config) else None
         if arch is None:
             _check_model_type(model_type, config, repository)
-        preprocess, tokenizer = _preprocess(repository, config, model_type, pooling)
-        checkpoint = checkpoint_of(repository, pooling.folder)
+        preprocess, tokenizer = _preprocess(repository, config, model_type, steps)
+        checkpoint = checkpoint_of(repository, steps.folder)
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
-        found = text_head(config, repository.origin, has_modules="modules.json" in repository.sizes)
+        found = text_head(config, repository.origin, is_encoder=steps.is_encoder)
         per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -81,14 +75,17 @@ class TransformersBridge(Bridge):
             license=repository.license,
             # Without a listed number, parameters are estimated from the file's size; its header is small.
             params=repository.parameters or max(1, sum(file.size or 0 for file in checkpoint) // per_number),
-            dim=width,
+            dim=dim_after(steps, width, repository.origin),
             preprocess=preprocess,
-            files=(*map(repository.file, (f"{pooling.folder}config.json", tokenizer)), *checkpoint),
-            config={"arch": arch or model_type},
+            files=(
+                *map(repository.file, (f"{steps.folder}config.json", tokenizer)),
+                *checkpoint,
+                *dense_files(repository, steps),
+            ),
+            config={"arch": arch or model_type, **({"dense": to_builtins(steps.dense)} if steps.dense else {})},
             head=found.head,
             no_head=found.why,
             origin=repository.origin,
-            notes=_prompt(repository),
         )
 
 
@@ -99,7 +96,7 @@ class Transformers(TorchBackbone):
 
     def build(self) -> "torch.nn.Module":
         """The encoder with its weights loaded. Raises MissingExtraError, IntegrityError for a wrong configuration."""
-        return self._loaded(_pooled(create(self._config()), self._preprocess))
+        return _pooled(self._loaded(create(self._config())), text_pooling(self.entry, self.weights))
 
     def with_head(self) -> "torch.nn.Module":
         """The encoder with its pooling, and the logits of transformers' own sequence classifier.
@@ -114,14 +111,9 @@ class Transformers(TorchBackbone):
             is_outside = not name.startswith(f"{classifier.base_model_prefix}.")
             if is_outside and isinstance(layer, nn.Linear) and layer.out_features == outputs:
                 check_scores(self._checkpoint, name, (layer.in_features, outputs))
-        whole = self._loaded(_classified(classifier, self._preprocess))
+        whole = _classified(self._loaded(classifier), text_pooling(self.entry, self.weights))
         _check_padding(whole, len(self.entry.inputs))
         return whole
-
-    @property
-    def _preprocess(self) -> TextPreprocess:
-        assert isinstance(self.entry.preprocess, TextPreprocess)
-        return self.entry.preprocess
 
     @property
     def _checkpoint(self) -> list[Path]:
@@ -129,14 +121,13 @@ class Transformers(TorchBackbone):
 
     def _config(self) -> Config:
         _require()
-        config = _parse((self.weights / "config.json").read_bytes(), "config.json")
+        config = parse_json((self.weights / "config.json").read_bytes(), "config.json", dict[str, Any])
         if config.get("model_type") != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.get('model_type')}", hint="pull the model again")
         return config
 
-    def _loaded(self, module: "torch.nn.Module") -> "torch.nn.Module":
-        """`module`, whose attribute `model` is a model of transformers, with the row's weights in that model."""
-        model: torch.nn.Module = module.model  # type: ignore[assignment]
+    def _loaded(self, model: "torch.nn.Module") -> "torch.nn.Module":
+        """A model of transformers with the row's weights."""
         prefix = f"{getattr(model, 'base_model_prefix', '')}."
         wanted = set(model.state_dict())
 
@@ -144,9 +135,9 @@ class Transformers(TorchBackbone):
             stem, _, last = name.rpartition(".")
             name = f"{stem}.{LEGACY.get(last, last)}"
             # None drops the task heads of the checkpoint, unless the model has them.
-            return next((f"model.{each}" for each in (name, name.removeprefix(prefix)) if each in wanted), None)
+            return next((each for each in (name, name.removeprefix(prefix)) if each in wanted), None)
 
-        return load_state(self._checkpoint, module, rename)
+        return load_state(self._checkpoint, model, rename)
 
 
 def create(config: Config, *, with_head: bool = False) -> "torch.nn.Module":
@@ -167,33 +158,24 @@ def create(config: Config, *, with_head: bool = False) -> "torch.nn.Module":
     return model.float().eval()
 
 
-def _pooled(encoder: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn.Module":
+def _pooled(encoder: "torch.nn.Module", pooling: "torch.nn.Module") -> "torch.nn.Module":
     import torch
     from torch import nn
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = encoder
+            self.model, self.pool = encoder, pooling
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            return pool(hidden, attention_mask, preprocess)
+            features: torch.Tensor = self.pool(hidden, attention_mask)
+            return features
 
     return Pooled()
 
 
-def pool(hidden: "torch.Tensor", attention_mask: "torch.Tensor", preprocess: TextPreprocess) -> "torch.Tensor":
-    """Features [batch, width] from the last layer [batch, sequence, width]."""
-    from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
-
-    weight = attention_mask[:, :, None].to(hidden.dtype)
-    mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-    pooled = hidden[:, 0] if preprocess.pooling == "cls" else mean
-    return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
-
-
-def _classified(classifier: "torch.nn.Module", preprocess: TextPreprocess) -> "torch.nn.Module":
+def _classified(classifier: "torch.nn.Module", pooling: "torch.nn.Module") -> "torch.nn.Module":
     """The module that returns features and the logits of a sequence classifier of transformers."""
     import torch
     from torch import nn
@@ -201,7 +183,7 @@ def _classified(classifier: "torch.nn.Module", preprocess: TextPreprocess) -> "t
     class Classified(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = classifier
+            self.model, self.pool = classifier, pooling
 
         def forward(
             self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *segments: torch.Tensor
@@ -213,7 +195,7 @@ def _classified(classifier: "torch.nn.Module", preprocess: TextPreprocess) -> "t
             types = {"token_type_ids": segments[0]} if segments else {}
             logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
             hook.remove()
-            return pool(seen[0], attention_mask, preprocess), logits
+            return self.pool(seen[0], attention_mask), logits
 
     return Classified()
 
@@ -233,47 +215,11 @@ def _check_padding(module: "torch.nn.Module", inputs: int) -> None:
         )
 
 
-def _pooling(repository: "Repository") -> Pooling:
-    """The pooling in `modules.json` and the pooling module's file; without these files, the mean over tokens."""
-    if "modules.json" not in repository.sizes:
-        return Pooling("", "mean", normalize=False)
-    modules = _parse_list(repository.read("modules.json"), "modules.json")
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UsageError(
-            f"{repository.origin} has the modules {', '.join(kinds)}: zoo supports Transformer, Pooling and Normalize",
-            hint="choose another model",
-        )
-    folders = [f"{path}/" if (path := str(module.get("path", "")).strip("/")) else "" for module in modules]
-    settings = _json(repository, f"{folders[1]}config.json")
-    modes = {key.removeprefix("pooling_mode_") for key, value in settings.items() if value is True and "_mode_" in key}
-    if isinstance(named := settings.get("pooling_mode"), str):
-        modes = {named}
-    known: dict[str, Literal["mean", "cls"]] = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
-    if len(modes) != 1 or not modes <= set(known):
-        raise UsageError(
-            f"{repository.origin} pools by {' and '.join(sorted(modes)) or 'nothing'}: zoo supports mean and cls",
-            hint="choose another model",
-        )
-    return Pooling(folders[0], known[modes.pop()], normalize="Normalize" in kinds)
-
-
-def _prompt(repository: "Repository") -> str | None:
-    """A note for models with a default prompt before each text, which zoo does not add."""
-    path = "config_sentence_transformers.json"
-    settings = _json(repository, path) if path in repository.sizes else {}
-    name, prompts = settings.get("default_prompt_name"), settings.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    return f"sentence-transformers puts {prompt!r} before each text; zoo does not" if prompt else None
-
-
-def _preprocess(
-    repository: "Repository", config: Config, model_type: str, pooling: Pooling
-) -> tuple[TextPreprocess, str]:
+def _preprocess(repository: "Repository", config: Config, model_type: str, steps: Steps) -> tuple[TextPreprocess, str]:
     """Returns the preprocessing of texts, and the path of the tokenizer in the repository."""
-    folder, sizes = pooling.folder, repository.sizes
+    folder, sizes, prompts = steps.folder, repository.sizes, read_prompts(repository)
     optional = {
-        name: _json(repository, folder + name) if folder + name in sizes else {}
+        name: read_json(repository, folder + name) if folder + name in sizes else {}
         for name in ("tokenizer_config.json", "sentence_bert_config.json")
     }
     settings, sentence = optional.values()
@@ -297,9 +243,11 @@ def _preprocess(
     preprocess = TextPreprocess(
         tokenizer=tokenizer.removeprefix(folder),
         max_length=_max_length(config, model_type, sentence.get("max_seq_length"), settings.get("model_max_length")),
-        pooling=pooling.pooling,
-        normalize=pooling.normalize,
+        pooling=steps.pooling,
+        normalize=steps.normalize,
         wordpiece=wordpiece,
+        prompts=dict(prompts.texts),
+        prompt=prompts.default,
     )
     return preprocess, tokenizer
 
@@ -343,24 +291,6 @@ def _check_model_type(model_type: str, config: Config, repository: "Repository")
 
 def _require() -> None:
     require("the family transformers", "transformers", "torch")
-
-
-def _json(repository: "Repository", path: str) -> dict[str, Any]:
-    return _parse(repository.read(path), path)
-
-
-def _parse(data: bytes, path: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise IntegrityError(f"{path} is not a JSON object: {error}", hint="choose another model") from error
-
-
-def _parse_list(data: bytes, path: str) -> list[dict[str, Any]]:
-    try:
-        return msgspec.json.decode(data, type=list[dict[str, Any]])
-    except msgspec.MsgspecError as error:
-        raise IntegrityError(f"{path} is not a list of modules: {error}", hint="choose another model") from error
 
 
 @hookimpl

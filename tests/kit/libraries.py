@@ -146,3 +146,33 @@ def write_bytes_tokenizer(folder: Path) -> None:
     bpe.save_model(str(folder))
     tokenizer = RobertaTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
     tokenizer.save_pretrained(folder)
+
+
+def write_sentence_model(
+    folder: Path, kind: str = "Bert", *, layers: Sequence[tuple[int, str]] = (), prompts: dict[str, str] | None = None,
+    default: str | None = None, pooling: str = "mean", seed: int = 29,
+) -> Any:  # fmt: skip
+    """Write what sentence-transformers saves: encoder, pooling, dense `layers` (size, activation), Normalize, prompts.
+
+    Returns the model of that library.
+    """
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    torch.manual_seed(seed)
+    encoder = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**shape_of(kind)))
+    spread(encoder)
+    plain = folder.with_name(f"{folder.name}-encoder")
+    encoder.save_pretrained(plain)
+    write_tokenizer(plain)
+    change_json(plain / "tokenizer_config.json", model_max_length=60)
+    steps: list[Any] = [modules.Transformer(str(plain)), modules.Pooling(32, pooling_mode=pooling)]
+    width = 32
+    for size, activation in layers:
+        steps.append(modules.Dense(width, size, activation_function=getattr(torch.nn, activation)()))
+        width = size
+    model = SentenceTransformer(modules=[*steps, modules.Normalize()], prompts=prompts, default_prompt_name=default)
+    model.save_pretrained(str(folder), create_model_card=False)
+    return model.eval()

@@ -157,9 +157,9 @@ def settings(path: str, **changes: Any) -> Any:
     return lambda folder: change_json(folder / path, **changes)
 
 
-def dense(folder: Path) -> None:
+def convolution(folder: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
-    write_json(folder / "modules.json", [*modules[:2], {**modules[2], "type": "sentence_transformers.models.Dense"}])
+    write_json(folder / "modules.json", [*modules[:2], {**modules[2], "type": "sentence_transformers.models.CNN"}])
 
 
 def sharded(folder: Path) -> None:
@@ -170,7 +170,7 @@ def sharded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (dense, UsageError, "has the modules Transformer, Pooling, Dense"),
+        (convolution, UsageError, "has the modules Transformer, Pooling, CNN"),
         (
             settings("1_Pooling/config.json", pooling_mode_max_tokens=True),
             UsageError,

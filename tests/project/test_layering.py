@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"store"},
     "data": {"system", "hub"},
     "torchkit": {"system", "checkpoint", "data"},
+    "textkit": {"system", "checkpoint"},
     "words": {"system", "store", "data"},
     "graph": {"system"},
     "runtime": {"system", "bundle", "store", "data", "words", "graph"},
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 #: Modules that may import everything: the class with every verb, and the public names.
 ROOF = {"api", "__init__"}
 #: The parts of zoo that plugins may import: the public files, and the names in `__all__` of these packages.
-FOR_PLUGINS = {*BASICS, *INTERFACES, "torchkit", "hub", "bundle", "words", "testing", "__init__"}
+FOR_PLUGINS = {*BASICS, *INTERFACES, "torchkit", "textkit", "hub", "bundle", "words", "testing", "__init__"}
 #: Packages of which plugins and the command line import only names in `__all__`, never submodules.
 LISTED = ("zoo", "zoo.words", "zoo.testing")
 #: Folder of plugins/ -> the parts that several of its plugins share.

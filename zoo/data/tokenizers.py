@@ -23,10 +23,14 @@ HINT = "the file is not the vocabulary that this row describes"
 
 
 class TextEncoder:
-    """Converts texts to token ids, truncated at the row's limit and padded to the longest text of a batch."""
+    """Converts texts to token ids, truncated at the row's limit and padded to the longest text of a batch.
+
+    The text of the preprocessing's prompt comes before each text.
+    """
 
     def __init__(self, preprocess: TextPreprocess, folder: Path) -> None:
         self.preprocess = preprocess
+        self.prompt = preprocess.prompts.get(preprocess.prompt or "", "")
         self.path = folder / preprocess.tokenizer
 
     @cached_property
@@ -49,7 +53,7 @@ class TextEncoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, at most `max_length` of them."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch([self.prompt + text for text in texts])]
 
     def check_known(self, text: str, row: Sequence[int]) -> None:
         """Raise DataError when `row`, the tokens of `text`, has no known word and the model refuses such texts."""

@@ -35,18 +35,20 @@ def embed(
     out: Path,
     *,
     model: str,
+    prompt: str | None = None,
     resume: bool = False,
     strict: bool = False,
     progress: Progress = SILENT,
 ) -> Embedded:
     """Write the features of `inputs` (items of a Session, or `Input`s with names) to the file of vectors `out`.
 
-    Raises the errors of `zoo.outputs.write_rows.write_rows`.
+    `prompt` is the name of the model's prompt before each text. Raises UsageError for an unknown one, and the errors of
+    `zoo.outputs.write_rows.write_rows`.
     """
-    manifest = session.manifest
+    session, manifest = session.prompted(prompt), session.manifest
     fresh = OutputRecord(
         verb=vector_file.VERB, model=manifest.name, fingerprint=fingerprint(session.bundle),
-        precision=manifest.precision, dim=manifest.dim,
+        precision=manifest.precision, dim=manifest.dim, prompt=prompt,
     )  # fmt: skip
     job = WriteJob(
         result=partial(Embedded, dim=manifest.dim), rows=lambda items, skip: session.rows(items, "features", skip),

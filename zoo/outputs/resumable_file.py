@@ -51,6 +51,7 @@ class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
     verb            the command that wrote it
     dim             numbers in a row of features
     answering       the columns of an output of `run`
+    prompt          the name of the prompt before each text, if the user named one
     inputs, rows    inputs that were read, and those among them that have a row
     inputs_sha256   a chain of the digests of those inputs' names and texts
     sizes           valid bytes of each file
@@ -65,6 +66,7 @@ class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     dim: int = 0
     answering: AnswerColumns | None = None
+    prompt: str | None = None
     inputs: int = 0
     rows: int = 0
     inputs_sha256: str = ""

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 INDEXED = 1_000_000
 
 
+class Query(NamedTuple):
+    """The item of a query, and the name of the model's prompt before it; None means the default prompt."""
+
+    item: Any
+    prompt: str | None = None
+
+
 class _Match(NamedTuple):
     """One candidate. Of candidates with equal similarity the one with the lower `order` is better."""
 
@@ -76,7 +83,7 @@ class _Best:
 
 def similar(
     session: Session,
-    query: Any,
+    query: Query,
     inputs: Sequence[Any],
     expand: Callable[[str], Iterable[Input]],
     *,
@@ -89,14 +96,14 @@ def similar(
 
     Each of `inputs` is a file of vectors, an argument that `expand` expands to inputs, or an item.
 
-    Raises DataError for a query that cannot be read, if there are no inputs to compare with, and for a file whose
-    vectors are not as long as the model's.
+    Inputs that are texts have the default prompt. Raises UsageError for an unknown prompt; DataError for a query that
+    cannot be read, if there are no inputs to compare with, and for a file whose vectors are not as long as the model's.
     """
     check_top(top)
     sources = [Stored(Path(each)) if isinstance(each, str | Path) and is_stored(str(each)) else each for each in inputs]
     warnings = [line for each in sources if isinstance(each, Stored) for line in _warnings(session, each)]
-    name = str(query) if isinstance(query, str | Path) else "the query"
-    best = _Best(session.features([query])[0], top)
+    name = str(query.item) if isinstance(query.item, str | Path) else "the query"
+    best = _Best(session.prompted(query.prompt).features([query.item])[0], top)
     failures: list[tuple[str, Failure]] = []
     failed, approximate = 0, False
     with progress.task(f"comparing with {name if len(name) < 40 else 'the query'}", None) as bar:

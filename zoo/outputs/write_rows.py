@@ -125,6 +125,11 @@ def _begin(fresh: OutputRecord, out: Path, *, resume: bool) -> OutputRecord:
         raise UsageError(
             f"{out} was started with another --top", hint="resume with the same --top, or choose another file for -o"
         )
+    if before.prompt != fresh.prompt:
+        raise UsageError(
+            f"{out} was started with another --prompt",
+            hint=f"resume with --prompt {before.prompt}" if before.prompt else "resume without --prompt",
+        )
     return before
 
 

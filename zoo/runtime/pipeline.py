@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -235,6 +236,13 @@ class TextPipeline(_Pipeline):
         super().__init__(graphs, device, settings, threads=1)
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
+
+    def prompted(self, prompt: str) -> "TextPipeline":
+        """The same pipeline with another prompt before each text."""
+        pipeline = copy(self)
+        pipeline.encoder = copy(self.encoder)
+        pipeline.encoder.prompt = prompt
+        return pipeline
 
     def batches(self, items: Iterable[Any], skip: Skip) -> "Iterator[tuple[list[int], Feeds]]":
         """Yields the indices of items and the body's input for them, shortest first within each window.

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,22 @@ class Session:
     def outputs(self) -> tuple[str, ...]:
         """Names of the graph's outputs: `features`, and `scores` [batch, labels] after fine-tuning."""
         return tuple(spec.name for spec in self.manifest.outputs)
+
+    def prompted(self, prompt: str | None) -> "Session":
+        """The same loaded model with its prompt called `prompt` before each text; None means the default prompt.
+
+        Raises UsageError for a name that the model does not have.
+        """
+        if prompt is None:
+            return self
+        preprocess, pipeline = self.manifest.preprocess, self._pipeline
+        known = preprocess.prompts if isinstance(preprocess, TextPreprocess) else {}
+        if prompt not in known or not isinstance(pipeline, TextPipeline):
+            hint = f"--prompt {' or '.join(sorted(known))}" if known else "leave --prompt out"
+            raise UsageError(f"{self.manifest.name} has no prompt called {prompt}", hint=hint)
+        session = copy(self)
+        session._pipeline = pipeline.prompted(known[prompt])
+        return session
 
     def stream(
         self, items: Iterable[Any], outputs: Sequence[str], skip: Skip | None = None

@@ -18,14 +18,14 @@ class Found(NamedTuple):
     why: str | None = None
 
 
-def text_head(config: Mapping[str, Any], origin: str, *, has_modules: bool = False) -> Found:
-    """The head in a repository's weights. With `has_modules` the repository is one of sentence-transformers.
+def text_head(config: Mapping[str, Any], origin: str, *, is_encoder: bool = False) -> Found:
+    """The head in a repository's weights. With `is_encoder` sentence-transformers pools its vectors.
 
     Raises IntegrityError for a classifier whose labels are damaged: see `head_of`.
     """
     named = config.get("architectures")
     kind = str(named[0]) if isinstance(named, list) and named else ""
-    if has_modules or not kind or kind.endswith("Model"):
+    if is_encoder or not kind or kind.endswith("Model"):
         return Found(None, "the weights are an encoder without a classifier")
     if not kind.endswith(CLASSIFIER):
         return Found(None, f"zoo does not export the head of {kind}")
