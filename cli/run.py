@@ -53,7 +53,8 @@ def command(
     """Run a model on inputs, in order: labels with scores. Word vectors from the registry print the nearest words.
 
     Labels come from fine-tuning, or from the classifier in the weights. Multi-label models print the chosen labels
-    first (a|b), then the scores; regression models print one number. Models without labels print features.
+    first (a|b), then the scores; regression models print one number; BERT rows print the best tokens for a [MASK].
+    Models without labels print features.
 
     Memory use does not grow with the inputs, except with --json without -o. An input that fails does not stop the
     others: its error is printed, and the exit code is 1. With -o, Ctrl-C leaves a readable, partial file; --resume
@@ -89,7 +90,7 @@ def command(
         end_with_count(
             f"no answer for {found.failed} of {counted(found.inputs, 'input')}", hint=f"{found.out} has the errors"
         )
-    if not json and "word1" not in found.columns:
+    if not json and not {"word1", "token1"}.intersection(found.columns):
         next_command("zoo", "evaluate", model, "DATA")
 
 
@@ -112,7 +113,7 @@ def _analogy(
 
 def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *, as_json: bool) -> None:
     results: list[dict[str, object]] = []
-    answered, failed, last = 0, 0, None
+    answered = failed = 0
     flushed = time.monotonic()
     with _bar(answers, total, is_table=not as_json) as bar:
         for answer in answers:
@@ -120,7 +121,7 @@ def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *,
                 failed += 1
                 print_failure(answer.input, answer.error)
             else:
-                answered, last = answered + 1, answer
+                answered += 1
             if as_json:
                 results.append(_facts(answer))
             elif answer.error is None:
@@ -141,7 +142,7 @@ def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *,
     if failed:
         hint = "repair or remove them; --strict stops at the first"
         end_with_count(f"no answer for {failed} of {counted(answered + failed, 'input')}", hint=hint)
-    if last is not None and (last.labels or last.value is not None):
+    if answers.is_measurable:
         next_command("zoo", "evaluate", model, "DATA")
     else:
         next_command("zoo", "finetune", answers.entry, "DATA", "-o", "DIR")
@@ -159,8 +160,11 @@ def _bar(answers: Answers, total: int | None, *, is_table: bool) -> Iterator[Pro
 
 def _print(answer: Answer) -> None:
     """Print an answer on one line, with escapes for characters of the name that cannot be printed."""
-    name = UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), answer.input)
-    write(f"{name}\t{_words(answer)}")
+    write(f"{_escaped(answer.input)}\t{_words(answer)}")
+
+
+def _escaped(name: str) -> str:
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _facts(answer: Answer) -> dict[str, object]:
@@ -191,4 +195,4 @@ def _words(answer: Answer) -> str:
 
 
 def _scored(best: Sequence[tuple[str, float]]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in best)
+    return "  ".join(f"{_escaped(name)} {value:.3f}" for name, value in best)

@@ -27,7 +27,7 @@ from zoo.results import (
     Row,
     RunResult,
 )
-from zoo.schema import SCORES, FileDigest, HeadSpec, Preprocess, WordsPreprocess, without_head
+from zoo.schema import SCORES, FileDigest, HeadSpec, Preprocess, Task, WordsPreprocess, without_head
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -204,7 +204,9 @@ class Zoo(Workspace):
         session = self.session(model, device).prompted(prompt)
         found = session.answers(inputs, top=top, keep_going=keep_going, features=features)
         reason = None if features or SCORES in session.outputs else without_head(session.manifest)
-        return Answers(session.manifest.lineage.entry.name, session.device, session.placement, found, reason)
+        is_measurable = SCORES in session.outputs and not features and session.manifest.task is not Task.FILL_MASK
+        name = session.manifest.lineage.entry.name
+        return Answers(name, session.device, session.placement, found, reason, is_measurable)
 
     def run_to_file(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, top: int | None = None,
@@ -228,11 +230,7 @@ class Zoo(Workspace):
             entry = self.lock.effective(self.entry(model))
             job = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
         else:
-            if top is not None:
-                raise UsageError(
-                    "--top has no effect with -o: files hold the score of every label", hint="leave --top out"
-                )
-            job = answer_file.of_session(self.session(model, device))
+            job = answer_file.of_session(self.session(model, device), top)
         return write_rows(job, inputs, Path(out), model=model, resume=resume, strict=strict, progress=self.progress)
 
     def inputs(

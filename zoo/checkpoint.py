@@ -51,9 +51,7 @@ def checkpoint_paths(entry: Entry, folder: Path) -> list[Path]:
         # Dense layers after the pooling have files of their own.
         others = {layer["file"] for layer in entry.config.get("dense", ())}
         paths = [
-            folder / name
-            for name in names
-            if name.endswith((".safetensors", *PICKLE_SUFFIXES)) and name not in others
+            folder / name for name in names if name.endswith((".safetensors", *PICKLE_SUFFIXES)) and name not in others
         ]
         if len(paths) != 1:
             raise IntegrityError(f"{entry.name} has {len(paths)} checkpoints, not one", hint=WRONG_FILE)

@@ -99,7 +99,7 @@ class Answers(Struct, frozen=True, eq=False):
 
     Inputs are read as answers are consumed. `entry` is the registry row of the model, `device` the device that runs;
     `placement` explains the choice of the device. `no_head` is the reason why answers are features although labels were
-    asked for.
+    asked for. `is_measurable` is true if the answers are labels or numbers that `zoo evaluate` can measure.
     """
 
     entry: str
@@ -107,6 +107,7 @@ class Answers(Struct, frozen=True, eq=False):
     placement: Placement | None
     found: Iterator[Answer]
     no_head: str | None = None
+    is_measurable: bool = False
 
     def __iter__(self) -> Iterator[Answer]:
         return self.found

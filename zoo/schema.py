@@ -97,8 +97,8 @@ class TextPreprocess(
     `tokenizer` is a `tokenizer.json`, or a `vocab.txt` with the options `wordpiece`. A text is truncated at
     `max_length` tokens, special tokens included, and refused if all tokens are `unknown_token`. With `normalize`,
     features are scaled to L2 norm 1.
-
-    `prompts` are texts by name; the one called `prompt` is put before each text unless the user names another.
+    `prompts` are texts by name; the one called `prompt` is put before each text unless the user names another. A model
+    that fills masks fills the `mask_token` of a text.
     """
 
     tokenizer: FilePath
@@ -109,10 +109,9 @@ class TextPreprocess(
     wordpiece: WordPiece | None = None
     prompts: dict[str, str] = {}
     prompt: str | None = None
+    mask_token: str | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompt not in self.prompts:
-            raise ValueError(f"the prompt {self.prompt} is not among the prompts")
         if self.tokenizer.endswith(".txt") != (self.wordpiece is not None):
             raise ValueError("wordpiece is required with a vocab.txt tokenizer, and not allowed with any other")
 

@@ -4,6 +4,7 @@ The steps are those of sentence-transformers (https://www.sbert.net): pooling, d
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, convert
@@ -48,8 +49,7 @@ def text_pooling(entry: Entry, weights: Path) -> "torch.nn.Module":
     from torch import nn
     from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
-    preprocess = entry.preprocess
-    assert isinstance(preprocess, TextPreprocess)
+    preprocess: TextPreprocess = entry.preprocess  # type: ignore[assignment]  # the families are for texts
     layers = convert(entry.config.get("dense", []), list[DenseLayer])
 
     class Pooling(nn.Module):
@@ -62,6 +62,14 @@ def text_pooling(entry: Entry, weights: Path) -> "torch.nn.Module":
             return F.normalize(pooled, dim=-1) if preprocess.normalize else pooled
 
     return Pooling().eval().requires_grad_(False)
+
+
+def mask_id(preprocess: TextPreprocess, weights: Path) -> int:
+    """The id of the mask in the row's tokenizer, whose file is in `weights`. Raises IntegrityError if it has none."""
+    from zoo.data.tokenizers import TextEncoder, place_tokenizer
+
+    with TemporaryDirectory(prefix="zoo-") as folder:
+        return TextEncoder(place_tokenizer(preprocess, weights, Path(folder)), Path(folder)).mask_id
 
 
 def _dense(layer: DenseLayer, weights: Path) -> "torch.nn.Module":

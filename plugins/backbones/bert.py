@@ -13,14 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo_plugins.backbones.bert_heads import CLASSIFIERS, classifier, classifier_tensor
+from zoo_plugins.backbones.bert_heads import (
+    CLASSIFIERS,
+    LEGACY,
+    classifier,
+    classifier_tensor,
+    mask_head,
+    mask_tensor,
+)
 from zoo_plugins.backbones.bert_modules import encoder, first_position, read_config, with_head
 
 from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess
-from zoo.textkit import text_pooling
+from zoo.textkit import mask_id, text_pooling
 from zoo.torchkit import TorchBackbone, as_stage, check_scores, checkpoint_paths, head_shape, load_state
 
 if TYPE_CHECKING:
@@ -32,8 +39,6 @@ UNUSED = (
     *("pooler.", "cls.", "vocab_", "lm_head.", "embeddings.position_ids"),
     *("classifier.", "pre_classifier.", "qa_outputs."),
 )
-#: TensorFlow's names of LayerNorm parameters, in the oldest checkpoints.
-LEGACY = {"gamma": "weight", "beta": "bias"}
 EMBEDDINGS = (
     ("embeddings.word_embeddings.", "embed.words."),
     ("embeddings.position_embeddings.", "embed.positions."),
@@ -121,11 +126,28 @@ class Bert(TorchBackbone):
         return module
 
     def with_head(self) -> "torch.nn.Module":
-        """The encoder, its pooling, and the sequence classifier that the checkpoint contains."""
+        """The encoder, its pooling, and the head that the checkpoint contains."""
+        assert self.entry.head is not None
+        head = self._mask_head() if self.entry.head.task == "fill-mask" else self._classifier()
+        return with_head(self.module, head)
+
+    def _classifier(self) -> "torch.nn.Module":
         shape = head_shape(self.entry)
         check_scores(self._checkpoint, CLASSIFIERS[self.arch].out, shape)
-        head = load_state(self._checkpoint, classifier(self.arch, *shape), partial(classifier_tensor, arch=self.arch))
-        return with_head(self.module, head)
+        return load_state(self._checkpoint, classifier(self.arch, *shape), partial(classifier_tensor, arch=self.arch))
+
+    def _mask_head(self) -> "torch.nn.Module":
+        preprocess, (_, outputs) = self.entry.preprocess, head_shape(self.entry)
+        assert isinstance(preprocess, TextPreprocess)
+        table: torch.Tensor = self.module.embed.words.weight  # type: ignore[union-attr, assignment]  # an Encoder
+        if len(table) != outputs:
+            raise RegistryError(f"{self.entry.name}: the head gives {len(table)} scores, the row says {outputs}")
+        config = read_config(self.weights / "config.json", self.arch)
+        module = mask_head(table.shape[1], outputs, config.layer_norm_eps)
+        head = load_state(self._checkpoint, module, partial(mask_tensor, arch=self.arch))
+        head.table = table
+        head.mask = mask_id(preprocess, self.weights)  # type: ignore[assignment]  # a number
+        return head
 
     @property
     def _checkpoint(self) -> list[Path]:

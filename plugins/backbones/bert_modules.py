@@ -115,6 +115,8 @@ def encoder(config: BertConfig, arch: str) -> "torch.nn.Module":
             return y if self.pool is None else self.pool(y, attention_mask)
 
     class Encoder(nn.Module):
+        pool: nn.Module
+
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.scores = _embeddings(config, arch), _scores(config, arch)
@@ -154,7 +156,7 @@ def with_head(body: "torch.nn.Module", head: "torch.nn.Module") -> "torch.nn.Mod
 
         def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             x = self.body.hidden(*inputs)  # type: ignore[operator]  # an Encoder
-            return self.body.pool(x, inputs[1]), self.head(x)  # type: ignore[operator]
+            return self.body.pool(x, inputs[1]), self.head(x, inputs[0])  # type: ignore[operator]
 
     return WithHead()
 

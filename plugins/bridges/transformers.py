@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import to_builtins
+from msgspec.structs import replace
 from zoo_plugins.bridges.hf.files import checkpoint_of, parse_json, read_json
 from zoo_plugins.bridges.hf.images import image_entry, is_of_images
 from zoo_plugins.bridges.hf.sentence import Steps, dense_files, dim_after, read_prompts, read_steps
-from zoo_plugins.bridges.hf.text_heads import text_head
+from zoo_plugins.bridges.hf.text_heads import Found, text_head
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
@@ -66,6 +67,8 @@ class TransformersBridge(Bridge):
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
         found = text_head(config, repository.origin, is_encoder=steps.is_encoder)
+        if found.head is not None and found.head.task == "fill-mask":
+            preprocess, found = _with_mask(preprocess, found, repository, steps.folder)
         per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -250,6 +253,20 @@ def _preprocess(repository: "Repository", config: Config, model_type: str, steps
         prompt=prompts.default,
     )
     return preprocess, tokenizer
+
+
+def _with_mask(
+    preprocess: TextPreprocess, found: Found, repository: "Repository", folder: str
+) -> tuple[TextPreprocess, Found]:
+    """The preprocessing with the mask of the tokenizer; a head that fills masks is only exported if there is one."""
+    path = f"{folder}tokenizer_config.json"
+    mask = read_json(repository, path).get("mask_token") if path in repository.sizes else None
+    mask = mask.get("content") if isinstance(mask, dict) else mask
+    if mask is None and preprocess.wordpiece is not None:
+        mask = "[MASK]"
+    if not isinstance(mask, str):
+        return preprocess, Found(None, "tokenizer_config.json names no mask_token")
+    return replace(preprocess, mask_token=mask), found
 
 
 def _max_length(config: Config, model_type: str, *stated: object) -> int:

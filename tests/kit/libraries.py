@@ -176,3 +176,24 @@ def write_sentence_model(
     model = SentenceTransformer(modules=[*steps, modules.Normalize()], prompts=prompts, default_prompt_name=default)
     model.save_pretrained(str(folder), create_model_card=False)
     return model.eval()
+
+
+def write_filler(
+    folder: Path, kind: str = "Bert", *, seed: int = 47, vocabulary: str = "wordpiece", **changes: Any
+) -> Any:
+    """Write a model of `transformers` that fills masks, with its tokenizer; returns it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(**{**shape_of(kind), **changes})
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config)
+    spread(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.2)
+    model.eval().save_pretrained(folder)
+    (write_bytes_tokenizer if vocabulary == "bytes" else write_tokenizer)(folder)
+    change_json(folder / "tokenizer_config.json", model_max_length=64)
+    return model

@@ -20,6 +20,8 @@ import yaml
 from filelock import FileLock
 
 from tests.kit.hub import FakeHub, HubRepo
+from tests.kit.libraries import spread
+from tests.kit.libraries import write_tokenizer as write_files
 from tests.kit.models import TINY, write_bert, write_tokenizer
 from tests.kit.servers import Data, Loopback, whole
 from zoo.data.samples import FOLDER
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 ROWS: dict[str, dict[str, Any]] = yaml.safe_load(builtin_registry_path().read_text(encoding="utf-8"))["models"]
 #: Suffixes of the files that the Hub keeps in LFS, and so serves from its other host.
 LARGE = (".safetensors", ".bin")
+#: The vocabulary of the text encoders, which is much smaller than the published ones.
+VOCABULARY = 200
 HF = re.compile(r"hf://([^/]+/[^/@]+)@([^/]+)/(.+)")
 
 
@@ -76,6 +80,8 @@ class Upstream:
     def publish(self, name: str, folder: Path) -> None:
         """Serve `folder` as the files of a shipped row, and add the row with their digests to the registry file."""
         row = deepcopy(ROWS[name])
+        if row.get("head", {}).get("task") == "fill-mask":
+            row["head"]["outputs"] = VOCABULARY
         for file in row["files"]:
             data = _mapped(folder / file["path"])
             sources = [self._serve(url, data) for url in file["sources"] if not url.startswith("pypi://")]
@@ -219,11 +225,24 @@ def _write_transformers_resnet(row: dict[str, Any], folder: Path) -> None:
 
 
 def _write_text(row: dict[str, Any], folder: Path) -> None:
-    """A shallow text encoder of the row's width with a small vocabulary."""
+    """A shallow text encoder of the row's width with a small vocabulary, and the heads that its publisher trained."""
     import torch
-    from transformers import DistilBertConfig, DistilBertModel
+    from transformers import BertConfig, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM, DistilBertModel
 
     dim, positions = row["dim"], row["preprocess"]["max_length"]
+    if row.get("head", {}).get("task") == "fill-mask":
+        torch.manual_seed(_seed(row["origin"]))
+        if row["config"]["arch"] == "bert":
+            shape = {"hidden_size": dim, "num_attention_heads": dim // 64, "intermediate_size": dim}
+            model = BertForPreTraining(BertConfig(**{**TINY, **shape, "max_position_embeddings": positions}))
+        else:
+            model = DistilBertForMaskedLM(
+                DistilBertConfig(vocab_size=VOCABULARY, dim=dim, n_layers=2, n_heads=dim // 64, hidden_dim=dim)
+            )
+        spread(model)
+        model.eval().save_pretrained(folder)
+        write_files(folder)
+        return
     if row["config"]["arch"] == "bert":
         shape = {"hidden_size": dim, "num_attention_heads": dim // 32, "intermediate_size": dim}
         folder.rmdir()

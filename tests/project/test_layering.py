@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"store"},
     "data": {"system", "hub"},
     "torchkit": {"system", "checkpoint", "data"},
-    "textkit": {"system", "checkpoint"},
+    "textkit": {"system", "checkpoint", "data"},
     "words": {"system", "store", "data"},
     "graph": {"system"},
     "runtime": {"system", "bundle", "store", "data", "words", "graph"},

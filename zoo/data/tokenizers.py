@@ -63,6 +63,30 @@ class TextEncoder:
             problem = f"no word of {quote(text)} is among the {count:,} words"
             raise DataError(problem, hint="remove it, or reword it")
 
+    def check_masked(self, text: str, row: Sequence[int]) -> None:
+        """Raise DataError unless `row`, the tokens of `text`, contains the mask once."""
+        mask = self.preprocess.mask_token
+        if (count := row.count(self.mask_id)) == 1:
+            return
+        if count:
+            problem = f"the text {quote(text)} has {count} masks, and only one can be filled"
+            raise DataError(problem, hint=f"put words in place of the other {mask}")
+        is_cut = mask is not None and mask in text and len(row) == self.preprocess.max_length
+        problem = f"the text {quote(text)} has no {mask}" + (f" among its first {len(row)} tokens" if is_cut else "")
+        raise DataError(problem, hint=f"put {mask} in place of a word; --features prints the vector of any text")
+
+    @cached_property
+    def mask_id(self) -> int:
+        """The id of the mask. Raises IntegrityError if the tokenizer does not have it."""
+        found = self._tokenizer.token_to_id(self.preprocess.mask_token or "")
+        if found is None:
+            raise IntegrityError(f"{self.path.name} has no token {self.preprocess.mask_token}", hint=HINT)
+        return int(found)
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token id."""
+        return [self._tokenizer.decode([index], skip_special_tokens=False) for index in ids]
+
     @cached_property
     def _unknown(self) -> int | None:
         token = self.preprocess.unknown_token

@@ -16,7 +16,7 @@ from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
 from zoo.results import Answer, Evaluation
 from zoo.runtime.answers import labelled, predicted_labels
-from zoo.schema import PRETRAINED, Entry, Manifest, Metrics, without_head
+from zoo.schema import PRETRAINED, Entry, Manifest, Metrics, Task, without_head
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -42,6 +42,13 @@ def check_head(entry: Entry) -> None:
         raise UsageError(
             f"{entry.name} has no labels: {without_head(entry)}", hint=f"zoo finetune {entry.name} DATA -o DIR"
         )
+    _check_measurable(entry.name, entry.head.task, entry)
+
+
+def _check_measurable(name: str, task: str, entry: Entry) -> None:
+    if task == Task.FILL_MASK:
+        hint = f"zoo finetune {entry.name} DATA -o DIR"
+        raise UsageError(f"{name} fills masks: it has no labels to measure", hint=hint)
 
 
 def evaluate(
@@ -65,6 +72,7 @@ def evaluate(
     if "scores" not in session.outputs:
         # Raises the UsageError before the data is read.
         session.scores([])
+    _check_measurable(session.manifest.name, session.manifest.task, session.manifest.lineage.entry)
     manifest, split = session.manifest, read_split(session.bundle)
     names_of = {**other_names(manifest), **(read_label_map(Path(labels), manifest) if labels else {})}
     options = msgspec.structs.replace(options, task=manifest.task)

@@ -6,6 +6,7 @@ labels          of a multi-label model: the chosen labels (`a|b`)
 value           of a regression: the number
 LABEL ...       the score of every label
 word1, similarity1, ...   of a word table: the nearest words
+token1, score1, ...       of a model that fills masks: the best tokens
 error, message  of an input without an answer: the error code and the message
 """
 
@@ -22,7 +23,7 @@ from zoo.outputs.resumable_file import AnswerColumns, LineWriter, NamedRow, Outp
 from zoo.outputs.table import Row, Table, decimals, plain, score_columns
 from zoo.outputs.write_rows import WriteJob, step_of
 from zoo.results import Answered, Failure
-from zoo.runtime.answers import WORD_WINDOW, ModelAnswerer, WordAnswerer, decide
+from zoo.runtime.answers import WORD_WINDOW, ModelAnswerer, WordAnswerer, best_words, check_top, decide
 from zoo.schema import Entry, Manifest, Task, TextPreprocess, without_head
 from zoo.system.files import sha256_json
 
@@ -61,23 +62,31 @@ class AnswerFormat(NamedTuple):
         return [plain(name), *self.cells(row), None, None]
 
 
-def of_session(session: "Session") -> WriteJob[Answered]:
-    """The job that writes labels with every score, or numbers. Raises UsageError for a bundle without a head."""
+def of_session(session: "Session", top: int | None = None) -> WriteJob[Answered]:
+    """The job that writes labels with every score, numbers, or the `top` best tokens (default 5) for a mask.
+
+    Raises UsageError for a bundle without a head, and for `top` if every score is written.
+    """
     manifest = session.manifest
     if "scores" not in session.outputs:
         raise UsageError(
             f"{manifest.name} has no labels: {without_head(manifest)}",
             hint="zoo embed writes features; zoo finetune makes labels",
         )
-    answer_format = _format(manifest)
+    is_filler = manifest.task is Task.FILL_MASK
+    if top is not None and not is_filler:
+        raise UsageError("--top has no effect with -o: files hold the score of every label", hint="leave --top out")
+    answer_format = _tokens(session, top or 5) if is_filler else _format(manifest)
     answering = AnswerColumns(
         columns=answer_format.columns, task=manifest.task, labels=manifest.labels, thresholds=manifest.thresholds,
         preprocess=manifest.preprocess,
     )  # fmt: skip
+    # The number of tokens for a mask does not affect an answer.
+    facts = msgspec.structs.replace(answering, columns=()) if is_filler else answering
     tokenizer = [manifest.preprocess.tokenizer] if isinstance(manifest.preprocess, TextPreprocess) else []
     digests = [(name, session.bundle.digest(name)) for name in (MODEL, *tokenizer, *session.table_files)]
     fresh = OutputRecord(
-        verb=VERB, model=manifest.name, fingerprint=sha256_json([digests, answering]),
+        verb=VERB, model=manifest.name, fingerprint=sha256_json([digests, facts]),
         precision=manifest.precision, answering=answering,
     )  # fmt: skip
     # The fingerprint covers everything that affects an answer: the model's files, preprocessing, labels and thresholds.
@@ -91,20 +100,11 @@ def of_session(session: "Session") -> WriteJob[Answered]:
 
 def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
     """The job that writes the `top` nearest words from the table of a registry row."""
-    pairs = [(f"word{number}", f"similarity{number}") for number in range(1, top + 1)]
-
-    def cells(nearest: Sequence[tuple[str, float]]) -> Row:
-        # A small table may have fewer than `top` words.
-        similarities = decimals([value for _, value in nearest])
-        filled = [cell for (word, _), value in zip(nearest, similarities, strict=True) for cell in (word, value)]
-        return [*filled, *[None] * (2 * top - len(filled))]
-
-    columns = tuple(name for pair in pairs for name in pair)
-    answer_format = AnswerFormat(columns, frozenset(similarity for _, similarity in pairs), cells)
+    answer_format = _ranked("word", "similarity", top, list)
     digests = sorted((file.path, file.sha256) for file in entry.files)
     fresh = OutputRecord(
         verb=VERB, model=entry.name, fingerprint=sha256_json([digests, entry.preprocess]), precision="fp32",
-        dim=words.dim, answering=AnswerColumns(columns=columns, preprocess=entry.preprocess),
+        dim=words.dim, answering=AnswerColumns(columns=answer_format.columns, preprocess=entry.preprocess),
     )  # fmt: skip
     return WriteJob(
         result=partial(Answered, columns=answer_format.table.columns), rows=WordAnswerer(words, top).rows,
@@ -112,6 +112,25 @@ def of_words(words: "WordTable", entry: Entry, top: int) -> WriteJob[Answered]:
         description=f"answers by {entry.name} on cpu",
         entry=entry.name,
     )  # fmt: skip
+
+
+def _tokens(session: "Session", top: int) -> AnswerFormat:
+    check_top(top)
+    return _ranked("token", "score", top, partial(best_words, session, top=top))
+
+
+def _ranked(name: str, value: str, top: int, best: Callable[[Any], Sequence[tuple[str, float]]]) -> AnswerFormat:
+    """The format of the `top` best words, which `best` finds in a row of the model."""
+    pairs = [(f"{name}{number}", f"{value}{number}") for number in range(1, top + 1)]
+
+    def cells(row: Any) -> Row:
+        # A small table may have fewer than `top` words.
+        found = best(row)
+        numbers = decimals([number for _, number in found])
+        filled = [cell for (word, _), number in zip(found, numbers, strict=True) for cell in (plain(word), number)]
+        return [*filled, *[None] * (2 * top - len(filled))]
+
+    return AnswerFormat(tuple(cell for pair in pairs for cell in pair), frozenset(number for _, number in pairs), cells)
 
 
 def _format(manifest: Manifest) -> AnswerFormat:

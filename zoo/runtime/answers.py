@@ -48,6 +48,9 @@ class Model(Protocol):
     def rows(self, items: Iterable[Any], output: str, skip: Skip) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         """The rows of `output` for the items: see `zoo.runtime.in_order.Rows`."""
 
+    def words(self, ids: Sequence[int]) -> Sequence[str]:
+        """The text of each token id, for a model that fills masks."""
+
 
 class ModelAnswerer:
     """Answers by a model: the `top` best labels, a number, or the features of a model without a head.
@@ -75,6 +78,8 @@ class ModelAnswerer:
             return Answer(input=name, value=float(row[0]))
         if manifest.task is Task.MULTI_LABEL:
             return _multi_label(name, row, manifest, self.top)
+        if manifest.task is Task.FILL_MASK:
+            return Answer(input=name, labels=tuple(best_words(self.model, row, self.top)))
         return labelled(name, row, manifest.labels, self.top)
 
 
@@ -142,6 +147,12 @@ def answer_one(answerer: Answerer, each: Input, *, keep_going: bool) -> Answer:
             error.index = 0
         raise error
     return Answer(input=each.name, error=Failure.of(error))
+
+
+def best_words(model: Model, scores: "NDArray[np.float32]", top: int) -> list[tuple[str, float]]:
+    """The `top` best tokens for a mask, as text, with their scores [vocabulary]."""
+    best = scores.argsort()[::-1][:top].tolist()
+    return list(zip(model.words(best), scores[best].tolist(), strict=True))
 
 
 def _multi_label(name: str, scores: "NDArray[np.float32]", manifest: Manifest, top: int) -> Answer:

@@ -23,7 +23,7 @@ from zoo.runtime.io_binding import Bound
 from zoo.runtime.ort import Graphs, Settings, create_session
 from zoo.runtime.per_core import PerCore, outputs_for
 from zoo.runtime.pixels import PixelReader
-from zoo.schema import IMAGE, PIXELS, ImagePreprocess, Preprocess, TextPreprocess
+from zoo.schema import IMAGE, PIXELS, SCORES, ImagePreprocess, Preprocess, TextPreprocess
 from zoo.system.cpu import cores
 
 if TYPE_CHECKING:
@@ -228,7 +228,12 @@ class ImagePipeline(_Pipeline):
 
 
 class TextPipeline(_Pipeline):
-    """The pipeline of texts: they are tokenised, then batched by similar length within a budget of tokens."""
+    """The pipeline of texts: they are tokenised, then batched by similar length within a budget of tokens.
+
+    With `fills_masks` scores are only computed for texts with one mask.
+    """
+
+    fills_masks = False
 
     def __init__(
         self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings
@@ -236,6 +241,17 @@ class TextPipeline(_Pipeline):
         super().__init__(graphs, device, settings, threads=1)
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
+        self.check = self.encoder.check_known
+
+    def stream(
+        self, items: Iterable[Any], outputs: Sequence[str], skip: Skip
+    ) -> "Iterator[tuple[list[int], dict[str, Floats]]]":
+        """Yields the indices and the named outputs of each batch. Scores of a model that fills masks need a mask."""
+        pipeline = self
+        if self.fills_masks and SCORES in outputs:
+            pipeline = copy(self)
+            pipeline.check = self.encoder.check_masked
+        yield from _Pipeline.stream(pipeline, items, outputs, skip)
 
     def prompted(self, prompt: str) -> "TextPipeline":
         """The same pipeline with another prompt before each text."""
@@ -287,7 +303,7 @@ class TextPipeline(_Pipeline):
         found = {index: attempt(check_text, item) for index, item in enumerate(items, start)}
         texts = {index: text for index, text in found.items() if isinstance(text, str)}
         for index, tokens in zip(texts, self.encoder.tokens(list(texts.values())), strict=True):
-            error: DataError | None = attempt(self.encoder.check_known, texts[index], tokens)
+            error: DataError | None = attempt(self.check, texts[index], tokens)
             found[index] = error or tokens
         failed = [(index, each) for index, each in found.items() if isinstance(each, DataError)]
         return {index: each for index, each in found.items() if isinstance(each, list)}, failed

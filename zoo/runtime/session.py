@@ -23,7 +23,7 @@ from zoo.runtime.device import choose, onnxruntime
 from zoo.runtime.optimised_graphs import OptimisedGraphs
 from zoo.runtime.ort import Graphs, Settings, write_optimised
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline, cut_model
-from zoo.schema import ImagePreprocess, TextPreprocess, without_head
+from zoo.schema import ImagePreprocess, Task, TextPreprocess, without_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,9 @@ class Session:
             return ImagePipeline(preprocess, graphs, self.manifest.cut, device, settings)
         if isinstance(preprocess, TextPreprocess):
             bundle.check(preprocess.tokenizer)
-            return TextPipeline(preprocess, graphs, bundle.path, device, settings)
+            pipeline = TextPipeline(preprocess, graphs, bundle.path, device, settings)
+            pipeline.fills_masks = self.manifest.task is Task.FILL_MASK
+            return pipeline
         raise IntegrityError(f"{bundle.path}: a bundle reads images or texts", hint="write the bundle again")
 
     def __repr__(self) -> str:
@@ -197,6 +199,12 @@ class Session:
     def batches_run(self) -> Sequence[int]:
         """Sizes of the last batches."""
         return self._pipeline.batches_run
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token id. Raises UsageError for a model of images."""
+        if not isinstance(self._pipeline, TextPipeline):
+            raise UsageError("words are for models of texts: images have no tokens")
+        return self._pipeline.encoder.words(ids)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, 0 if it cannot be read. Raises UsageError for a model of images."""

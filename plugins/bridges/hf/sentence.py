@@ -126,13 +126,13 @@ def _dense(repository: "Repository", folder: str) -> tuple[DenseLayer, str]:
     found = next((path for path in CHECKPOINTS if folder + path in repository.sizes), "")
     if not found:
         raise UsageError(f"{repository.origin} has no weights in {folder}", hint=HINT)
-    sizes = [config.get("in_features"), config.get("out_features")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    inputs, outputs = config.get("in_features"), config.get("out_features")
+    if not isinstance(inputs, int) or not isinstance(outputs, int) or min(inputs, outputs) < 1:
         raise IntegrityError(f"{repository.origin}: {folder}config.json has no in_features and out_features", hint=HINT)
     return DenseLayer(
         file=f"{folder.strip('/').replace('/', '-')}-{found}",
-        inputs=sizes[0],
-        outputs=sizes[1],
+        inputs=inputs,
+        outputs=outputs,
         bias=config.get("bias", True) is not False,
         activation=NAMES[name],
     ), folder + found

@@ -8,7 +8,15 @@ from zoo_plugins.bridges.hf.labels import head_of
 from zoo.errors import counted
 from zoo.schema import PretrainedHead
 
-CLASSIFIER = "ForSequenceClassification"
+CLASSIFIER, FILLER = "ForSequenceClassification", "ForMaskedLM"
+#: The classes whose heads fill masks in zoo's family `bert`.
+FILLERS = {
+    "BertForMaskedLM",
+    "DistilBertForMaskedLM",
+    "MPNetForMaskedLM",
+    "RobertaForMaskedLM",
+    "XLMRobertaForMaskedLM",
+}
 
 
 class Found(NamedTuple):
@@ -27,9 +35,20 @@ def text_head(config: Mapping[str, Any], origin: str, *, is_encoder: bool = Fals
     kind = str(named[0]) if isinstance(named, list) and named else ""
     if is_encoder or not kind or kind.endswith("Model"):
         return Found(None, "the weights are an encoder without a classifier")
+    if kind.endswith(FILLER):
+        return _mask_head(config, kind)
     if not kind.endswith(CLASSIFIER):
         return Found(None, f"zoo does not export the head of {kind}")
     head = head_of(config, origin)
     if head.task == "regression" and head.outputs != 1:
         return Found(None, f"{kind} answers with {counted(head.outputs or 0, 'number')}: zoo exports one")
     return Found(head)
+
+
+def _mask_head(config: Mapping[str, Any], kind: str) -> Found:
+    outputs = config.get("vocab_size")
+    if kind not in FILLERS or not isinstance(outputs, int):
+        return Found(None, f"zoo does not export the head of {kind}")
+    if config.get("tie_word_embeddings") is False:
+        return Found(None, f"the decoder of {kind} is not the table of word embeddings (tie_word_embeddings is false)")
+    return Found(PretrainedHead(task="fill-mask", outputs=outputs))
