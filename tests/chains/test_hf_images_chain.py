@@ -13,6 +13,7 @@ from tests.kit.cli import parsed, zoo
 from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.image_models import write_image_model
 from tests.kit.libraries import hub_repo
+from zoo.data.labels import imagenet
 from zoo.data.samples import FOLDER
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -77,3 +78,46 @@ def test_pictures_get_the_labels_of_the_pipeline(
         assert [label["name"] for label in answer["labels"]] == [each["label"] for each in wanted], path.name
         scores = [label["score"] for label in answer["labels"]]
         np.testing.assert_allclose(scores, [each["score"] for each in wanted], atol=1e-3, err_msg=path.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "seed", "settings"),
+    [
+        ("dinov2", 35, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}),
+        ("swin", 36, {"config": {"image_size": 224, "patch_size": 4, "window_size": 7}}),
+    ],
+)
+def test_pictures_get_the_features_of_the_pipeline(
+    server: FakeHub, tmp_path: Path, kind: str, seed: int, settings: dict[str, Any]
+) -> None:
+    from transformers import pipeline
+
+    write_image_model(tmp_path / "repo", kind, "Model", seed=seed, **settings)
+    server.add("acme/net", COMMIT, hub_repo(tmp_path / "repo"))
+    assert zoo("pull", "hf/acme/net", "--trust-first").returncode == 0
+    assert "encoder without a classifier" in zoo("show", "hf/acme/net", **GONE).stdout
+    pictures = odd_pictures(tmp_path / "pictures")
+    given = parsed(zoo("run", "hf/acme/net", *pictures, "--device", "cpu", "--json", **GONE))["run"]["results"]
+    extract = pipeline("image-feature-extraction", model=str(tmp_path / "repo"), device="cpu", pool=True)
+    for path, answer in zip(pictures, given, strict=True):
+        ours, wanted = np.array(answer["features"]), np.array(extract(str(path))).ravel()
+        cosine = ours @ wanted / np.linalg.norm(ours) / np.linalg.norm(wanted)
+        assert 1 - cosine <= 1e-4, path.name
+
+
+@pytest.mark.slow
+def test_folders_of_wordnet_ids_evaluate(server: FakeHub, tmp_path: Path) -> None:
+    """A classifier of ImageNet with the Hub's names: folders may be named by WordNet ids, and both cranes differ."""
+    names = dict(enumerate(imagenet().synonyms))
+    write_image_model(tmp_path / "repo", "convnext", seed=37, labels=1000, config={"id2label": names})
+    server.add("acme/net", COMMIT, hub_repo(tmp_path / "repo"))
+    assert zoo("pull", "hf/acme/net", "--trust-first").returncode == 0
+    pictures = odd_pictures(tmp_path / "pictures")
+    for wordnet, path in zip(("n02123045", "n02012849", "n03126707"), pictures, strict=False):
+        (tmp_path / "data" / wordnet).mkdir(parents=True)
+        path.rename(tmp_path / "data" / wordnet / path.name)
+    done = zoo("evaluate", "hf/acme/net", tmp_path / "data", "--device", "cpu", "--json", **GONE)
+    metrics = parsed(done)["evaluation"]["metrics"]
+    assert metrics["n"] == 3
+    assert {"tabby, tabby cat", "crane", "crane (n03126707)"} <= set(metrics["per_class"])

@@ -160,6 +160,8 @@ def test_half_precision_and_the_names_of_older_files(hub: FakeHub, tmp_path: Pat
         ({"model_type": "novel", "auto_map": {"AutoModel": "x.Y"}}, 2, r"needs its own code \(trust_remote_code\)"),
         ({"model_type": "novel"}, 3, "has no architecture 'novel'"),
         ({"model_type": "timm_wrapper"}, 2, "is a model of timm"),
+        ({"model_type": "vit_mae"}, 2, "leaves out random parts"),
+        ({"model_type": "ijepa", "architectures": ["IJepaModel"]}, 2, "no single vector"),
         ({"model_type": "llava", "vision_config": {}}, 2, "no images of the architecture 'llava'"),
         ({"image_size": 64}, 5, "not describe a network"),
         ({"hidden_size": 0}, 5, "not describe a network"),

@@ -341,13 +341,15 @@ def _check_model_type(model_type: str, config: Config, repository: "Repository")
     if model_type not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise UsageError(
-                f"{repository.origin} needs its own code (trust_remote_code), which zoo never runs", hint=HINT
+                f"{repository.origin} needs its own code (trust_remote_code), which is never run", hint=HINT
             )
         raise NotFoundError(
             f"transformers {transformers.__version__} has no architecture {quote(model_type)}", hint=HINT
         )
     if "vision_config" in config and model_type not in COMBINED:
         raise UsageError(f"{repository.origin}: zoo has no images of the architecture {quote(model_type)}", hint=HINT)
+    if model_type == "vit_mae":
+        raise UsageError(f"{repository.origin}: vit_mae leaves out random parts of every image", hint=HINT)
     if CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
         raise UsageError(f"{repository.origin}: {model_type} has no encoder in transformers", hint=HINT)
 
