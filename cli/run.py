@@ -41,6 +41,9 @@ def command(
         bool, typer.Option("--features", help="Print the feature vector instead of labels or nearest words.")
     ] = False,
     prompt: Annotated[str | None, typer.Option(help="The name of the model's prompt to put before each text.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="The second text of every input, for a classifier of pairs (INPUT, PAIR).")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="The column of texts if INPUT is a table.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images if INPUT is a table.")] = None,
     out: Annotated[
@@ -73,7 +76,7 @@ def command(
     if analogy:
         _analogy(zoo, model, inputs, device, top, out, as_json=json)
         return
-    each = zoo.each_input(model, inputs, text=text, image=image)
+    each = zoo.each_input(model, inputs, text=text, image=image, pair=pair)
     # Counting the inputs reports mistyped arguments before a model is pulled or built.
     total = each.count()
     if out is None:

@@ -16,6 +16,7 @@ from msgspec import to_builtins as to_plain
 from zoo.api import Zoo, version
 from zoo.bundle import Bundle
 from zoo.data.inputs import Input, Inputs
+from zoo.data.items import TextPair
 from zoo.data.labels import label_names
 from zoo.errors import (
     AccessError,
@@ -103,6 +104,7 @@ __all__ = [
     "Row",
     "RunResult",
     "Task",
+    "TextPair",
     "Timing",
     "UnknownEntryError",
     "UnknownPluginError",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from zoo.bundle import Bundle, check_target
+from zoo.data.labels import reads_pairs
 from zoo.errors import DeviceError, UsageError, ZooError
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
@@ -27,7 +28,7 @@ from zoo.results import (
     Row,
     RunResult,
 )
-from zoo.schema import SCORES, FileDigest, HeadSpec, Preprocess, Task, WordsPreprocess, without_head
+from zoo.schema import SCORES, FileDigest, HeadSpec, Task, WordsPreprocess, without_head
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -239,23 +240,24 @@ class Zoo(Workspace):
         """The items, and their names, that command-line arguments mean: files, folders, globs, texts, `-` for stdin."""
         from zoo.data.inputs import expand
 
-        return expand(arguments, self._preprocess(model), text=text)
+        return expand(arguments, self.facts(model).preprocess, text=text)
 
     def each_input(
-        self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None
-    ) -> "Inputs":
+        self, model: str, arguments: Sequence[str], *, text: str | None = None, image: str | None = None,
+        pair: str | None = None,
+    ) -> "Inputs":  # fmt: skip
         """An iterable over the inputs named by command-line arguments, of any number, read one by one.
 
         Arguments are files, folders, globs, tables (`text` and `image` name the columns), texts, and `-` for stdin. An
-        unreadable input is an Input with an error. Iterating raises DataError for an argument that gives no input.
+        unreadable input is an Input with an error. `pair` is the second text of every input; raises UsageError if the
+        model reads none. Iterating raises DataError for an argument without inputs.
         """
         from zoo.data.inputs import Inputs
 
-        return Inputs(arguments, self._preprocess(model), text=text, image=image)
-
-    def _preprocess(self, model: str) -> Preprocess:
-        """A model's preprocessing, known before anything is pulled or exported."""
-        return Bundle.open(Path(model)).manifest.preprocess if self.is_path(model) else self.entry(model).preprocess
+        facts = self.facts(model)
+        if pair is not None and not reads_pairs(facts):
+            raise UsageError(f"{facts.name} does not read pairs of texts", hint="leave --pair out")
+        return Inputs(arguments, facts.preprocess, text=text, image=image, pair=pair, pairs=reads_pairs(facts))
 
     def embed(
         self, model: str, inputs: Iterable[Any], out: str | Path, *, device: str | None = None, resume: bool = False,

@@ -24,6 +24,7 @@ class DataOptions(Struct, frozen=True, kw_only=True):
     `task`: the kind of the labels.
     `text`, `image`, `label`: the columns of a table.
     `max_bad`: the fraction of the items that may be unreadable.
+    `pairs`: whether a table may have the column `text_pair`.
     """
 
     task: Task = Task.SINGLE_LABEL
@@ -31,6 +32,7 @@ class DataOptions(Struct, frozen=True, kw_only=True):
     image: str | None = None
     label: str | None = None
     max_bad: float = MAX_BAD
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad <= 1:

@@ -98,7 +98,7 @@ class TextPreprocess(
     `max_length` tokens, special tokens included, and refused if all tokens are `unknown_token`. With `normalize`,
     features are scaled to L2 norm 1.
     `prompts` are texts by name; the one called `prompt` is put before each text unless the user names another. A model
-    that fills masks fills the `mask_token` of a text.
+    that fills masks fills the `mask_token` of a text. With `segments` the graph also takes `token_type_ids` of pairs.
     """
 
     tokenizer: FilePath
@@ -110,6 +110,7 @@ class TextPreprocess(
     prompts: dict[str, str] = {}
     prompt: str | None = None
     mask_token: str | None = None
+    segments: bool = False
 
     def __post_init__(self) -> None:
         if self.tokenizer.endswith(".txt") != (self.wordpiece is not None):
@@ -144,7 +145,8 @@ def input_specs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
     if isinstance(preprocess, ImagePreprocess):
         shape = ("batch", 3, preprocess.crop, preprocess.crop)
         return (TensorSpec(name=PIXELS, dtype="float32", shape=shape),)
-    names = ("input_ids", "attention_mask")
+    segments = ("token_type_ids",) if isinstance(preprocess, TextPreprocess) and preprocess.segments else ()
+    names = ("input_ids", "attention_mask", *segments)
     return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in names)
 
 

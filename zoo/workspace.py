@@ -22,7 +22,7 @@ from zoo.extras import RUNTIME, require
 from zoo.progress import SILENT, Progress
 from zoo.registry.registry import Registry, default_registry
 from zoo.registry.shelves import add_shelves
-from zoo.schema import Entry, WordsPreprocess
+from zoo.schema import Entry, Manifest, WordsPreprocess
 from zoo.store.lock import Lock
 from zoo.store.store import Store, zoo_home
 from zoo.system.files import storage_errors
@@ -217,6 +217,10 @@ class Workspace:
             self.open(model), device, threads=threads, spins=spins, fixed=fixed,
             engines=self.store.engines, optimised=self.store.optimised,
         )  # fmt: skip
+
+    def facts(self, model: str) -> Entry | Manifest:
+        """The registry row or the manifest of a model, known before anything is pulled or exported."""
+        return Bundle.open(Path(model)).manifest if self.is_path(model) else self.entry(model)
 
     def words(self, model: str) -> "WordTable":
         """The word table of a row of word vectors; pulled and prepared when it is first needed.

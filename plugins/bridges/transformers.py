@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 OURS = {"bert": "bert", "distilbert": "distilbert", "mpnet": "mpnet", "roberta": "roberta", "xlm-roberta": "roberta"}
 #: Model types whose tokenizer can be built from a vocab.txt.
 WORDPIECE = frozenset({"bert", "distilbert", "electra"})
+#: Model types whose tokenizers give token types, unless tokenizer_config.json says otherwise.
+SEGMENTED = frozenset({"albert", "bert", "convbert", "deberta", "deberta-v2", "electra", "ernie", "mobilebert"})
 #: Keys of config.json that name code, or files to load it from.
 CODE = ("auto_map", "custom_pipelines", "_name_or_path", "name_or_path")
 LEGACY = {"gamma": "weight", "beta": "bias"}
@@ -66,9 +68,11 @@ class TransformersBridge(Bridge):
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
-        found = text_head(config, repository.origin, is_encoder=steps.is_encoder)
+        found = text_head({**config, **steps.settings}, repository.origin, is_encoder=steps.is_encoder)
         if found.head is not None and found.head.task == "fill-mask":
             preprocess, found = _with_mask(preprocess, found, repository, steps.folder)
+        elif found.head is not None:
+            preprocess = replace(preprocess, segments=_has_segments(config, model_type, repository, steps.folder))
         per_number = 2 if config.get("torch_dtype", config.get("dtype")) in ("float16", "bfloat16") else 4
         return Entry(
             name=f"{self.prefix}/{name}".lower(),
@@ -170,8 +174,13 @@ def _pooled(encoder: "torch.nn.Module", pooling: "torch.nn.Module") -> "torch.nn
             super().__init__()
             self.model, self.pool = encoder, pooling
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *segments: torch.Tensor
+        ) -> torch.Tensor:
+            types = {"token_type_ids": segments[0]} if segments else {}
+            hidden: torch.Tensor = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, **types
+            ).last_hidden_state
             features: torch.Tensor = self.pool(hidden, attention_mask)
             return features
 
@@ -253,6 +262,16 @@ def _preprocess(repository: "Repository", config: Config, model_type: str, steps
         prompt=prompts.default,
     )
     return preprocess, tokenizer
+
+
+def _has_segments(config: Config, model_type: str, repository: "Repository", folder: str) -> bool:
+    """Whether a model and its tokenizer tell the texts of a pair apart by token types."""
+    types, path = config.get("type_vocab_size"), f"{folder}tokenizer_config.json"
+    if model_type == "bert":
+        types = 2 if types is None else types
+    named = read_json(repository, path).get("model_input_names") if path in repository.sizes else None
+    is_named = "token_type_ids" in named if isinstance(named, list) else model_type in SEGMENTED
+    return is_named and isinstance(types, int) and types > 1
 
 
 def _with_mask(

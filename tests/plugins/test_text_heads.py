@@ -1,5 +1,6 @@
 """Sequence classifiers of the Hub against transformers' own pipeline, on texts of all kinds."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_classifier, write_encoder
-from zoo import IntegrityError, Zoo
+from zoo import DataError, IntegrityError, TextPair, UsageError, Variant, Zoo
 from zoo.data.tokenizers import TextEncoder, place_tokenizer
 from zoo.schema import PretrainedHead, TextPreprocess
 
@@ -43,7 +44,7 @@ def piped(folder: Path, texts: Sequence[str], length: int) -> list[list[tuple[st
     return [[(each["label"], each["score"]) for each in row] for row in found]
 
 
-def scores_of(zoo: Zoo, name: str, texts: list[str], folder: Path) -> np.ndarray:
+def scores_of(zoo: Zoo, name: str, texts: Sequence[str | TextPair], folder: Path) -> np.ndarray:
     """The scores of the family's own arithmetic, for texts of one batch."""
     pulled, entry = zoo.pull(name, trust_first=True), zoo.entry(name)
     preprocess = entry.preprocess
@@ -154,3 +155,126 @@ def test_a_decoder_whose_scores_change_with_padding_is_refused(hub: FakeHub, tmp
     with pytest.raises(IntegrityError, match="padding") as caught:
         scores_of(Zoo(), "hf/acme/net", ["a text"], tmp_path / "bundle")
     assert caught.value.hint
+
+
+def pairs_of(texts: Sequence[str]) -> list[TextPair]:
+    """Pairs of short and long texts, in both orders."""
+    return [TextPair(one, other) for one, other in zip(texts, texts[1:] + texts[:1], strict=True)]
+
+
+def piped_pairs(folder: Path, pairs: Sequence[TextPair]) -> list[dict[str, float]]:
+    """The answers of transformers' pipeline to pairs."""
+    from transformers import pipeline
+
+    made = pipeline("text-classification", model=str(folder), tokenizer=str(folder), top_k=None)
+    given = [{"text": pair.text, "text_pair": pair.pair} for pair in pairs]
+    found = made(given, truncation=True, max_length=LENGTH)
+    return [{each["label"]: each["score"] for each in row} for row in found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_have_the_scores_of_the_pipeline(hub: FakeHub, tmp_path: Path, kind: str) -> None:
+    labels = ["entailment", "neutral", "contradiction"]
+    written(tmp_path / "repo", kind, labels=labels, seed=71)
+    hub.add("acme/nli", COMMIT, hub_repo(tmp_path / "repo"))
+    zoo = Zoo()
+    preprocess = zoo.entry("hf/acme/nli").preprocess
+    assert isinstance(preprocess, TextPreprocess)
+    assert preprocess.segments == (kind in ("Bert", "Electra", "Albert"))
+    pairs = pairs_of(NASTY)
+    found = scores_of(zoo, "hf/acme/nli", pairs, tmp_path / "bundle")
+    wanted = [[row[label] for label in labels] for row in piped_pairs(tmp_path / "repo", pairs)]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "wanted"),
+    [
+        ("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity"}, "identity"),
+        ("sbert_ce_default_activation_function", "torch.nn.modules.linear.Identity", "identity"),
+        ("sbert_ce_default_activation_function", "torch.nn.modules.activation.Sigmoid", "sigmoid"),
+        ("sbert_ce_default_activation_function", "evil.Thing", "sigmoid"),
+    ],
+)
+def test_the_activation_of_a_cross_encoder_is_the_one_its_files_name(
+    hub: FakeHub, tmp_path: Path, key: str, named: object, wanted: str
+) -> None:
+    written(tmp_path / "repo", "Bert", labels=["LABEL_0"])
+    change_json(tmp_path / "repo" / "config.json", **{key: named})
+    hub.add("acme/rank", COMMIT, hub_repo(tmp_path / "repo"))
+    head = Zoo().entry("hf/acme/rank").head
+    assert head is not None
+    assert (head.task, head.activation) == ("regression", wanted)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("MPNet", "Electra", "DebertaV2"))]
+)
+def test_a_reranker_goes_the_whole_way(hub: FakeHub, tmp_path: Path, kind: str) -> None:
+    """Sessions, tables and the parity check read pairs; scores are those of sentence-transformers' CrossEncoder."""
+    cross_encoder = pytest.importorskip("sentence_transformers").CrossEncoder
+    written(tmp_path / "repo", kind, labels=["LABEL_0"])
+    theirs = cross_encoder(str(tmp_path / "repo"), max_length=LENGTH)
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    hub.add("acme/rank", COMMIT, hub_repo(tmp_path / "saved"))
+    zoo, name = Zoo(), "hf/acme/rank"
+    zoo.pull(name, trust_first=True)
+    pairs = pairs_of(NASTY)
+    wanted = theirs.predict([tuple(pair) for pair in pairs])
+    answers = zoo.run(name, pairs, device="cpu").answers
+    np.testing.assert_allclose([answer.value for answer in answers], wanted, atol=1e-4)
+    assert answers[0].input == NASTY[0]
+    assert zoo.run(name, pairs[0], device="cpu").answers[0].value == pytest.approx(float(wanted[0]), abs=1e-4)
+    assert "in pairs" in zoo.open(name).manifest.parity.samples
+
+    rows = [
+        {"text": pair.text, "text_pair": pair.pair, "label": float(score)}
+        for pair, score in zip(pairs, wanted, strict=True)
+    ]
+    table = tmp_path / "data.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = list(zoo.answers(name, zoo.each_input(name, [str(table)]), device="cpu"))
+    np.testing.assert_allclose([answer.value for answer in found], wanted, atol=1e-4)
+    assert zoo.evaluate(name, table, device="cpu").metrics.mae < 1e-4
+    [answer] = zoo.answers(name, zoo.each_input(name, [NASTY[0]], pair=NASTY[1]), device="cpu")
+    assert answer.value == pytest.approx(float(wanted[0]), abs=1e-4)
+    # The texts alone are other inputs.
+    alone = zoo.run(name, NASTY, device="cpu").answers
+    assert max(abs(one.value - float(score)) for one, score in zip(alone, wanted, strict=True)) > 0.01
+
+
+def test_a_pair_for_a_model_of_single_texts_is_an_error(shelf: Path) -> None:
+    zoo = Zoo()
+    with pytest.raises(DataError, match="reads single texts, not pairs") as caught:
+        zoo.run("tiny-bert", TextPair("a", "b"), device="cpu")
+    assert "--pair" in (caught.value.hint or "")
+    for model in ("tiny-bert", "tiny-lite"):
+        with pytest.raises(UsageError, match=f"{model} does not read pairs of texts") as refused:
+            zoo.each_input(model, ["a text"], pair="b")
+        assert "--pair" in (refused.value.hint or "")
+    with pytest.raises(DataError):
+        zoo.run("tiny-lite", TextPair("a", "b"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(precision="int8"),
+        pytest.param(Variant(precision="fp16"), marks=pytest.mark.slow),
+        pytest.param(Variant(fuse=True), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_an_export_in_another_precision_keeps_labels_and_pairs(hub: FakeHub, tmp_path: Path, variant: Variant) -> None:
+    written(tmp_path / "repo", "Bert", hidden_size=64, intermediate_size=128)
+    hub.add("acme/nli", COMMIT, hub_repo(tmp_path / "repo"))
+    zoo, name = Zoo(), "hf/acme/nli"
+    zoo.pull(name, trust_first=True)
+    bundle = zoo.export(name, tmp_path / "out", variant)
+    assert bundle.manifest.labels == ("NEGATIVE", "NEUTRAL", "POSITIVE")
+    assert [spec.name for spec in bundle.manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    wanted = [
+        [row[label] for label in bundle.manifest.labels] for row in piped_pairs(tmp_path / "repo", pairs_of(NASTY))
+    ]
+    found = zoo.session(str(bundle.path), "cpu").scores(pairs_of(NASTY))
+    np.testing.assert_allclose(found, wanted, atol=0.05)

@@ -162,7 +162,7 @@ def load_parts(
         image, has_files = options.image or DEFAULT_IMAGE, not is_hub(source)
         contents = {"train": read_images(path, image, column, task, has_files=has_files)}
     else:
-        contents = {"train": read_texts(path, options.text or DEFAULT_TEXT, column, task)}
+        contents = {"train": read_texts(path, options.text or DEFAULT_TEXT, column, task, pairs=options.pairs)}
     skipped = [each for content in contents.values() for each in content.skipped]
     total = len(skipped) + sum(len(content.examples) for content in contents.values())
     if not total:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from zoo.data.folders import image_files
 from zoo.data.images import IMAGE_SUFFIXES
+from zoo.data.items import TextPair
 from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, image_cells, lines, lines_of
 from zoo.data.tokenizers import check_text
 from zoo.errors import DataError, MissingFileError, UsageError, short
@@ -39,17 +40,26 @@ class Inputs:
     """The inputs that command-line arguments name, read one by one as they are needed; none is kept.
 
     The arguments are those of `expand`, and for images also tables, whose column `image` holds bytes or paths. A file
-    of another kind in a folder and a row that cannot be used are inputs with an error. Iterating raises DataError for
-    an argument that cannot be used as a whole.
+    of another kind in a folder and a row that cannot be used are inputs with an error. `pair` is the second text of
+    every input; with `pairs` the column `text_pair` of a table holds it, if there is one. Iterating raises DataError
+    for an argument that cannot be used as a whole.
     """
 
     def __init__(
-        self, arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None, image: str | None = None
+        self,
+        arguments: Sequence[str],
+        preprocess: Preprocess,
+        *,
+        text: str | None = None,
+        image: str | None = None,
+        pair: str | None = None,
+        pairs: bool = False,
     ) -> None:
         self.arguments = arguments
         self.reads_images = isinstance(preprocess, ImagePreprocess)
         self.text = text or DEFAULT_TEXT
         self.image = image or DEFAULT_IMAGE
+        self.pair, self.pairs = pair, pairs
 
     def __iter__(self) -> Iterator[Input]:
         files = Counter(Path(argument).name for argument in self.arguments if _is_lines(argument))
@@ -62,7 +72,8 @@ class Inputs:
 
     def _of(self, argument: str) -> Iterator[Input]:
         if not self.reads_images:
-            return _texts(argument, self.text)
+            found = _texts(argument, self.text, pairs=self.pairs and self.pair is None)
+            return found if self.pair is None else (each._replace(item=_paired(each.item, self.pair)) for each in found)
         if Path(argument).suffix.lower() in TABLES and _is(Path.is_file, argument):
             return _numbered(Path(argument), image_cells(Path(argument), self.image), "images")
         return _images(argument)
@@ -105,8 +116,8 @@ def one_or_more(inputs: Any) -> Iterable[Any]:
     """The inputs one by one; a single text, path, image or its bytes is one input and not a sequence."""
     # `ndim` finds arrays without importing numpy. An array with three axes is one image. An array with none or two is
     # one unreadable input. An open file is one input, because iterating it would give its lines.
-    is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path) or not isinstance(inputs, Iterable)
-    is_one = is_one or hasattr(inputs, "read")
+    is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Path | TextPair)
+    is_one = is_one or not isinstance(inputs, Iterable) or hasattr(inputs, "read")
     return [inputs] if is_one or getattr(inputs, "ndim", None) in (0, 2, 3) else inputs
 
 
@@ -163,12 +174,13 @@ def arriving(inputs: Iterable[Input], limit: int) -> Iterator[list[Input]]:
 
 
 def named_inputs(inputs: Iterable[Any]) -> Iterator[Input]:
-    """Items as `Input`s: the name of a path or a text is itself, of any other item its index."""
+    """Items as `Input`s: a path or a text is its own name, a pair has its first text, any other item its index."""
     for number, each in enumerate(inputs):
         if isinstance(each, Input):
             yield each
         else:
-            yield Input(str(each) if isinstance(each, str | Path) else f"#{number}", each)
+            name = each.text if isinstance(each, TextPair) else each
+            yield Input(str(name) if isinstance(name, str | Path) else f"#{number}", each)
 
 
 def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None = None) -> tuple[list[str], list[str]]:
@@ -227,7 +239,11 @@ def _image_problem(file: str) -> DataError | None:
     return None
 
 
-def _texts(argument: str, text: str) -> Iterator[Input]:
+def _paired(item: Any, pair: str) -> Any:
+    return TextPair(item, pair) if isinstance(item, str) else item
+
+
+def _texts(argument: str, text: str, *, pairs: bool = False) -> Iterator[Input]:
     if argument == STDIN:
         for name, line in _stdin_lines():
             yield Input(name, line)
@@ -246,7 +262,7 @@ def _texts(argument: str, text: str) -> Iterator[Input]:
             raise DataError(f"{argument} is not a regular file", path=argument, hint="save it as a file first")
         yield Input(argument, check_text(argument))
         return
-    yield from _numbered(path, cells(path, text) if suffix in TABLES else lines(path), "texts")
+    yield from _numbered(path, cells(path, text, pairs=pairs) if suffix in TABLES else lines(path), "texts")
 
 
 def _numbered(path: Path, rows: Iterator[tuple[int, Any]], what: str) -> Iterator[Input]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -12,8 +12,16 @@ from zoo.errors import DataError, ZooError, named
 #: A function that gets the index and the error of an unreadable item. It returns to leave the item out, or raises.
 Skip: TypeAlias = Callable[[int, DataError], None]
 
-#: An image's path or its bytes, or a text.
-Item: TypeAlias = Path | str | bytes
+
+class TextPair(NamedTuple):
+    """Two texts that are one input, for classifiers of pairs: a premise and a hypothesis, a query and a document."""
+
+    text: str
+    pair: str
+
+
+#: An image's path or its bytes, a text, or a pair of texts.
+Item: TypeAlias = Path | str | bytes | TextPair
 #: Separates the labels of one cell.
 SEPARATOR = "|"
 Made = TypeVar("Made")

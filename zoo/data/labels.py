@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import DataError, MissingFileError
-from zoo.schema import Manifest, PretrainedHead
+from zoo.schema import PRETRAINED, Entry, Manifest, PretrainedHead, Task, TextPreprocess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,3 +97,12 @@ def read_label_map(path: Path, manifest: Manifest) -> "Mapping[str, str]":
             problem = f"{path}:{number} maps '{name}' to '{label}', an earlier row to '{found[name]}'"
             raise DataError(problem, path=path, hint="remove one of the rows")
     return found
+
+
+def reads_pairs(model: Entry | Manifest) -> bool:
+    """Whether a model reads pairs of texts: the classifiers of texts that come with the weights do."""
+    if not isinstance(model.preprocess, TextPreprocess):
+        return False
+    if isinstance(model, Manifest):
+        return model.head == PRETRAINED and model.task is not Task.FILL_MASK
+    return model.head is not None and model.head.task != "fill-mask"

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.data.dataset import Dataset
-from zoo.data.items import Item
+from zoo.data.items import Item, TextPair
 from zoo.errors import NotFoundError
 from zoo.schema import ImagePreprocess, Preprocess, TextPreprocess
 
@@ -15,11 +16,11 @@ PARITY_SAMPLES = 8
 FOLDER = Path(__file__).resolve().parents[1] / "assets"
 
 
-def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Path] | list[str], str]:
+def bundled(preprocess: Preprocess, words: Sequence[str] = (), *, pairs: bool = False) -> tuple[list[Any], str]:
     """Returns at least seven images, or sentences of very different lengths, and their name in a report.
 
     Three more texts are made of `words`: a model of another language may know no word of the sentences. For a model
-    that fills masks, each sentence has one.
+    that fills masks, each sentence has one. With `pairs` every other text is a pair of two sentences.
     """
     if isinstance(preprocess, ImagePreprocess):
         images = sorted(FOLDER.glob("*.jpg"))
@@ -35,6 +36,10 @@ def bundled(preprocess: Preprocess, words: Sequence[str] = ()) -> tuple[list[Pat
     texts.insert(1, " ".join(texts * 5))
     if words:
         texts = [" ".join(words), " ".join(words[::2]), " ".join(words[:1]), *texts]
+    if pairs:
+        seconds = [*texts[::-1]]
+        mixed = [TextPair(text, seconds[index]) if index % 2 else text for index, text in enumerate(texts)]
+        return mixed, "the bundled sentences, half of them in pairs"
     return texts, "the bundled sentences"
 
 

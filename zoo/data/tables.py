@@ -5,16 +5,19 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
 from zoo.data.folders import Content, read_image
-from zoo.data.items import SEPARATOR, Example, Skipped, attempt
+from zoo.data.items import SEPARATOR, Example, Skipped, TextPair, attempt
 from zoo.errors import DataError, quote
 from zoo.extras import require
 from zoo.schema import Task
 from zoo.system.files import sha256
 
+#: The column of the second texts of pairs, which a table may have.
+TEXT_PAIR = "text_pair"
 TABLES = (".csv", ".jsonl", ".parquet")
 DEFAULT_TEXT, DEFAULT_IMAGE, DEFAULT_LABEL = "text", "image", "label"
 #: Rows of a Parquet file that are decoded at once.
@@ -25,12 +28,15 @@ PARQUET_ROWS = 256
 Row: TypeAlias = tuple[int, Mapping[str, Any] | DataError]
 
 
-def read_texts(path: Path, text: str, label: str, task: Task) -> Content:
-    """The examples in a table of texts. Raises DataError for a missing column and for a cell that cannot be used."""
+def read_texts(path: Path, text: str, label: str, task: Task, *, pairs: bool = False) -> Content:
+    """The examples in a table of texts; with `pairs` of pairs, if the table has the column `text_pair`.
+
+    Raises DataError for a missing column and for a cell that cannot be used.
+    """
     examples = []
     for line, row in _rows(path, {text: "--text", label: "--label"}):
-        words = _cell(row[text], text, path, line)
-        digest = sha256(words)
+        words = _text(row, text, path, line, pairs=pairs)
+        digest = sha256(words if isinstance(words, str) else "\0".join(words))
         examples.append(Example(f"{path.name}:{line}", words, _label(row[label], label, path, line, task), digest))
     return Content(examples, [])
 
@@ -62,13 +68,20 @@ def read_images(path: Path, image: str, label: str, task: Task, *, has_files: bo
     return content
 
 
-def cells(path: Path, name: str) -> Iterator[tuple[int, str | DataError]]:
+def cells(path: Path, name: str, *, pairs: bool = False) -> Iterator[tuple[int, str | TextPair | DataError]]:
     """Yields, for one column of a table, each line number with the text or with the row's error, read lazily.
 
-    Raises DataError for a missing column and for a file that cannot be read.
+    With `pairs` a row of a table with the column `text_pair` is a pair. Raises DataError for a missing column and for a
+    file that cannot be read.
     """
     for line, row in _each_row(path, {name: "--text"}):
-        yield line, row if isinstance(row, DataError) else attempt(_cell, row[name], name, path, line)
+        text = partial(_text, pairs=pairs)
+        yield line, row if isinstance(row, DataError) else attempt(text, row, name, path, line)
+
+
+def _text(row: Mapping[str, Any], column: str, path: Path, line: int, *, pairs: bool) -> str | TextPair:
+    text = _cell(row[column], column, path, line)
+    return TextPair(text, _cell(row[TEXT_PAIR], TEXT_PAIR, path, line)) if pairs and TEXT_PAIR in row else text
 
 
 def image_cells(path: Path, name: str) -> Iterator[tuple[int, bytes | Path | DataError]]:
@@ -248,7 +261,8 @@ def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
         _check_columns(columns, schema.names, str(path), path)
         classes = _class_names(schema.metadata or {})
         line = 0
-        for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
+        wanted = [*columns, *({TEXT_PAIR} & set(schema.names) - set(columns))]
+        for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
             for row in batch.to_pylist():
                 line += 1
                 yield line, {name: _named(value, classes.get(name)) for name, value in row.items()}

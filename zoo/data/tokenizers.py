@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from zoo.data.items import TextPair
 from zoo.errors import DataError, IntegrityError, RegistryError, quote
 from zoo.schema import TextPreprocess, WordPiece, WordsPreprocess
 
@@ -20,6 +21,12 @@ UNKNOWN, FIRST, LAST = "[UNK]", "[CLS]", "[SEP]"
 #: Tokens that are also recognised in texts, if the vocabulary has them.
 SPECIAL = ("[PAD]", UNKNOWN, FIRST, LAST, "[MASK]")
 HINT = "the file is not the vocabulary that this row describes"
+
+
+class Tokens(list[int]):
+    """The token ids of one text or pair. `types` are their token types; empty means 0 for each."""
+
+    types: Sequence[int] = ()
 
 
 class TextEncoder:
@@ -51,28 +58,39 @@ class TextEncoder:
         tokenizer.no_padding()
         return tokenizer
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, at most `max_length` of them."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch([self.prompt + text for text in texts])]
+    def tokens(self, texts: Sequence[str | TextPair]) -> list[Tokens]:
+        """Tokens of each text or pair, special tokens included, at most `max_length` of them.
 
-    def check_known(self, text: str, row: Sequence[int]) -> None:
+        Of a pair that is too long, the longer text loses tokens at its end, as in transformers.
+        """
+        given = [self.prompt + text if isinstance(text, str) else tuple(text) for text in texts]
+        found = []
+        for encoding in self._tokenizer.encode_batch(given):
+            row = Tokens(encoding.ids)
+            if self.preprocess.segments:
+                row.types = encoding.type_ids
+            found.append(row)
+        return found
+
+    def check_known(self, text: str | TextPair, row: Sequence[int]) -> None:
         """Raise DataError when `row`, the tokens of `text`, has no known word and the model refuses such texts."""
         if self._unknown is not None and all(token == self._unknown for token in row):
             # Leave out the token for unknown words.
             count = self._tokenizer.get_vocab_size() - 1
-            problem = f"no word of {quote(text)} is among the {count:,} words"
+            problem = f"no word of {quote(str(text))} is among the {count:,} words"
             raise DataError(problem, hint="remove it, or reword it")
 
-    def check_masked(self, text: str, row: Sequence[int]) -> None:
+    def check_masked(self, text: str | TextPair, row: Sequence[int]) -> None:
         """Raise DataError unless `row`, the tokens of `text`, contains the mask once."""
         mask = self.preprocess.mask_token
         if (count := row.count(self.mask_id)) == 1:
             return
         if count:
-            problem = f"the text {quote(text)} has {count} masks, and only one can be filled"
+            problem = f"the text {quote(str(text))} has {count} masks, and only one can be filled"
             raise DataError(problem, hint=f"put words in place of the other {mask}")
         is_cut = mask is not None and mask in text and len(row) == self.preprocess.max_length
-        problem = f"the text {quote(text)} has no {mask}" + (f" among its first {len(row)} tokens" if is_cut else "")
+        problem = f"the text {quote(str(text))} has no {mask}"
+        problem += f" among its first {len(row)} tokens" if is_cut else ""
         raise DataError(problem, hint=f"put {mask} in place of a word; --features prints the vector of any text")
 
     @cached_property
@@ -97,9 +115,8 @@ class TextEncoder:
         size = self._tokenizer.get_vocab_size()
         return [self._tokenizer.id_to_token(index) for index in range(0, size, max(1, size // count))]
 
-    @staticmethod
-    def batch(rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
-        """`input_ids` and `attention_mask`, int64 [len(rows), longest]; padded with 0 where the mask is 0."""
+    def batch(self, rows: Sequence[Sequence[int]]) -> "dict[str, NDArray[np.int64]]":
+        """The graph's inputs, each int64 [len(rows), longest]; padded with 0 where the mask is 0."""
         import numpy as np
 
         longest = max(len(row) for row in rows)
@@ -108,7 +125,13 @@ class TextEncoder:
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        if not self.preprocess.segments:
+            return {"input_ids": ids, "attention_mask": mask}
+        types = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            if isinstance(row, Tokens):
+                types[index, : len(row.types)] = row.types
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def write_word_level(words: Iterable[str], preprocess: WordsPreprocess, folder: Path) -> TextPreprocess:
@@ -150,6 +173,17 @@ def is_one_token(text: str, preprocess: WordsPreprocess) -> bool:
 
     normal = normalizers.Lowercase().normalize_str(text) if preprocess.lowercase else text
     return [text] == [part for part, _ in pre_tokenizers.Whitespace().pre_tokenize_str(normal)]
+
+
+def check_item(item: object, *, pairs: bool) -> str | TextPair:
+    """A text; with `pairs` also a pair of texts. Raises the errors of `check_text`, and DataError for other pairs."""
+    if not isinstance(item, TextPair):
+        return check_text(item)
+    if not pairs:
+        raise DataError(
+            "this model reads single texts, not pairs", hint="leave --pair out, or choose a classifier of pairs"
+        )
+    return TextPair(check_text(item.text), check_text(item.pair))
 
 
 def check_text(item: object) -> str:

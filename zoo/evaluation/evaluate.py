@@ -9,7 +9,7 @@ import msgspec
 from zoo.bundle import Held, read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
-from zoo.data.labels import other_names, read_label_map
+from zoo.data.labels import other_names, read_label_map, reads_pairs
 from zoo.errors import DataError, UsageError
 from zoo.evaluation.metrics import measure, only_seen
 from zoo.options import DataOptions
@@ -75,7 +75,7 @@ def evaluate(
     _check_measurable(session.manifest.name, session.manifest.task, session.manifest.lineage.entry)
     manifest, split = session.manifest, read_split(session.bundle)
     names_of = {**other_names(manifest), **(read_label_map(Path(labels), manifest) if labels else {})}
-    options = msgspec.structs.replace(options, task=manifest.task)
+    options = msgspec.structs.replace(options, task=manifest.task, pairs=reads_pairs(manifest))
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names_of)
     if held_out:
         dataset = _held_out(dataset, split, model)

@@ -9,6 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.images import decode_image
+from zoo.data.items import Item, TextPair
 from zoo.errors import DataError, counted
 from zoo.evaluation.report_plots import CALIBRATION, CONFUSION, CURVES, MAP, MATRIX, NARROW, SCATTER
 from zoo.schema import Task
@@ -23,7 +24,7 @@ OPEN_CLASSES = 40
 OPEN_NOTES = 8
 
 
-def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Path | str | bytes]) -> str:
+def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Item]) -> str:
     """The page for these facts, with the plots `images` by file name and the `items` of the mistakes."""
     plots = {
         name: _section(title, _plot(facts, images, name, caption))
@@ -169,7 +170,7 @@ def _classes(facts: "Facts") -> str:
     return f'<div class="card">{table}</div>'
 
 
-def _mistakes(facts: "Facts", items: Sequence[Path | str | bytes]) -> str:
+def _mistakes(facts: "Facts", items: Sequence[Item]) -> str:
     if not facts.mistakes:
         return '<p class="card">None: the predictions for all held-out items are right.</p>'
     cases = "".join(
@@ -192,7 +193,9 @@ def _verdict(facts: "Facts", mistake: "Mistake") -> str:
     return f"true {true}, predicted {wrong(_safe(mistake.predicted))} ({score})"
 
 
-def _item(item: Path | str | bytes, name: str) -> str:
+def _item(item: Item, name: str) -> str:
+    if isinstance(item, TextPair):
+        item = " | ".join(item)
     if isinstance(item, str):
         letters = 500
         more = f" … ({len(item):,} characters)" if len(item) > letters else ""

@@ -16,7 +16,7 @@ import msgspec
 from zoo.backbone import Backbone
 from zoo.bundle import MODEL, SCHEMA_VERSION, Bundle, describe_files, write_manifest
 from zoo.data import samples
-from zoo.data.labels import LabelList, labels_of
+from zoo.data.labels import LabelList, labels_of, reads_pairs
 from zoo.data.tokenizers import TextEncoder, place_tokenizer, write_word_level
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.export import parity, trunk
@@ -74,7 +74,7 @@ def build(
         edit.describe(whole, metadata(manifest.lineage, preprocess, manifest.labels))
         edit.save(whole, folder / MODEL)
         reader = encoder(preprocess, folder)
-        items, origin = samples.bundled(preprocess, parity_words(entry, reader))
+        items, origin = samples.bundled(preprocess, parity_words(entry, reader), pairs=reads_pairs(entry) and not cut)
         reference = trunk.reference(backbone, cut) if cut else backbone.reference
         expected = expect(reference, items, origin, reader)
         manifest = msgspec.structs.replace(

@@ -12,6 +12,7 @@ from zoo.backbone import Backbone
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
 from zoo.data import samples
 from zoo.data.items import Item
+from zoo.data.labels import reads_pairs
 from zoo.errors import IntegrityError, UsageError
 from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead
@@ -100,7 +101,9 @@ def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Convert
     """The parity report of the model in `folder`, which was made from `source`."""
     manifest, (draft, own) = source.manifest, converted
     layers, reader = folder / HEAD, encoder(manifest.preprocess, folder)
-    items, origin = own or samples.bundled(manifest.preprocess, parity_words(manifest.lineage.entry, reader))
+    items, origin = own or samples.bundled(
+        manifest.preprocess, parity_words(manifest.lineage.entry, reader), pairs=reads_pairs(manifest)
+    )
     reference = reference_of(source, backbone)
     if draft.head is None:
         reference = only_features(reference)

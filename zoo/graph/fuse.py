@@ -31,8 +31,9 @@ def fuse(body: "onnx.ModelProto", family: str = "encoder") -> "onnx.ModelProto":
     normalisation must become an embedding layer. Raises PluginError with the counts if a pattern was not found, for
     example because the exporter changed, and UsageError for a model without attention.
     """
-    # Each layer has one softmax.
-    layers = _count(body, "Softmax")
+    # Each layer has one softmax, and a head may have one more, which gives an output.
+    outputs = {item.name for item in body.graph.output}
+    layers = sum(node.op_type == "Softmax" and not outputs.intersection(node.output) for node in body.graph.node)
     if not layers:
         raise UsageError("there is no attention to fuse in this model", hint="leave --fuse out")
     require("fusing a model", "onnxscript")
@@ -69,9 +70,11 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
         return model
     terms, constants = _terms(norm.input[0], producers)
     lookups = [node for node in terms if node.op_type in ("Gather", "Slice") and node.input[0] in tables]
-    words = next((node for node in lookups if node.op_type == "Gather" and node.input[1] in inputs), None)
-    places = next((node for node in lookups if node is not words), None)
-    if words is None or places is None or len(terms) > 2 or not all(each in tables for each in constants):
+    words = next((node for node in lookups if node.op_type == "Gather" and node.input[1] == "input_ids"), None)
+    segments = next((node for node in lookups if node.op_type == "Gather" and node.input[1] == "token_type_ids"), None)
+    places = next((node for node in lookups if node not in (words, segments)), None)
+    most = 2 if segments is None else 3
+    if words is None or places is None or len(terms) > most or not all(each in tables for each in constants):
         return model
     # All tokens of a text have the first token type, so its vector can be added to every position's vector.
     added = sum(numpy_helper.to_array(tables[each]) for each in constants)
@@ -79,7 +82,11 @@ def _with_embeddings(body: "onnx.ModelProto") -> "onnx.ModelProto":
     model.graph.initializer.append(numpy_helper.from_array(positions, f"{name}/positions"))
     fused = edit.GraphBuilder()
     ids = fused.add("Cast", [words.input[1]], f"{name}/ids", to=TensorProto.INT32)
-    taken = [ids, "", words.input[0], f"{name}/positions", "", *norm.input[1:3], ""]
+    types, table = "", ""
+    if segments is not None:
+        types = fused.add("Cast", [segments.input[1]], f"{name}/types", to=TensorProto.INT32)
+        table = segments.input[0]
+    taken = [ids, types, words.input[0], f"{name}/positions", table, *norm.input[1:3], ""]
     if places.op_type == "Gather":
         taken.append(fused.add("Cast", [places.input[1]], f"{name}/places", to=TensorProto.INT32))
     outputs, epsilon = [norm.output[0], ""], edit.attributes(norm)["epsilon"]

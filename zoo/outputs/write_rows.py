@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from zoo.data.inputs import Input, Inputs, named_inputs, one_or_more
+from zoo.data.items import TextPair
 from zoo.errors import AccessError, DataError, UsageError, ZooError, counted
 from zoo.outputs.resumable_file import NamedRow, OpenWriter, OutputRecord, Writer, record_path
 from zoo.progress import SILENT, Progress
@@ -309,7 +310,9 @@ class _Run:
 
 
 def _digest(each: Input) -> str:
-    """sha256 of an input's name and its text or bytes; for an image file, of the name alone."""
+    """sha256 of an input's name and its text, pair or bytes; for an image file, of the name alone."""
+    if isinstance(each.item, TextPair):
+        return _digest(Input(each.name, "\0".join(each.item)))
     item = each.item if isinstance(each.item, bytes | str) else b""
     data = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item
     return sha256(each.name.encode("utf-8", "surrogatepass") + b"\0" + data)

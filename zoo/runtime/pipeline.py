@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.images import decode_image, load_image
-from zoo.data.items import Skip, attempt
-from zoo.data.tokenizers import TextEncoder, check_text
+from zoo.data.items import Skip, TextPair, attempt
+from zoo.data.tokenizers import TextEncoder, check_item
 from zoo.errors import DataError, IntegrityError
 from zoo.graph.prefix import ARITHMETIC
 from zoo.graph.protobuf import Wire
@@ -230,10 +230,10 @@ class ImagePipeline(_Pipeline):
 class TextPipeline(_Pipeline):
     """The pipeline of texts: they are tokenised, then batched by similar length within a budget of tokens.
 
-    With `fills_masks` scores are only computed for texts with one mask.
+    With `fills_masks` scores are only computed for texts with one mask. With `reads_pairs` an item may be a pair.
     """
 
-    fills_masks = False
+    fills_masks = reads_pairs = False
 
     def __init__(
         self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings
@@ -299,9 +299,10 @@ class TextPipeline(_Pipeline):
             yield indices, self.encoder.batch([tokens[i] for i in indices])
 
     def _tokens(self, start: int, items: Sequence[Any]) -> "Tokens":
-        found: dict[int, str | list[int] | DataError]
-        found = {index: attempt(check_text, item) for index, item in enumerate(items, start)}
-        texts = {index: text for index, text in found.items() if isinstance(text, str)}
+        found: dict[int, str | TextPair | list[int] | DataError]
+        check = partial(check_item, pairs=self.reads_pairs)
+        found = {index: attempt(check, item) for index, item in enumerate(items, start)}
+        texts = {index: text for index, text in found.items() if isinstance(text, str | TextPair)}
         for index, tokens in zip(texts, self.encoder.tokens(list(texts.values())), strict=True):
             error: DataError | None = attempt(self.check, texts[index], tokens)
             found[index] = error or tokens

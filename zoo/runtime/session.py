@@ -13,6 +13,7 @@ import msgspec
 from zoo.bundle import MODEL, Bundle
 from zoo.data.inputs import named_inputs, one_or_more, with_names
 from zoo.data.items import Skip
+from zoo.data.labels import reads_pairs
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError, counted
 from zoo.extras import RUNTIME, require
 from zoo.graph import external_data
@@ -125,6 +126,7 @@ class Session:
             bundle.check(preprocess.tokenizer)
             pipeline = TextPipeline(preprocess, graphs, bundle.path, device, settings)
             pipeline.fills_masks = self.manifest.task is Task.FILL_MASK
+            pipeline.reads_pairs = reads_pairs(self.manifest)
             return pipeline
         raise IntegrityError(f"{bundle.path}: a bundle reads images or texts", hint="write the bundle again")
 
@@ -243,8 +245,8 @@ class Session:
         With `features` every answer is a feature vector.
 
         `inputs` is one input or any iterable of them: paths, bytes, PIL images or uint8 arrays [height, width, 3] (RGB,
-        0 to 255) for images, str for texts; an array [count, height, width, 3] is `count` images. `names` replace the
-        inputs' own names in answers and errors. All answers are in memory; `answers` takes any number of inputs.
+        0 to 255) for images, str or TextPair for texts; an array [count, height, width, 3] is `count` images. `names`
+        replace the inputs' own names in answers and errors. All answers are in memory; `answers` takes any number.
 
         Raises UsageError for a `top` below 1 or if the numbers of names and inputs differ. Raises DataError with the
         `index` of an input that cannot be read (a damaged image, an array of another type or shape, an empty text) or

@@ -14,6 +14,7 @@ from zoo.backbone import Backbone
 from zoo.bundle import MODEL
 from zoo.data import samples
 from zoo.data.images import decode_image
+from zoo.data.labels import reads_pairs
 from zoo.data.tokenizers import TextEncoder
 from zoo.errors import brief, quote
 from zoo.export import build, parity
@@ -101,7 +102,8 @@ class Subject:
         import numpy as np
 
         encoder = self.encoder
-        items, _ = samples.bundled(self.entry.preprocess, build.parity_words(self.entry, encoder))
+        words, pairs = build.parity_words(self.entry, encoder), reads_pairs(self.entry)
+        items, _ = samples.bundled(self.entry.preprocess, words, pairs=pairs)
         together: Callable[[list[Any]], TensorMap]
         if isinstance(encoder, ImagePreprocess):
             prefix = create_session(image_prefix(encoder).SerializeToString(), "cpu")
@@ -109,7 +111,7 @@ class Subject:
             rows: list[Any] = [prefix.run(None, {IMAGE: image})[0] for image in images]
             together = lambda chosen: {PIXELS: np.concatenate(chosen)}  # noqa: E731 - the other branch has a method
         else:
-            rows, together = list(encoder.tokens([str(item) for item in items])), encoder.batch
+            rows, together = list(encoder.tokens(items)), encoder.batch
         return [together([rows[index % len(rows)] for index in range(size)]) for size in BATCHES]
 
     def features(self, feeds: "TensorMap") -> Any:

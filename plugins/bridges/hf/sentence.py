@@ -28,7 +28,8 @@ POOLINGS: Mapping[str, Literal["mean", "cls"]] = {
 class Steps(NamedTuple):
     """The steps of sentence-transformers, and the folder of the encoder's files.
 
-    `is_encoder` is false for other repositories, whose models may have a classifier. `weights` are files of the dense
+    `is_encoder` is false for other repositories, whose models may have a classifier; `settings` are those of a
+    CrossEncoder. `weights` are files of the dense
     layers: their names in the entry, and their paths in the repository.
     """
 
@@ -38,6 +39,7 @@ class Steps(NamedTuple):
     dense: Sequence[DenseLayer] = ()
     weights: Mapping[str, str] = {}
     is_encoder: bool = False
+    settings: Mapping[str, Any] = {}
 
 
 class Prompts(NamedTuple):
@@ -59,7 +61,8 @@ def read_steps(repository: "Repository") -> Steps:
     folders = [f"{path}/" if (path := str(module.get("path", "")).strip("/")) else "" for module in modules]
     if kinds == ["Transformer"]:
         # A CrossEncoder: a classifier without pooling.
-        return Steps(folder=folders[0])
+        found = read_json(repository, SETTINGS) if SETTINGS in repository.sizes else {}
+        return Steps(folder=folders[0], settings={key: found[key] for key in ("activation_fn",) if key in found})
     dense = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(dense) - {"Dense"}:
         raise UsageError(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from zoo_plugins.bridges.hf.labels import head_of
 
 from zoo.errors import counted
@@ -17,6 +18,9 @@ FILLERS = {
     "RobertaForMaskedLM",
     "XLMRobertaForMaskedLM",
 }
+
+
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 class Found(NamedTuple):
@@ -40,9 +44,18 @@ def text_head(config: Mapping[str, Any], origin: str, *, is_encoder: bool = Fals
     if not kind.endswith(CLASSIFIER):
         return Found(None, f"zoo does not export the head of {kind}")
     head = head_of(config, origin)
+    if head.activation == "sigmoid" and head.task == "regression" and _cross_encoder(config) == IDENTITY:
+        head = replace(head, activation="identity")
     if head.task == "regression" and head.outputs != 1:
         return Found(None, f"{kind} answers with {counted(head.outputs or 0, 'number')}: zoo exports one")
     return Found(head)
+
+
+def _cross_encoder(config: Mapping[str, Any]) -> object:
+    """The activation that sentence-transformers' CrossEncoder uses by default, if the configuration names one."""
+    settings = config.get("sentence_transformers")
+    named = settings.get("activation_fn") if isinstance(settings, dict) else None
+    return named or config.get("sbert_ce_default_activation_function") or config.get("activation_fn")
 
 
 def _mask_head(config: Mapping[str, Any], kind: str) -> Found:
