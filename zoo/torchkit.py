@@ -257,9 +257,11 @@ def export_module(
     axes: tuple[object, ...] = tuple(
         {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
     )
-    parameters = signature(module.forward).parameters.values()
-    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
-        axes = (axes,)
+    kinds = [parameter.kind for parameter in signature(module.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL in kinds:
+        # Arguments that are taken as *rest are one argument with several parts.
+        first = kinds.index(Parameter.VAR_POSITIONAL)
+        axes = (*axes[:first], axes[first:])
     with _exporter_settings(), torch.inference_mode():
         program = torch.onnx.export(
             module,

@@ -20,12 +20,16 @@ from zoo import FinetuneOptions, Variant, Zoo
 from zoo.bundle import Bundle
 from zoo.data.images import decode_image
 from zoo.data.tokenizers import TextEncoder
+from zoo.runtime.ort import create_session
+from zoo.runtime.session import Session
 
 TEXTS = ["my card was charged twice", "the parcel is late"]
 #: (height, width) of images: one smaller than the crop, odd ones, a tall and a wide one.
 SIZES = ((64, 48), (301, 227), (97, 640), (512, 33))
 #: The allowed difference of a score between two builds of the runtime.
 NEAR = 1e-4
+#: The allowed difference of a score if two resizers round few grey levels the other way; the images here are noise.
+RESIZED = 2e-2
 ALONE = """
 import importlib.metadata, importlib.util
 assert not [name for name in ("zoo", "torch", "onnx") if importlib.util.find_spec(name)]
@@ -121,10 +125,19 @@ def alone(interpreter: Path, script: str, folder: Path) -> tuple[np.ndarray, lis
     return np.array(said["scores"]), said["labels"]
 
 
-def same(got: np.ndarray, wanted: np.ndarray) -> None:
+def same(got: np.ndarray, wanted: np.ndarray, bound: float = NEAR) -> None:
     assert got.shape == wanted.shape
     assert got.argmax(1).tolist() == wanted.argmax(1).tolist()
-    np.testing.assert_allclose(got, wanted, atol=NEAR)
+    np.testing.assert_allclose(got, wanted, atol=bound)
+
+
+def same_images(got: np.ndarray, session: Session, images: list[np.ndarray]) -> None:
+    """The scores are those of the file in this process, and near those of a session, which resizes outside of it."""
+    graph = create_session(session.bundle.read_model(), "cpu")
+    same(got, np.concatenate([graph.run(["scores"], {"image": image[None]})[0] for image in images]))
+    if session.manifest.precision != "int8":
+        # Ranges of int8 were read from other images; in this noise one level more or less changes scores at random.
+        same(got, session.scores(images), RESIZED)
 
 
 @pytest.mark.network
@@ -135,7 +148,7 @@ def test_images_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle
         script = snippet(README, "images").replace("photo.jpg", f"{number}.png").replace("surfaces-model", bundle)
         scores, labels = alone(bare_python, script, exported)
         assert labels == list(session.labels)
-        same(scores, session.scores([exported / f"{number}.png"]))
+        same_images(scores, session, [decode_image(exported / f"{number}.png", 1)])
 
 
 @pytest.mark.network
@@ -159,7 +172,7 @@ def test_images_in_a_browser(web_runtime: Path, exported: Path, name: str) -> No
     batches.append({"image": np.stack([images[1], images[1][::-1], images[1][:, ::-1]])})
     session = Zoo().session(str(bundle), "cpu")
     for batch, found in zip(batches, answers(web_runtime, bundle, batches), strict=True):
-        same(found["scores"], session.scores(list(batch["image"])))
+        same_images(found["scores"], session, list(batch["image"]))
         assert found["features"].shape == (len(batch["image"]), 1280)
 
 
