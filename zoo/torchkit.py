@@ -261,7 +261,7 @@ def export_module(
     if Parameter.VAR_POSITIONAL in kinds:
         # Arguments that are taken as *rest are one argument with several parts.
         first = kinds.index(Parameter.VAR_POSITIONAL)
-        axes = (*axes[:first], axes[first:])
+        axes = (*axes[:first], axes[first:]) if axes[first:] else axes
     with _exporter_settings(), torch.inference_mode():
         program = torch.onnx.export(
             module,

@@ -15,6 +15,7 @@ TESTED_BY = {
     "runtime.in_order": "tests/runtime/test_per_core.py",
     "testing.child": "tests/plugin/test_child.py, by `zoo plugins check`",
     "testing.families": "tests/testing/test_conformance.py, by `zoo plugins check`",
+    "textkit": "tests/plugins/test_sentence_models.py, by models with dense layers",
     "training.objective": "tests/training/test_loop.py and test_finetune_tasks.py",
     "training.write_bundle": "every test that fine-tunes",
     "workspace": "every test that makes a Zoo",
