@@ -184,7 +184,7 @@ def _pooled(encoder: "torch.nn.Module", pooling: "torch.nn.Module") -> "torch.nn
             features: torch.Tensor = self.pool(hidden, attention_mask)
             return features
 
-    return Pooled()
+    return Pooled().eval()
 
 
 def _classified(classifier: "torch.nn.Module", pooling: "torch.nn.Module") -> "torch.nn.Module":
@@ -209,7 +209,7 @@ def _classified(classifier: "torch.nn.Module", pooling: "torch.nn.Module") -> "t
             hook.remove()
             return self.pool(seen[0], attention_mask), logits
 
-    return Classified()
+    return Classified().eval()
 
 
 def _check_padding(module: "torch.nn.Module", inputs: int) -> None:
