@@ -68,7 +68,7 @@ def test_finetune_evaluate_export_run(shelf: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 7
     exported = zoo("export", tmp_path / "out", "-o", tmp_path / "exported")
     assert exported.stdout == f"{tmp_path / 'exported' / 'model.onnx'}\n"
-    assert exported.stderr.count("✓") == 14
+    assert exported.stderr.count("✓") == 15
     run = parsed(zoo("run", tmp_path / "exported", data / "red", data / "blue" / "0*.png", "--json", "--top", 2))["run"]
     assert run["device"] == "cpu"
     assert len(run["results"]) == 22
