@@ -73,7 +73,7 @@ def turned_by(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def features(items: list[Any]) -> np.ndarray:
-    answers = Zoo().run("efficientnet_lite0", items, device="cpu").answers
+    answers = Zoo().run("efficientnet_lite0", items, device="cpu", features=True).answers
     return np.array([answer.features for answer in answers], np.float32)
 
 
