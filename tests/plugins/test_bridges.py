@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,10 @@ import numpy as np
 import pytest
 
 from tests.kit.berts import tokens
-from tests.kit.hub import COMMIT, FakeHub, HubRepo, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub, HubRepo
 from tests.kit.libraries import change_json, hub_repo, pooled, write_encoder, write_json
 from zoo import IntegrityError, MissingExtraError, NotFoundError, UsageError, Zoo
 from zoo.schema import TextPreprocess, WordPiece
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
-
-
-def answers_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> Any:
-    """The features and scores of the family's reference on the pulled files."""
-    folder = zoo.pull(name, trust_first=True)
-    entry = zoo.entry(name)
-    return zoo.plugins.backbone(entry.family)(entry, folder).reference(feeds)
 
 
 def reference_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:

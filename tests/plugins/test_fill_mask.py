@@ -1,14 +1,14 @@
 """Models of the Hub that fill masks, against transformers' own pipeline."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_filler
 from tests.kit.upstream import Upstream
@@ -19,12 +19,6 @@ from zoo.schema import PretrainedHead, TextPreprocess
 #: The positions of the tiny models, without those for padding.
 LENGTH = 64
 KINDS = ["Bert", "DistilBert", "Roberta", "XLMRoberta", "MPNet"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def written(folder: Path, kind: str, **changes: Any) -> str:

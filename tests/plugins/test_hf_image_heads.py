@@ -1,14 +1,13 @@
 """Heads of models of images behind hf/ORG/NAME, vision towers, and checkpoints that are refused with the reason."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.image_models import answers, disturb, write_image_model
 from tests.kit.libraries import change_json, hub_repo
 from zoo import Zoo, ZooError
@@ -17,12 +16,6 @@ from zoo.schema import PretrainedHead
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 PIXELS = np.random.default_rng(61).normal(size=(2, 3, 32, 32)).astype(np.float32)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def served(hub: FakeHub, folder: Path) -> Zoo:

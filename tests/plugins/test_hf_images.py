@@ -1,12 +1,11 @@
 """Models of images behind hf/ORG/NAME, compared with transformers on repositories that transformers wrote."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.image_models import IMAGE_SHAPES, answers, write_image_model
 from tests.kit.libraries import hub_repo
 from zoo import UsageError, Zoo
@@ -15,12 +14,6 @@ from zoo.schema import ImagePreprocess, PretrainedHead
 ENCODERS = {"dinov3_vit", "dinov3_convnext", "clip_vision_model", "siglip_vision_model"}
 #: Their encoders give a map of features, not one vector.
 MAPS = {"poolformer", "segformer"}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def pixels_for(zoo: Zoo, name: str, seed: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checkpoints in several safetensors files behind hf/ORG/NAME: equal to one file, and every tensor accounted for."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,13 @@ import pytest
 
 from tests.kit.berts import tokens
 from tests.kit.cli import zoo as command
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.image_models import answers, write_image_model
 from tests.kit.libraries import change_json, hub_repo, write_encoder
 from zoo import IntegrityError, Zoo, ZooError
 
 INDEX = "model.safetensors.index.json"
 PIXELS = np.random.default_rng(51).normal(size=(2, 3, 32, 32)).astype(np.float32)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def split(folder: Path, model: Any) -> list[str]:

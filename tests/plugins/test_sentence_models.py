@@ -1,14 +1,13 @@
 """Dense layers and prompts of the Hub's encoders, against sentence-transformers itself."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_sentence_model
 from zoo import IntegrityError, UsageError, Zoo
@@ -17,12 +16,6 @@ from zoo.schema import TextPreprocess
 
 pytest.importorskip("sentence_transformers")
 PROMPTS = {"query": "find the parcel: ", "document": "", "label": "card code\n"}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def served(hub: FakeHub, folder: Path, **arguments: Any) -> Any:

@@ -1,14 +1,14 @@
 """Sequence classifiers of the Hub against transformers' own pipeline, on texts of all kinds."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_classifier, write_encoder
 from zoo import DataError, IntegrityError, TextPair, UsageError, Variant, Zoo
@@ -21,12 +21,6 @@ KINDS = {
     "Bert": "bert", "DistilBert": "bert", "Roberta": "bert", "XLMRoberta": "bert", "MPNet": "bert",
     "Electra": "transformers", "Albert": "transformers", "DebertaV2": "transformers",
 }  # fmt: skip
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
 
 
 def written(folder: Path, kind: str, **changes: Any) -> Any:

@@ -1,14 +1,13 @@
 """timm/NAME with the real Hub client and the loopback Hub: supported and refused repositories of timm."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kit.hub import COMMIT, FakeHub, hub_on_loopback
+from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.libraries import change_json, hub_repo, write_timm
 from zoo import IntegrityError, NotFoundError, UsageError, Zoo, label_names
 from zoo.data.samples import FOLDER
@@ -19,24 +18,11 @@ from zoo.runtime.pixels import PixelReader
 from zoo.schema import ImagePreprocess
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with hub_on_loopback(monkeypatch) as server:
-        yield server
-
-
 def answers_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> Any:
     """The features and scores of the family's reference on the pulled files."""
     folder = zoo.pull(name, trust_first=True)
     entry = zoo.entry(name)
     return zoo.plugins.backbone(entry.family)(entry, folder).reference(feeds)
-
-
-def reference_of(zoo: Zoo, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The features of the family's reference on the pulled files."""
-    folder = zoo.pull(name, trust_first=True)
-    entry = zoo.entry(name)
-    return zoo.plugins.backbone(entry.family)(entry, folder).reference(feeds)["features"]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
