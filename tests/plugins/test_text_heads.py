@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit import cli
 from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_classifier, write_encoder
@@ -232,6 +233,9 @@ def test_a_reranker_goes_the_whole_way(hub: FakeHub, tmp_path: Path, kind: str) 
     assert zoo.evaluate(name, table, device="cpu").metrics.mae < 1e-4
     [answer] = zoo.answers(name, zoo.each_input(name, [NASTY[0]], pair=NASTY[1]), device="cpu")
     assert answer.value == pytest.approx(float(wanted[0]), abs=1e-4)
+    # The command answers as the library does.
+    run = cli.parsed(cli.zoo("run", name, NASTY[0], "--pair", NASTY[1], "--json", "--device", "cpu"))["run"]
+    assert run["results"][0]["value"] == pytest.approx(float(wanted[0]), abs=1e-4)
     # The texts alone are other inputs.
     alone = zoo.run(name, NASTY, device="cpu").answers
     assert max(abs(one.value - float(score)) for one, score in zip(alone, wanted, strict=True)) > 0.01
@@ -246,6 +250,8 @@ def test_a_pair_for_a_model_of_single_texts_is_an_error(shelf: Path) -> None:
         with pytest.raises(UsageError, match=f"{model} does not read pairs of texts") as refused:
             zoo.each_input(model, ["a text"], pair="b")
         assert "--pair" in (refused.value.hint or "")
+        words = f"{model} does not read pairs of texts"
+        assert "--pair" in cli.fails(2, words, "run", model, "a text", "--pair", "b")
     with pytest.raises(DataError):
         zoo.run("tiny-lite", TextPair("a", "b"), device="cpu")
 
