@@ -155,8 +155,12 @@ def test_evaluation_knows_wordnet_ids_and_a_file_of_names(house: Zoo, classes: P
     problem = "has the label 'Katze', which the model does not know"
     assert "980 more; --labels FILE" in fails(2, problem, "evaluate", "lite", classes)
     names, file = tmp_path / "names.csv", tmp_path / "predictions.csv"
-    names.write_text("mine,theirs\nKatze,n02123045\n")
-    done = parsed(zoo("evaluate", "lite", classes, "--labels", names, "--predictions", file, "--json"))
+    names.write_text("Kater,n02123045\n")
+    assert "--labels" not in fails(2, problem, "evaluate", "lite", classes, "--labels", names)
+    names.write_text("mine,model\nKatze,n02123045\ntench,goldfish\n")
+    run = zoo("evaluate", "lite", classes, "--labels", names, "--predictions", file, "--json")
+    assert f"{names} maps 'tench', which the model knows as 'tench', to 'goldfish'" in run.stderr
+    done = parsed(run)
     assert done["evaluation"]["metrics"]["accuracy"] == found.metrics.accuracy
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert {row["label"] for row in rows} == set(CHOSEN.values())

@@ -1,5 +1,6 @@
 """Labels of heads that come with weights: the classes of ImageNet, second names, and files of names."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -76,25 +77,69 @@ def test_second_names(cats: Manifest) -> None:
 
 def test_a_file_of_names(cats: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "map.csv"
-    path.write_text("\ufeffmine,theirs\nKatze,tabby\n Kranich , n02012849\n\nKran,crane\nKatze,n02123045\n")
+    path.write_text("\ufeffmine,model\nKatze,tabby\n Kranich , n02012849\n\nKran,crane\nKatze,n02123045\n")
     assert read_label_map(path, cats) == {"Katze": "tabby", "Kranich": "crane bird", "Kran": "crane"}
     path.write_text("Katze,tabby\n")
     assert read_label_map(path, cats) == {"Katze": "tabby"}
 
 
+def test_only_the_documented_header_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("mine,model\nfoto,photo\n")
+    assert read_label_map(path, manifest(labels=("photo", "x"))) == {"foto": "photo"}
+    assert read_label_map(path, manifest(labels=("photo", "model"))) == {"foto": "photo", "mine": "model"}
+    path.write_text("foto,photo\nmine,model\n")
+    with pytest.raises(DataError, match=r"map\.csv:2 maps 'mine' to 'model'"):
+        read_label_map(path, manifest(labels=("photo",)))
+
+
+def test_a_quoted_cell_is_one_cell(tmp_path: Path) -> None:
+    path, names = tmp_path / "map.csv", ["two\nlines", "a\u2028separator", "a\x0cfeed", "n\x85l", "x" * 4]
+    path.write_text("".join(f'"{name}",photo\n' for name in names), newline="")
+    assert list(read_label_map(path, manifest(labels=("photo",)))) == names
+
+
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("content", "problem", "hint"),
     [
-        (b"Katze,tabby,1\n", r"map\.csv:1 has 3 columns instead of two"),
-        (b"Katze,tabby\nHund,dog\n", r"map\.csv:2 maps 'Hund' to 'dog', which is not a label of some-model"),
-        (b"a,b\nKatze,tabby\nKatze,crane\n", r"map\.csv:3 maps 'Katze' to 'crane', an earlier row to 'tabby'"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"Katze,taby\n", r"map\.csv:1 maps 'Katze' to 'taby', which is not a label", "did you mean tabby"),
+        (
+            b"mine,theirs\nKatze,tabby\n",
+            r"map\.csv:1 maps 'mine' to 'theirs'",
+            "known labels: tabby, crane bird, crane",
+        ),
+        (b"\n\nKatze,tabby\n\nHund,dog\n", r"map\.csv:5 maps 'Hund' to 'dog'", "known labels"),
+        (b'"Ka\ntze",tabby\nHund,dog\n', r"map\.csv:3 maps 'Hund' to 'dog'", "known labels"),
+        (b"Katze,tabby,1\n", r"map\.csv:1 has 3 columns instead of two", "a comma"),
+        (b"Katze\n", r"map\.csv:1 has 1 column instead of two", "a comma"),
+        (b"Katze;tabby\n", r"map\.csv:1 has 1 column instead of two", "not a semicolon"),
+        (b"Katze\ttabby\n", r"map\.csv:1 has 1 column instead of two", "not a tab"),
+        (b"a,tabby\nKatze,tabby\nKatze,crane\n", r"map\.csv:3 maps 'Katze' to 'crane', an earlier row", "remove one"),
+        (b"", r"map\.csv maps no label", "a comma"),
+        (b"mine,model\n\n", r"map\.csv maps no label", "a comma"),
+        (b'"Katze,tabby\n', r"map\.csv:1 is not CSV: unexpected end of data", "a comma"),
+        (b"\xff\xfe\x00", "cannot be read", "UTF-8"),
     ],
 )
-def test_files_of_names_that_cannot_be(cats: Manifest, tmp_path: Path, content: bytes, problem: str) -> None:
+def test_files_of_names_that_cannot_be(cats: Manifest, tmp_path: Path, content: bytes, problem: str, hint: str) -> None:
     (tmp_path / "map.csv").write_bytes(content)
     with pytest.raises(DataError, match=problem) as caught:
         read_label_map(tmp_path / "map.csv", cats)
-    assert caught.value.hint
+    assert hint in str(caught.value.hint)
+
+
+def test_a_cell_above_the_readers_limit(cats: Manifest, tmp_path: Path) -> None:
+    limit = csv.field_size_limit(1 << 10)
+    try:
+        (tmp_path / "map.csv").write_text("x" * 2000 + ",tabby\n")
+        with pytest.raises(DataError, match=r"map\.csv:1 is not CSV: field larger than field limit"):
+            read_label_map(tmp_path / "map.csv", cats)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_paths_that_are_no_file_of_names(cats: Manifest, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         read_label_map(tmp_path / "absent.csv", cats)
+    with pytest.raises(DataError, match="is a folder"):
+        read_label_map(tmp_path, cats)

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from zoo.data.folders import read_classes, split_folders
 from zoo.data.items import SEPARATOR, Example, Item, Skipped, Unreadable
+from zoo.data.labels import known_labels
 from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_LABEL, DEFAULT_TEXT, TABLES, parse_number, read_images, read_texts
 from zoo.errors import DataError, MissingFileError, UsageError, quote
 from zoo.options import DataOptions
@@ -22,8 +23,6 @@ from zoo.system.files import sha256
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The number of labels that an error lists.
-SHOWN = 20
 #: The start of the address of a table on the Hub; a Path turns its two slashes into one.
 HUB = re.compile(r"hf:/{1,2}")
 
@@ -82,18 +81,21 @@ class Dataset(Struct, frozen=True):
         )
         return self if self.task is Task.REGRESSION else self.only(renamed)
 
-    def targets(self, labels: Sequence[str]) -> "NDArray[Any]":
+    def targets(self, labels: Sequence[str], advice: str = "") -> "NDArray[Any]":
         """The true answers, in the order of the examples and of `labels`.
 
         One label: int64 [items], indices into `labels`. Several labels: float32 [items, labels] of 0 and 1. A number:
-        float32 [items, 1]. Raises DataError for a label that is not in `labels` and a cell that is not a finite number.
+        float32 [items, 1]. Raises DataError for a cell that is not a finite number, and for a label that is not in
+        `labels`; `advice` is added to its hint.
         """
         import numpy as np
 
         if self.task is Task.REGRESSION:
             return np.asarray([[self.number(example)] for example in self.examples], np.float32).reshape(-1, 1)
         indices = {label: index for index, label in enumerate(labels)}
-        rows = [[_index(label, indices, example) for label in self.labels_of(example)] for example in self.examples]
+        rows = [
+            [_index(label, indices, example, advice) for label in self.labels_of(example)] for example in self.examples
+        ]
         if self.task is Task.SINGLE_LABEL:
             return np.asarray([row[0] for row in rows], np.int64)
         several = np.zeros((len(rows), len(labels)), np.float32)
@@ -110,12 +112,10 @@ class Dataset(Struct, frozen=True):
         return value
 
 
-def _index(label: str, indices: dict[str, int], example: Example) -> int:
+def _index(label: str, indices: dict[str, int], example: Example, advice: str) -> int:
     if label not in indices:
-        problem = f"{example.name} has the label '{label}', which the model does not know"
-        more = f" and {len(indices) - SHOWN:,} more" if len(indices) > SHOWN else ""
-        known = f"known labels: {', '.join(list(indices)[:SHOWN])}{more}"
-        raise DataError(problem, path=example.name, hint=f"{known}; --labels FILE maps other names" if more else known)
+        problem = f"{example.name} has the label {quote(label)}, which the model does not know"
+        raise DataError(problem, path=example.name, hint=known_labels(indices) + advice)
     return indices[label]
 
 

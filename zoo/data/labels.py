@@ -1,17 +1,23 @@
 """The labels of heads that come with weights: the lists that rows name, and the other names of their labels."""
 
 import csv
+import difflib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.errors import DataError, MissingFileError
+from zoo.errors import DataError, MissingFileError, counted, quote
 from zoo.schema import PRETRAINED, Entry, Manifest, PretrainedHead, Task, TextPreprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "imagenet-1k.csv"
+#: The number of labels that an error lists.
+SHOWN = 20
+#: The header that a file of names may have: docs/data.md.
+HEADER = ["mine", "model"]
+TWO_COLUMNS = "write the name in the data, a comma, the model's label"
 
 
 class LabelList(NamedTuple):
@@ -68,35 +74,71 @@ def other_names(manifest: Manifest) -> "Mapping[str, str]":
     return {name: label for name, label in (synonyms | known).items() if name not in manifest.labels}
 
 
+def own_names(manifest: Manifest) -> "Mapping[str, str]":
+    """The label of a model by each name that it knows: the labels, and `other_names`."""
+    return {label: label for label in manifest.labels} | dict(other_names(manifest))
+
+
+def known_labels(labels: "Iterable[str]", wrong: str = "") -> str:
+    """A hint that names the labels closest to `wrong`; without a close one, the first labels."""
+    labels = list(labels)
+    if near := difflib.get_close_matches(wrong, labels, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
+    return f"known labels: {', '.join(labels[:SHOWN])}{more}"
+
+
 def read_label_map(path: Path, manifest: Manifest) -> "Mapping[str, str]":
     """The model's label by the name that data use for it, from a CSV file of two columns: name in the data, label.
 
-    The second column may have a label's second name, such as a WordNet id. The first row may be a header. Raises
-    MissingFileError, and DataError for another number of columns, an unknown label, and a name with two labels.
+    The second column may have a label's second name, such as a WordNet id. The first row may be the header
+    `mine,model`. Raises MissingFileError, and DataError for a file without rows, another number of columns, an unknown
+    label, and a name with two labels.
     """
-    try:
-        rows = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if row]
-    except (OSError, UnicodeDecodeError) as error:
-        if not path.exists():
-            raise MissingFileError(f"{path}: no such file", path=path, hint="check the path of --labels") from error
-        raise DataError(f"{path} cannot be read: {error}", path=path, hint="give a CSV file in UTF-8") from error
-    others, found = other_names(manifest), dict[str, str]()
-    for number, row in enumerate(rows, 1):
+    own, found, is_first = own_names(manifest), dict[str, str](), True
+    for line, row in _rows(path):
         if len(row) != 2:
-            problem = f"{path}:{number} has {len(row)} columns instead of two"
-            raise DataError(problem, path=path, hint="write the name in the data, a comma, the model's label")
+            raise _wrong_columns(path, line, row)
         name, given = (cell.strip() for cell in row)
-        label = others.get(given, given)
-        if label not in manifest.labels:
-            if number == 1:
-                # A header.
-                continue
-            problem = f"{path}:{number} maps '{name}' to '{given}', which is not a label of {manifest.name}"
-            raise DataError(problem, path=path, hint=f"zoo show {manifest.lineage.entry.name} --json lists its labels")
+        is_header, is_first = is_first and given not in own and [name.lower(), given.lower()] == HEADER, False
+        if is_header:
+            continue
+        if given not in own:
+            problem = f"{path}:{line} maps {quote(name)} to {quote(given)}, which is not a label of {manifest.name}"
+            raise DataError(problem, path=path, hint=known_labels(manifest.labels, given))
+        label = own[given]
         if found.setdefault(name, label) != label:
-            problem = f"{path}:{number} maps '{name}' to '{label}', an earlier row to '{found[name]}'"
+            problem = f"{path}:{line} maps {quote(name)} to '{label}', an earlier row to '{found[name]}'"
             raise DataError(problem, path=path, hint="remove one of the rows")
+    if not found:
+        raise DataError(f"{path} maps no label", path=path, hint=TWO_COLUMNS)
     return found
+
+
+def _rows(path: Path) -> "Iterator[tuple[int, list[str]]]":
+    """Yields the last line and the cells of each row of a CSV file that is not blank. Raises DataError."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder", path=path, hint="--labels takes a CSV file")
+    try:
+        # The reader needs the line ends as they are: a cell in quotes may contain some.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                yield from ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+            except csv.Error as error:
+                problem = f"{path}:{reader.line_num} is not CSV: {error}"
+                raise DataError(problem, path=path, hint=TWO_COLUMNS) from error
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file", path=path, hint="check the path of --labels") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", path=path, hint="give a CSV file in UTF-8") from error
+
+
+def _wrong_columns(path: Path, line: int, row: "Sequence[str]") -> DataError:
+    problem = f"{path}:{line} has {counted(len(row), 'column')} instead of two"
+    others = [name for mark, name in ((";", "semicolon"), ("\t", "tab")) if any(mark in cell for cell in row)]
+    hint = f"write a comma between the columns, not a {others[0]}" if others else TWO_COLUMNS
+    return DataError(problem, path=path, hint=hint)
 
 
 def reads_pairs(model: Entry | Manifest) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from zoo.bundle import Held, read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
-from zoo.data.labels import other_names, read_label_map, reads_pairs
+from zoo.data.labels import other_names, own_names, read_label_map, reads_pairs
 from zoo.errors import DataError, UsageError
 from zoo.evaluation.metrics import measure, only_seen
 from zoo.options import DataOptions
@@ -74,13 +74,17 @@ def evaluate(
         session.scores([])
     _check_measurable(session.manifest.name, session.manifest.task, session.manifest.lineage.entry)
     manifest, split = session.manifest, read_split(session.bundle)
-    names_of = {**other_names(manifest), **(read_label_map(Path(labels), manifest) if labels else {})}
+    given = read_label_map(Path(labels), manifest) if labels else {}
+    for name, label in given.items():
+        if (own := own_names(manifest).get(name, label)) != label:
+            progress.note(f"{labels} maps '{name}', which the model knows as '{own}', to '{label}'")
+    names_of = {**other_names(manifest), **given}
     options = msgspec.structs.replace(options, task=manifest.task, pairs=reads_pairs(manifest))
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names_of)
     if held_out:
         dataset = _held_out(dataset, split, model)
     # Raises DataError for unknown labels before any work.
-    dataset.targets(session.labels)
+    dataset.targets(session.labels, "" if labels else "; --labels FILE maps other names")
     unreadable = Unreadable(dataset.skipped, len(dataset.skipped) + len(dataset.examples), options.max_bad)
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
