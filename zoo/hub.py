@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import ModelInfo
 from msgspec import Struct
@@ -86,6 +87,19 @@ class Repository(Struct, frozen=True, kw_only=True):
         with TemporaryDirectory(prefix="zoo-") as folder, translated(f"hf://{self.name}@{self.commit}/{path}"):
             found = hf_hub_download(self.name, path, revision=self.commit, local_dir=folder, tqdm_class=Meter)
             return Path(found).read_bytes()
+
+    def shapes(self, path: str) -> dict[str, list[int]]:
+        """The shape of each tensor in a safetensors file, from its header; the tensors are not downloaded.
+
+        Raises IntegrityError if it is no safetensors file, and the errors of `translated`.
+        """
+        url = f"hf://{self.name}@{self.commit}/{path}"
+        try:
+            with translated(url):
+                header = HfApi().parse_safetensors_file_metadata(self.name, path, revision=self.commit)
+        except SafetensorsParsingError as error:
+            raise IntegrityError(f"{url}: {_first_line(error)}", hint="choose another model") from error
+        return {name: list(tensor.shape) for name, tensor in header.tensors.items()}
 
 
 def open_repository(name: str, revision: str | None = None) -> Repository:

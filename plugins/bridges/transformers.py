@@ -68,7 +68,7 @@ class TransformersBridge(Bridge):
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
             raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
-        found = text_head({**config, **steps.settings}, repository.origin, is_encoder=steps.is_encoder)
+        found = text_head({**config, **steps.settings}, repository, steps.folder, is_encoder=steps.is_encoder)
         if found.head is not None and found.head.task == "fill-mask":
             preprocess, found = _with_mask(preprocess, found, repository, steps.folder)
         elif found.head is not None:

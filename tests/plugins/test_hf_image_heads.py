@@ -146,7 +146,7 @@ def test_half_precision_and_the_names_of_older_files(hub: FakeHub, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [
-        ({"id2label": {"0": "a", "1": "b"}}, 5, "gives 7 scores from 32 features, but the row has 2 labels"),
+        ({"id2label": {"0": "a", "1": "b"}}, 5, "the classifier gives 7 scores, but id2label has 2 labels"),
         ({"id2label": dict.fromkeys("0123456", "a")}, 5, "has the label 'a' twice"),
         ({"id2label": {"1": "a"}}, 5, "does not number its labels"),
         ({"problem_type": "ranking"}, 5, "problem_type 'ranking'"),

@@ -138,8 +138,8 @@ def test_a_classifier_with_more_labels_than_scores(hub: FakeHub, tmp_path: Path,
     labels = {str(index): f"label {index}" for index in range(5)}
     change_json(tmp_path / "repo" / "config.json", id2label=labels)
     hub.add("acme/net", COMMIT, hub_repo(tmp_path / "repo"))
-    with pytest.raises(IntegrityError, match="gives 3 scores from 32 features, but the row has 5 labels") as caught:
-        scores_of(Zoo(), "hf/acme/net", ["a text"], tmp_path / "bundle")
+    with pytest.raises(IntegrityError, match="the classifier gives 3 scores, but id2label has 5 labels") as caught:
+        Zoo().entry("hf/acme/net")
     assert caught.value.hint
     assert "\n" not in str(caught.value)
 

@@ -15,6 +15,12 @@ T = TypeVar("T")
 #: Checkpoints in one file, in order of preference; a pickle is converted in a child process.
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
 
+#: The last layers of the classifiers of transformers; a class has one of them.
+CLASSIFIERS = tuple(
+    f"{name}.weight"
+    for name in ("classifier", "classifier.out_proj", "classifier.1", "cls_classifier", "score", "logits_proj")
+)
+
 
 def parse_json(data: bytes, path: str, kind: type[T], noun: str = "a JSON object") -> T:
     """The JSON value in the bytes of the file `path`. Raises IntegrityError if it is not of `kind`."""
@@ -27,6 +33,21 @@ def parse_json(data: bytes, path: str, kind: type[T], noun: str = "a JSON object
 def read_json(repository: "Repository", path: str) -> dict[str, Any]:
     """The JSON object of a small file. Raises NotFoundError if there is none, IntegrityError, and Hub errors."""
     return parse_json(repository.read(path), path, dict[str, Any])
+
+
+def count_scores(repository: "Repository", folder: str = "") -> int | None:
+    """The number of scores that a classifier gives, from the header of its safetensors file; None if it is not known.
+
+    Raises IntegrityError, and Hub errors.
+    """
+    path = folder + CHECKPOINTS[0]
+    if path not in repository.sizes:
+        if folder + SHARD_INDEX not in repository.sizes:
+            return None
+        shards = parse_shards(repository.read(folder + SHARD_INDEX), SHARD_INDEX)
+        path = next((folder + shards[name] for name in CLASSIFIERS if name in shards), "")
+    shapes = repository.shapes(path) if path in repository.sizes else {}
+    return next((shapes[name][0] for name in CLASSIFIERS if len(shapes.get(name, ())) == 2), None)
 
 
 def checkpoint_of(repository: "Repository", folder: str = "") -> tuple[WeightFile, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from zoo_plugins.bridges.hf.files import checkpoint_of, parse_json
+from zoo_plugins.bridges.hf.files import checkpoint_of, count_scores, parse_json
 from zoo_plugins.bridges.hf.labels import head_of
 from zoo_plugins.bridges.hf.pixels import PROCESSORS, image_preprocess
 
@@ -84,7 +84,7 @@ def image_entry(name: str, repository: "Repository", config: Config) -> Entry:
         preprocess=preprocess,
         files=(repository.file("config.json"), *checkpoint_of(repository)),
         config={"arch": model_type},
-        head=head_of(config, repository.origin) if is_classifier else None,
+        head=head_of(config, repository.origin, outputs=count_scores(repository)) if is_classifier else None,
         no_head=None if is_classifier else _no_head(config),
         origin=repository.origin,
     )

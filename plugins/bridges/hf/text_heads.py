@@ -1,13 +1,17 @@
 """Which head a text model of the Hub has: the class that `config.json` names, and what zoo makes of it."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
+from zoo_plugins.bridges.hf.files import count_scores
 from zoo_plugins.bridges.hf.labels import head_of
 
 from zoo.errors import counted
 from zoo.schema import PretrainedHead
+
+if TYPE_CHECKING:
+    from zoo.hub import Repository
 
 CLASSIFIER, FILLER = "ForSequenceClassification", "ForMaskedLM"
 #: The classes whose heads fill masks in zoo's family `bert`.
@@ -30,10 +34,12 @@ class Found(NamedTuple):
     why: str | None = None
 
 
-def text_head(config: Mapping[str, Any], origin: str, *, is_encoder: bool = False) -> Found:
-    """The head in a repository's weights. With `is_encoder` sentence-transformers pools its vectors.
+def text_head(
+    config: Mapping[str, Any], repository: "Repository", folder: str = "", *, is_encoder: bool = False
+) -> Found:
+    """The head in a repository's weights, in `folder`. With `is_encoder` sentence-transformers pools its vectors.
 
-    Raises IntegrityError for a classifier whose labels are damaged: see `head_of`.
+    Raises IntegrityError for a classifier whose labels are damaged: see `head_of`. Raises Hub errors.
     """
     named = config.get("architectures")
     kind = str(named[0]) if isinstance(named, list) and named else ""
@@ -43,7 +49,7 @@ def text_head(config: Mapping[str, Any], origin: str, *, is_encoder: bool = Fals
         return _mask_head(config, kind)
     if not kind.endswith(CLASSIFIER):
         return Found(None, f"zoo does not export the head of {kind}")
-    head = head_of(config, origin)
+    head = head_of(config, repository.origin, outputs=count_scores(repository, folder))
     if head.activation == "sigmoid" and head.task == "regression" and _cross_encoder(config) == IDENTITY:
         head = replace(head, activation="identity")
     if head.task == "regression" and head.outputs != 1:
