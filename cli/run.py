@@ -14,7 +14,7 @@ from zoo_cli.output_files import end_with_count, print_failure, print_failures, 
 from zoo_cli.progress import Bars
 from zoo_cli.state import make_zoo
 
-from zoo import Answer, Answers, DataError, Inputs, ProgressBar, UsageError, Zoo, to_plain
+from zoo import Answer, Answers, DataError, Inputs, ProgressBar, UsageError, Zoo, ranks, to_plain
 
 #: Characters that end a line or cannot be printed. Names may contain them: the name of a text input is the text.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -71,11 +71,15 @@ def command(
     if prompt is not None and (out is not None or analogy):
         hint = "zoo embed --prompt writes features to a file" if out is not None else "leave --prompt out"
         raise UsageError(f"--prompt has no effect with {'-o' if out is not None else '--analogy'}", hint=hint)
+    if analogy and (unused := _first({"--pair": pair, "--text": text, "--image": image, "--strict": strict or None})):
+        raise UsageError(f"{unused} has no effect with --analogy", hint=f"leave {unused} out")
     if resume and out is None:
         raise UsageError("--resume needs the file to continue", hint="-o FILE")
     if analogy:
         _analogy(zoo, model, inputs, device, top, out, as_json=json)
         return
+    if top is not None and not ranks(facts := zoo.facts(model)):
+        raise UsageError(f"--top has no effect: {facts.name} has no labels to rank", hint="leave --top out")
     each = zoo.each_input(model, inputs, text=text, image=image, pair=pair)
     # Counting the inputs reports mistyped arguments before a model is pulled or built.
     total = each.count()
@@ -95,6 +99,11 @@ def command(
         )
     if not json and not {"word1", "token1"}.intersection(found.columns):
         next_command("zoo", "evaluate", model, "DATA")
+
+
+def _first(options: dict[str, object]) -> str:
+    """The name of the first option that was given, "" if none was."""
+    return next((name for name, value in options.items() if value is not None), "")
 
 
 def _analogy(
@@ -117,11 +126,13 @@ def _analogy(
 def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *, as_json: bool) -> None:
     results: list[dict[str, object]] = []
     answered = failed = 0
+    hints: set[str | None] = set()
     flushed = time.monotonic()
     with _bar(answers, total, is_table=not as_json) as bar:
         for answer in answers:
             if answer.error is not None:
                 failed += 1
+                hints.add(answer.error.hint)
                 print_failure(answer.input, answer.error)
             else:
                 answered += 1
@@ -143,8 +154,11 @@ def _to_stdout(model: str, each: Inputs, total: int | None, answers: Answers, *,
     if answers.no_head is not None:
         say(f"{answers.entry} answers with features: {answers.no_head}")
     if failed:
-        hint = "repair or remove them; --strict stops at the first"
-        end_with_count(f"no answer for {failed} of {counted(answered + failed, 'input')}", hint=hint)
+        [hint] = hints if len(hints) == 1 else [None]
+        end_with_count(
+            f"no answer for {failed} of {counted(answered + failed, 'input')}",
+            hint=hint or "correct or remove them; --strict stops at the first",
+        )
     if answers.is_measurable:
         next_command("zoo", "evaluate", model, "DATA")
     else:

@@ -8,7 +8,7 @@ from zoo_cli.metrics import summary
 from zoo_cli.output import counted, human_count, human_size, next_command, print_json, write
 from zoo_cli.state import make_zoo
 
-from zoo import Bundle, Entry, label_names, to_plain
+from zoo import Bundle, Entry, label_names, to_plain, without_head
 
 #: The number of labels that are printed; --json has all.
 SHOWN = 10
@@ -65,7 +65,7 @@ def _print_entry(entry: Entry) -> None:
 
 def _head(entry: Entry) -> str:
     if entry.head is None:
-        return f"none: {entry.no_head}" if entry.no_head else "none"
+        return f"none: {without_head(entry)}"
     if entry.head.task == "fill-mask":
         return "fills masks"
     if entry.head.task == "regression":

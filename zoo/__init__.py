@@ -17,7 +17,7 @@ from zoo.api import Zoo, version
 from zoo.bundle import Bundle
 from zoo.data.inputs import Input, Inputs
 from zoo.data.items import TextPair
-from zoo.data.labels import label_names
+from zoo.data.labels import label_names, ranks, without_head
 from zoo.errors import (
     AccessError,
     DataError,
@@ -117,8 +117,10 @@ __all__ = [
     "check_predictions",
     "label_names",
     "parse_head",
+    "ranks",
     "to_json",
     "to_plain",
     "version",
+    "without_head",
     "write_predictions",
 ]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from zoo.bundle import Bundle, check_target
-from zoo.data.labels import reads_pairs
-from zoo.errors import DeviceError, UsageError, ZooError
+from zoo.data.labels import reads_pairs, without_head
+from zoo.errors import UsageError, ZooError
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
 from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
@@ -28,7 +28,7 @@ from zoo.results import (
     Row,
     RunResult,
 )
-from zoo.schema import SCORES, FileDigest, HeadSpec, Task, WordsPreprocess, without_head
+from zoo.schema import SCORES, FileDigest, HeadSpec, Task, WordsPreprocess
 from zoo.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Zoo(Workspace):
         is one unknown word and nearest words are searched. With `keep_going` the error is in the answer instead.
         """
         if features or not self.has_words(model):
-            session = self.session(model, device).prompted(prompt)
+            session = self.prompted(model, device, prompt)
             found = session.run(
                 inputs, names=names, top=top, keep_going=keep_going, features=features, progress=self.progress
             )
@@ -182,7 +182,7 @@ class Zoo(Workspace):
 
         items = one_or_more(inputs)
         each = items if names is None else with_names(list(items), names)
-        stream = self.answers(model, each, device=device, top=top, keep_going=keep_going)
+        stream = self.answers(model, each, device=device, top=top, keep_going=keep_going, prompt=prompt)
         return RunResult(model=model, entry=stream.entry, device=stream.device, answers=tuple(stream))
 
     def answers(
@@ -195,16 +195,16 @@ class Zoo(Workspace):
         `run`; the error of an input is raised when its answer is due.
         """
         from zoo.data.inputs import one_or_more
-        from zoo.runtime.answers import WordAnswerer, answers
+        from zoo.runtime.answers import WordAnswerer, answers, check_search
 
         if self.has_words(model) and not features:
-            _check_search(device)
+            check_search(device, prompt)
             answerer = WordAnswerer(self.words(model), top)
             found = answers(answerer, one_or_more(inputs), keep_going=keep_going)
             return Answers(self.entry(model).name, "cpu", None, found)
-        session = self.session(model, device).prompted(prompt)
+        session = self.prompted(model, device, prompt)
         found = session.answers(inputs, top=top, keep_going=keep_going, features=features)
-        reason = None if features or SCORES in session.outputs else without_head(session.manifest)
+        reason = None if features or SCORES in session.outputs else without_head(self.facts(model))
         is_measurable = SCORES in session.outputs and not features and session.manifest.task is not Task.FILL_MASK
         name = session.manifest.lineage.entry.name
         return Answers(name, session.device, session.placement, found, reason, is_measurable)
@@ -224,10 +224,11 @@ class Zoo(Workspace):
         from zoo.outputs import answer_file
         from zoo.outputs.table import check_name
         from zoo.outputs.write_rows import write_rows
+        from zoo.runtime.answers import check_search
 
         check_name(Path(out), answer_file.SUFFIXES)
         if self.has_words(model):
-            _check_search(device)
+            check_search(device)
             entry = self.lock.effective(self.entry(model))
             job = answer_file.of_words(self.words(model), entry, 5 if top is None else top)
         else:
@@ -272,6 +273,7 @@ class Zoo(Workspace):
         from zoo.outputs.vector_file import SUFFIXES
 
         check_name(Path(out), SUFFIXES)
+        self.check_prompt(model, prompt)
         return embed(
             self.session(model, device), inputs, Path(out), model=model, prompt=prompt, resume=resume, strict=strict,
             progress=self.progress,
@@ -290,6 +292,7 @@ class Zoo(Workspace):
         """
         from zoo.outputs.similar import Query, similar
 
+        self.check_prompt(model, prompt)
         return similar(
             self.session(model, device), Query(query, prompt), list(inputs),
             lambda each: self.each_input(model, [each], **columns),
@@ -301,9 +304,9 @@ class Zoo(Workspace):
 
         Raises UsageError for a model without word vectors, NotFoundError for a word that is not in its table.
         """
-        from zoo.runtime.answers import check_top
+        from zoo.runtime.answers import check_search, check_top
 
-        _check_search(device)
+        check_search(device)
         check_top(top)
         answer = Answer(input=f"{a} - {b} + {c}", words=tuple(self.words(model).analogy(a, b, c, top)))
         return RunResult(model=model, entry=self.entry(model).name, device="cpu", answers=(answer,))
@@ -381,15 +384,6 @@ class Zoo(Workspace):
         from zoo.plugin.scaffold import write_plugin
 
         return write_plugin(name, out, self.registry, self.plugins.families())
-
-
-def _check_search(device: str | None) -> None:
-    if device not in (None, "auto", "cpu"):
-        raise DeviceError(
-            f"{device} cannot be used: nearest words are searched on the CPU",
-            device=device,
-            hint="run it with --device cpu or --device auto",
-        )
 
 
 def version() -> str:

@@ -387,14 +387,6 @@ class ExportOptions(Struct, frozen=True, kw_only=True):
     head: bool = False
 
 
-def without_head(model: Entry | Manifest) -> str:
-    """The reason why a model without a head has none, for messages."""
-    if isinstance(model, Manifest):
-        entry = model.lineage.entry
-        return "it is a bare backbone (--raw)" if entry.head is not None else without_head(entry)
-    return model.no_head or "its weights have no classifier, and it was not fine-tuned"
-
-
 def canonical(name: str) -> str:
     """`name` in lower case, with `-` for runs of `-`, `_` and `.`: names with one canonical form count as equal."""
     return re.sub(r"[-_.]+", "-", name).lower()

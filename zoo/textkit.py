@@ -15,6 +15,8 @@ from zoo.schema import Entry, TextPreprocess
 if TYPE_CHECKING:
     import torch
 
+#: TensorFlow's names of LayerNorm parameters, in the oldest checkpoints.
+LEGACY = {"gamma": "weight", "beta": "bias"}
 #: The activations of dense layers -> their classes in torch.nn.
 ACTIVATIONS = {
     "identity": "Identity",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.bundle import Bundle
+from zoo.data.labels import find_prompt
 from zoo.errors import (
     IntegrityError,
     NotFoundError,
@@ -217,6 +218,16 @@ class Workspace:
             self.open(model), device, threads=threads, spins=spins, fixed=fixed,
             engines=self.store.engines, optimised=self.store.optimised,
         )  # fmt: skip
+
+    def prompted(self, model: str, device: str | None, prompt: str | None) -> "Session":
+        """The session of a model with one of its prompts: see `check_prompt` and `Session.prompted`."""
+        self.check_prompt(model, prompt)
+        return self.session(model, device).prompted(prompt)
+
+    def check_prompt(self, model: str, prompt: str | None) -> None:
+        """Raise UsageError for a prompt that a model does not have, before anything is pulled or exported."""
+        if prompt is not None:
+            find_prompt(self.facts(model), prompt)
 
     def facts(self, model: str) -> Entry | Manifest:
         """The registry row or the manifest of a model, known before anything is pulled or exported."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from zoo_plugins.backbones.bert_heads import (
     CLASSIFIERS,
-    LEGACY,
     classifier,
     classifier_tensor,
     mask_head,
@@ -27,7 +26,7 @@ from zoo.backbone import Backbone
 from zoo.errors import RegistryError
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess
-from zoo.textkit import mask_id, text_pooling
+from zoo.textkit import LEGACY, mask_id, text_pooling
 from zoo.torchkit import TorchBackbone, as_stage, check_scores, checkpoint_paths, head_shape, load_state
 
 if TYPE_CHECKING:

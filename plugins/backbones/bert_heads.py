@@ -6,12 +6,10 @@ BertForSequenceClassification and its relatives (https://github.com/huggingface/
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from zoo.textkit import LEGACY
+
 if TYPE_CHECKING:
     import torch
-
-
-#: TensorFlow's names of LayerNorm parameters, in the oldest checkpoints.
-LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
 class Layers(NamedTuple):

@@ -6,24 +6,24 @@ no configuration that names code reaches the library, and `trust_remote_code` is
 vectors is read from the files that sentence-transformers puts beside the model (https://www.sbert.net).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 from msgspec.structs import replace
 from zoo_plugins.bridges.hf.files import checkpoint_of, parse_json, read_json
 from zoo_plugins.bridges.hf.images import image_entry, is_of_images
+from zoo_plugins.bridges.hf.library import HINT, Config, check_architecture, require_library, without_code
 from zoo_plugins.bridges.hf.sentence import Steps, dense_files, dim_after, read_prompts, read_steps
 from zoo_plugins.bridges.hf.text_heads import Found, text_head
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
 from zoo.errors import IntegrityError, NotFoundError, UsageError
-from zoo.extras import require
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, TextPreprocess, WordPiece
-from zoo.textkit import text_pooling
+from zoo.textkit import LEGACY, text_pooling
 from zoo.torchkit import TorchBackbone, check_scores, checkpoint_paths, described_by_config, head_shape, load_state
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ OURS = {"bert": "bert", "distilbert": "distilbert", "mpnet": "mpnet", "roberta":
 WORDPIECE = frozenset({"bert", "distilbert", "electra"})
 #: Model types whose tokenizers give token types, unless tokenizer_config.json says otherwise.
 SEGMENTED = frozenset({"albert", "bert", "convbert", "deberta", "deberta-v2", "electra", "ernie", "mobilebert"})
-#: Keys of config.json that name code, or files to load it from.
-CODE = ("auto_map", "custom_pipelines", "_name_or_path", "name_or_path")
-LEGACY = {"gamma": "weight", "beta": "bias"}
-Config: TypeAlias = Mapping[str, Any]
 
 
 class TransformersBridge(Bridge):
@@ -62,12 +58,14 @@ class TransformersBridge(Bridge):
         model_type = str(config.get("model_type"))
         arch = OURS.get(model_type) if _is_plain(config) else None
         if arch is None:
-            _check_model_type(model_type, config, repository)
+            if config.get("is_encoder_decoder"):
+                raise UsageError(f"{repository.origin} is an encoder with a decoder", hint="choose an encoder")
+            check_architecture(model_type, config, repository, Transformers.family)
         preprocess, tokenizer = _preprocess(repository, config, model_type, steps)
         checkpoint = checkpoint_of(repository, steps.folder)
         width = config.get("hidden_size") or config.get("dim") or config.get("d_model")
         if not isinstance(width, int):
-            raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint="choose another model")
+            raise UsageError(f"{repository.origin}: config.json has no hidden_size", hint=HINT)
         found = text_head({**config, **steps.settings}, repository, steps.folder, is_encoder=steps.is_encoder)
         if found.head is not None and found.head.task == "fill-mask":
             preprocess, found = _with_mask(preprocess, found, repository, steps.folder)
@@ -127,7 +125,7 @@ class Transformers(TorchBackbone):
         return checkpoint_paths(self.entry, self.weights)
 
     def _config(self) -> Config:
-        _require()
+        require_library(self.family)
         config = parse_json((self.weights / "config.json").read_bytes(), "config.json", dict[str, Any])
         if config.get("model_type") != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.get('model_type')}", hint="pull the model again")
@@ -154,7 +152,7 @@ def create(config: Config, *, with_head: bool = False) -> "torch.nn.Module":
     """
     from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification
 
-    plain = {key: value for key, value in config.items() if key not in CODE}
+    plain = without_code(config)
     kind = AutoModelForSequenceClassification if with_head else AutoModel
     with described_by_config("transformers"):
         shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
@@ -237,9 +235,7 @@ def _preprocess(repository: "Repository", config: Config, model_type: str, steps
     settings, sentence = optional.values()
     lowercase = settings.get("do_lower_case", True) is not False
     if sentence.get("do_lower_case") is True and not lowercase:
-        raise UsageError(
-            f"{repository.origin} lower-cases texts before a tokenizer that keeps case", hint="choose another model"
-        )
+        raise UsageError(f"{repository.origin} lower-cases texts before a tokenizer that keeps case", hint=HINT)
     tokenizer, wordpiece = f"{folder}tokenizer.json", None
     if tokenizer not in sizes:
         tokenizer = f"{folder}vocab.txt"
@@ -305,28 +301,6 @@ def _is_plain(config: Config) -> bool:
     activation = config.get("hidden_act", config.get("activation", "gelu"))
     position = config.get("position_embedding_type") or "absolute"
     return activation == "gelu" and position == "absolute" and not config.get("is_decoder")
-
-
-def _check_model_type(model_type: str, config: Config, repository: "Repository") -> None:
-    """Raise UsageError for anything but a text encoder, NotFoundError for an architecture unknown to transformers."""
-    import difflib
-
-    if config.get("is_encoder_decoder"):
-        raise UsageError(f"{repository.origin} is an encoder with a decoder", hint="choose an encoder")
-    _require()
-    import transformers
-    from transformers import CONFIG_MAPPING, MODEL_MAPPING
-
-    known = sorted(name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_MAPPING)
-    if model_type in known:
-        return
-    near = difflib.get_close_matches(model_type, known, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else "code of a repository is never run: choose another model"
-    raise NotFoundError(f"transformers {transformers.__version__} has no architecture '{model_type}'", hint=hint)
-
-
-def _require() -> None:
-    require("the family transformers", "transformers", "torch")
 
 
 @hookimpl

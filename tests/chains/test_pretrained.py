@@ -121,6 +121,7 @@ def test_the_vector_is_asked_for(house: Zoo, tmp_path: Path) -> None:
     assert "leave --top out" in fails(
         2, "--top has no effect with --features", "run", "lite", "x", "--features", "--top", 3
     )
+    fails(2, "--top has no effect: lite-headless has no labels", "run", "lite-headless", PHOTOS[0], "--top", 3)
     assert "zoo embed" in fails(2, "-o has no effect", "run", "lite", "x", "--features", "-o", tmp_path / "x.csv")
 
 
@@ -151,6 +152,8 @@ def test_evaluation_knows_wordnet_ids_and_a_file_of_names(house: Zoo, classes: P
     # Only classes that occur or are predicted have a row.
     assert set(found.metrics.per_class) == {*found.truth, *found.predicted}
     assert len(found.metrics.confusion) == len(found.metrics.per_class)
+    problem = "lite was not fine-tuned: it held out no items"
+    assert "leave --held-out out" in fails(2, problem, "evaluate", "lite", classes, "--held-out")
     (classes / "n02123045").rename(classes / "Katze")
     problem = "has the label 'Katze', which the model does not know"
     assert "980 more; --labels FILE" in fails(2, problem, "evaluate", "lite", classes)

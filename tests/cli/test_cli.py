@@ -31,7 +31,9 @@ def test_the_registry_option_replaces_the_shipped_registry(shelf_file: Path) -> 
 
 
 def test_show(shelf: Path, tuned: Path) -> None:
-    assert "sha256" in zoo("show", "tiny-bert").stdout
+    shown = zoo("show", "tiny-bert").stdout
+    assert "sha256" in shown
+    assert "head:        none: its weights have no classifier\n" in shown
     assert parsed(zoo("show", "tiny-lite", "--json"))["model"]["inputs"][0]["name"] == "pixels"
     card = zoo("show", tuned / "out").stdout
     assert "labels:      account, billing, delivery" in card

@@ -70,7 +70,7 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     assert (alone.returncode, alone.stdout) == (1, "")
     assert "failed: 'mony' is not among the" in alone.stderr
     assert "did you mean money" in alone.stderr
-    assert "error: no answer for 1 of 1 input" in alone.stderr
+    assert "error: no answer for 1 of 1 input\nhint: did you mean money" in alone.stderr
     fails(3, "'qqqq' is not among the", "run", "tiny-words", "--analogy", "king", "card", "qqqq")
     fails(2, "--analogy needs three words, got 2", "run", "tiny-words", "--analogy", "king", "card")
     fails(2, "has no word vectors", "run", "./model", "--analogy", "king", "card", "money")
@@ -78,6 +78,11 @@ def test_what_cannot_be_answered(tiny: np.ndarray) -> None:
     fails(2, "no word of 'qqqq zzzz' is among the", "run", "tiny-words", "qqqq zzzz", "--strict")
     fails(7, "searched on the CPU", "run", "tiny-words", "king", "--device", "cuda")
     fails(7, "searched on the CPU", "run", "tiny-words", "--analogy", "king", "card", "money", "--device", "cuda")
+    fails(2, "--prompt has no effect on nearest words", "run", "tiny-words", "king", "--prompt", "nope")
+    for option in (("--pair", "x"), ("--text", "x"), ("--image", "x"), ("--strict",)):
+        problem = f"{option[0]} has no effect with --analogy"
+        hint = fails(2, problem, "run", "tiny-words", "--analogy", "king", "card", "money", *option)
+        assert f"leave {option[0]} out" in hint
     # Word tables ignore ZOO_DEVICE, which only some models support.
     assert zoo("run", "tiny-words", "king", ZOO_DEVICE="cuda").returncode == 0
 

@@ -2,13 +2,16 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import convert
+from msgspec.structs import replace
 
 from zoo import DataError, PretrainedHead, label_names
-from zoo.data.labels import count_outputs, imagenet, labels_of, other_names, read_label_map
+from zoo.data.labels import count_outputs, imagenet, labels_of, other_names, read_label_map, without_head
 from zoo.errors import MissingFileError
+from zoo.registry.registry import builtin_registry_path, load_registry
 from zoo.schema import Entry, ImagePreprocess, Lineage, Manifest, Parity, Task, WeightFile
 
 
@@ -143,3 +146,21 @@ def test_paths_that_are_no_file_of_names(cats: Manifest, tmp_path: Path) -> None
         read_label_map(tmp_path / "absent.csv", cats)
     with pytest.raises(DataError, match="is a folder"):
         read_label_map(tmp_path, cats)
+
+
+def test_a_model_without_a_head_says_why() -> None:
+    none = manifest(labels=("a",))
+    row = none.lineage.entry
+
+    def stored(**facts: Any) -> Manifest:
+        return replace(none, lineage=replace(none.lineage, entry=replace(row, **facts)))
+
+    assert without_head(row) == "its weights have no classifier"
+    assert without_head(replace(row, no_head="lost")) == without_head(stored(no_head="lost")) == "lost"
+    assert "--raw" in without_head(stored(head=PretrainedHead(labels=("a", "b"))))
+    # Bundles and kept entries of earlier versions have neither field.
+    assert without_head(none).startswith("it was written by an earlier zoo")
+    assert "zoo export some-model -o DIR" in without_head(none)
+    assert "zoo pull hf/acme/net" in without_head(replace(row, name="hf/acme/net"))
+    for entry in load_registry([builtin_registry_path()]).values():
+        assert (entry.head is None) == (entry.no_head is not None), entry.name

@@ -169,6 +169,13 @@ def sharded(folder: Path) -> None:
         (settings("config.json", model_type="vit", image_size=224), UsageError, "has no preprocessor_config.json"),
         (settings("config.json", model_type="t5", is_encoder_decoder=True), UsageError, "encoder with a decoder"),
         (settings("config.json", model_type="electrra"), NotFoundError, "no architecture 'electrra'"),
+        (
+            settings("config.json", model_type="novel_bert", auto_map={"AutoModel": "x.Y"}),
+            UsageError,
+            r"needs its own code \(trust_remote_code\), which is never run",
+        ),
+        (settings("config.json", model_type="novel_bert"), NotFoundError, "no architecture 'novel_bert'"),
+        (settings("config.json", model_type="clap_text_model"), UsageError, "clap_text_model has no encoder"),
         (settings("sentence_bert_config.json", do_lower_case=True), UsageError, "lower-cases texts"),
     ],
 )

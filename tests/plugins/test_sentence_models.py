@@ -67,7 +67,7 @@ def test_a_model_with_dense_layer_and_prompts_goes_the_whole_way(hub: FakeHub, t
     assert cosine(session.prompted("query").features(NASTY), asked) >= 0.99999
     answers = zoo.run(name, NASTY[:3], device="cpu", features=True, prompt="query").answers
     assert cosine([answer.features for answer in answers], asked[:3]) >= 0.99999
-    with pytest.raises(UsageError, match="has no prompt called passage") as caught:
+    with pytest.raises(UsageError, match="has no prompt called 'passage'") as caught:
         session.prompted("passage")
     assert caught.value.hint == "--prompt label or query"
 

@@ -1,6 +1,7 @@
 """Sequence classifiers of the Hub against transformers' own pipeline, on texts of all kinds."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tests.kit import cli
 from tests.kit.hub import COMMIT, FakeHub
 from tests.kit.items import NASTY
 from tests.kit.libraries import change_json, hub_repo, write_classifier, write_encoder
-from zoo import DataError, IntegrityError, TextPair, UsageError, Variant, Zoo
+from zoo import DataError, DataOptions, IntegrityError, TextPair, UsageError, Variant, Zoo
+from zoo.data.dataset import load
 from zoo.data.tokenizers import TextEncoder, place_tokenizer
 from zoo.schema import PretrainedHead, TextPreprocess
 
@@ -254,6 +256,67 @@ def test_a_pair_for_a_model_of_single_texts_is_an_error(shelf: Path) -> None:
         assert "--pair" in cli.fails(2, words, "run", model, "a text", "--pair", "b")
     with pytest.raises(DataError):
         zoo.run("tiny-lite", TextPair("a", "b"), device="cpu")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_column_of_pairs_that_is_not_read_is_an_error(shelf: Path, tmp_path: Path, suffix: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": f"my card {n}", "text_pair": f"a parcel {n}", "label": "ab"[n % 2]} for n in range(8)]
+    table = tmp_path / f"pairs{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    elif suffix == ".jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table.write_text("text,text_pair,label\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    zoo, problem = Zoo(), f"{table} has the column 'text_pair', which would not be read"
+    with pytest.raises(DataError, match=re.escape(problem)) as caught:
+        list(zoo.each_input("tiny-bert", [str(table)]))
+    assert "--text text" in str(caught.value.hint)
+    with pytest.raises(DataError, match=re.escape(problem)):
+        zoo.inputs("tiny-bert", [str(table)])
+    with pytest.raises(DataError, match=re.escape(problem)):
+        zoo.finetune("tiny-bert", table, tmp_path / "out")
+    named = [each.item for each in zoo.each_input("tiny-bert", [str(table)], text="text")]
+    assert named == zoo.inputs("tiny-bert", [str(table)], text="text")[0] == [row["text"] for row in rows]
+    pairs = [each.item for each in zoo.each_input("tiny-bert", [str(table)], text="text_pair")]
+    assert pairs == [row["text_pair"] for row in rows]
+    assert (
+        load(
+            table,
+            TextPreprocess(tokenizer="t.json", max_length=8, pooling="cls", normalize=False),
+            DataOptions(text="text"),
+        ).items
+        == named
+    )
+    cli.fails(2, problem, "run", "tiny-bert", table)
+
+
+def test_options_that_would_be_ignored(hub: FakeHub, tmp_path: Path) -> None:
+    written(tmp_path / "repo", "Bert")
+    hub.add("acme/mood", COMMIT, hub_repo(tmp_path / "repo"))
+    zoo, name = Zoo(), "hf/acme/mood"
+    table = tmp_path / "pairs.csv"
+    table.write_text("text,text_pair\nmy card,a parcel\n")
+    with pytest.raises(UsageError, match="'text_pair', which would not be read"):
+        list(zoo.each_input(name, [str(table)], pair="a login"))
+    assert [each.item for each in zoo.each_input(name, [str(table)])] == [TextPair("my card", "a parcel")]
+    for blank in ("", " "):
+        with pytest.raises(UsageError, match="--pair is empty"):
+            zoo.each_input(name, ["a text"], pair=blank)
+    for prompt in ("x", ""):
+        for call in (
+            lambda prompt: zoo.run(name, "a text", prompt=prompt),
+            lambda prompt: zoo.answers(name, ["a text"], prompt=prompt),
+            lambda prompt: zoo.embed(name, ["a text"], tmp_path / "x.npy", prompt=prompt),
+            lambda prompt: zoo.similar(name, "a text", ["b"], prompt=prompt),
+        ):
+            with pytest.raises(UsageError, match=f"has no prompt called '{prompt}'"):
+                call(prompt)
+    # Nothing was pulled.
+    assert not [row for row in zoo.list() if row.is_pulled]
 
 
 @pytest.mark.parametrize(

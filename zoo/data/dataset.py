@@ -13,7 +13,7 @@ from msgspec import Struct
 from zoo.data.folders import read_classes, split_folders
 from zoo.data.items import SEPARATOR, Example, Item, Skipped, Unreadable
 from zoo.data.labels import known_labels
-from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_LABEL, DEFAULT_TEXT, TABLES, parse_number, read_images, read_texts
+from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_LABEL, TABLES, parse_number, read_images, read_texts
 from zoo.errors import DataError, MissingFileError, UsageError, quote
 from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
@@ -162,7 +162,7 @@ def load_parts(
         image, has_files = options.image or DEFAULT_IMAGE, not is_hub(source)
         contents = {"train": read_images(path, image, column, task, has_files=has_files)}
     else:
-        contents = {"train": read_texts(path, options.text or DEFAULT_TEXT, column, task, pairs=options.pairs)}
+        contents = {"train": read_texts(path, options.text, column, task, pairs=options.pairs)}
     skipped = [each for content in contents.values() for each in content.skipped]
     total = len(skipped) + sum(len(content.examples) for content in contents.values())
     if not total:

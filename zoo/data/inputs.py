@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from zoo.data.folders import image_files
 from zoo.data.images import IMAGE_SUFFIXES
 from zoo.data.items import TextPair
-from zoo.data.tables import DEFAULT_IMAGE, DEFAULT_TEXT, TABLES, cells, count_rows, image_cells, lines, lines_of
+from zoo.data.tables import DEFAULT_IMAGE, TABLES, cells, count_rows, image_cells, lines, lines_of
 from zoo.data.tokenizers import check_text
 from zoo.errors import DataError, MissingFileError, UsageError, short
 from zoo.schema import ImagePreprocess, Preprocess
@@ -41,7 +41,8 @@ class Inputs:
 
     The arguments are those of `expand`, and for images also tables, whose column `image` holds bytes or paths. A file
     of another kind in a folder and a row that cannot be used are inputs with an error. `pair` is the second text of
-    every input; with `pairs` the column `text_pair` of a table holds it, if there is one. Iterating raises DataError
+    every input; with `pairs` the column `text_pair` of a table holds it, if there is one. A table with
+    that column is refused if it would not be read, unless `text` names the column to read. Iterating raises DataError
     for an argument that cannot be used as a whole.
     """
 
@@ -55,9 +56,11 @@ class Inputs:
         pair: str | None = None,
         pairs: bool = False,
     ) -> None:
+        if pair is not None and not pair.strip():
+            raise UsageError("--pair is empty", hint="give the second text of every input")
         self.arguments = arguments
         self.reads_images = isinstance(preprocess, ImagePreprocess)
-        self.text = text or DEFAULT_TEXT
+        self.text = text
         self.image = image or DEFAULT_IMAGE
         self.pair, self.pairs = pair, pairs
 
@@ -193,7 +196,7 @@ def expand(arguments: Sequence[str], preprocess: Preprocess, *, text: str | None
     found: list[Input] = []
     for argument in arguments:
         reads_images = isinstance(preprocess, ImagePreprocess)
-        for each in _images(argument) if reads_images else _texts(argument, text or DEFAULT_TEXT):
+        for each in _images(argument) if reads_images else _texts(argument, text):
             if isinstance(each.item, DataError):
                 raise each.item
             found.append(each)
@@ -243,7 +246,7 @@ def _paired(item: Any, pair: str) -> Any:
     return TextPair(item, pair) if isinstance(item, str) else item
 
 
-def _texts(argument: str, text: str, *, pairs: bool = False) -> Iterator[Input]:
+def _texts(argument: str, text: str | None, *, pairs: bool = False) -> Iterator[Input]:
     if argument == STDIN:
         for name, line in _stdin_lines():
             yield Input(name, line)

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.errors import DataError, MissingFileError, counted, quote
-from zoo.schema import PRETRAINED, Entry, Manifest, PretrainedHead, Task, TextPreprocess
+from zoo.errors import DataError, MissingFileError, UsageError, counted, quote
+from zoo.schema import PRETRAINED, Entry, Manifest, PretrainedHead, Task, TextPreprocess, WordsPreprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -141,6 +141,24 @@ def _wrong_columns(path: Path, line: int, row: "Sequence[str]") -> DataError:
     return DataError(problem, path=path, hint=hint)
 
 
+def ranks(model: Entry | Manifest) -> bool:
+    """Whether the answers of a model are a ranking: labels, tokens for a mask, or a word table's nearest words."""
+    if isinstance(model, Manifest):
+        return model.head is not None and model.task is not Task.REGRESSION
+    if model.head is None:
+        return isinstance(model.preprocess, WordsPreprocess)
+    return model.head.task != Task.REGRESSION
+
+
+def find_prompt(model: Entry | Manifest, name: str) -> str:
+    """The text of a model's prompt. Raises UsageError for a name that the model does not have."""
+    known = model.preprocess.prompts if isinstance(model.preprocess, TextPreprocess) else {}
+    if name not in known:
+        hint = f"--prompt {' or '.join(sorted(known))}" if known else "leave --prompt out"
+        raise UsageError(f"{model.name} has no prompt called {quote(name)}", hint=hint)
+    return known[name]
+
+
 def reads_pairs(model: Entry | Manifest) -> bool:
     """Whether a model reads pairs of texts: the classifiers of texts that come with the weights do."""
     if not isinstance(model.preprocess, TextPreprocess):
@@ -148,3 +166,18 @@ def reads_pairs(model: Entry | Manifest) -> bool:
     if isinstance(model, Manifest):
         return model.head == PRETRAINED and model.task is not Task.FILL_MASK
     return model.head is not None and model.head.task != "fill-mask"
+
+
+def without_head(model: Entry | Manifest) -> str:
+    """The reason why a model without a head has none, for messages."""
+    entry = model.lineage.entry if isinstance(model, Manifest) else model
+    if entry.no_head is not None:
+        return entry.no_head
+    if entry.head is not None:
+        return "it is a bare backbone (--raw)"
+    # Earlier versions wrote neither `head` nor `no_head`, also for models that have labels now.
+    if entry is not model:
+        return f"it was written by an earlier zoo, or from a row without labels: zoo export {entry.name} -o DIR"
+    if "/" in entry.name:
+        return f"it was pulled by an earlier zoo, or its bridge names no labels: zoo pull {entry.name}"
+    return "its weights have no classifier"

@@ -28,13 +28,16 @@ PARQUET_ROWS = 256
 Row: TypeAlias = tuple[int, Mapping[str, Any] | DataError]
 
 
-def read_texts(path: Path, text: str, label: str, task: Task, *, pairs: bool = False) -> Content:
+def read_texts(path: Path, text: str | None, label: str, task: Task, *, pairs: bool = False) -> Content:
     """The examples in a table of texts; with `pairs` of pairs, if the table has the column `text_pair`.
 
-    Raises DataError for a missing column and for a cell that cannot be used.
+    Raises DataError for a missing column, for a cell that cannot be used, and without `pairs` for the column
+    `text_pair`, unless `text` names the column to read.
     """
-    examples = []
+    examples, is_named, text = [], text is not None, text or DEFAULT_TEXT
     for line, row in _rows(path, {text: "--text", label: "--label"}):
+        if not (pairs or is_named):
+            _refuse_pair(row, path)
         words = _text(row, text, path, line, pairs=pairs)
         digest = sha256(words if isinstance(words, str) else "\0".join(words))
         examples.append(Example(f"{path.name}:{line}", words, _label(row[label], label, path, line, task), digest))
@@ -68,15 +71,24 @@ def read_images(path: Path, image: str, label: str, task: Task, *, has_files: bo
     return content
 
 
-def cells(path: Path, name: str, *, pairs: bool = False) -> Iterator[tuple[int, str | TextPair | DataError]]:
+def cells(path: Path, name: str | None, *, pairs: bool = False) -> Iterator[tuple[int, str | TextPair | DataError]]:
     """Yields, for one column of a table, each line number with the text or with the row's error, read lazily.
 
-    With `pairs` a row of a table with the column `text_pair` is a pair. Raises DataError for a missing column and for a
-    file that cannot be read.
+    With `pairs` a row of a table with the column `text_pair` is a pair. Raises DataError for a missing column, for a
+    file that cannot be read, and as `read_texts` does for the column `text_pair`.
     """
-    for line, row in _each_row(path, {name: "--text"}):
+    column = name or DEFAULT_TEXT
+    for line, row in _each_row(path, {column: "--text"}):
+        if not (pairs or name) and not isinstance(row, DataError):
+            _refuse_pair(row, path)
         text = partial(_text, pairs=pairs)
-        yield line, row if isinstance(row, DataError) else attempt(text, row, name, path, line)
+        yield line, row if isinstance(row, DataError) else attempt(text, row, column, path, line)
+
+
+def _refuse_pair(row: Mapping[str, Any], path: Path) -> None:
+    if TEXT_PAIR in row:
+        problem = f"{path} has the column '{TEXT_PAIR}', which would not be read"
+        raise DataError(problem, path=path, hint=f"--text {DEFAULT_TEXT} reads one column alone; or rename {TEXT_PAIR}")
 
 
 def _text(row: Mapping[str, Any], column: str, path: Path, line: int, *, pairs: bool) -> str | TextPair:

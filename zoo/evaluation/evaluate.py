@@ -1,6 +1,6 @@
 """The evaluation of a model on labelled data: metrics, a prediction for each item, and the items that were skipped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -9,14 +9,14 @@ import msgspec
 from zoo.bundle import Held, read_split
 from zoo.data.dataset import Dataset, load
 from zoo.data.items import Unreadable
-from zoo.data.labels import other_names, own_names, read_label_map, reads_pairs
+from zoo.data.labels import other_names, own_names, read_label_map, reads_pairs, without_head
 from zoo.errors import DataError, UsageError
 from zoo.evaluation.metrics import measure, only_seen
 from zoo.options import DataOptions
 from zoo.progress import SILENT, Progress
 from zoo.results import Answer, Evaluation
 from zoo.runtime.answers import labelled, predicted_labels
-from zoo.schema import PRETRAINED, Entry, Manifest, Metrics, Task, without_head
+from zoo.schema import PRETRAINED, Entry, Manifest, Metrics, Task
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -51,6 +51,16 @@ def _check_measurable(name: str, task: str, entry: Entry) -> None:
         raise UsageError(f"{name} fills masks: it has no labels to measure", hint=hint)
 
 
+def _check_session(session: "Session", model: str, *, held_out: bool) -> None:
+    """Raise UsageError, before data are read, for a model without labels or without the items that are asked for."""
+    if "scores" not in session.outputs:
+        session.scores([])
+    manifest = session.manifest
+    _check_measurable(manifest.name, manifest.task, manifest.lineage.entry)
+    if held_out and manifest.head == PRETRAINED:
+        raise UsageError(f"{model} was not fine-tuned: it held out no items", hint="leave --held-out out")
+
+
 def evaluate(
     session: "Session",
     model: str,
@@ -69,17 +79,10 @@ def evaluate(
     are left out and listed in the result. Raises DataError for unknown labels and too many unreadable items, UsageError
     for a model without a head.
     """
-    if "scores" not in session.outputs:
-        # Raises the UsageError before the data is read.
-        session.scores([])
-    _check_measurable(session.manifest.name, session.manifest.task, session.manifest.lineage.entry)
+    _check_session(session, model, held_out=held_out)
     manifest, split = session.manifest, read_split(session.bundle)
-    given = read_label_map(Path(labels), manifest) if labels else {}
-    for name, label in given.items():
-        if (own := own_names(manifest).get(name, label)) != label:
-            progress.note(f"{labels} maps '{name}', which the model knows as '{own}', to '{label}'")
-    names_of = {**other_names(manifest), **given}
     options = msgspec.structs.replace(options, task=manifest.task, pairs=reads_pairs(manifest))
+    names_of = _names_of(manifest, labels, progress)
     dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names_of)
     if held_out:
         dataset = _held_out(dataset, split, model)
@@ -104,6 +107,16 @@ def evaluate(
         skipped=tuple(map(str, dataset.skipped)),
         placement=session.placement,
     )  # fmt: skip
+
+
+def _names_of(manifest: Manifest, labels: str | Path | None, progress: Progress) -> Mapping[str, str]:
+    """The model's label by each other name of it, with those of the file `labels`."""
+    given = read_label_map(Path(labels), manifest) if labels else {}
+    own = own_names(manifest) if labels else {}
+    for name, label in given.items():
+        if own.get(name, label) != label:
+            progress.note(f"{labels} maps '{name}', which the model knows as '{own[name]}', to '{label}'")
+    return {**other_names(manifest), **given}
 
 
 def _metrics(manifest: Manifest, scores: "Floats", targets: "ArrayLike") -> Metrics:

@@ -10,7 +10,7 @@ import onnx
 from zoo.bundle import HEAD, MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
 from zoo.data.items import Example, Item, Unreadable
-from zoo.data.labels import other_names
+from zoo.data.labels import other_names, reads_pairs
 from zoo.data.samples import PARITY_SAMPLES, parity_samples
 from zoo.data.split import split
 from zoo.errors import DataError, GateError, ZooError
@@ -95,7 +95,7 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     manifest = source.manifest
     assert variant.calibrate is not None
     task = manifest.task if manifest.head else FinetuneOptions().task
-    reading = variant.reading(task)
+    reading = msgspec.structs.replace(variant.reading(task), pairs=reads_pairs(manifest))
     parts = load_parts(variant.calibrate, manifest.preprocess, reading, offline=offline, progress=progress)
     data, *others = (part.renamed(other_names(manifest)) for part in parts.values())
     skipped = [each for part in (data, *others) for each in part.skipped]

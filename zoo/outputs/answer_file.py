@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from zoo.bundle import MODEL
+from zoo.data.labels import without_head
 from zoo.errors import UsageError
 from zoo.outputs.resumable_file import AnswerColumns, LineWriter, NamedRow, OutputRecord, Writer, parquet_writer
 from zoo.outputs.table import Row, Table, decimals, plain, score_columns
 from zoo.outputs.write_rows import WriteJob, step_of
 from zoo.results import Answered, Failure
 from zoo.runtime.answers import WORD_WINDOW, ModelAnswerer, WordAnswerer, best_words, check_top, decide
-from zoo.schema import Entry, Manifest, Task, TextPreprocess, without_head
+from zoo.schema import Entry, Manifest, Task, TextPreprocess
 from zoo.system.files import sha256_json
 
 if TYPE_CHECKING:

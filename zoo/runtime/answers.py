@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from zoo.data.inputs import Input, Inputs, arriving, named_inputs
 from zoo.data.items import Skip
 from zoo.data.tokenizers import check_text
-from zoo.errors import DataError, UsageError, ZooError, named
+from zoo.errors import DataError, DeviceError, UsageError, ZooError, named
 from zoo.results import Answer, Failure
 from zoo.runtime.in_order import InOrder, windows
 from zoo.runtime.pipeline import WINDOW
@@ -133,6 +133,18 @@ def answers(answerer: Answerer, inputs: Iterable[Any], *, keep_going: bool) -> I
                 else:
                     yield answerer.answer(name, row)
         first += ordered.answered
+
+
+def check_search(device: str | None, prompt: str | None = None) -> None:
+    """Raise DeviceError for a device that does not search nearest words, UsageError for a prompt."""
+    if prompt is not None:
+        raise UsageError("--prompt has no effect on nearest words", hint="leave --prompt out")
+    if device not in (None, "auto", "cpu"):
+        raise DeviceError(
+            f"{device} cannot be used: nearest words are searched on the CPU",
+            device=device,
+            hint="run it with --device cpu or --device auto",
+        )
 
 
 def answer_one(answerer: Answerer, each: Input, *, keep_going: bool) -> Answer:

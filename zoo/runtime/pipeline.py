@@ -230,15 +230,15 @@ class ImagePipeline(_Pipeline):
 class TextPipeline(_Pipeline):
     """The pipeline of texts: they are tokenised, then batched by similar length within a budget of tokens.
 
-    With `fills_masks` scores are only computed for texts with one mask. With `reads_pairs` an item may be a pair.
+    With `fills_masks` scores are only computed for texts with one mask. With `pairs` an item may be a pair.
     """
 
-    fills_masks = reads_pairs = False
-
     def __init__(
-        self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings
-    ) -> None:
+        self, preprocess: TextPreprocess, graphs: Graphs, folder: Path, device: str, settings: Settings, *,
+        fills_masks: bool = False, pairs: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(graphs, device, settings, threads=1)
+        self.fills_masks, self.pairs = fills_masks, pairs
         self.encoder = TextEncoder(preprocess, folder)
         self.budget = TOKENS[device.partition(":")[0]]
         self.check = self.encoder.check_known
@@ -300,7 +300,7 @@ class TextPipeline(_Pipeline):
 
     def _tokens(self, start: int, items: Sequence[Any]) -> "Tokens":
         found: dict[int, str | TextPair | list[int] | DataError]
-        check = partial(check_item, pairs=self.reads_pairs)
+        check = partial(check_item, pairs=self.pairs)
         found = {index: attempt(check, item) for index, item in enumerate(items, start)}
         texts = {index: text for index, text in found.items() if isinstance(text, str | TextPair)}
         for index, tokens in zip(texts, self.encoder.tokens(list(texts.values())), strict=True):

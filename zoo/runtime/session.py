@@ -13,7 +13,7 @@ import msgspec
 from zoo.bundle import MODEL, Bundle
 from zoo.data.inputs import named_inputs, one_or_more, with_names
 from zoo.data.items import Skip
-from zoo.data.labels import reads_pairs
+from zoo.data.labels import find_prompt, reads_pairs, without_head
 from zoo.errors import DataError, DeviceError, IntegrityError, UsageError, counted
 from zoo.extras import RUNTIME, require
 from zoo.graph import external_data
@@ -24,7 +24,7 @@ from zoo.runtime.device import choose, onnxruntime
 from zoo.runtime.optimised_graphs import OptimisedGraphs
 from zoo.runtime.ort import Graphs, Settings, write_optimised
 from zoo.runtime.pipeline import ImagePipeline, TextPipeline, cut_model
-from zoo.schema import ImagePreprocess, Task, TextPreprocess, without_head
+from zoo.schema import ImagePreprocess, Task, TextPreprocess
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,10 +124,10 @@ class Session:
             return ImagePipeline(preprocess, graphs, self.manifest.cut, device, settings)
         if isinstance(preprocess, TextPreprocess):
             bundle.check(preprocess.tokenizer)
-            pipeline = TextPipeline(preprocess, graphs, bundle.path, device, settings)
-            pipeline.fills_masks = self.manifest.task is Task.FILL_MASK
-            pipeline.reads_pairs = reads_pairs(self.manifest)
-            return pipeline
+            return TextPipeline(
+                preprocess, graphs, bundle.path, device, settings,
+                fills_masks=self.manifest.task is Task.FILL_MASK, pairs=reads_pairs(self.manifest),
+            )  # fmt: skip
         raise IntegrityError(f"{bundle.path}: a bundle reads images or texts", hint="write the bundle again")
 
     def __repr__(self) -> str:
@@ -158,13 +158,10 @@ class Session:
         """
         if prompt is None:
             return self
-        preprocess, pipeline = self.manifest.preprocess, self._pipeline
-        known = preprocess.prompts if isinstance(preprocess, TextPreprocess) else {}
-        if prompt not in known or not isinstance(pipeline, TextPipeline):
-            hint = f"--prompt {' or '.join(sorted(known))}" if known else "leave --prompt out"
-            raise UsageError(f"{self.manifest.name} has no prompt called {prompt}", hint=hint)
+        text, pipeline = find_prompt(self.manifest, prompt), self._pipeline
+        assert isinstance(pipeline, TextPipeline)
         session = copy(self)
-        session._pipeline = pipeline.prompted(known[prompt])
+        session._pipeline = pipeline.prompted(text)
         return session
 
     def stream(

@@ -7,17 +7,17 @@ Features are the vector that the checkpoint's own classifier reads. Without a cl
 output; if the pooling has weights and the file lacks them, they are the normalised CLS token.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo_plugins.bridges.hf.files import checkpoint_of, count_scores, parse_json
 from zoo_plugins.bridges.hf.labels import head_of
+from zoo_plugins.bridges.hf.library import HINT, Config, check_architecture, require_library, without_code
 from zoo_plugins.bridges.hf.pixels import PROCESSORS, image_preprocess
 
 from zoo.backbone import Backbone
-from zoo.errors import IntegrityError, NotFoundError, UsageError, quote
-from zoo.extras import require
+from zoo.errors import IntegrityError, UsageError, quote
 from zoo.hookspecs import hookimpl
 from zoo.schema import Entry, ImagePreprocess
 from zoo.torchkit import (
@@ -36,13 +36,9 @@ if TYPE_CHECKING:
 
     from zoo.hub import Repository
 
-Config: TypeAlias = Mapping[str, Any]
 #: Models of images and texts whose vision tower zoo uses.
 COMBINED = frozenset({"altclip", "chinese_clip", "clip", "metaclip_2", "siglip"})
-#: Keys of config.json that name code, or files to load it from.
-CODE = frozenset({"auto_map", "custom_pipelines", "_name_or_path", "name_or_path"})
 CLASSIFIER = "ForImageClassification"
-HINT = "choose another model"
 
 
 class Network(NamedTuple):
@@ -67,7 +63,6 @@ def image_entry(name: str, repository: "Repository", config: Config) -> Entry:
     Raises MissingExtraError, NotFoundError for an unknown architecture, UsageError for one that zoo does not support,
     and IntegrityError for a wrong configuration.
     """
-    _require()
     model_type = str(config.get("model_type"))
     _check_model_type(model_type, config, repository)
     preprocess = image_preprocess(repository, model_type)
@@ -98,7 +93,7 @@ class TransformersImages(TorchBackbone):
     @cached_property
     def network(self) -> Network:
         """The network with its weights. Raises MissingExtraError, IntegrityError for a wrong configuration or file."""
-        _require()
+        require_library(self.family)
         config = parse_json((self.weights / "config.json").read_bytes(), "config.json", dict[str, Any])
         if config.get("model_type") != self.entry.config.get("arch"):
             raise IntegrityError(f"config.json describes {config.get('model_type')}", hint="pull the model again")
@@ -136,7 +131,7 @@ def create(config: Config) -> "torch.nn.Module":
     """
     from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageClassification
 
-    plain = _plain(config)
+    plain = without_code(config)
     with described_by_config("transformers"):
         shape = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
         kind: Any = AutoModelForImageClassification if _has_classifier(config) else AutoModel
@@ -302,13 +297,6 @@ def _empty_caches(model: "torch.nn.Module") -> None:
                     cell.cell_contents.cache_clear()
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    """The configuration without keys that can name code, at any depth."""
-    return {
-        key: _plain(value) if isinstance(value, dict) else value for key, value in config.items() if key not in CODE
-    }
-
-
 def _architecture(config: Config) -> str:
     """The class of the model that was saved, "" if it is not known."""
     named = config.get("architectures")
@@ -333,29 +321,13 @@ def _no_head(config: Config) -> str:
 
 def _check_model_type(model_type: str, config: Config, repository: "Repository") -> None:
     """Raise an error of one line unless the installed transformers can build the image encoder."""
-    import transformers
-    from transformers import CONFIG_MAPPING, MODEL_MAPPING
-
     if model_type == "timm_wrapper":
         raise UsageError(f"{repository.origin} is a model of timm", hint="zoo pull timm/NAME")
-    if model_type not in CONFIG_MAPPING:
-        if config.get("auto_map"):
-            raise UsageError(
-                f"{repository.origin} needs its own code (trust_remote_code), which is never run", hint=HINT
-            )
-        raise NotFoundError(
-            f"transformers {transformers.__version__} has no architecture {quote(model_type)}", hint=HINT
-        )
-    if "vision_config" in config and model_type not in COMBINED:
-        raise UsageError(f"{repository.origin}: zoo has no images of the architecture {quote(model_type)}", hint=HINT)
     if model_type == "vit_mae":
         raise UsageError(f"{repository.origin}: vit_mae leaves out random parts of every image", hint=HINT)
-    if CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
-        raise UsageError(f"{repository.origin}: {model_type} has no encoder in transformers", hint=HINT)
-
-
-def _require() -> None:
-    require("the family transformers-images", "transformers", "torch", "torchvision")
+    check_architecture(model_type, config, repository, TransformersImages.family)
+    if "vision_config" in config and model_type not in COMBINED:
+        raise UsageError(f"{repository.origin}: zoo has no images of the architecture {quote(model_type)}", hint=HINT)
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from zoo_plugins.bridges.hf.files import CHECKPOINTS, parse_json, read_json
+from zoo_plugins.bridges.hf.library import HINT
 
 from zoo.errors import IntegrityError, UsageError
 from zoo.schema import WeightFile
@@ -13,7 +14,6 @@ from zoo.textkit import ACTIVATIONS, DenseLayer
 if TYPE_CHECKING:
     from zoo.hub import Repository
 
-HINT = "choose another model"
 SETTINGS = "config_sentence_transformers.json"
 #: The names of activations in config.json of a dense layer -> those of `zoo.textkit`. No name is imported.
 NAMES = {
