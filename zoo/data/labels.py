@@ -147,7 +147,7 @@ def ranks(model: Entry | Manifest) -> bool:
         return model.head is not None and model.task is not Task.REGRESSION
     if model.head is None:
         return isinstance(model.preprocess, WordsPreprocess)
-    return model.head.task != Task.REGRESSION
+    return model.head.task != "regression"
 
 
 def find_prompt(model: Entry | Manifest, name: str) -> str:
