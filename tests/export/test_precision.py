@@ -61,6 +61,25 @@ def operators(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.parametrize("asked", [(), ("--precision", "fp16")])
+def test_an_export_has_no_report_with_copies_of_the_data(
+    tuned: Path, data: Path, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    assert {path.name for path in tuned.glob("report*")} >= {"report.html", "report.json", "report-map.png"}
+    out = tmp_path / "out"
+    assert zoo("export", tuned, "-o", out, *asked).returncode == 0
+    # What evaluate --held-out and a later int8 export need is kept.
+    kept = {"model.onnx", "zoo.json", "head.safetensors", "split.jsonl", "training.json"}
+    assert {path.name for path in out.iterdir()} == kept
+    assert {file.path for file in Bundle.open(out).manifest.files} == kept - {"zoo.json"}
+    assert zoo("verify", out).returncode == 0
+    measured = [
+        parsed(zoo("evaluate", path, data, "--held-out", "--json"))["evaluation"]["metrics"]["n"]
+        for path in (tuned, out)
+    ]
+    assert measured[0] == measured[1] > 0
+
+
 def test_half_precision(tuned: Path, data: Path, tmp_path: Path) -> None:
     said = parsed(zoo("export", tuned, "-o", tmp_path / "half", "--precision", "fp16", "--json"))["export"]
     assert said["precision"] == "fp16"

@@ -39,6 +39,9 @@ from zoo.schema import (
 )
 from zoo.system.files import room_for, staged_dir
 
+#: The report's files, which zoo.evaluation.report writes, begin with this word.
+REPORT = "report"
+
 
 class Converted(NamedTuple):
     """The manifest of the converted model, and the items that the parity check compares.
@@ -64,8 +67,9 @@ def export(
     """Write `source`, converted to `variant`, at `out` if its outputs match those of `backbone` and of the head.
 
     The bounds depend on the precision (zoo.export.parity.bounds_of); int8 must also keep the accuracy
-    (zoo.export.accuracy_guard). A model that was calibrated earlier and is not converted now is copied with its report,
-    because the data of that check are not available.
+    (zoo.export.accuracy_guard). A model that was calibrated earlier and is not converted now keeps its parity checks,
+    because the data of these checks are not available. The report of the training (report*) is left out: it holds
+    copies of the data, and describes the model before conversion.
 
     Raises IntegrityError for a file that differs from its manifest, UsageError for a variant that this model cannot
     have, GateError if numbers differ or too much accuracy is lost, AccessError if space is lacking. After an error
@@ -79,11 +83,10 @@ def export(
             # The wider bounds of fewer bits could hide a wrong weight, so the original model is checked first.
             _parity(source.path, source, backbone, Converted(source.manifest))
     with room_for(out), staged_dir(out) as folder:
-        # A conversion writes external data itself. It drops the report, which describes the model before conversion.
+        # A conversion writes external data itself.
         changed = external_data.file_names(source.read_model()) if is_converted else set()
         for path in source.path.iterdir():
-            is_report = is_converted and path.name.startswith("report")
-            if path.name not in {MANIFEST, MODEL, *changed} and not is_report:
+            if path.name not in {MANIFEST, MODEL, *changed} and not path.name.startswith(REPORT):
                 shutil.copyfile(path, folder / path.name)
         converted = _Conversion(source, variant, folder, refit_head, offline, progress).run()
         if variant.raw:
