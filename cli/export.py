@@ -39,7 +39,8 @@ def command(
 ) -> None:
     """Export to ONNX; fails unless it matches the original model.
 
-    fp16 has wider limits. int8 must stay as accurate on held-out items. If a check fails, nothing is written.
+    fp16 and int8 have wider limits. With --calibrate, int8 must also stay as accurate on held-out items; a note says so
+    if that cannot be measured, because the model lacks labels of the data. If a check fails, nothing is written.
     """
     variant = Variant(
         precision=precision, fuse=fuse, raw=raw, calibrate=calibrate,  # type: ignore[arg-type]

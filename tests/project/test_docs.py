@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 import zoo
 from tests.kit.docs import README, ROOT, run_python, snippet
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 PLUGINS = ROOT / "docs/plugins.md"
+IMAGE = "surfaces/heldout/gravel/00.png"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "zoo/assets").glob("*.md")])
 HAND_WRITTEN = [page for page in PAGES if page.name != "cli.md"]
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -120,11 +122,12 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with README's file names: `surfaces/train`, `photo.jpg`, and two bundles of tiny models."""
+    """A folder with README's file names: a folder of images, one held-out image, and two bundles of tiny models."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(built_home, folder / "home")
     images = write_images(folder / "surfaces/train", 6)
-    shutil.copy(ROOT / "zoo/assets/coffee.jpg", folder / "photo.jpg")
+    (folder / IMAGE).parent.mkdir(parents=True)
+    Image.open(ROOT / "zoo/assets/coffee.jpg").save(folder / IMAGE)
     texts = write_texts(folder / "tickets.csv")
     house = Zoo(home=folder / "home", registry=shelf_file)
     options = FinetuneOptions(epochs=20, lr=1e-2)
@@ -135,7 +138,7 @@ def bundles(shelf_file: Path, built_home: Path, tmp_path_factory: pytest.TempPat
 
 def test_images_without_zoo(bundles: Path) -> None:
     label, score = run_python(snippet(README, "images"), bundles).split()
-    answer = Zoo().run(str(bundles / "surfaces-model"), [bundles / "photo.jpg"], device="cpu").answers[0]
+    answer = Zoo().run(str(bundles / "surfaces-model"), [bundles / IMAGE], device="cpu").answers[0]
     assert label == answer.labels[0][0]
     # A session resizes with another library: a few pixels differ by a grey level.
     assert float(score) == pytest.approx(answer.labels[0][1], abs=0.05)
@@ -158,13 +161,39 @@ def test_the_snippets_without_zoo_need_no_zoo() -> None:
 
 def test_from_python(shelf: Path, bundles: Path, tmp_path: Path) -> None:
     shutil.copytree(bundles / "surfaces", tmp_path / "surfaces")
-    shutil.copy(bundles / "photo.jpg", tmp_path)
     script = snippet(README, "python")
     assert script.count("efficientnet_lite0") == 1
     lines = run_python(script.replace("efficientnet_lite0", "tiny-lite"), tmp_path, ZOO_DEVICE="cpu").splitlines()
     assert lines[0].split()[1] == "3"
     assert lines[1] == "cpu ('blue', 'green', 'red') (1, 3)"
     assert [name for name, _ in ast.literal_eval(lines[2])]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("page", [README, ROOT / "docs/run.md"], ids=["README", "run"])
+def test_the_answers_of_the_pretrained_model_are_those_shown(
+    page: Path, real: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block about EfficientNet-Lite0 shows the labels, scores and features that its commands print."""
+    monkeypatch.chdir(ROOT)
+    block = next(block["text"] for block in BLOCK.finditer(page.read_text()) if "zoo run efficient" in block["text"])
+    commands = re.findall(r"^\$ zoo (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
+    assert len(commands) == (2 if page.name == "run.md" else 1)
+    for command, shown in commands:
+        done = command_line(*command.split(), ZOO_DEVICE="cpu")
+        assert done.returncode == 0, done.stderr
+        wanted = [line for line in shown.splitlines() if "\t" in line]
+        printed = done.stdout.splitlines()
+        # Words, in their order. Numbers differ a little between processors.
+        assert [re.findall(r"[A-Za-z/]+", line) for line in printed] == [
+            re.findall(r"[A-Za-z/]+", line) for line in wanted
+        ]
+        for line, other in zip(printed, wanted, strict=True):
+            assert numbers(line) == pytest.approx(numbers(other), abs=2e-3)
 
 
 def install(site: Path, module: str, source: str, entry_points: str) -> None:
