@@ -155,9 +155,15 @@ def check_scores(paths: Sequence[Path], name: str, shape: tuple[int, int]) -> No
 
     The message counts scores and labels. A checkpoint without that layer is no error here: `load_state` finds it.
     """
+    from safetensors import safe_open
+
     inputs, outputs = shape
-    found = {key: list(tensor.shape) for key, tensor in _tensors(paths) if key == f"{name}.weight"}
-    for rows, columns, *_ in found.values():
+    weight = f"{name}.weight"
+    for path in paths:
+        with _readable(path), safe_open(as_safetensors(path), "pt") as file:
+            if weight not in file.keys():  # noqa: SIM118 - the file is no mapping
+                continue
+            rows, columns, *_ = file.get_slice(weight).get_shape()
         if (columns, rows) != shape:
             raise IntegrityError(
                 f"{paths[0].name}: the head {name} gives {rows} scores from {columns} features, but the row has "

@@ -50,8 +50,9 @@ class ImagePreprocess(
     """The preprocessing of an image: resize, crop, normalise.
 
     The short side is resized to `resize` pixels with antialiasing; with `squash` both sides are, so that the image is
-    distorted. The centre of `crop` x `crop` pixels is normalised: (x / 255 - mean) / std, in RGB. Half a pixel in the
-    offset of the centre is rounded to even, as torchvision does; with `floor` it is dropped, as transformers does.
+    distorted. The width is resized first, as in Pillow up to 12; Pillow 13 resizes some tall images height first. The
+    centre of `crop` x `crop` pixels is normalised: (x / 255 - mean) / std, in RGB. Half a pixel in the offset of the
+    centre is rounded to even, as torchvision does; with `floor` it is dropped, as transformers does.
     """
 
     resize: Positive

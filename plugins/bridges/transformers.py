@@ -16,7 +16,7 @@ from zoo_plugins.bridges.hf.files import checkpoint_of, parse_json, read_json
 from zoo_plugins.bridges.hf.images import image_entry, is_of_images
 from zoo_plugins.bridges.hf.library import HINT, Config, check_architecture, require_library, without_code
 from zoo_plugins.bridges.hf.sentence import Steps, dense_files, dim_after, read_prompts, read_steps
-from zoo_plugins.bridges.hf.text_heads import Found, text_head
+from zoo_plugins.bridges.hf.text_heads import TextHead, text_head
 
 from zoo.backbone import Backbone
 from zoo.bridge import Bridge
@@ -271,8 +271,8 @@ def _has_segments(config: Config, model_type: str, repository: "Repository", fol
 
 
 def _with_mask(
-    preprocess: TextPreprocess, found: Found, repository: "Repository", folder: str
-) -> tuple[TextPreprocess, Found]:
+    preprocess: TextPreprocess, found: TextHead, repository: "Repository", folder: str
+) -> tuple[TextPreprocess, TextHead]:
     """The preprocessing with the mask of the tokenizer; a head that fills masks is only exported if there is one."""
     path = f"{folder}tokenizer_config.json"
     mask = read_json(repository, path).get("mask_token") if path in repository.sizes else None
@@ -280,7 +280,7 @@ def _with_mask(
     if mask is None and preprocess.wordpiece is not None:
         mask = "[MASK]"
     if not isinstance(mask, str):
-        return preprocess, Found(None, "tokenizer_config.json names no mask_token")
+        return preprocess, TextHead(None, "tokenizer_config.json names no mask_token")
     return replace(preprocess, mask_token=mask), found
 
 

@@ -203,6 +203,16 @@ def test_int8_is_calibrated_with_any_images_and_measured_with_known_labels(
     assert Session(known).scores(PHOTOS).shape == (len(PHOTOS), 1000)
 
 
+def test_a_hint_of_an_export_names_its_own_options(house: Zoo, classes: Path, tmp_path: Path) -> None:
+    [first, *others] = sorted((classes / "n02123045").iterdir())
+    for path in others:
+        path.unlink()
+    export = ("export", "lite", "-o", tmp_path / "a", "--precision", "int8", "--calibrate", classes)
+    assert "--calibrate DATA" in fails(2, "the class 'tabby' has 1 item of its own", *export)
+    shutil.rmtree(first.parent)
+    assert "--calibrate DATA" in fails(2, "has only the class 'espresso'", *export)
+
+
 def test_fine_tuning_replaces_the_classifier(house: Zoo, tmp_path: Path) -> None:
     house.finetune("lite", write_images(tmp_path / "images", 6), tmp_path / "pets")
     bundle = Bundle.open(tmp_path / "pets")

@@ -75,7 +75,7 @@ class Unreadable:
         self.found: dict[Example, Skipped] = {}
 
     def skip(self, examples: Sequence[Example]) -> Skip:
-        """The `skip` for a Session that reads `examples`."""
+        """A function for the argument `skip` of a Session that reads `examples`: it records each unreadable one."""
 
         def collect(index: int, error: ZooError) -> None:
             example = examples[index]

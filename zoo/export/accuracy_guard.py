@@ -102,12 +102,12 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     everything = [example for part in (data, *others) for example in part.examples]
     unreadable = Unreadable(skipped, len(skipped) + len(everything), variant.max_bad)
     session = Session(source, "cpu")
-    is_strange = manifest.head == PRETRAINED and not _knows(manifest, everything, data)
-    if is_strange:
+    lacks_labels = manifest.head == PRETRAINED and not _knows(manifest, everything, data)
+    if lacks_labels:
         progress.note(
             f"the accuracy is not measured: {variant.calibrate} has labels that {manifest.name} does not know"
         )
-    if manifest.head is None or is_strange:
+    if manifest.head is None or lacks_labels:
         rest, compared = _split_compared(
             session, data, data.only(e for part in others for e in part.examples), unreadable
         )
@@ -230,7 +230,12 @@ def _held(
     if trained.examples:
         # The trained items calibrate, so all unseen items can be measured.
         return unseen, f"items of {data.source} that it has not seen"
-    return split(unseen, 0.2, 0)[1], f"a fifth of {data.source}, which it has not seen"
+    try:
+        return split(unseen, 0.2, 0)[1], f"a fifth of {data.source}, which it has not seen"
+    except DataError as error:
+        # The hints of `split` name options of fine-tuning.
+        error.hint = "--calibrate DATA with two labels or more, and two items or more of each"
+        raise
 
 
 def _validated_on(manifest: Manifest, offline: bool, progress: Progress) -> Dataset | None:

@@ -88,7 +88,7 @@ WORD_BOUNDS = {
 #: Text encoders have a scale for each row: the direction of the features hardly changes.
 TEXTS = {**BOUNDS, "int8": Bounds(features=0.25, cosine=2e-2, scores=0.25, alone=1e-4, moved=1, hint=EIGHT)}
 #: Grey levels (of 256) by which the graph's preprocessing may differ from Pillow's. One in RARE values may differ by
-#: one level more: it is resized from values that were rounded the other way.
+#: one level more: the second pass reads values of the first, some of which differ by a level already.
 LEVELS_BOUND, RARE = 1.001, 10_000
 #: The fraction of values that may differ from Pillow's. Measured for 190 pairs of a size and a crop: 0.001 in the mean,
 #: 0.007 at most. Without rounding between the two passes it would be 0.16.

@@ -94,9 +94,9 @@ def _add_resize_and_crop(graph: GraphBuilder, mode: dict[str, Any]) -> None:
     """`planes` -> `levels`: grey levels of the resized and cropped image.
 
     The width is resized first and then the height, with antialiasing. Bicubic interpolation overshoots, so each pass is
-    rounded to grey levels and clipped to 0..255, as Pillow does. Each side is cropped as soon as it is resized, which
-    saves work. Pillow computes in fixed point, so halves may be rounded the other way: few values differ, nearly all of
-    them by one level.
+    rounded to grey levels and clipped to 0..255, as in Pillow (Pillow 13 resizes some tall images height first). Each
+    side is cropped as soon as it is resized, which saves work. Pillow computes in fixed point, so halves may be rounded
+    the other way: few values differ, nearly all of them by one level.
     """
     # Image libraries ignore pixels beyond the border; ONNX by default repeats the last pixel.
     resize: dict[str, Any] = {

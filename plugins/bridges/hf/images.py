@@ -202,8 +202,12 @@ def _without_classifiers(model: "torch.nn.Module") -> "nn.Module":
     names = _classifiers(model)
     widths = [int(model.get_submodule(name).in_features) for name in names]  # type: ignore[arg-type]
 
-    class Kept(nn.Module):
-        """Puts its input at its own place in the joined vector; the mean over classifiers is then that vector."""
+    class Placeholder(nn.Module):
+        """The placeholder of one classifier: its input, between zeros in the places of the other classifiers' inputs.
+
+        transformers takes the mean over classifiers. Each input is multiplied by their number, so that the mean is the
+        inputs joined to one vector.
+        """
 
         def __init__(self, before: int, after: int) -> None:
             super().__init__()
@@ -222,7 +226,7 @@ def _without_classifiers(model: "torch.nn.Module") -> "nn.Module":
             return features
 
     for index, name in enumerate(names):
-        model.set_submodule(name, Kept(sum(widths[:index]), sum(widths[index + 1 :])))
+        model.set_submodule(name, Placeholder(sum(widths[:index]), sum(widths[index + 1 :])))
     return Body().eval()
 
 

@@ -29,8 +29,8 @@ class Steps(NamedTuple):
     """The steps of sentence-transformers, and the folder of the encoder's files.
 
     `is_encoder` is false for other repositories, whose models may have a classifier; `settings` are those of a
-    CrossEncoder. `weights` are files of the dense
-    layers: their names in the entry, and their paths in the repository.
+    CrossEncoder. `weights` are the files of the dense layers: their names in the entry, and their paths in the
+    repository.
     """
 
     folder: str = ""

@@ -27,7 +27,7 @@ FILLERS = {
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-class Found(NamedTuple):
+class TextHead(NamedTuple):
     """The head of a repository, or the reason why a model of it has none."""
 
     head: PretrainedHead | None
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 def text_head(
     config: Mapping[str, Any], repository: "Repository", folder: str = "", *, is_encoder: bool = False
-) -> Found:
+) -> TextHead:
     """The head in a repository's weights, in `folder`. With `is_encoder` sentence-transformers pools its vectors.
 
     Raises IntegrityError for a classifier whose labels are damaged: see `head_of`. Raises Hub errors.
@@ -44,17 +44,17 @@ def text_head(
     named = config.get("architectures")
     kind = str(named[0]) if isinstance(named, list) and named else ""
     if is_encoder or not kind or kind.endswith("Model"):
-        return Found(None, "the weights are an encoder without a classifier")
+        return TextHead(None, "the weights are an encoder without a classifier")
     if kind.endswith(FILLER):
         return _mask_head(config, kind)
     if not kind.endswith(CLASSIFIER):
-        return Found(None, f"zoo does not export the head of {kind}")
+        return TextHead(None, f"zoo does not export the head of {kind}")
     head = head_of(config, repository.origin, outputs=count_scores(repository, folder))
     if head.activation == "sigmoid" and head.task == "regression" and _cross_encoder(config) == IDENTITY:
         head = replace(head, activation="identity")
     if head.task == "regression" and head.outputs != 1:
-        return Found(None, f"{kind} answers with {counted(head.outputs or 0, 'number')}: zoo exports one")
-    return Found(head)
+        return TextHead(None, f"{kind} answers with {counted(head.outputs or 0, 'number')}: zoo exports one")
+    return TextHead(head)
 
 
 def _cross_encoder(config: Mapping[str, Any]) -> object:
@@ -64,10 +64,12 @@ def _cross_encoder(config: Mapping[str, Any]) -> object:
     return named or config.get("sbert_ce_default_activation_function") or config.get("activation_fn")
 
 
-def _mask_head(config: Mapping[str, Any], kind: str) -> Found:
+def _mask_head(config: Mapping[str, Any], kind: str) -> TextHead:
     outputs = config.get("vocab_size")
     if kind not in FILLERS or not isinstance(outputs, int):
-        return Found(None, f"zoo does not export the head of {kind}")
+        return TextHead(None, f"zoo does not export the head of {kind}")
     if config.get("tie_word_embeddings") is False:
-        return Found(None, f"the decoder of {kind} is not the table of word embeddings (tie_word_embeddings is false)")
-    return Found(PretrainedHead(task="fill-mask", outputs=outputs))
+        return TextHead(
+            None, f"the decoder of {kind} is not the table of word embeddings (tie_word_embeddings is false)"
+        )
+    return TextHead(PretrainedHead(task="fill-mask", outputs=outputs))
