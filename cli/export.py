@@ -32,6 +32,9 @@ def command(
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A CSV file of two columns: a label in the data, the model's label for it.")
+    ] = None,
     max_bad: Annotated[
         float, typer.Option(help="Fraction of items that may be unreadable; they are left out.")
     ] = Variant().max_bad,
@@ -44,7 +47,7 @@ def command(
     """
     variant = Variant(
         precision=precision, fuse=fuse, raw=raw, calibrate=calibrate,  # type: ignore[arg-type]
-        max_drop=max_drop, text=text, image=image, label=label, max_bad=max_bad,
+        max_drop=max_drop, text=text, image=image, label=label, labels=labels, max_bad=max_bad,
     )  # fmt: skip
     bundle = make_zoo(context).export(model, out, variant)
     manifest = bundle.manifest

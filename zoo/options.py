@@ -48,6 +48,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     `fuse`: with operators that only ONNX Runtime has (text encoders).
     `max_drop`: how much of the score int8 may lose (at least one item).
     `text`, `image`, `label`, `max_bad`: as in FinetuneOptions, for `calibrate`.
+    `labels`: a CSV file that maps labels of `calibrate` to those of the model, as in `Zoo.evaluate`.
 
     A column, and a `max_drop` or `max_bad` other than the default, need `calibrate`.
     """
@@ -60,6 +61,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     text: str | None = None
     image: str | None = None
     label: str | None = None
+    labels: str | None = None
     max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class Variant(Struct, frozen=True, kw_only=True):
             raise UsageError(f"--max-drop must be in [0, 1), got {self.max_drop}", hint=f"--max-drop {MAX_DROP}")
         if self.calibrate and self.precision != "int8":
             raise UsageError("--calibrate needs --precision int8", hint="--precision int8, or leave --calibrate out")
-        given = {"text": self.text, "image": self.image, "label": self.label}
+        given = {"text": self.text, "image": self.image, "label": self.label, "labels": self.labels}
         unused = [f"--{name}" for name, column in given.items() if column is not None]
         # A user who gives the default value cannot be distinguished from one who gives none.
         if self.max_bad != MAX_BAD:

@@ -201,6 +201,19 @@ def test_int8_is_calibrated_with_any_images_and_measured_with_known_labels(
     assert guard is not None
     assert guard.items == f"a fifth of {classes}, which it has not seen"
     assert Session(known).scores(PHOTOS).shape == (len(PHOTOS), 1000)
+    (classes / "n02123045").rename(classes / "Katze")
+    names = tmp_path / "names.csv"
+    names.write_text("Katze,tabby\n")
+    variant = Variant(precision="int8", calibrate=str(classes), max_drop=0.9, labels=str(names))
+    mapped = house.export("lite", tmp_path / "c", variant).manifest.guard
+    assert mapped is not None
+    assert mapped.n == guard.n
+    fails(2, "--labels needs --calibrate", "export", "lite", "-o", tmp_path / "d", "--labels", names)
+    data = ("--precision", "int8", "--calibrate", classes)
+    fails(3, "no such file", "export", "lite", "-o", tmp_path / "d", *data, "--labels", tmp_path / "absent.csv")
+    names.write_text("Katze,taby\n")
+    hint = fails(2, "'taby', which is not a label", "export", "lite", "-o", tmp_path / "d", *data, "--labels", names)
+    assert "did you mean tabby" in hint
 
 
 def test_a_hint_of_an_export_names_its_own_options(house: Zoo, classes: Path, tmp_path: Path) -> None:

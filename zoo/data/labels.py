@@ -96,7 +96,7 @@ def read_label_map(path: Path, manifest: Manifest) -> "Mapping[str, str]":
     label, and a name with two labels.
     """
     own, found, is_first = own_names(manifest), dict[str, str](), True
-    for line, row in _rows(path):
+    for line, row in map_rows(path):
         if len(row) != 2:
             raise _wrong_columns(path, line, row)
         name, given = (cell.strip() for cell in row)
@@ -115,8 +115,11 @@ def read_label_map(path: Path, manifest: Manifest) -> "Mapping[str, str]":
     return found
 
 
-def _rows(path: Path) -> "Iterator[tuple[int, list[str]]]":
-    """Yields the last line and the cells of each row of a CSV file that is not blank. Raises DataError."""
+def map_rows(path: Path) -> "Iterator[tuple[int, list[str]]]":
+    """Yields the last line and the cells of each row of a file of names that is not blank.
+
+    Raises MissingFileError, and DataError for a file that is not CSV.
+    """
     if path.is_dir():
         raise DataError(f"{path} is a folder", path=path, hint="--labels takes a CSV file")
     try:

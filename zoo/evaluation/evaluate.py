@@ -82,8 +82,8 @@ def evaluate(
     _check_session(session, model, held_out=held_out)
     manifest, split = session.manifest, read_split(session.bundle)
     options = msgspec.structs.replace(options, task=manifest.task, pairs=reads_pairs(manifest))
-    names_of = _names_of(manifest, labels, progress)
-    dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names_of)
+    names = names_of(manifest, labels, progress)
+    dataset = load(data, manifest.preprocess, options, offline=offline, progress=progress).renamed(names)
     if held_out:
         dataset = _held_out(dataset, split, model)
     # Raises DataError for unknown labels before any work.
@@ -92,16 +92,16 @@ def evaluate(
     scores, dataset = infer_readable(session, dataset, "scores", unreadable, progress)
     examples, targets = dataset.examples, dataset.targets(session.labels)
     # A regression model may have no label to name its value.
-    names = tuple(session.labels) or ("value",)
+    columns = tuple(session.labels) or ("value",)
     return Evaluation(
         model=model,
         data=str(data),
         device=session.device,
         task=manifest.task,
-        labels=names,
+        labels=columns,
         metrics=_metrics(manifest, scores, targets),
         trained_on=sum(1 for e in examples if e.digest in split and not split[e.digest].held_out),
-        predictions=_Predictions([example.name for example in examples], scores, names),
+        predictions=_Predictions([example.name for example in examples], scores, columns),
         predicted=tuple(predicted_labels(manifest.task, scores, session.labels, manifest.thresholds)),
         truth=tuple(example.label for example in examples),
         skipped=tuple(map(str, dataset.skipped)),
@@ -109,8 +109,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def _names_of(manifest: Manifest, labels: str | Path | None, progress: Progress) -> Mapping[str, str]:
-    """The model's label by each other name of it, with those of the file `labels`."""
+def names_of(manifest: Manifest, labels: str | Path | None, progress: Progress) -> Mapping[str, str]:
+    """The model's label by each other name of it, with those of the file `labels`. Raises as `read_label_map` does."""
     given = read_label_map(Path(labels), manifest) if labels else {}
     own = own_names(manifest) if labels else {}
     for name, label in given.items():

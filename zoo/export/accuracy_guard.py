@@ -10,11 +10,11 @@ import onnx
 from zoo.bundle import HEAD, MODEL, Bundle, Held, describe_files, read_split
 from zoo.data.dataset import Dataset, is_hub, load, load_parts
 from zoo.data.items import Example, Item, Unreadable
-from zoo.data.labels import other_names, reads_pairs
+from zoo.data.labels import reads_pairs
 from zoo.data.samples import PARITY_SAMPLES, parity_samples
 from zoo.data.split import split
 from zoo.errors import DataError, GateError, ZooError
-from zoo.evaluation.evaluate import infer_readable
+from zoo.evaluation.evaluate import infer_readable, names_of
 from zoo.evaluation.metrics import measure
 from zoo.export import precision
 from zoo.graph import edit, head
@@ -96,17 +96,17 @@ def load_guard_data(source: Bundle, variant: Variant, *, offline: bool, progress
     assert variant.calibrate is not None
     task = manifest.task if manifest.head else FinetuneOptions().task
     reading = msgspec.structs.replace(variant.reading(task), pairs=reads_pairs(manifest))
+    names = names_of(manifest, variant.labels, progress)
     parts = load_parts(variant.calibrate, manifest.preprocess, reading, offline=offline, progress=progress)
-    data, *others = (part.renamed(other_names(manifest)) for part in parts.values())
+    data, *others = (part.renamed(names) for part in parts.values())
     skipped = [each for part in (data, *others) for each in part.skipped]
     everything = [example for part in (data, *others) for example in part.examples]
     unreadable = Unreadable(skipped, len(skipped) + len(everything), variant.max_bad)
     session = Session(source, "cpu")
     lacks_labels = manifest.head == PRETRAINED and not _knows(manifest, everything, data)
     if lacks_labels:
-        progress.note(
-            f"the accuracy is not measured: {variant.calibrate} has labels that {manifest.name} does not know"
-        )
+        problem = f"{variant.calibrate} has labels that {manifest.name} does not know"
+        progress.note(f"the accuracy is not measured: {problem}; --labels FILE maps names to its labels")
     if manifest.head is None or lacks_labels:
         rest, compared = _split_compared(
             session, data, data.only(e for part in others for e in part.examples), unreadable

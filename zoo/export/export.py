@@ -12,7 +12,7 @@ from zoo.backbone import Backbone
 from zoo.bundle import HEAD, MANIFEST, MODEL, Bundle, describe_files, write_manifest
 from zoo.data import samples
 from zoo.data.items import Item
-from zoo.data.labels import reads_pairs
+from zoo.data.labels import map_rows, reads_pairs
 from zoo.errors import IntegrityError, UsageError
 from zoo.export import accuracy_guard, parity, precision, precision_words
 from zoo.export.accuracy_guard import GuardData, RefitHead
@@ -168,7 +168,12 @@ def _top(layers: Path, manifest: Manifest) -> Top | None:
 
 
 def check_needs(model: Entry | Manifest, variant: Variant) -> None:
-    """Raise UsageError if `variant` lacks the data that it needs, or does not fit this kind of model."""
+    """Raise UsageError if `variant` lacks the data that it needs, or does not fit this kind of model.
+
+    Raises MissingFileError and DataError for a file of labels that cannot be read.
+    """
+    if variant.labels is not None:
+        list(map_rows(Path(variant.labels)))
     entry = model if isinstance(model, Entry) else model.lineage.entry
     if isinstance(model, Manifest) and variant.precision in (None, model.precision) and not variant.fuse:
         return
