@@ -174,7 +174,10 @@ def test_an_entry_that_an_earlier_version_kept_is_made_again(server: FakeHub, tm
     assert " features: " in offline.stdout
     unreachable = zoo("show", name, HF_ENDPOINT=NOWHERE)
     assert unreachable.returncode == 0, unreachable.stderr
-    assert "head:        none: it was pulled by an earlier zoo, or " in unreachable.stdout
+    assert (
+        "head:        none: its entry names no classifier. If an earlier zoo pulled it: zoo pull timm/"
+        in unreachable.stdout
+    )
     # The repository has moved on; the model stays at the commit that was trusted.
     write_timm(tmp_path / "later", "test_convnext", num_classes=3)
     server.add(name, LATER, hub_repo(tmp_path / "later"))

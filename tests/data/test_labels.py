@@ -159,7 +159,7 @@ def test_a_model_without_a_head_says_why() -> None:
     assert without_head(replace(row, no_head="lost")) == without_head(stored(no_head="lost")) == "lost"
     assert "--raw" in without_head(stored(head=PretrainedHead(labels=("a", "b"))))
     # Bundles and kept entries of earlier versions have neither field.
-    assert without_head(none).startswith("it was written by an earlier zoo")
+    assert without_head(none).startswith("its row names no classifier. If an earlier zoo wrote it: ")
     assert "zoo export some-model -o DIR" in without_head(none)
     assert "zoo pull hf/acme/net" in without_head(replace(row, name="hf/acme/net"))
     for entry in load_registry([builtin_registry_path()]).values():

@@ -97,7 +97,7 @@ def test_an_unreadable_image_is_named(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_a_backbone_has_no_scores(shelf: Path) -> None:
-    with pytest.raises(UsageError, match="not fine-tuned") as caught:
+    with pytest.raises(UsageError, match="tiny-bert has no labels: its row names no classifier") as caught:
         Zoo().session("tiny-bert", "cpu").scores(["card"])
     assert caught.value.hint == "zoo finetune tiny-bert DATA -o DIR"
 

@@ -178,9 +178,9 @@ def without_head(model: Entry | Manifest) -> str:
         return entry.no_head
     if entry.head is not None:
         return "it is a bare backbone (--raw)"
-    # Earlier versions wrote neither `head` nor `no_head`, also for models that have labels now.
+    # Earlier versions wrote neither field, also for models that have labels now; rows of plugins may have neither.
     if entry is not model:
-        return f"it was written by an earlier zoo, or from a row without labels: zoo export {entry.name} -o DIR"
+        return f"its row names no classifier. If an earlier zoo wrote it: zoo export {entry.name} -o DIR"
     if "/" in entry.name:
-        return f"it was pulled by an earlier zoo, or its bridge names no labels: zoo pull {entry.name}"
+        return f"its entry names no classifier. If an earlier zoo pulled it: zoo pull {entry.name}"
     return "its weights have no classifier"
