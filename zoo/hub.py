@@ -6,14 +6,17 @@ All requests go through huggingface_hub, which obeys HF_ENDPOINT, HF_TOKEN and H
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -35,6 +38,8 @@ from zoo.schema import WeightFile
 # The variable is for child processes; the constant is for this process, which may have imported the library already.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 constants.HF_HUB_DISABLE_TELEMETRY = True
+# Hide the client's log of retries: the last error is raised.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 DATASET = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -48,6 +53,7 @@ SPDX = {
         *("ISC", "Unlicense", "Zlib", "BSL-1.0", "AFL-3.0", "ECL-2.0", "Artistic-2.0", "WTFPL"),
     )
 }
+UNREACHED = "check the connection, the proxy and HF_ENDPOINT; or export ZOO_OFFLINE=1 to use only pulled models"
 #: Largest configuration file in bytes, since it is read into memory.
 MAX_CONFIG = 4_000_000
 
@@ -148,9 +154,8 @@ def dataset_file(url: str, *, offline: bool = False, progress: Progress = SILENT
         )
     repo, path = match["repo"], match["path"]
     try:
-        # Hide the client's log of retries: the last error is raised below.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        with ExitStack() as stack, translated(url):
+        copy = try_to_load_from_cache(repo, path, repo_type="dataset", revision=match["revision"])
+        with ExitStack() as stack, translated(url, asks=not offline and not isinstance(copy, str)):
             found = hf_hub_download(
                 repo, path, repo_type="dataset", revision=match["revision"], local_files_only=offline,
                 tqdm_class=_moving(stack, progress, path.rpartition("/")[2]),
@@ -236,12 +241,30 @@ class Meter:
         """Draw nothing."""
 
 
+def check_name(url: str) -> None:
+    """Raise NetworkError about `url` if the name of the Hub's host is unknown; the client would retry for 23 seconds.
+
+    Offline nothing is looked up, nor behind a proxy, which resolves names itself.
+    """
+    endpoint, proxies = urlsplit(constants.ENDPOINT), getproxies()
+    host = endpoint.hostname or ""
+    if constants.HF_HUB_OFFLINE or (not proxies.keys().isdisjoint((endpoint.scheme, "all")) and not proxy_bypass(host)):
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise NetworkError(f"{url}: the Hub cannot be reached: {host}: {error}", url="hf://", hint=UNREACHED) from error
+
+
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def translated(url: str, *, asks: bool = True) -> Iterator[None]:
     """Turn errors of huggingface_hub about `url` into OfflineError, AccessError or NetworkError.
 
-    Errors of the disk stay OSErrors. The cause of a NetworkError shows whether a repository, commit or file is missing.
+    With `asks` the name of the Hub's host is looked up first. Errors of the disk stay OSErrors. The cause of a
+    NetworkError shows whether a repository, commit or file is missing.
     """
+    if asks:
+        check_name(url)
     try:
         yield
     except (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
@@ -263,7 +286,7 @@ def _translation(url: str, error: BaseException) -> ZooError:
         return NetworkError(
             f"{url}: the Hub cannot be reached: {_first_line(error)}",
             url="hf://",
-            hint="check the connection, the proxy and HF_ENDPOINT",
+            hint=UNREACHED,
         )
     status = error.response.status_code
     if isinstance(error, GatedRepoError) or status in (401, 403):

@@ -10,7 +10,10 @@ from zoo_plugins.sources import hub
 
 from tests.kit.hub import FakeHub, HubRepo
 from tests.kit.pulls import DATA, SMALL, finish, lock_of, row, start_pull
-from zoo.errors import RegistryError
+from zoo.errors import NetworkError, RegistryError
+from zoo.hub import check_name, dataset_file, open_repository
+from zoo.progress import Silent
+from zoo.source import Want
 from zoo.store.store import Store
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -89,6 +92,40 @@ def test_hub_refusals_are_told_apart(hub_server: FakeHub) -> None:
     assert "no such repository" in results["no repository"]["message"]
     assert results["offline"]["hint"] == "unset HF_HUB_OFFLINE"
     assert list(Store().models.rglob("*.bin")) == []
+
+
+def never(seconds: float) -> None:
+    raise AssertionError(f"the client waits {seconds} s before it asks again")
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_a_name_that_is_not_known_is_one_error_without_retries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], proxy: str
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(_http.time, "sleep", never)
+    if proxy:
+        # The proxy resolves the name, so the client itself must ask.
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        check_name("hf://org/net")
+        return
+    source, url = hub.HubSource(), f"hf://org/net@{COMMIT}/w.bin"
+    for hint, attempt in (
+        ("ZOO_OFFLINE=1", lambda: source.fetch([Want(url=url, partial=tmp_path / "w.bin", size=3)], Silent())),
+        ("ZOO_OFFLINE=1", lambda: source.announced(url)),
+        ("ZOO_OFFLINE=1", lambda: open_repository("org/net")),
+        ("connection", lambda: dataset_file("hf://datasets/org/net/t.csv")),
+    ):
+        with pytest.raises(NetworkError, match=r"hub\.invalid") as caught:
+            attempt()
+        assert hint in str(caught.value.hint)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper()])
