@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from zoo import AccessError, Zoo, ZooError, to_json, to_plain
+from zoo import AccessError, Entry, Zoo, ZooError, to_json, to_plain
 
 SCHEMA_VERSION = 1
 
@@ -80,6 +80,13 @@ def warn_damaged(zoo: Zoo) -> None:
 def next_command(*words: object) -> None:
     """Print the command to type next; words in capitals are for the user to replace."""
     say(f"next: {shlex.join(map(str, words))}")
+
+
+def next_steps(entry: Entry) -> None:
+    """Print the commands that use a pulled model. A model that answers without training is run first."""
+    if entry.head is not None or entry.task == "word-vectors":
+        next_command("zoo", "run", entry.name, "INPUT")
+    next_command("zoo", "finetune", entry.name, "DATA", "-o", "DIR")
 
 
 def reference(folder: object) -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from zoo_cli.output import human_size, next_command, print_json, print_table, write
+from zoo_cli.output import human_size, next_command, next_steps, print_json, print_table, write
 from zoo_cli.state import make_zoo
 
 
@@ -46,7 +46,7 @@ def command(
         return
     last = zoo.entry(names[-1])
     if last.family in zoo.plugins.families():
-        next_command("zoo", "finetune", last.name, "DATA", "-o", "DIR")
+        next_steps(last)
     else:
         next_command("zoo", "verify", last.name)
     for folder in folders.values():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from zoo_cli.metrics import summary
-from zoo_cli.output import counted, human_count, human_size, next_command, print_json, write
+from zoo_cli.output import counted, human_count, human_size, next_command, next_steps, print_json, write
 from zoo_cli.state import make_zoo
 
 from zoo import Bundle, Entry, label_names, to_plain, without_head
@@ -37,6 +37,10 @@ def command(
         print_json("model", {**to_plain(entry), **facts})
     else:
         _print_entry(entry)
+        if zoo.store.is_pulled(entry, zoo.lock):
+            next_steps(entry)
+        else:
+            next_command("zoo", "pull", entry.name, *(() if entry.is_pinned else ("--trust-first",)))
 
 
 def _print_entry(entry: Entry) -> None:
@@ -60,7 +64,6 @@ def _print_entry(entry: Entry) -> None:
             write(f"    {url}")
     if entry.notes:
         write(f"  notes: {entry.notes}")
-    next_command("zoo", "pull", entry.name, *(() if entry.is_pinned else ("--trust-first",)))
 
 
 def _head(entry: Entry) -> str:

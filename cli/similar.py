@@ -1,5 +1,6 @@
 """zoo similar: the inputs or stored vectors that are most similar to a query."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,5 +61,5 @@ def command(
     print_failures(found.failures, found.failed)
     if found.failed:
         end_with_count(f"no vector for {counted(found.failed, 'input')}", hint="repair or remove them")
-    if not json:
+    if not json and not all(each.endswith(".npy") or Path(f"{each}.zoo.json").is_file() for each in inputs):
         next_command("zoo", "embed", model, "INPUT", "-o", "vectors.npy")

@@ -22,7 +22,7 @@ from zoo.backbone import Backbone
 from zoo.bridge import Bridge
 from zoo.errors import IntegrityError, NotFoundError, UsageError
 from zoo.hookspecs import hookimpl
-from zoo.schema import Entry, TextPreprocess, WordPiece
+from zoo.schema import Entry, PretrainedHead, TextPreprocess, WordPiece
 from zoo.textkit import LEGACY, text_pooling
 from zoo.torchkit import TorchBackbone, check_scores, checkpoint_paths, described_by_config, head_shape, load_state
 
@@ -76,7 +76,7 @@ class TransformersBridge(Bridge):
             name=f"{self.prefix}/{name}".lower(),
             family="bert" if arch else "transformers",
             task="text-features",
-            description=f"{model_type} encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}",
+            description=f"{model_type} {_kind(found.head, preprocess)}",
             license=repository.license,
             # Without a listed number, parameters are estimated from the file's size; its header is small.
             params=repository.parameters or max(1, sum(file.size or 0 for file in checkpoint) // per_number),
@@ -92,6 +92,13 @@ class TransformersBridge(Bridge):
             no_head=found.why,
             origin=repository.origin,
         )
+
+
+def _kind(head: PretrainedHead | None, preprocess: TextPreprocess) -> str:
+    """The kind of a model in its one-line description: what it answers, or how an encoder pools."""
+    if head is not None and head.task != "fill-mask":
+        return "text regressor" if head.task == "regression" else "text classifier"
+    return f"encoder, {preprocess.pooling} pooling{', L2' if preprocess.normalize else ''}"
 
 
 class Transformers(TorchBackbone):

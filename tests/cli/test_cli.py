@@ -49,7 +49,8 @@ def test_pull(shelf: Path, zoo_home: Path) -> None:
     done = zoo("pull", "tiny-lite", "tiny-bert")
     folder = Path(done.stdout.splitlines()[-1])
     assert (folder / "model.safetensors").is_file()
-    assert "next: zoo finetune tiny-bert DATA -o DIR" in done.stderr
+    assert done.stderr.splitlines()[-1] == "next: zoo finetune tiny-bert DATA -o DIR"
+    assert zoo("show", "tiny-bert").stderr == "next: zoo finetune tiny-bert DATA -o DIR\n"
     assert parsed(zoo("pull", "tiny-lite", "--json"))["pulled"].keys() == {"tiny-lite"}
     assert "ok" in zoo("verify").stdout
 

@@ -36,6 +36,13 @@ def nearest(table: np.ndarray, wanted: np.ndarray, *left_out: str, top: int = 5)
     return [WORDS[index] for index in np.argsort(-similar)[:top]]
 
 
+def test_the_next_command_depends_on_what_was_pulled(tiny: np.ndarray) -> None:
+    assert zoo("show", "tiny-words").stderr == "next: zoo pull tiny-words\n"
+    answered = ["next: zoo run tiny-words INPUT", "next: zoo finetune tiny-words DATA -o DIR"]
+    assert zoo("pull", "tiny-words").stderr.splitlines()[-2:] == answered
+    assert zoo("show", "tiny-words").stderr.splitlines() == answered
+
+
 def test_words_have_neighbours(tiny: np.ndarray, tmp_path: Path) -> None:
     done = zoo("run", "tiny-words", "Money", "東京", "--top", 3)
     lines = dict(line.split("\t") for line in done.stdout.splitlines())

@@ -47,7 +47,10 @@ def test_the_command(kept_shelf: Path, tmp_path: Path) -> None:
     assert first == ["1.0000", "t.txt:2"]
     assert float(second[0]) < 1
     assert "3 compared on cpu" in done.stderr
+    following = "next: zoo embed tiny-bert INPUT -o vectors.npy"
+    assert following in done.stderr
     assert zoo("embed", "tiny-bert", lines, "-o", tmp_path / "v.npy").returncode == 0
+    assert following not in zoo("similar", "tiny-bert", "my card", tmp_path / "v.npy").stderr
     answer = parsed(zoo("similar", "tiny-bert", "my card", tmp_path / "v.npy", "--json"))["similar"]
     assert answer["matches"][0]["input"] == "t.txt:2"
     assert (answer["compared"], answer["warnings"], answer["approximate"]) == (3, [], False)

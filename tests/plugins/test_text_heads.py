@@ -59,6 +59,7 @@ def test_scores_are_those_of_the_pipeline(hub: FakeHub, tmp_path: Path, kind: st
     zoo = Zoo()
     entry = zoo.entry("hf/acme/mood")
     assert entry.family == KINDS[kind]
+    assert entry.description.endswith(" text classifier")
     assert entry.head == PretrainedHead(labels=("NEGATIVE", "NEUTRAL", "POSITIVE"))
     assert entry.no_head is None
     found = scores_of(zoo, "hf/acme/mood", NASTY, tmp_path / "bundle")
