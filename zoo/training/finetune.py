@@ -31,6 +31,7 @@ from zoo.training import resume
 from zoo.training.activation_cache import Activations
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.fit_head import fit, is_narrow, training_threads
+from zoo.training.folds import group_numbers
 from zoo.training.loop import SAVED, TrainingRun
 from zoo.training.problem import Problem
 from zoo.training.unfreeze import fit_tail
@@ -138,7 +139,8 @@ def _train(
     expected: Future[Expected] | None = None
     try:
         with noticing() as stop:
-            problem = Problem(features.train, train.targets(labels), len(labels), options, features.views)
+            groups = group_numbers([example.digest for example in train.examples])
+            problem = Problem(features.train, train.targets(labels), len(labels), options, features.views, groups)
             with training_threads(problem):
                 if is_narrow(problem) and not options.unfreeze and backbone.load():
                     # The head trains on one core; another core computes the outputs that the file must give.

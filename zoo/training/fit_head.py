@@ -9,24 +9,22 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
 from zoo.options import FinetuneOptions
-from zoo.results import Epoch
 from zoo.schema import Task
 from zoo.torchkit import threads
 from zoo.training import head
 from zoo.training.checkpoints import Checkpoints
+from zoo.training.fit_linear import fit_linear
 from zoo.training.hyperparameters import EPOCHS, Choice, batch_of, search
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
 from zoo.training.problem import Problem
+from zoo.training.trained_head import TrainedHead
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from zoo.graph.head import Layer
 
 #: An inner loss is better if it is lower by at least this fraction of a constant guess's loss (in a regression: of the
 #: variance).
@@ -37,24 +35,8 @@ HEAD_DECAY = 12.0
 WIDE = 100_000
 
 
-class TrainedHead(Struct, frozen=True, kw_only=True):
-    """The layers of a head, (weight [out, in], bias [out]), that read raw features, and the record of their training.
-
-    `modules` are two heads in torch: one fitted without the inner split, one fitted to all training items.
-    """
-
-    layers: "list[Layer]"
-    modules: "tuple[torch.nn.Module, torch.nn.Module]"
-    activation: str
-    choice: Choice
-    best_epoch: int
-    curve: tuple[Epoch, ...]
-    thresholds: tuple[float, ...] = ()
-    class_weights: tuple[float, ...] = ()
-
-
 def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
-    """Fit a head to the problem, in the phases `inner` and `all`.
+    """Fit a head to the problem: `is_solved` heads are solved, others are trained in the phases `inner` and `all`.
 
     Raises DivergedError when a loss stops being finite, KeyboardInterrupt, with the state saved, on Ctrl-C.
     """
@@ -62,6 +44,9 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
     import torch
 
     options, objective = problem.options, problem.objective
+    if is_solved(problem):
+        _begin(run)
+        return fit_linear(problem, run)
     # With --unfreeze, --epochs counts the epochs of the stages, and the head is trained for the default number.
     length = FinetuneOptions() if options.unfreeze else options
     total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
@@ -97,8 +82,15 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         best_epoch=phase.best_epoch,
         curve=tuple(phase.curve),
         thresholds=thresholds,
-        class_weights=() if objective.weights is None else tuple(objective.weights.tolist()),
+        class_weights=objective.class_weights,
     )
+
+
+def is_solved(problem: Problem) -> bool:
+    """Whether the head is linear, and no option asks for training in steps."""
+    options = problem.options
+    rate = None if options.unfreeze else options.lr
+    return not (options.hidden or problem.views or rate or options.batch)
 
 
 def is_narrow(problem: Problem) -> bool:
@@ -146,4 +138,4 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
         weight_decay=choice.weight_decay,
         decay=HEAD_DECAY,
     )
-    return Training(module, [Part("head", module, choice.lr)], loss, plan)
+    return Training(module, [Part("head", module, choice.lr or 0.0)], loss, plan)

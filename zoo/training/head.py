@@ -69,6 +69,20 @@ def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, 
         return Head()
 
 
+def of_layer(scaled: "tuple[Floats, Floats]", layer: "Layer") -> "torch.nn.Module":
+    """A linear head with the input scaling `scaled` that computes what `layer` computes from raw features."""
+    import numpy as np
+    import torch
+
+    weight, bias = (side.astype(np.float64) for side in layer)
+    mean, scale = (side.astype(np.float64) for side in scaled)
+    module = build(scaled, (), len(bias), seed=0)
+    with torch.no_grad():
+        module.net[0].weight.copy_(torch.from_numpy(weight * scale))  # type: ignore[index,union-attr]
+        module.net[0].bias.copy_(torch.from_numpy(bias + weight @ mean))  # type: ignore[index,union-attr]
+    return module
+
+
 def folded(module: "torch.nn.Module") -> "list[Layer]":
     """The layers of a head made by `build`, with the input scaling folded into the first: they read raw features."""
     import numpy as np

@@ -48,10 +48,13 @@ DEFAULT_DECAY = 0.1
 
 
 class Choice(Struct, frozen=True):
-    """The hyperparameters of a head, found or given."""
+    """The hyperparameters of a head, found or given; a solved head has no learning rate.
+
+    `weight_decay` of a solved head is the strength of the L2 penalty for each item.
+    """
 
     scaling: str
-    lr: float
+    lr: float | None
     weight_decay: float
 
 

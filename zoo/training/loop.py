@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, convert, to_builtins
 
@@ -59,6 +59,29 @@ def rate(epoch: float, steps: int, decay: float) -> float:
     return min(1.0, epoch + 1 / steps) / (1 + epoch / decay)
 
 
+class Trainable(Protocol):
+    """What a `Phase` trains, measures and saves: a `Training`, or the strengths of a linear head."""
+
+    #: Finished epochs, and the items in a step.
+    epoch: int
+    batch: int
+
+    def train_epoch(self, stop: Interrupt) -> float | None:
+        """Train one epoch and return its mean loss; None if `stop` ended it early."""
+
+    def diverged(self) -> DivergedError:
+        """The error to raise when a loss is not finite."""
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """Copies of every tensor, by name."""
+
+    def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+        """Returns the tensors and facts from which `restore` continues."""
+
+    def restore(self, tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
 class Training:
     """The state of a training: the parts of a model, AdamW's moments, epoch and step.
 
@@ -70,7 +93,7 @@ class Training:
         self.parts = parts
         self.loss = loss
         self.plan = plan
-        self.epoch, self.step, self.total = 0, 0, 0.0
+        self.epoch, self.step, self.total, self.batch = 0, 0, 0.0, plan.batch
         pairs = [(parameter, part.lr) for part in parts for parameter in part.module.parameters()]
         parameters, rates = [parameter for parameter, _ in pairs], [lr for _, lr in pairs]
         self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
@@ -163,7 +186,7 @@ class Phase:
         self,
         run: TrainingRun,
         name: str,
-        training: Training,
+        training: Trainable,
         validate: "Validate | None" = None,
         *,
         tolerance: float = 0.0,
@@ -182,7 +205,7 @@ class Phase:
         self._saved = time.monotonic()
         saved = self._checkpoints.newest() if self._checkpoints and run.resume else None
         # A checkpoint with another batch size belongs to an attempt that --auto-batch has abandoned.
-        if saved is not None and saved.facts["batch"] == training.plan.batch:
+        if saved is not None and saved.facts["batch"] == training.batch:
             training.restore(saved.tensors, saved.facts)
             self.curve = convert(saved.facts["curve"], list[Epoch])
             self.best_epoch = saved.facts["best_epoch"]
@@ -215,6 +238,11 @@ class Phase:
             # The message promises that --resume works, so it is only given if a checkpoint was written.
             raise KeyboardInterrupt(*[SAVED] * saved)
 
+    @property
+    def lowest(self) -> float:
+        """The validation loss of the best epoch; infinity before any is measured."""
+        return next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
+
     def _save(self) -> bool:
         """Write a checkpoint; returns whether it was written. A failure is noted and does not end the training."""
         if self._checkpoints is None:
@@ -239,8 +267,7 @@ class Phase:
             raise self.training.diverged()
         # Epoch 0 has no training loss, so the loss on the validation items is recorded.
         trained = val_loss if loss is None else loss
-        lowest = next((each.val_loss for each in self.curve if each.epoch == self.best_epoch), math.inf)
-        epoch = self.training.epoch
+        lowest, epoch = self.lowest, self.training.epoch
         self.curve.append(Epoch(epoch=epoch, train_loss=trained, val_loss=val_loss, val_score=score))
         if val_loss < lowest - self.tolerance:
             self.best_epoch, self.best = epoch, self.training.weights()

@@ -46,6 +46,11 @@ class Objective:
             self.mean = targets.mean(dtype=np.float64).astype(np.float32)
             self.scale = np.maximum(targets.std(dtype=np.float64), 1e-12).astype(np.float32)
 
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """The weight of each class in the loss; empty without class weights."""
+        return () if self.weights is None else tuple(self.weights.tolist())
+
     def tensor(self, targets: "Targets") -> "torch.Tensor":
         """The tensor of `targets` that `loss` takes."""
         import torch

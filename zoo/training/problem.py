@@ -24,6 +24,7 @@ class Problem:
     """The training items: their features [items, dim], targets, and the inner split.
 
     `views` are features of random views of the same items; they are trained on and never used for the inner loss.
+    Items with the same number in `groups` [items] have equal features; by default all items differ.
     """
 
     def __init__(
@@ -33,11 +34,15 @@ class Problem:
         outputs: int,
         options: FinetuneOptions,
         views: "Sequence[Floats]" = (),
+        groups: "NDArray[np.int64] | None" = None,
     ) -> None:
+        import numpy as np
+
         self.features = features
         self.targets = targets
         self.options = options
         self.views = views
+        self.groups = np.arange(len(targets)) if groups is None else groups
         self.objective = Objective(options, targets, outputs)
         self.fit, self.inner = _inner_split(options.task, targets, options.seed)
         #: The inner loss of a constant guess.

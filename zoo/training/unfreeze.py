@@ -17,9 +17,9 @@ from zoo.errors import OutOfMemoryError, counted
 from zoo.torchkit import run_stages
 from zoo.training import head
 from zoo.training.activation_cache import Activations
-from zoo.training.fit_head import TrainedHead
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
 from zoo.training.problem import Problem
+from zoo.training.trained_head import TrainedHead
 
 if TYPE_CHECKING:
     import numpy as np

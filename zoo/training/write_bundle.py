@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from zoo.export.reference import Reference
     from zoo.graph.head import Floats
-    from zoo.training.fit_head import TrainedHead
+    from zoo.training.trained_head import TrainedHead
 
 #: Files of a bundle: the learning curve, and the items that were left out, one JSON object per line.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
