@@ -107,19 +107,23 @@ def _print(outcome: Outcome) -> None:
     lines = [line for line in curve if line.epoch == outcome.best_epoch or line.epoch % step == 0 or line.epoch == 1]
     rows = [
         (
-            f"{line.epoch}{' *' if line.epoch == outcome.best_epoch else ''}",
+            # Heads that are solved have a strength of regularisation for each line.
+            f"{line.epoch if line.strength is None else f'{line.strength:.1e}'}"
+            f"{' *' if line.epoch == outcome.best_epoch else ''}",
             f"{line.train_loss:.4f}",
             f"{line.val_loss:.4f}",
             f"{line.val_score:.3f}",
         )
         for line in lines
     ]
-    print_table(("EPOCH", "TRAIN LOSS", "INNER LOSS", f"INNER {floor_name(metrics).upper()}"), rows)
+    is_solved = any(line.strength is not None for line in curve)
+    first, left_out = ("STRENGTH", "LEFT OUT") if is_solved else ("EPOCH", "INNER")
+    print_table((first, "TRAIN LOSS", f"{left_out} LOSS", f"{left_out} {floor_name(metrics).upper()}"), rows)
     if outcome.skipped:
         for each in outcome.skipped[:LISTED]:
             say(f"left out: {each}")
         say(f"{len(outcome.skipped)} left out of {outcome.items + len(outcome.skipped)}: see skipped.jsonl")
-    if len(curve) > 1 and outcome.best_epoch == curve[-1].epoch:
+    if not is_solved and len(curve) > 1 and outcome.best_epoch == curve[-1].epoch:
         say("the last epoch was the best: --resume with more --epochs may improve the result")
     write(f"held out: {summary(metrics)}")
 

@@ -114,16 +114,18 @@ class Answers(Struct, frozen=True, eq=False):
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
-    """One point of the learning curve; `val_loss` and `val_score` are of the inner validation part.
+    """One point of the learning curve; `val_loss` and `val_score` are of items that were not trained on.
 
-    Losses are mean cross-entropy in nats, for regression the mean squared error of the standardised target.
-    `val_score` is `Metrics.score`.
+    An epoch of a linear head is a `strength` of regularisation (for each item), solved to its optimum and calibrated.
+    Losses are mean cross-entropy in nats, for regression the mean squared error of the standardised target; with class
+    weights the `val_loss` of a linear head is 1 - macro-F1. `val_score` is `Metrics.score`.
     """
 
     epoch: int
     train_loss: float
     val_loss: float
     val_score: float
+    strength: float | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

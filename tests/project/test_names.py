@@ -17,6 +17,9 @@ TESTED_BY = {
     "testing.families": "tests/testing/test_conformance.py, by `zoo plugins check`",
     "textkit": "tests/plugins/test_sentence_models.py, by models with dense layers",
     "training.objective": "tests/training/test_loop.py and test_finetune_tasks.py",
+    "training.convex": "tests/training/test_solver.py, by the optimum of every loss",
+    "training.strength_path": "tests/training/test_fit_linear.py, by the heads it chooses",
+    "training.trained_head": "every test that trains a head",
     "training.write_bundle": "every test that fine-tunes",
     "workspace": "every test that makes a Zoo",
 }

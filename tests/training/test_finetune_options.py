@@ -19,6 +19,7 @@ from zoo.options import FinetuneOptions
 from zoo.progress import SILENT
 from zoo.schema import Task
 from zoo.training import hyperparameters
+from zoo.training.fit_linear import STRENGTHS, WEAKEST
 from zoo.training.hyperparameters import GRID
 from zoo.training.problem import Problem
 
@@ -101,11 +102,20 @@ def test_two_hidden_layers(kept_shelf: Path, texts: Path, tmp_path: Path) -> Non
     ("lr", "decay"), [("auto", "auto"), ("0.0123", "auto"), ("auto", "0.0456"), ("0.0123", "0.0456"), ("0.0123", "0")]
 )
 def test_rates_that_are_given_are_used(kept_shelf: Path, texts: Path, tmp_path: Path, lr: str, decay: str) -> None:
-    trained(tmp_path / "out", texts, "--lr", lr, "--weight-decay", decay, "--epochs", 2)
+    trained(tmp_path / "out", texts, "--lr", lr, "--weight-decay", decay, "--epochs", 2, "--head", "mlp:8")
     head = manifest_of(tmp_path / "out")["head"]
     rates, decays = ({pair[at] for pair in GRID} for at in (0, 1))
     assert head["lr"] in (rates if lr == "auto" else {float(lr)})
     assert head["weight_decay"] in (decays if decay == "auto" else {float(decay)})
+
+
+@pytest.mark.parametrize("decay", ["auto", "0.0456", "0"])
+def test_a_linear_head_is_solved_for_a_strength(kept_shelf: Path, texts: Path, tmp_path: Path, decay: str) -> None:
+    trained(tmp_path / "out", texts, "--weight-decay", decay)
+    head = manifest_of(tmp_path / "out")["head"]
+    assert head["lr"] is None
+    wanted = STRENGTHS if decay == "auto" else [max(float(decay), WEAKEST)]
+    assert any(head["weight_decay"] == pytest.approx(each) for each in wanted)
 
 
 def test_of_equally_good_ones_the_most_regular_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

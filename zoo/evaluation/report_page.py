@@ -79,7 +79,10 @@ def _trained(facts: "Facts") -> dict[str, str]:
     terms = {"Backbone": facts.backbone, "Data": facts.data, "Trained on": f"{facts.trained_on:,} items"}
     if facts.task is not Task.REGRESSION:
         terms["Trained on"] += f", {len(facts.labels):,} {'labels' if facts.task is Task.MULTI_LABEL else 'classes'}"
-    if facts.curve:
+    best = next((line for line in facts.curve if line.epoch == facts.best_epoch), None)
+    if best and best.strength is not None:
+        terms["Regularisation"] = f"{best.strength:.1e} for each item, the best of {len(facts.curve):,} strengths"
+    elif facts.curve:
         terms["Epochs"] = f"{len(facts.curve):,}; the model is that of epoch {facts.best_epoch:,}, the best one"
     if facts.class_weights:
         terms["Class weights"] = "used in the training loss; their effect on the scores is removed before calibration"
@@ -129,12 +132,19 @@ def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
             "Most confused pairs of classes",
             f"The {counted(len(facts.confused), 'pair')}, of {len(facts.labels):,} classes, confused most often.",
         )
+    curves = (
+        "Learning curves",
+        "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
+        "choose the best epoch; no held-out item is in either part.",
+    )
+    if facts.curve and facts.curve[0].strength is not None:
+        curves = (
+            "Strength of regularisation",
+            "Loss and score for each strength. The items left out are training items that the measured heads did not "
+            "learn, in cross-validation; no held-out item is among them.",
+        )
     return {
-        CURVES: (
-            "Learning curves",
-            "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
-            "choose the best epoch; no held-out item is in either part.",
-        ),
+        CURVES: curves,
         SCATTER: (
             "True and predicted values",
             "One point for each held-out item. On the dashed line the prediction is exact.",

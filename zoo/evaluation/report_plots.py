@@ -91,10 +91,13 @@ def _whole(axes: "Axes") -> None:
 
 def _curves(facts: "Facts") -> "Figure":
     figure, (losses, scores) = _figure(4.6, rows=2)
-    epochs = [line.epoch for line in facts.curve]
+    solved = all(line.strength is not None for line in facts.curve)
+    left_out = "left out" if solved else "validation"
+    epochs = [float(line.epoch if line.strength is None else line.strength) for line in facts.curve]
+    best = next((place for place, line in zip(epochs, facts.curve, strict=True) if line.epoch == facts.best_epoch), 0)
     style: dict[str, Any] = {"marker": "o" if len(epochs) < 15 else "", "markersize": 3, "linewidth": 1.4}
     losses.plot(epochs, [line.train_loss for line in facts.curve], color=BLUE, label="training", **style)
-    losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label="validation", **style)
+    losses.plot(epochs, [line.val_loss for line in facts.curve], color=ORANGE, label=left_out, **style)
     scores.plot(epochs, [line.val_score for line in facts.curve], color=ORANGE, **style)
     values = [value for line in facts.curve for value in (line.train_loss, line.val_loss)]
     if min(values) > 0 and max(values) > 30 * min(values):
@@ -103,13 +106,18 @@ def _curves(facts: "Facts") -> "Figure":
         losses.yaxis.set_major_formatter("{x:g}")
         losses.yaxis.set_minor_formatter("")
     for axes in (losses, scores):
-        axes.axvline(facts.best_epoch, color=GREY, linewidth=1, linestyle="--")
+        axes.axvline(best, color=GREY, linewidth=1, linestyle="--")
         axes.grid(alpha=0.25)
-    losses.plot([], [], color=GREY, linewidth=1, linestyle="--", label=f"best epoch: {facts.best_epoch}")
+        if solved:
+            # From the strongest regularisation to the weakest, as they were solved.
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+    label = f"best strength: {best:.1e}" if solved else f"best epoch: {facts.best_epoch}"
+    losses.plot([], [], color=GREY, linewidth=1, linestyle="--", label=label)
     losses.legend(frameon=False)
     losses.set_ylabel("loss")
     names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
-    scores.set(xlabel="epoch", ylabel=f"validation {names.get(facts.task, 'accuracy')}")
+    scores.set(xlabel="strength" if solved else "epoch", ylabel=f"{left_out} {names.get(facts.task, 'accuracy')}")
     _whole(scores)
     return figure
 

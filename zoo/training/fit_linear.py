@@ -7,6 +7,7 @@ classifiers, `zoo.training.ridge` regressions.
 import math
 from typing import TYPE_CHECKING
 
+from zoo.errors import DivergedError
 from zoo.options import FinetuneOptions
 from zoo.progress import Bar
 from zoo.results import Epoch
@@ -37,7 +38,7 @@ WORK, EVALUATIONS = 3e11, 60
 #: The fraction that is held back of many items, and the least number of items for each output.
 HELD_BACK, FEWEST = 0.1, 50
 #: Multiplications for one value of the loss from which a second thread saves time.
-NARROW = 3e7
+NARROW = 3e8
 #: The scaling of the inputs is chosen on so many items.
 SCALING_ITEMS = 1024
 #: The least strength for each item: without any, separable classes would have infinite weights.
@@ -49,6 +50,9 @@ def fit_linear(problem: "Problem", run: TrainingRun) -> TrainedHead:
 
     Raises DivergedError for features that are not finite, KeyboardInterrupt, with the path saved, on Ctrl-C.
     """
+    if not math.isfinite(float(problem.features.sum(dtype="float64"))):
+        hint = "choose another model, or remove the items that give such features"
+        raise DivergedError("the features are not finite", epoch=0, hint=hint)
     with run.progress.task("solving the head", None, "strength") as bar, threads(_threads(problem)):
         if problem.options.task is Task.REGRESSION:
             return _regression(problem, bar)
@@ -203,6 +207,7 @@ def _regression(problem: "Problem", bar: Bar) -> TrainedHead:
             train_loss=float(fitted[index]),
             val_loss=float(errors[index]),
             val_score=objective.score(found.left_out[:, index : index + 1], wanted.unsqueeze(1)),
+            strength=strengths[index] / count,
         )
         for index in range(len(strengths))
     )

@@ -66,6 +66,10 @@ class Trainable(Protocol):
     epoch: int
     batch: int
 
+    @property
+    def strength(self) -> float | None:
+        """The strength of regularisation for each item that the last epoch had, if epochs differ in it."""
+
     def train_epoch(self, stop: Interrupt) -> float | None:
         """Train one epoch and return its mean loss; None if `stop` ended it early."""
 
@@ -97,6 +101,11 @@ class Training:
         pairs = [(parameter, part.lr) for part in parts for parameter in part.module.parameters()]
         parameters, rates = [parameter for parameter, _ in pairs], [lr for _, lr in pairs]
         self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
+
+    @property
+    def strength(self) -> None:
+        """All epochs have the same weight decay."""
+        return None
 
     def train_epoch(self, stop: Interrupt) -> float | None:
         """Train one epoch, or the rest of a stopped one, and return its mean loss; None if `stop` ended it early.
@@ -268,7 +277,8 @@ class Phase:
         # Epoch 0 has no training loss, so the loss on the validation items is recorded.
         trained = val_loss if loss is None else loss
         lowest, epoch = self.lowest, self.training.epoch
-        self.curve.append(Epoch(epoch=epoch, train_loss=trained, val_loss=val_loss, val_score=score))
+        strength = self.training.strength
+        self.curve.append(Epoch(epoch=epoch, train_loss=trained, val_loss=val_loss, val_score=score, strength=strength))
         if val_loss < lowest - self.tolerance:
             self.best_epoch, self.best = epoch, self.training.weights()
 

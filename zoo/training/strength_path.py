@@ -64,13 +64,18 @@ class StrengthPath:
         self.heads = self.fit.start()
         self.epoch, self.batch = 0, 0
 
+    @property
+    def strength(self) -> float | None:
+        """The strength of the current heads for each item; None before the first."""
+        return self.strengths[self.epoch - 1] / len(self.rows) if self.epoch else None
+
     def train_epoch(self, stop: Interrupt) -> float | None:
-        """Solve the next strength and return the mean loss of the learned items; None if `stop` ended it early."""
+        """Solve the next strength; returns the mean calibrated loss of the learned items, None if `stop` ended it."""
         found = self.fit.solve(self.strengths[self.epoch], self.heads, TOLERANCE, stop)
         if found is None:
             return None
         self.heads, self.epoch = found, self.epoch + 1
-        losses, _ = self.loss.values(self.fit.logits(found) + found.biases)
+        losses, _ = self.loss.values(self.sharpness().factor * self.fit.logits(found) + found.biases)
         return ((losses * self.members.T).sum() / self.members.sum()).item()
 
     def out_of_fold(self) -> OutOfFold:
