@@ -34,8 +34,10 @@ def command(
     unfreeze: Annotated[int, typer.Option(min=0, help="Also train the last N stages of the backbone.")] = 0,
     augment: Annotated[int, typer.Option(min=0, help="Also train on N random views of each image.")] = 0,
     val: Annotated[str, typer.Option(help="Fraction to hold out, or the path of a data set.")] = str(DEFAULTS.val),
-    lr: Annotated[str, typer.Option(help="Learning rate; auto searches for it.")] = AUTO,
-    weight_decay: Annotated[str, typer.Option(help="Weight decay; auto searches for it.")] = AUTO,
+    lr: Annotated[str, typer.Option(help="Learning rate; auto searches for it, and solves a linear head.")] = AUTO,
+    weight_decay: Annotated[
+        str, typer.Option(help="Weight decay, or strength of a linear head; auto searches.")
+    ] = AUTO,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Items per training step. Default: 64 to 1,024, or 32 with --unfreeze.")
     ] = None,

@@ -93,7 +93,8 @@ class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
     """How labelled data is read and a model is trained on it. Raises UsageError for invalid values.
 
     `hidden`: widths of the head's hidden layers; none for a linear head.
-    `lr`, `weight_decay`: None chooses them by a search on the features.
+    `lr`, `weight_decay`: None chooses them by a search on the features. A linear head is solved, and `weight_decay` is
+    its strength of regularisation for each item, unless `lr` or `batch` ask for training in steps.
     `batch`: items in a step; None means 64 to 1,024 for a head (by the number of items) and 32 for the last stages.
     `auto_batch`: halve `batch` when memory runs out.
     `patience`: stop after this number of epochs without a better loss on the inner validation part.

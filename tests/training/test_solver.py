@@ -52,7 +52,7 @@ def test_each_head_is_the_optimum_on_its_items(strength: float, weighted: bool, 
             C=penalty(features, strength), max_iter=10_000, tol=1e-10, class_weight=classes
         ).fit(features[rows].astype(np.float64), targets[rows])
         found = torch.softmax(torch.from_numpy(logits(layer, features)).double(), 1).numpy()
-        np.testing.assert_allclose(found, wanted.predict_proba(features.astype(np.float64)), atol=3e-4)
+        np.testing.assert_allclose(found, wanted.predict_proba(features.astype(np.float64)), atol=2e-3)
 
 
 def test_labels_are_solved_one_by_one() -> None:

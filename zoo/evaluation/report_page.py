@@ -110,6 +110,21 @@ def _plot(facts: "Facts", images: Mapping[str, bytes], name: str, caption: str) 
     return f'<figure class="plot card"><div class="scroll">{image}</div><figcaption>{caption}</figcaption></figure>'
 
 
+def _curve_texts(*, is_solved: bool) -> tuple[str, str]:
+    """The title and the caption of the curves of a head that was solved for several strengths, or trained in epochs."""
+    if is_solved:
+        return (
+            "Strength of regularisation",
+            "Loss and score for each strength. The items left out are training items that the measured heads did not "
+            "learn, in cross-validation; no held-out item is among them.",
+        )
+    return (
+        "Learning curves",
+        "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
+        "choose the best epoch; no held-out item is in either part.",
+    )
+
+
 def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
     """The title and the caption of each plot, in the order of the page."""
     is_multi, is_number = facts.task is Task.MULTI_LABEL, facts.task is Task.REGRESSION
@@ -132,19 +147,8 @@ def _plot_texts(facts: "Facts") -> dict[str, tuple[str, str]]:
             "Most confused pairs of classes",
             f"The {counted(len(facts.confused), 'pair')}, of {len(facts.labels):,} classes, confused most often.",
         )
-    curves = (
-        "Learning curves",
-        "Loss and score after each epoch. The validation items are a part of the training data that only serves to "
-        "choose the best epoch; no held-out item is in either part.",
-    )
-    if facts.curve and facts.curve[0].strength is not None:
-        curves = (
-            "Strength of regularisation",
-            "Loss and score for each strength. The items left out are training items that the measured heads did not "
-            "learn, in cross-validation; no held-out item is among them.",
-        )
     return {
-        CURVES: curves,
+        CURVES: _curve_texts(is_solved=bool(facts.curve) and facts.curve[0].strength is not None),
         SCATTER: (
             "True and predicted values",
             "One point for each held-out item. On the dashed line the prediction is exact.",
