@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,9 @@ def same_images(got: np.ndarray, session: Session, images: list[np.ndarray]) -> 
 def test_images_under_bare_onnxruntime(bare_python: Path, exported: Path, bundle: str) -> None:
     session = Zoo().session(str(exported / bundle), "cpu")
     for number in range(len(SIZES)):
-        script = snippet(README, "images").replace("photo.jpg", f"{number}.png").replace("surfaces-model", bundle)
+        script, found = re.subn(r'Image\.open\("[^"]+"\)', f'Image.open("{number}.png")', snippet(README, "images"))
+        assert found == 1
+        script = script.replace("surfaces-model", bundle)
         scores, labels = alone(bare_python, script, exported)
         assert labels == list(session.labels)
         same_images(scores, session, [decode_image(exported / f"{number}.png", 1)])
