@@ -108,17 +108,20 @@ def _curves(facts: "Facts") -> "Figure":
     for axes in (losses, scores):
         axes.axvline(best, color=GREY, linewidth=1, linestyle="--")
         axes.grid(alpha=0.25)
-        if solved:
-            # From the strongest regularisation to the weakest, as they were solved.
-            axes.set_xscale("log")
-            axes.invert_xaxis()
     label = f"best strength: {best:.1e}" if solved else f"best epoch: {facts.best_epoch}"
     losses.plot([], [], color=GREY, linewidth=1, linestyle="--", label=label)
     losses.legend(frameon=False)
     losses.set_ylabel("loss")
     names = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
     scores.set(xlabel="strength" if solved else "epoch", ylabel=f"{left_out} {names.get(facts.task, 'accuracy')}")
-    _whole(scores)
+    if solved:
+        # From the strongest regularisation to the weakest, as they were solved. Both plots share the axis.
+        scores.set_xscale("log")
+        scores.invert_xaxis()
+        scores.xaxis.set_major_formatter("{x:.0e}")
+        scores.xaxis.set_minor_formatter("")
+    else:
+        _whole(scores)
     return figure
 
 
