@@ -2,8 +2,8 @@
 
 Accepted are JPEG, PNG, WebP and BMP. The EXIF orientation is applied. The result is 8-bit RGB; of an animation it is
 the first frame. A JPEG is shrunk while decoding only as long as both its sides stay at least twice `resize`. This saves
-half of the time of a large photograph, and changes the scores of EfficientNet-Lite0 by up to 0.012
-from those of the fully decoded image (0.011 if the sides stayed at least three times `resize`, 0.006 for four times).
+half of the time of a large photograph, and changes the scores of EfficientNet-Lite0 by up to 0.012 from those of the
+fully decoded image (0.011 if the sides stayed at least three times `resize`, 0.006 for four times).
 """
 
 import struct

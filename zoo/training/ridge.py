@@ -40,16 +40,18 @@ def ridges(axes: Axes, wanted: "torch.Tensor", groups: "NDArray[np.int64]", stre
     """
     import torch
 
-    items, wanted = axes.items.double() if len(axes.items) <= CHUNK else axes.items, wanted.to(axes.items.dtype)
-    gains = 1 / (axes.power.to(items.dtype).unsqueeze(1) + torch.tensor(strengths, dtype=items.dtype))
-    weights = (items.T @ wanted.to(items.dtype)).unsqueeze(1) * gains
+    # A double of many items would take too much memory.
+    items = axes.items.double() if len(axes.items) <= CHUNK else axes.items
+    power, wanted = axes.power.to(items.dtype), wanted.to(items.dtype).unsqueeze(1)
+    gains = 1 / (power.unsqueeze(1) + torch.tensor(strengths, dtype=items.dtype))
+    weights = (items.T @ wanted) * gains
     fitted = items @ weights
     leverage = torch.cat([part.square() @ gains for part in items.split(CHUNK)]) + 1 / len(items)
-    residual = wanted.to(items.dtype).unsqueeze(1) - fitted
+    residual = wanted - fitted
     number = torch.from_numpy(groups)
     sums = torch.zeros(int(number.max()) + 1, len(strengths), dtype=items.dtype)
     together = sums.index_add(0, number, residual)[number]
     copies = torch.bincount(number)[number].unsqueeze(1)
     # With the rows of a group equal, the inverse of (I - hat) on the group has this form.
     error = residual + leverage * together / (1 - copies * leverage).clamp(min=LEAST)
-    return Ridges(weights, fitted, wanted.to(items.dtype).unsqueeze(1) - error)
+    return Ridges(weights, fitted, wanted - error)
