@@ -81,14 +81,14 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
         axes = Axes(problem.features, path.axes.scaling)
         path = StrengthPath(problem, axes, everything, members, [strength])
         if path.train_epoch(run.stop) is None:
-            raise KeyboardInterrupt(*[SAVED] * bool(run.checkpoints))
+            raise _stopped(run)
     calibrated, found = path.sharpness(), path.out_of_fold()
     learned = [problem.fit] * bool(problem.options.unfreeze) + [np.ones(len(everything), bool)]
     fit = Fit(path.axes, path.loss, torch.from_numpy(np.array(learned)).float())
     middle = path.heads.mean(len(learned))
     solved = fit.solve(strength, middle, TOLERANCE, run.stop)
     if solved is None:
-        raise KeyboardInterrupt(*[SAVED] * bool(run.checkpoints))
+        raise _stopped(run)
     layers = [
         path.axes.layer(weights * calibrated.factor, biases)
         for weights, biases in zip(solved.weights, solved.biases, strict=True)
@@ -103,6 +103,11 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
         phase.best_epoch,
         problem.thresholds(logits[found.seen], wanted[found.seen]),
     )
+
+
+def _stopped(run: TrainingRun) -> KeyboardInterrupt:
+    """The exception for Ctrl-C during the last fit: the path before it is saved if the run has checkpoints."""
+    return KeyboardInterrupt(SAVED) if run.checkpoints else KeyboardInterrupt()
 
 
 def _best_path(problem: "Problem", run: TrainingRun, bar: Bar) -> tuple[StrengthPath, Phase]:
