@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 from zoo_cli.metrics import floor_name, summary
-from zoo_cli.output import next_command, print_json, print_table, reference, say, write
+from zoo_cli.output import counted, next_command, print_json, print_table, reference, say, write
 from zoo_cli.state import make_zoo
 
-from zoo import FinetuneOptions, Outcome, Task, UsageError, parse_head, to_plain
+from zoo import FinetuneOptions, Outcome, Task, UsageError, check_predictions, parse_head, to_plain, write_suspects
 
 DEFAULTS, AUTO = FinetuneOptions(), "auto"
 #: The number of left-out items that are printed; the bundle lists all.
@@ -66,6 +66,10 @@ def command(
     text: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of images.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(help="Write the training items that are probably mislabelled: FILE.csv or FILE.parquet."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].", envvar="ZOO_DEVICE")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -81,11 +85,15 @@ def command(
         unfreeze=unfreeze, augment=augment, seed=seed, val=_fraction(val),
         max_bad=max_bad, resume=resume, device=device, text=text, image=image, label=label,
     )  # fmt: skip
+    if suspects is not None:
+        check_predictions(suspects, inside=[Path(data), out], option="--suspects")
     try:
         outcome = make_zoo(context).finetune(model, data, out, options)
     except KeyboardInterrupt as stopped:
         say(" ".join(map(str, stopped.args)) or "computed features are kept for the next run")
         raise
+    if suspects is not None:
+        write_suspects(outcome.suspects, suspects)
     if json:
         facts = {"bundle": str(out), "items": outcome.items, "skipped": outcome.skipped}
         facts |= {"features_computed": outcome.computed, "best_epoch": outcome.best_epoch}
@@ -125,6 +133,9 @@ def _print(outcome: Outcome) -> None:
         for each in outcome.skipped[:LISTED]:
             say(f"left out: {each}")
         say(f"{len(outcome.skipped)} left out of {outcome.items + len(outcome.skipped)}: see skipped.jsonl")
+    if outcome.suspects:
+        number, worst = counted(len(outcome.suspects), "training item"), outcome.suspects[0]
+        say(f"likely mislabelled: {number}, such as {worst.name} ({worst.label}; predicted {worst.predicted})")
     if not is_solved and len(curve) > 1 and outcome.best_epoch == curve[-1].epoch:
         say("the last epoch was the best: --resume with more --epochs may improve the result")
     write(f"held out: {summary(metrics)}")

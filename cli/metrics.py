@@ -51,6 +51,8 @@ def print_summary(metrics: Metrics, device: str) -> None:
     if metrics.calibration_error is not None:
         points = 100 * metrics.calibration_error
         write(f"ECE       {metrics.calibration_error:.4f}  (confidence is off by {points:.2g} points on average)")
+    if metrics.nll is not None:
+        write(f"NLL       {metrics.nll:.4f}  (nats; 0 is certain and right)")
 
 
 def print_labels(metrics: Metrics) -> None:

@@ -39,7 +39,7 @@ from zoo.errors import (
     ZooError,
 )
 from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant, parse_head
-from zoo.outputs.predictions import check_predictions, write_predictions
+from zoo.outputs.predictions import check_predictions, write_predictions, write_suspects
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
 from zoo.results import (
@@ -123,4 +123,5 @@ __all__ = [
     "version",
     "without_head",
     "write_predictions",
+    "write_suspects",
 ]

@@ -128,10 +128,26 @@ class Epoch(Struct, frozen=True, kw_only=True):
     strength: float | None = None
 
 
+class Suspect(Struct, frozen=True, kw_only=True):
+    """A training item that is probably mislabelled; `place` is its index.
+
+    `predicted` is the answer of heads that did not learn the item. `score` is their score for the item's own label (with
+    several labels: for its most doubtful one, `about`, being as it is); in a regression it is the error.
+    """
+
+    place: int
+    name: str
+    label: str
+    predicted: str
+    about: str = ""
+    score: float
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
 
-    `computed` counts the `items` whose features were not in the cache.
+    `computed` counts the `items` whose features were not in the cache. `suspects` are training items that are probably
+    mislabelled, the most suspicious first.
     """
 
     manifest: Manifest
@@ -141,6 +157,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     computed: int
     items: int
     skipped: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):

@@ -286,9 +286,10 @@ class Parity(Struct, frozen=True, kw_only=True):
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Quality of a model on `n` items: fractions in 0..1, `confusion[true][predicted]` in items.
 
-    Single-label: the fields up to `calibration_error` (expected calibration error, after the effect of class weights is
-    removed); `top5` only with six labels or more.
-    Multi-label: no confusion; `accuracy` is the fraction of items with exactly the right labels.
+    Single-label: the fields up to `nll`; `top5` only with six labels or more. `calibration_error` (expected) and `nll`
+    (mean negative log-likelihood, in nats) are of scores without the effect of class weights.
+    Multi-label: no confusion; `accuracy` is the fraction of items with exactly the right labels; `nll` is the mean over
+    items and labels.
     Regression: `mae` and `rmse` in the target's unit, `r2` at most 1.
     """
 
@@ -300,6 +301,7 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     confusion: tuple[tuple[int, ...], ...] = ()
     top5: float | None = None
     calibration_error: float | None = None
+    nll: float | None = None
     micro_f1: float | None = None
     mae: float | None = None
     rmse: float | None = None

@@ -75,7 +75,7 @@ def test_constant_features_make_no_noise_of_the_head(value: float) -> None:
 def test_the_folded_layers_are_the_net(scaling: str, offset: float) -> None:
     features, _ = blobs(60)
     features = (features * np.logspace(-2, 2, features.shape[1]) + offset).astype(np.float32)
-    module = head.build(head.affine(features, scaling), (8,), 4, seed=3).eval()
+    module = head.build(head.affine(features, scaling), (8,), torch.arange(4.0), seed=3).eval()
     with torch.inference_mode():
         wanted = torch.softmax(module(torch.from_numpy(features)), -1).numpy()
     np.testing.assert_allclose(head_graph.apply(head.folded(module), features), wanted, atol=2e-5)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Bins of the calibration error; fewer if a bin would hold less than ten items.
 BINS = 15
+#: The least likelihood of a label.
+LEAST = 1e-12
 #: The k of the top-k accuracy.
 TOP = 5
 
@@ -57,15 +59,18 @@ def measure(
     if task is Task.MULTI_LABEL:
         wanted = truth > 0
         metrics = _labels(labels, wanted, decided, reliability(task, scores, wanted))
+        likelihoods = np.where(wanted, scores, 1 - scores.astype(np.float64))
         for index, facts in enumerate(metrics.per_class.values()):
             facts["average_precision"] = _average_precision(scores[:, index], wanted[:, index])
-        return structs.replace(metrics, micro_f1=_ratio(2 * (wanted & decided).sum(), wanted.sum() + decided.sum()))
+        micro_f1 = _ratio(2 * (wanted & decided).sum(), wanted.sum() + decided.sum())
+        return structs.replace(metrics, micro_f1=micro_f1, nll=_nll(likelihoods))
     one_hot, confusion = np.eye(len(labels), dtype=bool), np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth, decided), 1)
     return structs.replace(
         _labels(labels, one_hot[truth], one_hot[decided], reliability(task, scores, truth, class_weights)),
         confusion=tuple(map(tuple, confusion.tolist())),
         top5=_top(scores, truth) if len(labels) > TOP else None,
+        nll=_nll(corrected(scores, class_weights)[np.arange(len(truth)), truth]),
     )
 
 
@@ -174,6 +179,13 @@ def _regression(scores: "Floats", truth: "NDArray[Any]") -> Metrics:
         rmse=math.sqrt(squares / len(wanted)),
         r2=1 - squares / spread if spread else float(squares == 0),
     )
+
+
+def _nll(likelihoods: "NDArray[np.float64]") -> float:
+    """The mean negative logarithm. A score of 0, to which float32 rounds tiny ones, counts as LEAST."""
+    import numpy as np
+
+    return float(-np.log(np.maximum(likelihoods, LEAST)).mean())
 
 
 def _top(scores: "Floats", truth: "NDArray[Any]") -> float:

@@ -86,7 +86,9 @@ def write_report(folder: Path, report: ReportInputs, drawn: Drawn | None = None)
     for name, data in images.items():
         write_atomic(folder / name, data)
     items = [report.examples[mistake.place].item for mistake in facts.mistakes]
-    write_atomic(folder / "report.html", report_page.render(facts, images, items).encode("utf-8", "replace"))
+    doubtful = [report.trained[suspect.place].item for suspect in facts.suspects]
+    page = report_page.render(facts, images, items, doubtful)
+    write_atomic(folder / "report.html", page.encode("utf-8", "replace"))
     write_record(folder / "report.json", facts, indent=1)
     return facts
 

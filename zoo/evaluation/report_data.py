@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from zoo.data.items import Example
 from zoo.evaluation.metrics import Bin, reliability
-from zoo.results import Epoch
+from zoo.results import Epoch, Suspect
 from zoo.runtime.answers import decide, predicted_labels
 from zoo.schema import Metrics, Task
 
@@ -34,15 +34,20 @@ class _Training(Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    #: The most suspicious of the `doubtful` training items, which are probably mislabelled.
+    suspects: tuple[Suspect, ...] = ()
+    doubtful: int = 0
 
 
 class ReportInputs(_Training, frozen=True, kw_only=True):
     """The facts of a training and its results on the held-out items `examples`.
 
-    `scores` is float32 [items, labels], `features` float32 [items, dim]; `targets` are as for `metrics.measure`.
+    `trained` are the training items, in the order of the places of `suspects`. `scores` is float32 [items, labels],
+    `features` float32 [items, dim]; `targets` are as for `metrics.measure`.
     """
 
     examples: tuple[Example, ...]
+    trained: tuple[Example, ...] = ()
     scores: "NDArray[np.float32]"
     targets: "NDArray[Any]"
     features: "NDArray[np.float32]"

@@ -16,6 +16,7 @@ from zoo.schema import Task
 
 if TYPE_CHECKING:
     from zoo.evaluation.report_data import Facts, Mistake
+    from zoo.results import Suspect
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "report.html.in"
 #: With more classes than this, the table of classes is folded up.
@@ -24,8 +25,11 @@ OPEN_CLASSES = 40
 OPEN_NOTES = 8
 
 
-def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Item]) -> str:
-    """The page for these facts, with the plots `images` by file name and the `items` of the mistakes."""
+def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Item], doubtful: Sequence[Item] = ()) -> str:
+    """The page for these facts, with the plots `images` by file name.
+
+    `items` are those of the mistakes, `doubtful` those of the suspects.
+    """
     plots = {
         name: _section(title, _plot(facts, images, name, caption))
         for name, (title, caption) in _plot_texts(facts).items()
@@ -39,8 +43,9 @@ def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Item]) -
         large,
         _section("Classes", _classes(facts)) if facts.metrics.per_class else "",
         _section("Worst mistakes", _mistakes(facts, items)),
+        _section("Likely mislabelled", _suspects(facts, doubtful)) if facts.suspects else "",
     ]
-    is_text = bool(items) and isinstance(items[0], str)
+    is_text = any(isinstance(item, str) for item in (*items, *doubtful))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_safe(f"{facts.name}: {facts.task} on {facts.backbone}"),
         headline=_headline(facts),
@@ -194,6 +199,31 @@ def _mistakes(facts: "Facts", items: Sequence[Item]) -> str:
     )
     order = "Largest error" if facts.task is Task.REGRESSION else "Most confident wrong prediction"
     return f'<p class="soft">{order} first.</p><ol class="mistakes">{cases}</ol>'
+
+
+def _suspects(facts: "Facts", items: Sequence[Item]) -> str:
+    cases = "".join(
+        f'<li class="card">{_item(item, suspect.name)}<p class="verdict">{_doubt(facts, suspect)}</p>'
+        f'<p class="name">{_safe(suspect.name)}</p></li>'
+        for suspect, item in zip(facts.suspects, items, strict=True)
+    )
+    found = counted(facts.doubtful, "training item")
+    return (
+        f'<p class="soft">{found} of {facts.trained_on:,}: heads that did not learn the item disagree with its label. '
+        f'The most doubtful first; <code>--suspects FILE</code> writes all.</p><ol class="mistakes">{cases}</ol>'
+    )
+
+
+def _doubt(facts: "Facts", suspect: "Suspect") -> str:
+    given = _safe(suspect.label)
+    if facts.task is Task.REGRESSION:
+        return f"given {float(suspect.label):.4g}, predicted {float(suspect.predicted):.4g}"
+    score = f"score of its label {suspect.score:.2f}"
+    if facts.task is Task.MULTI_LABEL:
+        has = suspect.about in suspect.label.split("|")
+        doubt = "is given" if has else "is missing"
+        return f"{_safe(suspect.about)} {doubt}, {score}; given: {given or 'none'}"
+    return f"given {given}, predicted {_safe(suspect.predicted)} ({score})"
 
 
 def _verdict(facts: "Facts", mistake: "Mistake") -> str:

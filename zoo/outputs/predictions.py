@@ -1,4 +1,4 @@
-"""The predictions of an evaluation as a CSV or Parquet table."""
+"""Predictions of an evaluation and suspects of a training, as CSV or Parquet tables."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.errors import AccessError, UsageError
 from zoo.outputs.table import Row, Table, check_name, decimals, plain, score_columns
-from zoo.results import Evaluation
+from zoo.results import Evaluation, Suspect
 from zoo.schema import Task
 from zoo.system.files import write_atomic
 
@@ -14,15 +14,15 @@ from zoo.system.files import write_atomic
 COLUMNS = ("input", "label", "predicted")
 
 
-def check_predictions(path: Path, *, inside: Sequence[Path] = ()) -> None:
-    """Raise UsageError for a file that `write_predictions` cannot write, MissingExtraError for Parquet without pyarrow.
+def check_predictions(path: Path, *, inside: Sequence[Path] = (), option: str = "--predictions") -> None:
+    """Raise UsageError for a file that cannot be written, MissingExtraError for Parquet without pyarrow.
 
-    `inside` are files and folders (the data, the bundle): `path` must not be one of them and must not lie in one.
+    `option` is the option that named the file. `inside` are files and folders (the data, the bundle): `path` must not be one of them and must not lie in one.
     """
     for read in inside:
         if path.resolve().is_relative_to(read.resolve()):
             raise UsageError(f"{path} would change {read}, which is being read", hint="choose another file")
-    check_name(path, (".csv", ".parquet"), "--predictions")
+    check_name(path, (".csv", ".parquet"), option)
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
@@ -33,7 +33,24 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     written, and the errors of `check_predictions`.
     """
     check_predictions(path)
-    table, rows = _table(evaluation)
+    _write(path, *_table(evaluation), "--predictions")
+
+
+def write_suspects(suspects: Sequence[Suspect], path: Path) -> None:
+    """Write one row for each suspect: input, label, predicted, about, score; the most suspicious first.
+
+    Raises AccessError if the file cannot be written, and the errors of `check_predictions`.
+    """
+    check_predictions(path, option="--suspects")
+    scores = decimals([suspect.score for suspect in suspects])
+    rows: list[Row] = [
+        (plain(suspect.name), suspect.label, suspect.predicted, suspect.about, score)
+        for suspect, score in zip(suspects, scores, strict=True)
+    ]
+    _write(path, Table((*COLUMNS, "about", "score"), frozenset(["score"])), rows, "--suspects")
+
+
+def _write(path: Path, table: Table, rows: Sequence[Row], option: str) -> None:
     if path.suffix.lower() == ".csv":
         data = table.csv([table.columns, *rows])
     else:
@@ -44,7 +61,7 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
         write_atomic(path, data)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}"
-        raise AccessError(message, hint="choose another file for --predictions") from error
+        raise AccessError(message, hint=f"choose another file for {option}") from error
 
 
 def _table(evaluation: Evaluation) -> tuple[Table, list[Row]]:

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from zoo.schema import Task
+from zoo.training.convex import ConvexLoss
+
 if TYPE_CHECKING:
     import torch
+
+    from zoo.training.problem import Problem
 
 #: The factors that are tried give logits of at least the first and at most the second standard deviation.
 NARROWEST, WIDEST = 0.05, 30.0
@@ -50,6 +55,21 @@ def sharpness(logits: "torch.Tensor", biases: "torch.Tensor", wanted: "torch.Ten
     if not 0 < spread < math.inf:
         return Sharpness(1.0, loss(0.0))
     return Sharpness(*_lowest(loss, math.log(NARROWEST / spread), math.log(WIDEST / spread)))
+
+
+def sharpness_of(problem: "Problem", module: "torch.nn.Module", logits: "torch.Tensor") -> float:
+    """The factor for the head `module`, found on its `logits` of the inner items.
+
+    It is 1 for a regression, and where no inner item could be spared from the training.
+    """
+    objective = problem.objective
+    if objective.task is Task.REGRESSION or (problem.fit & problem.inner).any():
+        return 1.0
+    loss = ConvexLoss(objective, problem.targets[problem.inner])
+    biases = module.net[-1].bias.detach().cpu()  # type: ignore[index,union-attr]
+    evidence = logits.detach().cpu() - biases
+    biases = (biases - loss.shift).expand_as(evidence)
+    return sharpness(evidence, biases, loss.wanted, is_softmax=loss.is_softmax).factor
 
 
 def smoothed(wanted: "torch.Tensor", *, is_softmax: bool) -> "torch.Tensor":

@@ -18,11 +18,12 @@ from zoo.data.quality import survey
 from zoo.data.split import divide
 from zoo.errors import DataError, UsageError
 from zoo.evaluation.report import Drawing
+from zoo.evaluation.suspects import find_suspects
 from zoo.export import trunk
 from zoo.export.isolated_session import IsolatedSession
 from zoo.options import FinetuneOptions
 from zoo.progress import SILENT, Progress
-from zoo.results import Outcome
+from zoo.results import Outcome, Suspect
 from zoo.runtime.session import Session
 from zoo.schema import ImagePreprocess, Preprocess
 from zoo.system.files import staged_dir, storage_errors
@@ -72,6 +73,7 @@ def finetune(materials: Materials, parts: tuple[Dataset, Dataset], out: Path, pr
         computed=features.computed,
         items=len(features.train) + len(features.held),
         skipped=tuple(map(str, features.skipped)),
+        suspects=tuned.suspects,
     )
 
 
@@ -153,7 +155,10 @@ def _train(
     finally:
         # After an error or a second Ctrl-C, the expected outputs are not needed.
         beside.shutdown(wait=False, cancel_futures=True)
-    tuned = Tuned(materials=materials, features=features, frozen=materials.base, head=trained)
+    suspects: tuple[Suspect, ...] = ()
+    if trained.left_out is not None:
+        suspects = find_suspects(options.task, trained.left_out, problem.targets, labels, train.examples)
+    tuned = Tuned(materials=materials, features=features, frozen=materials.base, head=trained, suspects=suspects)
     if options.unfreeze:
         tuned = _unfrozen(tuned, problem, run, progress)
     return tuned, expected.result if expected else None

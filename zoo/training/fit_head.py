@@ -13,7 +13,9 @@ from zoo.options import FinetuneOptions
 from zoo.schema import Task
 from zoo.torchkit import threads
 from zoo.training import head
+from zoo.training.calibrate import sharpness_of
 from zoo.training.checkpoints import Checkpoints
+from zoo.training.convex import log_odds
 from zoo.training.fit_linear import fit_linear
 from zoo.training.hyperparameters import EPOCHS, Choice, batch_of, search
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
@@ -49,7 +51,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         return fit_linear(problem, run)
     # With --unfreeze, --epochs counts the epochs of the stages, and the head is trained for the default number.
     length = FinetuneOptions() if options.unfreeze else options
-    total = EPOCHS * len(head.SCALINGS) + 2 * length.epochs
+    total = EPOCHS * len(head.SCALINGS) * len(problem.splits) + 2 * length.epochs
     x = torch.from_numpy(problem.features[problem.inner])
     y = objective.tensor(problem.targets[problem.inner])
 
@@ -71,9 +73,12 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         phase = Phase(run, "inner", first, lambda: objective.loss_and_score(*inner()), tolerance=tolerance)
         phase.train(bar, length.epochs, length.patience)
         first.load_weights(phase.best)
+        factor = sharpness_of(problem, first.model, inner()[0])
+        head.sharpen(first.model, factor)
         thresholds = problem.thresholds(*inner())
         last = _training(problem, np.ones(len(problem.targets), bool), choice)
         Phase(run, "all", last).train(bar, phase.best_epoch)
+        head.sharpen(last.model, factor)
     return TrainedHead(
         layers=objective.finish(head.folded(last.model)),
         modules=(first.model, last.model),
@@ -119,7 +124,8 @@ def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> 
 
     options, objective = problem.options, problem.objective
     features, targets = problem.rows(chosen)
-    module = head.build(head.affine(features, choice.scaling), options.hidden, objective.outputs, options.seed)
+    biases = log_odds(objective, targets)
+    module = head.build(head.affine(features, choice.scaling), options.hidden, biases, options.seed)
     y, net = objective.tensor(targets), module.net
 
     @cache

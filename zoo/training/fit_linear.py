@@ -7,6 +7,8 @@ classifiers, `zoo.training.ridge` regressions.
 import math
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from zoo.errors import DivergedError
 from zoo.options import FinetuneOptions
 from zoo.progress import Bar
@@ -95,14 +97,12 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     ]
     logits = calibrated.factor * found.evidence + found.biases
     wanted = problem.objective.tensor(problem.targets)
-    return _trained(
-        problem,
-        layers,
-        Choice(path.axes.scaling, None, strength / len(everything)),
-        tuple(phase.curve),
-        phase.best_epoch,
-        problem.thresholds(logits[found.seen], wanted[found.seen]),
-    )
+    left_out = (logits.softmax(1) if path.loss.is_softmax else logits.sigmoid()).numpy()
+    left_out[~found.seen] = np.nan
+    choice = Choice(path.axes.scaling, None, strength / len(everything))
+    thresholds = problem.thresholds(logits[found.seen], wanted[found.seen])
+    trained = _trained(problem, layers, choice, tuple(phase.curve), phase.best_epoch)
+    return replace(trained, thresholds=thresholds, left_out=left_out)
 
 
 def _stopped(run: TrainingRun) -> KeyboardInterrupt:
@@ -223,7 +223,9 @@ def _regression(problem: "Problem", bar: Bar) -> TrainedHead:
         middle = wanted[part].mean()
         own = ridge.ridges(inner, wanted[part] - middle, problem.groups[part], strengths[best : best + 1])
         layers.insert(0, inner.layer(own.weights.float(), middle.reshape(1)))
-    return _trained(problem, layers, Choice(scaling, None, strengths[best] / count), curve, best + 1, ())
+    left_out = found.left_out[:, best : best + 1].float().numpy() * objective.scale + objective.mean
+    trained = _trained(problem, layers, Choice(scaling, None, strengths[best] / count), curve, best + 1)
+    return replace(trained, left_out=left_out)
 
 
 def _trained(
@@ -232,7 +234,6 @@ def _trained(
     choice: Choice,
     curve: tuple[Epoch, ...],
     best_epoch: int,
-    thresholds: tuple[float, ...],
 ) -> TrainedHead:
     """The record of a head; `layers` are one for each module of `TrainedHead.modules`, or one for both."""
     objective = problem.objective
@@ -244,6 +245,5 @@ def _trained(
         choice=choice,
         best_epoch=best_epoch,
         curve=curve,
-        thresholds=thresholds,
         class_weights=objective.class_weights,
     )

@@ -36,10 +36,13 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, seed: int) -> "torch.nn.Module":
+def build(
+    scaled: "tuple[Floats, Floats]", hidden: Sequence[int], biases: "torch.Tensor", seed: int
+) -> "torch.nn.Module":
     """A head from raw features [batch, dim] to logits [batch, outputs], initialised from `seed`.
 
-    `scaled` is the result of `affine`. The head's method `scaled` only scales features; its `net` is the dense layers.
+    `scaled` is the result of `affine`; `biases` [outputs] are those of the last layer, such as the log-odds. The head's
+    method `scaled` only scales features; its `net` is the dense layers.
     """
     import torch
     from torch import nn
@@ -52,10 +55,12 @@ def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, 
             self.register_buffer("mean", torch.from_numpy(mean))
             self.register_buffer("scale", torch.from_numpy(scale))
             modules: list[nn.Module] = []
-            for index, (wide_in, wide_out) in enumerate(pairwise((len(mean), *hidden, outputs))):
+            for index, (wide_in, wide_out) in enumerate(pairwise((len(mean), *hidden, len(biases)))):
                 modules += [nn.ReLU(), nn.Dropout(DROPOUT)] if index else []
                 modules.append(nn.Linear(wide_in, wide_out))
             self.net = nn.Sequential(*modules)
+            with torch.no_grad():
+                modules[-1].bias.copy_(biases)  # type: ignore[operator]
 
         def forward(self, features: "torch.Tensor") -> "torch.Tensor":
             answer: torch.Tensor = self.net(self.scaled(features))
@@ -69,6 +74,14 @@ def build(scaled: "tuple[Floats, Floats]", hidden: Sequence[int], outputs: int, 
         return Head()
 
 
+def sharpen(module: "torch.nn.Module", factor: float) -> None:
+    """Multiply the logits of a head, without their biases, by `factor`."""
+    import torch
+
+    with torch.no_grad():
+        module.net[-1].weight.mul_(factor)  # type: ignore[index,union-attr]
+
+
 def of_layer(scaled: "tuple[Floats, Floats]", layer: "Layer") -> "torch.nn.Module":
     """A linear head with the input scaling `scaled` that computes what `layer` computes from raw features."""
     import numpy as np
@@ -76,10 +89,9 @@ def of_layer(scaled: "tuple[Floats, Floats]", layer: "Layer") -> "torch.nn.Modul
 
     weight, bias = (side.astype(np.float64) for side in layer)
     mean, scale = (side.astype(np.float64) for side in scaled)
-    module = build(scaled, (), len(bias), seed=0)
+    module = build(scaled, (), torch.from_numpy(bias + weight @ mean), seed=0)
     with torch.no_grad():
         module.net[0].weight.copy_(torch.from_numpy(weight * scale))  # type: ignore[index,union-attr]
-        module.net[0].bias.copy_(torch.from_numpy(bias + weight @ mean))  # type: ignore[index,union-attr]
     return module
 
 

@@ -1,8 +1,9 @@
-"""The search for a head's feature scaling, learning rate and weight decay, on cached features.
+"""The search for a trained head's feature scaling, learning rate and weight decay, on cached features.
 
 Every candidate is a separate head. All candidates get the same batches, so one matrix product computes all of them, and
-a dozen cost little more than one. They train for a few epochs. Of the candidates whose loss on the inner items is
-nearly the lowest, the search takes the one with the smallest rate, and of these the one with the largest decay.
+a dozen cost little more than one. They train for a few epochs, with few items on several splits. Of the candidates
+whose loss on the inner items is nearly the lowest, the search takes the one with the smallest rate, and of these the
+one with the largest decay.
 """
 
 import math
@@ -16,6 +17,7 @@ from zoo.options import FinetuneOptions
 from zoo.progress import Bar
 from zoo.training import head
 from zoo.training.adamw import AdamW
+from zoo.training.convex import log_odds
 from zoo.training.loop import rate
 from zoo.training.problem import Problem
 
@@ -37,6 +39,7 @@ CLOSE = 0.02
 GRID = (
     *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
     *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
+    *((1e-3, 30.0), (3e-3, 30.0), (1e-3, 10.0), (3e-3, 10.0)),
 )
 #: The least number of candidates and of items; WORK does not lower them.
 FEWEST, FEWEST_ITEMS = 3, 1024
@@ -73,17 +76,20 @@ def search(problem: Problem, bar: Bar) -> Choice:
     # Operations for one item and candidate: a multiplication and an addition per weight, once forward, twice backward.
     work = 6 * EPOCHS * problem.head_weights * len(head.SCALINGS)
     count = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * work))))
-    features, targets = problem.rows(problem.fit)
-    chosen = np.random.default_rng(options.seed).permutation(len(features))[:count]
-    inner = problem.features[problem.inner][:ITEMS], problem.targets[problem.inner][:ITEMS]
-    grid = _grid(options, max(FEWEST, int(WORK / (work * len(chosen)))))
-    items = features[chosen], targets[chosen]
-    losses = [_losses(problem, items, inner, scaling, grid, bar) for scaling in head.SCALINGS]
+    splits = problem.splits
+    grid = _grid(options, max(FEWEST, int(WORK / (work * min(count, len(splits) * len(problem.targets))))))
+    found = []
+    for fit, inner in splits:
+        features, targets = problem.rows(fit)
+        chosen = np.random.default_rng(options.seed).permutation(len(features))[:count]
+        parts = (features[chosen], targets[chosen]), (problem.features[inner][:ITEMS], problem.targets[inner][:ITEMS])
+        found.append([_losses(problem, *parts, scaling, grid, bar) for scaling in head.SCALINGS])
+    losses = np.mean(found, 0).tolist()
     best = min(map(min, losses))
     if not math.isfinite(best):
         lower = "--lr auto" if options.lr else "the features are not finite: choose another model"
         raise DivergedError("the loss is not finite in epoch 1", epoch=1, hint=lower)
-    within = best + CLOSE * problem.objective.chance(inner[1])
+    within = best + CLOSE * problem.chance
     close = [
         Choice(scaling, lr, decay)
         for index, (lr, decay) in enumerate(grid)
@@ -120,12 +126,14 @@ def _losses(
     mean, scale = (torch.from_numpy(side) for side in scaled)
     x, inner_x = ((torch.from_numpy(features) - mean) / scale for features, _ in (items, inner))
     y, inner_y = (objective.tensor(targets) for _, targets in (items, inner))
-    first = head.build(scaled, options.hidden, objective.outputs, options.seed)
+    first = head.build(scaled, options.hidden, log_odds(objective, items[1]), options.seed)
     stacked = [p.detach().expand(len(grid), *p.shape).clone().requires_grad_() for p in first.parameters()]
     rates, decays = (
         [torch.tensor(column).view(-1, *[1] * (parameter.dim() - 1)) for parameter in stacked]
         for column in zip(*grid, strict=True)
     )
+    # As in zoo.training.loop, biases do not decay.
+    decays = [decay if parameter.dim() > 2 else 0 * decay for parameter, decay in zip(stacked, decays, strict=True)]
     optimizer = AdamW(stacked, rates, decays)
     generator = torch.Generator().manual_seed(options.seed)
     best = [math.inf] * len(grid)

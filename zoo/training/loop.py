@@ -100,7 +100,9 @@ class Training:
         self.epoch, self.step, self.total, self.batch = 0, 0, 0.0, plan.batch
         pairs = [(parameter, part.lr) for part in parts for parameter in part.module.parameters()]
         parameters, rates = [parameter for parameter, _ in pairs], [lr for _, lr in pairs]
-        self.optimizer = AdamW(parameters, rates, [plan.weight_decay] * len(pairs))
+        # Biases and the numbers of a normalisation do not decay: they hold base rates and scales.
+        decays = [plan.weight_decay if parameter.dim() > 1 else 0.0 for parameter in parameters]
+        self.optimizer = AdamW(parameters, rates, decays)
 
     @property
     def strength(self) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from zoo.options import FinetuneOptions
 from zoo.schema import Task
+from zoo.training.folds import cross_validation
 from zoo.training.objective import Objective, best_thresholds
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Fraction of the training items in the inner split.
 INNER = 0.15
+#: With fewer training items, hyperparameters are chosen by cross-validation.
+FEW = 1000
 
 
 class Problem:
@@ -53,6 +56,14 @@ class Problem:
         """The number of weights of the head, which is also the number of multiplications for one item."""
         widths: tuple[int, ...] = (self.features.shape[1], *self.options.hidden, self.objective.outputs)
         return sum(a * b for a, b in pairwise(widths))
+
+    @property
+    def splits(self) -> "list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]":
+        """Masks (fit, inner) of the splits that choose hyperparameters: several if the items are few."""
+        if len(self.targets) >= FEW:
+            return [(self.fit, self.inner)]
+        masks = cross_validation(self.options.task, self.targets, self.groups, self.options.seed, repeats=1)
+        return [(mask, ~mask if not mask.all() else mask) for mask in masks]
 
     def rows(self, chosen: "NDArray[np.bool_]") -> "tuple[Floats, Targets]":
         """Returns the features and the targets of the chosen items and of their views."""

@@ -10,13 +10,14 @@ from zoo.training.hyperparameters import Choice
 if TYPE_CHECKING:
     import torch
 
-    from zoo.graph.head import Layer
+    from zoo.graph.head import Floats, Layer
 
 
 class TrainedHead(Struct, frozen=True, kw_only=True):
     """The layers of a head, (weight [out, in], bias [out]), that read raw features, and the record of their training.
 
-    `modules` are two heads in torch: one fitted without the inner split, one fitted to all training items.
+    `left_out` [items, outputs] are the scores of the training items by heads that did not learn them (a regression's in
+    the target's unit); rows of NaN for items that were never left out. `modules` are two heads in torch: one fitted without the inner split, one fitted to all training items.
     """
 
     layers: "list[Layer]"
@@ -27,3 +28,4 @@ class TrainedHead(Struct, frozen=True, kw_only=True):
     curve: tuple[Epoch, ...]
     thresholds: tuple[float, ...] = ()
     class_weights: tuple[float, ...] = ()
+    left_out: "Floats | None" = None

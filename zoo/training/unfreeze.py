@@ -17,6 +17,7 @@ from zoo.errors import OutOfMemoryError, counted
 from zoo.torchkit import run_stages
 from zoo.training import head
 from zoo.training.activation_cache import Activations
+from zoo.training.calibrate import sharpness_of
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
 from zoo.training.problem import Problem
 from zoo.training.trained_head import TrainedHead
@@ -165,10 +166,14 @@ def _fit_once(
         )
         phase.train(bar, options.epochs, options.patience)
         training.load_weights(phase.best)
-        thresholds = problem.thresholds(*task.inner(model))
+        logits, wanted = task.inner(model)
+        factor = sharpness_of(problem, model.head, logits)  # type: ignore[arg-type]
+        head.sharpen(model.head, factor)  # type: ignore[arg-type]
+        thresholds = problem.thresholds(task.inner(model)[0], wanted)
         model = _tail_with_head(tail(), trained.modules[1], task.device)
         if phase.best_epoch:
             Phase(run, "tail-all", task.training(model, everything)).train(bar, phase.best_epoch)
+            head.sharpen(model.head, factor)  # type: ignore[arg-type]
     model = model.cpu().eval()
     fitted = msgspec.structs.replace(
         trained,

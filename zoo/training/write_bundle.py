@@ -25,6 +25,7 @@ from zoo.export.reference import Expected, expect
 from zoo.graph import edit
 from zoo.graph import head as head_graph
 from zoo.options import FinetuneOptions
+from zoo.results import Suspect
 from zoo.runtime.session import Session
 from zoo.schema import HeadSpec, Lineage, Manifest, Metrics, TextPreprocess
 from zoo.system.files import sha256
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from zoo.graph.head import Floats
     from zoo.training.trained_head import TrainedHead
 
+#: Suspects that the report shows.
+SHOWN = 12
 #: Files of a bundle: the learning curve, and the items that were left out, one JSON object per line.
 TRAINING, SKIPPED = "training.json", "skipped.jsonl"
 
@@ -85,6 +88,7 @@ class Tuned(Struct, frozen=True, kw_only=True):
     frozen: Bundle
     head: "TrainedHead"
     stages: "torch.nn.ModuleList | None" = None
+    suspects: tuple[Suspect, ...] = ()
 
 
 def write_bundle(
@@ -216,6 +220,9 @@ def _report(tuned: Tuned, lineage: Lineage, notes: Sequence[str], scores: "Float
         options=lineage.options,
         versions=lineage.versions,
         notes=(*notes, *left_out),
+        trained=train.examples,
+        suspects=tuned.suspects[:SHOWN],
+        doubtful=len(tuned.suspects),
     )
 
 
