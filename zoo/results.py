@@ -131,8 +131,8 @@ class Epoch(Struct, frozen=True, kw_only=True):
 class Suspect(Struct, frozen=True, kw_only=True):
     """A training item that is probably mislabelled; `place` is its index.
 
-    `predicted` is the answer of heads that did not learn the item. `score` is their score for the item's own label (with
-    several labels: for its most doubtful one, `about`, being as it is); in a regression it is the error.
+    `predicted` is the answer of heads that did not learn the item. `score` is their score for the item's own label
+    (with several labels: for its most doubtful one, `about`, being as it is); in a regression it is the error.
     """
 
     place: int

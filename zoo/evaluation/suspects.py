@@ -31,9 +31,8 @@ def find_suspects(
 ) -> tuple[Suspect, ...]:
     """The suspicious items, the most suspicious first; `scores` [items, labels] are by heads that did not learn them.
 
-    With one label an item is suspicious if another label is predicted; with several, if the state of a label is
-    predicted to be the other one; in a regression, if the error is FAR above the typical (median) error. Rows of NaN are
-    left out.
+    With one label an item is suspicious if another label is predicted; with several, if a label is predicted to be in
+    the other state; in a regression, if the error is FAR above the typical (median) error. Rows of NaN are left out.
     """
     import numpy as np
 

@@ -17,7 +17,8 @@ COLUMNS = ("input", "label", "predicted")
 def check_predictions(path: Path, *, inside: Sequence[Path] = (), option: str = "--predictions") -> None:
     """Raise UsageError for a file that cannot be written, MissingExtraError for Parquet without pyarrow.
 
-    `option` is the option that named the file. `inside` are files and folders (the data, the bundle): `path` must not be one of them and must not lie in one.
+    `option` is the option that named the file. `inside` are files and folders (the data, the bundle): `path` must not
+    be one of them and must not lie in one.
     """
     for read in inside:
         if path.resolve().is_relative_to(read.resolve()):

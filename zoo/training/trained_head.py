@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class TrainedHead(Struct, frozen=True, kw_only=True):
     """The layers of a head, (weight [out, in], bias [out]), that read raw features, and the record of their training.
 
-    `left_out` [items, outputs] are the scores of the training items by heads that did not learn them (a regression's in
-    the target's unit); rows of NaN for items that were never left out. `modules` are two heads in torch: one fitted without the inner split, one fitted to all training items.
+    `left_out` [items, outputs] are the scores of the training items by heads that did not learn them (numbers are in
+    the target's unit), with rows of NaN for items that were never left out. `modules` are two heads in torch: one
+    fitted without the inner split, one fitted to all training items.
     """
 
     layers: "list[Layer]"
