@@ -1,7 +1,7 @@
 """The data sets of heads.py: features of texts and images that packages and Debian's package lists ship.
 
-Features are computed once and kept under `--work`. The lists are those of `apt-cache dumpavail`; without them their data
-sets are left out.
+Features are computed once and kept under `--work`. The lists are those of `apt-cache dumpavail`; without them their
+data sets are left out.
 """
 
 import csv

@@ -143,11 +143,19 @@ class Suspect(Struct, frozen=True, kw_only=True):
     score: float
 
 
+class LearningPoint(Struct, frozen=True, kw_only=True):
+    """The loss and the score on items left out when only `items` of the training items are learned."""
+
+    items: int
+    loss: float
+    score: float
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """The result of fine-tuning: the bundle's manifest, the learning curve, and `skipped` items with their reasons.
 
     `computed` counts the `items` whose features were not in the cache. `suspects` are training items that are probably
-    mislabelled, the most suspicious first.
+    mislabelled, the most suspicious first. `learning` shows whether more items would help.
     """
 
     manifest: Manifest
@@ -158,6 +166,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     items: int
     skipped: tuple[str, ...] = ()
     suspects: tuple[Suspect, ...] = ()
+    learning: tuple[LearningPoint, ...] = ()
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):

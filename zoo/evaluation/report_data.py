@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from zoo.data.items import Example
 from zoo.evaluation.metrics import Bin, reliability
-from zoo.results import Epoch, Suspect
+from zoo.results import Epoch, LearningPoint, Suspect
 from zoo.runtime.answers import decide, predicted_labels
 from zoo.schema import Metrics, Task
 
@@ -37,6 +37,7 @@ class _Training(Struct, frozen=True, kw_only=True):
     #: The most suspicious of the `doubtful` training items, which are probably mislabelled.
     suspects: tuple[Suspect, ...] = ()
     doubtful: int = 0
+    learning: tuple[LearningPoint, ...] = ()
 
 
 class ReportInputs(_Training, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ def render(facts: "Facts", images: Mapping[str, bytes], items: Sequence[Item], d
         f'<div class="pair">{"".join(plots.values())}</div>',
         large,
         _section("Classes", _classes(facts)) if facts.metrics.per_class else "",
+        _section("Would more data help?", _learning(facts)) if facts.learning else "",
         _section("Worst mistakes", _mistakes(facts, items)),
         _section("Likely mislabelled", _suspects(facts, doubtful)) if facts.suspects else "",
     ]
@@ -199,6 +200,22 @@ def _mistakes(facts: "Facts", items: Sequence[Item]) -> str:
     )
     order = "Largest error" if facts.task is Task.REGRESSION else "Most confident wrong prediction"
     return f'<p class="soft">{order} first.</p><ol class="mistakes">{cases}</ol>'
+
+
+def _learning(facts: "Facts") -> str:
+    """The table of the learning curve, and its last doubling in words."""
+    name = "macro-F1" if facts.task is Task.MULTI_LABEL else "accuracy"
+    rows = "".join(
+        f'<tr><th scope="row">{point.items:,}</th><td>{point.score:.3f}</td><td>{point.loss:.3f}</td></tr>'
+        for point in facts.learning
+    )
+    half, full = facts.learning[1], facts.learning[-1]
+    gain = f"From {half.items:,} to {full.items:,} items the {name} went from {half.score:.3f} to {full.score:.3f}. "
+    more = "More items will probably help." if full.loss < 0.97 * half.loss else "More items alone will hardly help."
+    head = f'<tr><th scope="col">items learned</th><th scope="col">{name}</th><th scope="col">loss</th></tr>'
+    table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    where = "Measured on training items that were left out."
+    return f'<div class="card"><p>{gain}{more} <span class="soft">{where}</span></p>{table}</div>'
 
 
 def _suspects(facts: "Facts", items: Sequence[Item]) -> str:

@@ -74,6 +74,7 @@ def finetune(materials: Materials, parts: tuple[Dataset, Dataset], out: Path, pr
         items=len(features.train) + len(features.held),
         skipped=tuple(map(str, features.skipped)),
         suspects=tuned.suspects,
+        learning=tuned.head.learning,
     )
 
 

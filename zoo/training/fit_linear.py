@@ -19,6 +19,7 @@ from zoo.training import head, ridge
 from zoo.training.axes import Axes
 from zoo.training.folds import FOLDS, cross_validation, held_back
 from zoo.training.hyperparameters import Choice
+from zoo.training.learning_curve import learning_curve
 from zoo.training.loop import SAVED, Phase, TrainingRun
 from zoo.training.solver import Fit
 from zoo.training.strength_path import STRENGTHS, TOLERANCE, StrengthPath
@@ -76,6 +77,7 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     everything = np.arange(len(problem.targets))
     path, phase = _best_path(problem, run, bar)
     path.load_weights(phase.best)
+    path.epoch = phase.best_epoch
     strength = path.strengths[phase.best_epoch - 1]
     if len(path.rows) < len(everything):
         # The strength was chosen on some of the items. The calibration needs heads that learned nearly all of them.
@@ -102,7 +104,8 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     choice = Choice(path.axes.scaling, None, strength / len(everything))
     thresholds = problem.thresholds(logits[found.seen], wanted[found.seen])
     trained = _trained(problem, layers, choice, tuple(phase.curve), phase.best_epoch)
-    return replace(trained, thresholds=thresholds, left_out=left_out)
+    curve = learning_curve(path, run.stop)
+    return replace(trained, thresholds=thresholds, left_out=left_out, learning=curve)
 
 
 def _stopped(run: TrainingRun) -> KeyboardInterrupt:

@@ -61,6 +61,8 @@ class StrengthPath:
         self.loss = ConvexLoss(problem.objective, problem.targets[rows])
         self.members = torch.from_numpy(members).float()
         self.fit = Fit(axes, self.loss, self.members)
+        #: 1 where a head [heads, items] is measured on an item.
+        self.out = 1 - self.members
         self.heads = self.fit.start()
         self.epoch, self.batch = 0, 0
 
@@ -80,7 +82,7 @@ class StrengthPath:
 
     def out_of_fold(self) -> OutOfFold:
         """The mean logits of each item by the heads that did not learn it (by all heads, if all learned it)."""
-        out = 1 - self.members.T
+        out = self.out.T
         seen = out.sum(1) > 0
         out = out.where(seen.unsqueeze(1), 1.0)
         out = (out / out.sum(1, keepdim=True)).unsqueeze(-1)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from zoo.results import Epoch
+from zoo.results import Epoch, LearningPoint
 from zoo.training.hyperparameters import Choice
 
 if TYPE_CHECKING:
@@ -30,3 +30,4 @@ class TrainedHead(Struct, frozen=True, kw_only=True):
     thresholds: tuple[float, ...] = ()
     class_weights: tuple[float, ...] = ()
     left_out: "Floats | None" = None
+    learning: tuple[LearningPoint, ...] = ()

@@ -223,6 +223,7 @@ def _report(tuned: Tuned, lineage: Lineage, notes: Sequence[str], scores: "Float
         trained=train.examples,
         suspects=tuned.suspects[:SHOWN],
         doubtful=len(tuned.suspects),
+        learning=trained.learning,
     )
 
 
