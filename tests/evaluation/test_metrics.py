@@ -13,6 +13,7 @@ from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
     f1_score,
+    log_loss,
     mean_absolute_error,
     precision_recall_fscore_support,
     r2_score,
@@ -54,6 +55,9 @@ def test_one_label_an_item(rows: list[tuple[int, list[int]]]) -> None:
     assert found.accuracy_interval == wilson(round(found.accuracy * len(rows)), len(rows))
     assert found.top5 is None
     assert 0 <= found.calibration_error <= 1
+    double = scores.astype(np.float64)
+    double /= double.sum(1, keepdims=True)
+    assert found.nll == pytest.approx(log_loss(targets, double, labels=every), rel=1e-5)
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**32 - 1))
@@ -84,6 +88,8 @@ def test_several_labels_an_item(n: int, count: int, seed: int) -> None:
         assert found.per_class[label]["average_precision"] == pytest.approx(wanted)
     assert not found.confusion
     assert found.top5 is None
+    sure = np.clip(scores.astype(np.float64), 1e-12, 1 - 1e-12)
+    assert found.nll == pytest.approx(-np.where(targets > 0, np.log(sure), np.log1p(-sure)).mean(), rel=1e-4)
 
 
 def test_labels_hold_from_one_half_where_no_thresholds_were_chosen() -> None:
@@ -178,6 +184,7 @@ def test_class_weights_are_taken_out_again() -> None:
     plain = measure(ONE, skewed, targets, LETTERS[:3])
     mended = measure(ONE, skewed, targets, LETTERS[:3], class_weights=weights)
     assert mended.calibration_error < 0.02 < 0.1 < plain.calibration_error
+    assert mended.nll < plain.nll
     # The predicted labels stay those of the model.
     assert (mended.accuracy, mended.confusion) == (plain.accuracy, plain.confusion)
 

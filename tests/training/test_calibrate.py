@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.training.calibrate import sharpness, smoothed
+from tests.kit.heads import blobs, train
+from zoo import FinetuneOptions, Task
+from zoo.evaluation.metrics import expected_error, reliability
+from zoo.graph import head as head_graph
+from zoo.training import head
+from zoo.training.calibrate import sharpness, sharpness_of, smoothed
+from zoo.training.problem import Problem
 
 
 @pytest.mark.parametrize("true", [0.03, 1.0, 40.0])
@@ -48,3 +54,26 @@ def test_targets_are_platts() -> None:
 def test_logits_without_a_size_stay_as_they_are(value: float) -> None:
     wanted = torch.eye(2)[torch.arange(6) % 2]
     assert sharpness(torch.full((6, 2), value), torch.zeros(6, 2), wanted, is_softmax=True).factor == 1.0
+
+
+@pytest.mark.parametrize("task", [Task.SINGLE_LABEL, Task.MULTI_LABEL])
+def test_a_trained_head_is_calibrated(task: Task) -> None:
+    """On labels of which a fifth are wrong, the mean confidence of a head with hidden layers is its accuracy."""
+    features, truth = blobs(3000, 30, 3, noise=1.0)
+    random = np.random.default_rng(0)
+    labels = np.where(random.random(3000) < 0.2, random.integers(0, 3, 3000), truth)
+    targets = labels if task is Task.SINGLE_LABEL else np.eye(3, dtype=np.float32)[labels]
+    trained = train(features[:1500], targets[:1500], 3, FinetuneOptions(task=task, hidden=(64,), lr=0.01))
+    scores = head_graph.apply(trained.layers, features[1500:], trained.activation)
+    right = (scores.argmax(1) == labels[1500:]).mean()
+    if task is Task.SINGLE_LABEL:
+        assert scores.max(1).mean() == pytest.approx(right, abs=0.06)
+    assert expected_error(reliability(task, scores, targets[1500:])) < 0.08
+
+
+def test_an_inner_item_that_was_learned_calibrates_nothing() -> None:
+    """One item a class: the inner items are the training items, on which every head is sure."""
+    features, targets = np.eye(3, 8, dtype=np.float32), np.arange(3)
+    problem = Problem(features, targets, 3, FinetuneOptions(hidden=(4,)))
+    module = head.build(head.affine(features, "global"), (4,), torch.zeros(3), seed=0)
+    assert sharpness_of(problem, module, torch.eye(3) * 9) == 1.0
