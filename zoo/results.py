@@ -143,7 +143,7 @@ class Suspect(Struct, frozen=True, kw_only=True):
     score: float
 
 
-class LearningPoint(Struct, frozen=True, kw_only=True):
+class LearningPoint(Struct, frozen=True):
     """The loss and the score on items left out when only `items` of the training items are learned."""
 
     items: int

@@ -8,9 +8,7 @@ from tests.kit.heads import blobs, train
 from zoo import FinetuneOptions, Task
 from zoo.evaluation.metrics import expected_error, reliability
 from zoo.graph import head as head_graph
-from zoo.training import head
-from zoo.training.calibrate import sharpness, sharpness_of, smoothed
-from zoo.training.problem import Problem
+from zoo.training.calibrate import sharpness, smoothed
 
 
 @pytest.mark.parametrize("true", [0.03, 1.0, 40.0])
@@ -69,11 +67,3 @@ def test_a_trained_head_is_calibrated(task: Task) -> None:
     if task is Task.SINGLE_LABEL:
         assert scores.max(1).mean() == pytest.approx(right, abs=0.06)
     assert expected_error(reliability(task, scores, targets[1500:])) < 0.08
-
-
-def test_an_inner_item_that_was_learned_calibrates_nothing() -> None:
-    """One item a class: the inner items are the training items, on which every head is sure."""
-    features, targets = np.eye(3, 8, dtype=np.float32), np.arange(3)
-    problem = Problem(features, targets, 3, FinetuneOptions(hidden=(4,)))
-    module = head.build(head.affine(features, "global"), (4,), torch.zeros(3), seed=0)
-    assert sharpness_of(problem, module, torch.eye(3) * 9) == 1.0

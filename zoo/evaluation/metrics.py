@@ -185,7 +185,7 @@ def _nll(likelihoods: "NDArray[np.float64]") -> float:
     """The mean negative logarithm. A score of 0, to which float32 rounds tiny ones, counts as LEAST."""
     import numpy as np
 
-    return float(-np.log(np.maximum(likelihoods, LEAST)).mean())
+    return float(np.log(1 / np.maximum(likelihoods, LEAST)).mean())
 
 
 def _top(scores: "Floats", truth: "NDArray[Any]") -> float:

@@ -204,7 +204,7 @@ def _mistakes(facts: "Facts", items: Sequence[Item]) -> str:
 
 def _learning(facts: "Facts") -> str:
     """The table of the learning curve, and its last doubling in words."""
-    name = "macro-F1" if facts.task is Task.MULTI_LABEL else "accuracy"
+    name = {Task.MULTI_LABEL: "macro-F1", Task.REGRESSION: "R²"}.get(facts.task, "accuracy")
     rows = "".join(
         f'<tr><th scope="row">{point.items:,}</th><td>{point.score:.3f}</td><td>{point.loss:.3f}</td></tr>'
         for point in facts.learning

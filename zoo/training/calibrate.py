@@ -18,7 +18,7 @@ from zoo.training.convex import ConvexLoss
 if TYPE_CHECKING:
     import torch
 
-    from zoo.training.problem import Problem
+    from zoo.training.objective import Objective, Targets
 
 #: The factors that are tried give logits of at least the first and at most the second standard deviation.
 NARROWEST, WIDEST = 0.05, 30.0
@@ -57,19 +57,17 @@ def sharpness(logits: "torch.Tensor", biases: "torch.Tensor", wanted: "torch.Ten
     return Sharpness(*_lowest(loss, math.log(NARROWEST / spread), math.log(WIDEST / spread)))
 
 
-def sharpness_of(problem: "Problem", module: "torch.nn.Module", logits: "torch.Tensor") -> float:
-    """The factor for the head `module`, found on its `logits` of the inner items.
+def sharpness_of(
+    objective: "Objective", targets: "Targets", evidence: "torch.Tensor", biases: "torch.Tensor"
+) -> Sharpness:
+    """The calibration of a trained head: `evidence` are its logits without its `biases`, both [items, outputs].
 
-    It is 1 for a regression, and where no inner item could be spared from the training.
+    It is found on items that the head did not learn; a regression is not calibrated.
     """
-    objective = problem.objective
-    if objective.task is Task.REGRESSION or (problem.fit & problem.inner).any():
-        return 1.0
-    loss = ConvexLoss(objective, problem.targets[problem.inner])
-    biases = module.net[-1].bias.detach().cpu()  # type: ignore[index,union-attr]
-    evidence = logits.detach().cpu() - biases
-    biases = (biases - loss.shift).expand_as(evidence)
-    return sharpness(evidence, biases, loss.wanted, is_softmax=loss.is_softmax).factor
+    if objective.task is Task.REGRESSION:
+        return Sharpness(1.0, math.nan)
+    loss = ConvexLoss(objective, targets)
+    return sharpness(evidence.cpu(), biases.cpu() - loss.shift, loss.wanted, is_softmax=loss.is_softmax)
 
 
 def smoothed(wanted: "torch.Tensor", *, is_softmax: bool) -> "torch.Tensor":

@@ -6,18 +6,18 @@ head is then fitted again to all training items for that number of epochs.
 
 import shutil
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from zoo.options import FinetuneOptions
 from zoo.schema import Task
 from zoo.torchkit import threads
-from zoo.training import head
-from zoo.training.calibrate import sharpness_of
+from zoo.training import head, learning_curve
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.convex import log_odds
 from zoo.training.fit_linear import fit_linear
-from zoo.training.hyperparameters import EPOCHS, Choice, batch_of, search
+from zoo.training.folded_training import FoldedTraining
+from zoo.training.hyperparameters import EPOCHS, Choice, batch_of, search, searched
 from zoo.training.loop import Part, Phase, Plan, Training, TrainingRun
 from zoo.training.problem import Problem
 from zoo.training.trained_head import TrainedHead
@@ -51,16 +51,7 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         return fit_linear(problem, run)
     # With --unfreeze, --epochs counts the epochs of the stages, and the head is trained for the default number.
     length = FinetuneOptions() if options.unfreeze else options
-    total = EPOCHS * len(head.SCALINGS) * len(problem.splits) + 2 * length.epochs
-    x = torch.from_numpy(problem.features[problem.inner])
-    y = objective.tensor(problem.targets[problem.inner])
-
-    def inner() -> "tuple[torch.Tensor, torch.Tensor]":
-        """Returns the logits of the first head and the targets of the inner items."""
-        first.model.eval()
-        with torch.inference_mode():
-            return first.model(x), y
-
+    total = EPOCHS * len(head.SCALINGS) * len(searched(problem)) + 2 * length.epochs
     with (
         run.progress.task("training the head", total, "epoch") as bar,
         torch.random.fork_rng(devices=[]),
@@ -68,17 +59,22 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
     ):
         choice = search(problem, bar)
         _begin(run)
-        first = _training(problem, problem.fit, choice)
-        tolerance = MIN_GAIN[options.task] * problem.chance
-        phase = Phase(run, "inner", first, lambda: objective.loss_and_score(*inner()), tolerance=tolerance)
+        start = partial(_training, problem, choice)
+        folded = FoldedTraining(problem, start)
+        phase = Phase(run, "inner", folded, folded.validate, tolerance=MIN_GAIN[options.task] * problem.chance)
         phase.train(bar, length.epochs, length.patience)
-        first.load_weights(phase.best)
-        factor = sharpness_of(problem, first.model, inner()[0])
-        head.sharpen(first.model, factor)
-        thresholds = problem.thresholds(*inner())
-        last = _training(problem, np.ones(len(problem.targets), bool), choice)
+        folded.load_weights(phase.best)
+        found = folded.left_out()
+        last = start(np.ones(len(problem.targets), bool))
         Phase(run, "all", last).train(bar, phase.best_epoch)
-        head.sharpen(last.model, factor)
+        learning = learning_curve.of_training(folded, start, phase.best_epoch, run.stop, bar.advance)
+        first = folded.trainings[0]
+        if options.unfreeze and len(folded.trainings) > 1:
+            # The stages are measured on the inner items, which this head must not have learned.
+            first = start(problem.fit)
+            Phase(run, "part", first).train(bar, phase.best_epoch)
+        for training in (first, last):
+            head.sharpen(training.model, found.factor)
     return TrainedHead(
         layers=objective.finish(head.folded(last.model)),
         modules=(first.model, last.model),
@@ -86,8 +82,10 @@ def fit(problem: Problem, run: TrainingRun) -> TrainedHead:
         choice=choice,
         best_epoch=phase.best_epoch,
         curve=tuple(phase.curve),
-        thresholds=thresholds,
+        thresholds=problem.thresholds(found.logits, objective.tensor(problem.targets[found.rows])),
         class_weights=objective.class_weights,
+        left_out=found.scores(problem),
+        learning=learning,
     )
 
 
@@ -119,7 +117,7 @@ def _begin(run: TrainingRun) -> None:
         run.progress.note("nothing was saved yet: the training starts from the beginning")
 
 
-def _training(problem: Problem, chosen: "NDArray[np.bool_]", choice: Choice) -> Training:
+def _training(problem: Problem, choice: Choice, chosen: "NDArray[np.bool_]") -> Training:
     import torch
 
     options, objective = problem.options, problem.objective

@@ -15,11 +15,10 @@ from zoo.progress import Bar
 from zoo.results import Epoch
 from zoo.schema import Task
 from zoo.torchkit import threads
-from zoo.training import head, ridge
+from zoo.training import head, learning_curve, ridge
 from zoo.training.axes import Axes
 from zoo.training.folds import FOLDS, cross_validation, held_back
 from zoo.training.hyperparameters import Choice
-from zoo.training.learning_curve import learning_curve
 from zoo.training.loop import SAVED, Phase, TrainingRun
 from zoo.training.solver import Fit
 from zoo.training.strength_path import STRENGTHS, TOLERANCE, StrengthPath
@@ -99,13 +98,13 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     ]
     logits = calibrated.factor * found.evidence + found.biases
     wanted = problem.objective.tensor(problem.targets)
-    left_out = (logits.softmax(1) if path.loss.is_softmax else logits.sigmoid()).numpy()
+    left_out = problem.objective.scores(logits + path.loss.shift)
     left_out[~found.seen] = np.nan
     choice = Choice(path.axes.scaling, None, strength / len(everything))
     thresholds = problem.thresholds(logits[found.seen], wanted[found.seen])
     trained = _trained(problem, layers, choice, tuple(phase.curve), phase.best_epoch)
-    curve = learning_curve(path, run.stop)
-    return replace(trained, thresholds=thresholds, left_out=left_out, learning=curve)
+    learning = learning_curve.of_path(path, run.stop)
+    return replace(trained, thresholds=thresholds, left_out=left_out, learning=learning)
 
 
 def _stopped(run: TrainingRun) -> KeyboardInterrupt:
@@ -226,9 +225,9 @@ def _regression(problem: "Problem", bar: Bar) -> TrainedHead:
         middle = wanted[part].mean()
         own = ridge.ridges(inner, wanted[part] - middle, problem.groups[part], strengths[best : best + 1])
         layers.insert(0, inner.layer(own.weights.float(), middle.reshape(1)))
-    left_out = found.left_out[:, best : best + 1].float().numpy() * objective.scale + objective.mean
     trained = _trained(problem, layers, Choice(scaling, None, strengths[best] / count), curve, best + 1)
-    return replace(trained, left_out=left_out)
+    left_out = objective.scores(found.left_out[:, best : best + 1].float())
+    return replace(trained, left_out=left_out, learning=learning_curve.of_regression(problem, axes, strengths[best]))
 
 
 def _trained(

@@ -19,13 +19,14 @@ from zoo.training import head
 from zoo.training.adamw import AdamW
 from zoo.training.convex import log_odds
 from zoo.training.loop import rate
-from zoo.training.problem import Problem
+from zoo.training.problem import FEW, Problem
 
 if TYPE_CHECKING:
     import torch
 
     from zoo.graph.head import Floats
     from zoo.training.objective import Targets
+    from zoo.training.problem import Split
 
     Items = tuple[Floats, Targets]
 
@@ -37,16 +38,15 @@ ITEMS = 4096
 CLOSE = 0.02
 #: Pairs of rate and decay, the most promising first; WORK limits how many are tried.
 GRID = (
-    *((1e-3, 0.1), (3e-3, 0.1), (3e-4, 0.1), (1e-2, 0.1), (3e-3, 1.0), (1e-3, 1.0)),
-    *((1e-3, 3.0), (3e-3, 3.0), (1e-2, 1.0), (1e-2, 3.0), (1e-2, 0.01), (3e-2, 0.1)),
-    *((1e-3, 30.0), (3e-3, 30.0), (1e-3, 10.0), (3e-3, 10.0)),
+    *((1e-3, 0.1), (3e-3, 3.0), (3e-3, 0.1), (1e-2, 3.0), (1e-3, 3.0), (3e-3, 30.0), (1e-2, 0.1), (1e-2, 1.0)),
+    *((3e-3, 1.0), (1e-3, 30.0), (1e-3, 1.0), (3e-4, 0.1), (3e-3, 10.0), (1e-2, 0.01), (1e-3, 10.0), (3e-2, 0.1)),
 )
 #: The least number of candidates and of items; WORK does not lower them.
 FEWEST, FEWEST_ITEMS = 3, 1024
 #: Steps in an epoch of a head's training, and the smallest and the largest batch.
 STEPS, BATCH, LARGEST_BATCH = 16, 64, 1024
-#: Floating-point operations that the search may take: about a second on one core.
-WORK = 5e10
+#: Floating-point operations that the search may take: a few seconds on one core.
+WORK = 2e11
 DEFAULT_DECAY = 0.1
 
 
@@ -76,7 +76,7 @@ def search(problem: Problem, bar: Bar) -> Choice:
     # Operations for one item and candidate: a multiplication and an addition per weight, once forward, twice backward.
     work = 6 * EPOCHS * problem.head_weights * len(head.SCALINGS)
     count = min(ITEMS, max(FEWEST_ITEMS, int(WORK / (FEWEST * work))))
-    splits = problem.splits
+    splits = searched(problem)
     grid = _grid(options, max(FEWEST, int(WORK / (work * min(count, len(splits) * len(problem.targets))))))
     found = []
     for fit, inner in splits:
@@ -97,6 +97,11 @@ def search(problem: Problem, bar: Bar) -> Choice:
         if row[index] <= within
     ]
     return min(close, key=lambda choice: (choice.lr, -choice.weight_decay))
+
+
+def searched(problem: Problem) -> "Sequence[Split]":
+    """The splits that the search uses: so many that about FEW items are trained on."""
+    return problem.splits[: math.ceil(FEW / len(problem.targets))]
 
 
 def batch_of(options: FinetuneOptions, items: int) -> int:

@@ -95,6 +95,19 @@ class Objective:
         spread = (wanted - wanted.mean()).square().mean().item()
         return 1 - (logits - wanted).square().mean().item() / max(spread, 1e-12)
 
+    def scores(self, logits: "torch.Tensor") -> "Floats":
+        """The scores of these logits [items, outputs]: probabilities without class weights, numbers in their unit."""
+        import torch
+
+        if self.task is Task.REGRESSION:
+            found: Floats = (logits * float(self.scale) + float(self.mean)).numpy()
+            return found
+        if self.weights is not None:
+            # A loss with class weights is least at probabilities w * p.
+            logits = logits - torch.from_numpy(self.weights).log()
+        found = (logits.softmax(1) if self.task is Task.SINGLE_LABEL else logits.sigmoid()).numpy()
+        return found
+
     def finish(self, layers: "Sequence[Layer]") -> "list[Layer]":
         """The layers, with the last one changed so that a regression answers in the target's unit."""
         *before, (weight, bias) = layers

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from zoo.options import FinetuneOptions
 from zoo.schema import Task
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from zoo.graph.head import Floats
     from zoo.training.objective import Targets
+
+    #: Masks of the items to learn, and of those left out.
+    Split: TypeAlias = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 #: Fraction of the training items in the inner split.
 INNER = 0.15
@@ -58,7 +61,7 @@ class Problem:
         return sum(a * b for a, b in pairwise(widths))
 
     @property
-    def splits(self) -> "list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]":
+    def splits(self) -> "list[Split]":
         """Masks (fit, inner) of the splits that choose hyperparameters: several if the items are few."""
         if len(self.targets) >= FEW:
             return [(self.fit, self.inner)]
@@ -79,7 +82,7 @@ class Problem:
         return best_thresholds(logits.sigmoid().cpu().numpy(), wanted.cpu().numpy())
 
 
-def _inner_split(task: Task, targets: "Targets", seed: int) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
+def _inner_split(task: Task, targets: "Targets", seed: int) -> "Split":
     """Returns masks of the items to fit and of the inner items, a random fraction INNER (of each class, if any)."""
     import numpy as np
 

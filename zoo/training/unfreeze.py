@@ -167,7 +167,7 @@ def _fit_once(
         phase.train(bar, options.epochs, options.patience)
         training.load_weights(phase.best)
         logits, wanted = task.inner(model)
-        factor = sharpness_of(problem, model.head, logits)  # type: ignore[arg-type]
+        factor = _factor(problem, model.head, logits)  # type: ignore[arg-type]
         head.sharpen(model.head, factor)  # type: ignore[arg-type]
         thresholds = problem.thresholds(task.inner(model)[0], wanted)
         model = _tail_with_head(tail(), trained.modules[1], task.device)
@@ -183,6 +183,14 @@ def _fit_once(
         best_epoch=phase.best_epoch,
     )
     return fitted, model.stages  # type: ignore[return-value]
+
+
+def _factor(problem: Problem, module: "torch.nn.Module", logits: "torch.Tensor") -> float:
+    """The calibration of the head `module`, found on its `logits` of the inner items; 1 if it learned these items."""
+    if (problem.fit & problem.inner).any():
+        return 1.0
+    biases = module.net[-1].bias.detach().expand_as(logits)  # type: ignore[index,union-attr]
+    return sharpness_of(problem.objective, problem.targets[problem.inner], logits - biases, biases).factor
 
 
 def _tail_with_head(stages: "torch.nn.ModuleList", top: "torch.nn.Module", device: str) -> "torch.nn.Module":
