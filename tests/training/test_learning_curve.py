@@ -62,7 +62,7 @@ def test_numbers_have_a_curve(hidden: tuple[int, ...], count: int) -> None:
     options = FinetuneOptions(task=Task.REGRESSION, hidden=hidden)
     points = train(features, targets.astype(np.float32), 1, options).learning
     share = 0.8 if count < 1000 or not hidden else 0.85
-    assert [point.items for point in points] == pytest.approx([count * share * each for each in QUARTERS], rel=0.02)
+    assert [point.items for point in points] == pytest.approx([count * share * each for each in QUARTERS], rel=0.05)
     assert points[0].loss > points[-1].loss
     assert points[-1].score > points[0].score
 
