@@ -22,7 +22,20 @@ from zoo import AccessError, ZooError, version
 INTERRUPTED = 130
 #: Each verb is a module of this package.
 VERBS = (
-    *("list", "show", "pull", "finetune", "evaluate", "export", "run", "embed", "similar", "bench", "verify"),
+    *(
+        "list",
+        "show",
+        "pull",
+        "compare",
+        "finetune",
+        "evaluate",
+        "export",
+        "run",
+        "embed",
+        "similar",
+        "bench",
+        "verify",
+    ),
     *("prune", "doctor", "plugins"),
 )
 

@@ -13,7 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from msgspec import to_builtins as to_plain
 
-from zoo.api import Zoo, version
+from zoo.api import Zoo
 from zoo.bundle import Bundle
 from zoo.data.inputs import Input, Inputs
 from zoo.data.items import TextPair
@@ -38,7 +38,9 @@ from zoo.errors import (
     UsageError,
     ZooError,
 )
-from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant, parse_head
+from zoo.evaluation.compare_plot import check_plot, write_plot
+from zoo.extras import version
+from zoo.options import BenchOptions, CompareOptions, DataOptions, FinetuneOptions, Variant, parse_head
 from zoo.outputs.predictions import check_predictions, write_predictions, write_suspects
 from zoo.progress import Bar as ProgressBar
 from zoo.progress import Progress
@@ -49,6 +51,8 @@ from zoo.results import (
     Benchmark,
     Check,
     ColdStart,
+    Compared,
+    Comparison,
     Embedded,
     Evaluation,
     Failure,
@@ -73,6 +77,9 @@ __all__ = [
     "Bundle",
     "Check",
     "ColdStart",
+    "CompareOptions",
+    "Compared",
+    "Comparison",
     "DataError",
     "DataOptions",
     "DeviceError",
@@ -114,6 +121,7 @@ __all__ = [
     "Verdict",
     "Zoo",
     "ZooError",
+    "check_plot",
     "check_predictions",
     "label_names",
     "parse_head",
@@ -122,6 +130,7 @@ __all__ = [
     "to_plain",
     "version",
     "without_head",
+    "write_plot",
     "write_predictions",
     "write_suspects",
 ]

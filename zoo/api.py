@@ -12,7 +12,7 @@ from zoo.bundle import Bundle, check_target
 from zoo.data.labels import reads_pairs, without_head
 from zoo.errors import UsageError, ZooError
 from zoo.extras import REPORT, RUNTIME, TRAINING, require
-from zoo.options import BenchOptions, DataOptions, FinetuneOptions, Variant
+from zoo.options import BenchOptions, CompareOptions, DataOptions, FinetuneOptions, Variant
 from zoo.registry.registry import Registry
 from zoo.registry.shelves import add_shelves
 from zoo.results import (
@@ -21,6 +21,7 @@ from zoo.results import (
     Answers,
     Benchmark,
     Check,
+    Comparison,
     Embedded,
     Evaluation,
     Outcome,
@@ -99,10 +100,7 @@ class Zoo(Workspace):
 
         check_target(out, inside=[] if is_hub(data) else [Path(data)])
         options = options or FinetuneOptions()
-        if self.is_path(model):
-            Bundle.open(Path(model))
-            raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
-        entry = self.entry(model)
+        entry = self.trainable(model)
         require("fine-tuning", *RUNTIME, *TRAINING, *REPORT)
         choose_device(options.device)
         parts = load(entry.preprocess, data, options, offline=self.offline, progress=self.progress)
@@ -117,6 +115,22 @@ class Zoo(Workspace):
             cache=self.store.features, trainings=self.store.trainings,
         )  # fmt: skip
         return finetune(materials, parts, out, self.progress)
+
+    def compare(self, data: str | Path, models: Sequence[str], options: CompareOptions | None = None) -> Comparison:
+        """The scores that heads on the features of several registry rows reach on the items of `data`, best first.
+
+        A model that fails is in `failures`. Raises UsageError for bundles, for a model that is given twice and for
+        models that read different things, the errors of `finetune` for the data, and the first error if all fail.
+        """
+        from zoo.runtime.device import choose_device
+        from zoo.training.compare import compare, load
+
+        options = options or CompareOptions()
+        entries = self.rivals(models)
+        require("comparing models", *RUNTIME, *TRAINING)
+        choose_device(options.device)
+        items = load(entries, data, options, offline=self.offline, progress=self.progress)
+        return compare(self.graphs(models), items, options, self.store.features, self.progress)
 
     def evaluate(
         self, model: str, data: str | Path, options: DataOptions | None = None, *, held_out: bool = False,
@@ -384,10 +398,3 @@ class Zoo(Workspace):
         from zoo.plugin.scaffold import write_plugin
 
         return write_plugin(name, out, self.registry, self.plugins.families())
-
-
-def version() -> str:
-    """The installed version of backbone-zoo."""
-    import importlib.metadata
-
-    return importlib.metadata.version("backbone-zoo")

@@ -58,3 +58,10 @@ def package_folder(package: str) -> Path | None:
             return None
         locations = list(spec.submodule_search_locations)
     return next((Path(each) for each in locations or () if Path(each, "__init__.py").is_file()), None)
+
+
+def version() -> str:
+    """The installed version of backbone-zoo."""
+    import importlib.metadata
+
+    return importlib.metadata.version("backbone-zoo")

@@ -4,6 +4,7 @@ import math
 from typing import Literal, get_args
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from zoo.errors import UsageError
 from zoo.schema import TRAINED_TASKS, Precision, Task
@@ -144,6 +145,24 @@ class FinetuneOptions(DataOptions, frozen=True, kw_only=True):
                 f"--val must be above 0 and below 1, got {self.val:g}", hint="--val 0.2, or the path of a data set"
             )
         super().__post_init__()
+
+
+class CompareOptions(DataOptions, frozen=True, kw_only=True):
+    """How labelled data is read and models are compared on it. Raises UsageError for invalid values.
+
+    `seed`, `device`: as in FinetuneOptions.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        # Raises for values with which no head can be trained.
+        self.training()
+
+    def training(self) -> FinetuneOptions:
+        """The options with which `zoo finetune` solves the same heads."""
+        return FinetuneOptions(**asdict(self))
 
 
 def parse_head(text: str) -> tuple[int, ...]:

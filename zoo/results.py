@@ -169,6 +169,50 @@ class Outcome(Struct, frozen=True, kw_only=True):
     learning: tuple[LearningPoint, ...] = ()
 
 
+class Compared(Struct, frozen=True, kw_only=True):
+    """One model of a comparison; `metrics` are of items that the heads did not learn (out-of-fold scores).
+
+    `interval` is the 95 % interval of `metrics.score`. `behind` is by how much the best model scores more on the same
+    items, `p_value` the chance of such a difference between equally good models, and `is_within_noise` is true from 5 %
+    on. `size` is that of the ONNX graph in bytes, `dim` the number of features. `computed` counts the items whose
+    features were not in the cache. `ms` and `int8_ms` are milliseconds for one item on the comparison's device; int8 is
+    None where the model or the device has none.
+    """
+
+    model: str
+    entry: str
+    metrics: Metrics
+    interval: tuple[float, float]
+    behind: float
+    p_value: float
+    is_within_noise: bool
+    size: int
+    dim: int
+    computed: int
+    feature_seconds: float
+    head_seconds: float
+    ms: float
+    int8_ms: float | None = None
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """The result of `zoo compare`: `models` best first, the `choice` among them, and in one sentence `why`.
+
+    `items` counts the items that all models could read; `skipped` are the others, with their reasons. `failures` are
+    models that could not be compared, with the reason.
+    """
+
+    data: str
+    task: Task
+    device: str
+    items: int
+    models: tuple[Compared, ...]
+    choice: str
+    why: str
+    skipped: tuple[str, ...] = ()
+    failures: tuple[tuple[str, Failure], ...] = ()
+
+
 class Evaluation(Struct, frozen=True, kw_only=True):
     """A bundle's metrics on labelled data; `trained_on` counts the items that its head was trained on.
 

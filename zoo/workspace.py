@@ -1,8 +1,9 @@
 """Class Workspace: finds the registry row, files, bundle or session of a model reference."""
 
 import os
+from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from zoo.bundle import Bundle
 from zoo.data.labels import find_prompt
 from zoo.errors import (
     IntegrityError,
+    NetworkError,
     NotFoundError,
     OfflineError,
     PluginError,
@@ -29,11 +31,15 @@ from zoo.store.store import Store, zoo_home
 from zoo.system.files import storage_errors
 
 if TYPE_CHECKING:
+    from zoo.export.build import Building
     from zoo.plugin.entry_points import PluginState
     from zoo.plugin.manager import Plugins
     from zoo.registry.bridged import Bridged
     from zoo.runtime.session import Session
     from zoo.words.table import WordTable
+
+#: Exports that run at the same time; each needs about a gigabyte.
+EXPORTS = 2
 
 
 class Workspace:
@@ -127,6 +133,34 @@ class Workspace:
         """Errors of kept entries that cannot be read; `entries` leaves these out."""
         return [each for each in self.bridged.kept() if isinstance(each, ZooError)]
 
+    def trainable(self, model: str) -> Entry:
+        """The entry of a model that a head can be trained on. Raises UsageError for a bundle, and as `entry` does."""
+        if self.is_path(model):
+            Bundle.open(Path(model))
+            raise UsageError(f"{model} is a bundle", hint="fine-tune the backbone it came from: zoo show " + model)
+        return self.entry(model)
+
+    def rivals(self, models: Sequence[str]) -> dict[str, Entry]:
+        """The entries of models to compare, by name, without those that cannot be looked up for want of a network.
+
+        Raises UsageError for no model and for a model that is given twice, the errors of `trainable`, and NetworkError
+        if no entry is known.
+        """
+        found: dict[str, Entry] = {}
+        lost: list[NetworkError] = []
+        for model in models:
+            try:
+                entry = self.trainable(model)
+            except NetworkError as error:
+                lost.append(error)
+                continue
+            if entry in found.values():
+                raise UsageError(f"{model} is given twice", hint="name each model once")
+            found[model] = entry
+        if not found:
+            raise lost[0] if lost else UsageError("no model to compare", hint="zoo list shows the models")
+        return found
+
     def is_path(self, model: str) -> bool:
         """Whether a model reference is a path to a bundle rather than the name of a row or of a bridged model."""
         looks_like_path = model.startswith(".") or "/" in model or os.sep in model
@@ -180,7 +214,47 @@ class Workspace:
         With `cut`, the bundle of the first `cut` stages, whose outputs are the inputs of the next stage. Raises
         UsageError if the family has fewer stages.
         """
-        from zoo.export.build import build_in_child
+        begun = self._begin_graph(name, cut)
+        if isinstance(begun, Bundle):
+            return begun
+        with begun:
+            return begun.wait(self.progress)
+
+    def graphs(self, names: Sequence[str]) -> "dict[str, Bundle | ZooError]":
+        """The features bundles of several rows by name, or the errors that `graph` would raise.
+
+        A row is exported while the next is pulled and exported, because an export keeps only one core busy.
+        """
+        found: dict[str, Bundle | ZooError] = {}
+        running: deque[tuple[str, Building]] = deque()
+
+        def finish() -> None:
+            name, building = running.popleft()
+            try:
+                found[name] = building.wait(self.progress)
+            except ZooError as error:
+                found[name] = error
+
+        with ExitStack() as children:
+            for name in names:
+                if len(running) == EXPORTS:
+                    finish()
+                try:
+                    begun = self._begin_graph(name)
+                except ZooError as error:
+                    found[name] = error
+                    continue
+                if isinstance(begun, Bundle):
+                    found[name] = begun
+                else:
+                    running.append((name, children.enter_context(begun)))
+            while running:
+                finish()
+        return found
+
+    def _begin_graph(self, name: str, cut: int | None = None) -> "Bundle | Building":
+        """The kept bundle of `graph`, or its export in a child process. Pulls the row if it is exported."""
+        from zoo.export.build import Building
 
         # Fails for an unusable family before a long download.
         packages = self.plugins.make(self.entry(name), self.store.models).packages
@@ -192,7 +266,7 @@ class Workspace:
         entry = self.lock.effective(self.entry(name))
         if (self.store.graph_dir(entry, cut) / "zoo.json").is_file():
             return Bundle.open(self.store.graph_dir(entry, cut))
-        return build_in_child(entry, folder, self.store.graph_dir(entry, cut), self.progress, cut)
+        return Building(entry, folder, self.store.graph_dir(entry, cut), cut)
 
     def open(self, model: str) -> Bundle:
         """The bundle at a path, or the features bundle of a registry name."""

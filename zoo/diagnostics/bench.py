@@ -72,7 +72,7 @@ def bench(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     length = _length(bundle, options.length)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder, ExitStack() as children:
-        size, given = _size(bundle), inputs(bundle, length)
+        size, given = external_data.total_size(bundle.model), inputs(bundle, length)
         work = _work(bundle, given.body)
         files = {name: _saved(feeds, Path(folder) / f"{name}.npz") for name, feeds in given._asdict().items()}
         threads = options.threads or cores()
@@ -242,12 +242,6 @@ def _work(bundle: Bundle, feeds: "TensorMap") -> int | None:
         model = edit.extract(model, [bundle.manifest.cut], [spec.name for spec in bundle.manifest.outputs])
     one = {name: array[:1] for name, array in feeds.items()}
     return macs.count(model, one, external_data.files(data, bundle.map))
-
-
-def _size(bundle: Bundle) -> int:
-    """Bytes of the ONNX file and of its external data."""
-    outside = {tensor.file for tensor in external_data.references(bundle.read_model())}
-    return sum((bundle.path / name).stat().st_size for name in {bundle.model.name, *outside})
 
 
 def _saved(feeds: "TensorMap", path: Path) -> Path:

@@ -29,8 +29,8 @@ BLUE, ORANGE, GREY, RED = "#2f6db3", "#d9761a", "#8a8f98", "#b3261e"
 
 def load() -> None:
     """Import matplotlib and draw one plot, because the first plot of a process takes twice as long as the next."""
-    with _quiet():
-        figure, [axes] = _figure(1.0)
+    with plain_settings():
+        figure, [axes] = new_figure(1.0)
         axes.plot([1, 2], [1, 2], label="a")
         axes.legend()
         _png(figure)
@@ -41,12 +41,12 @@ def draw(facts: "Facts") -> dict[str, bytes]:
     curves = {CURVES: _curves} if facts.curve else {}
     is_number = facts.task is Task.REGRESSION
     results = {SCATTER: _scatter} if is_number else {CONFUSION: _confusion, CALIBRATION: _calibration}
-    with _quiet():
+    with plain_settings():
         return {name: _png(make(facts)) for name, make in {**curves, **results, MAP: _map}.items()}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def plain_settings() -> Iterator[None]:
     """Use matplotlib's default settings, and drop its messages about caches and about letters that its font lacks."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
@@ -74,7 +74,8 @@ def _png(figure: "Figure") -> bytes:
     return data.getvalue()
 
 
-def _figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(height: float, width: float = WIDTH, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """A figure of `width` x `height` inches with plots below each other that share the x axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -90,7 +91,7 @@ def _whole(axes: "Axes") -> None:
 
 
 def _curves(facts: "Facts") -> "Figure":
-    figure, (losses, scores) = _figure(4.6, rows=2)
+    figure, (losses, scores) = new_figure(4.6, rows=2)
     solved = all(line.strength is not None for line in facts.curve)
     left_out = "left out" if solved else "validation"
     epochs = [float(line.epoch if line.strength is None else line.strength) for line in facts.curve]
@@ -139,7 +140,7 @@ def _matrix(facts: "Facts") -> "Figure":
     names = [_short(label) for label in facts.labels]
     room = 0.075 * max(map(len, names))
     side = max(WIDTH - 0.6 - room, 0.27 * size)
-    figure, [axes] = _figure(side + 0.5 + (room if size > 4 else 0.2), side + 0.6 + room)
+    figure, [axes] = new_figure(side + 0.5 + (room if size > 4 else 0.2), side + 0.6 + room)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d5d8dd", linewidth=0.5)
     axes.invert_yaxis()
@@ -171,7 +172,7 @@ def _bars(axes: "Axes", names: Sequence[str], xlabel: str) -> None:
 
 def _pairs(facts: "Facts") -> "Figure":
     pairs = facts.confused
-    figure, [axes] = _figure(0.8 + 0.26 * max(1, len(pairs)))
+    figure, [axes] = new_figure(0.8 + 0.26 * max(1, len(pairs)))
     bars = axes.barh(range(len(pairs)), [pair.n for pair in pairs], color=BLUE)
     axes.bar_label(bars, [str(pair.n) for pair in pairs], padding=3)
     axes.margins(x=0.12)
@@ -187,7 +188,7 @@ def _label_counts(facts: "Facts") -> "Figure":
         counts.append((label, right, round(values["n"]) - right, facts.wrongly_given[label]))
     if len(counts) > MATRIX:
         counts = sorted(counts, key=lambda row: -(row[2] + row[3]))[:MATRIX]
-    figure, [axes] = _figure(1.1 + 0.26 * len(counts))
+    figure, [axes] = new_figure(1.1 + 0.26 * len(counts))
     left = [0] * len(counts)
     for column, (name, colour) in enumerate((("right", BLUE), ("missed", "#a9c4e4"), ("wrong", ORANGE)), 1):
         widths = [int(row[column]) for row in counts]
@@ -208,7 +209,7 @@ def _diagonal(axes: "Axes", low: float, high: float, room: float, label: str | N
 
 
 def _scatter(facts: "Facts") -> "Figure":
-    figure, [axes] = _figure(4.6)
+    figure, [axes] = new_figure(4.6)
     truth, predicted = ([float(value) for value in values] for values in (facts.map.label, facts.map.predicted))
     axes.plot(truth, predicted, "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
     low, high = min(*truth, *predicted), max(*truth, *predicted)
@@ -218,7 +219,7 @@ def _scatter(facts: "Facts") -> "Figure":
 
 
 def _calibration(facts: "Facts") -> "Figure":
-    figure, [axes] = _figure(4.6)
+    figure, [axes] = new_figure(4.6)
     _diagonal(axes, 0, 1, 0.02, "perfectly calibrated")
     x, y = ([getattr(each, name) for each in facts.calibration] for name in ("confidence", "accuracy"))
     axes.vlines(x, x, y, color=RED, linewidth=1.2, alpha=0.6, label="gap")
@@ -232,7 +233,7 @@ def _calibration(facts: "Facts") -> "Figure":
 
 
 def _map(facts: "Facts") -> "Figure":
-    figure, [axes] = _figure(4.6)
+    figure, [axes] = new_figure(4.6)
     spots = facts.map
     if facts.task is Task.REGRESSION:
         values = [float(value) for value in spots.label]

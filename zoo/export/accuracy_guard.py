@@ -197,14 +197,14 @@ def _measured(
     data: GuardData, held: HeldOut, plain: Manifest, model: onnx.ModelProto, folder: Path, refit_head: RefitHead
 ) -> Quantised:
     """The converted `model` with its metrics, and with its head fitted again if the new head scores higher."""
-    candidate = _bundle(model, plain, folder)
+    candidate = save_bundle(model, plain, folder)
     found = Quantised(model, plain, _run(candidate, held.data, plain))
     if not (held.before.score > found.metrics.score and held.trained.examples):
         return found
     fitted = refit_head(candidate, data.source, held.trained, data.unreadable)
     manifest = msgspec.structs.replace(plain, thresholds=fitted.thresholds)
     refitted = _with_head(model, fitted.layers, manifest)
-    metrics = _run(_bundle(refitted, manifest, folder), held.data, manifest)
+    metrics = _run(save_bundle(refitted, manifest, folder), held.data, manifest)
     return Quantised(refitted, manifest, metrics, fitted.layers) if metrics.score > found.metrics.score else found
 
 
@@ -320,7 +320,7 @@ def _some(data: Dataset) -> list[Example]:
     return sorted(data.examples, key=lambda example: example.digest)[:CALIBRATED]
 
 
-def _bundle(model: onnx.ModelProto, manifest: Manifest, folder: Path) -> Bundle:
+def save_bundle(model: onnx.ModelProto, manifest: Manifest, folder: Path) -> Bundle:
     """The model as a bundle in `folder`, which a session can open."""
     edit.save(model, folder / MODEL)
     return Bundle(folder, msgspec.structs.replace(manifest, files=describe_files(folder)))

@@ -43,6 +43,8 @@ from zoo.system.process import Child, EndedError, Parent, python
 from zoo.words.table import WordTable
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import onnx
 
 #: Packages whose versions are recorded.
@@ -118,28 +120,39 @@ def _draft(entry: Entry, cut: int | None) -> Manifest:
     )
 
 
-def build_in_child(entry: Entry, weights: Path, target: Path, progress: Progress, cut: int | None = None) -> Bundle:
-    """The bundle that `build` writes in a child process. Raises the child's errors.
+class Building:
+    """The export of a registry row in a child process, begun when the object is made; leaving the context ends it.
 
-    The child loads the family's plugin. Ctrl-C reaches only this process, which then ends the child.
+    The arguments are those of `build`; the child loads the family's plugin. Ctrl-C reaches only this process.
     """
-    request = {"entry": entry, "weights": str(weights), "target": str(target), "cut": cut}
-    what = entry.name
-    if cut:
-        what = f"the first {f'{cut} stages' if cut > 1 else 'stage'} of {entry.name}"
-    with (
-        progress.task(f"exporting {what} to ONNX and checking it (once)", None),
-        Child(python("-m", "zoo.export.build")) as child,
-    ):
-        try:
-            child.ask(request)
-        except EndedError as ended:
-            raise PluginError(
-                f"the family '{entry.family}' ended the process that exported {entry.name} (exit code {ended.code})",
-                plugin=entry.family,
-                hint=f"zoo plugins check {entry.family} shows where, unless there was too little memory",
-            ) from None
-    return Bundle.open(target)
+
+    def __init__(self, entry: Entry, weights: Path, target: Path, cut: int | None = None) -> None:
+        self.entry, self.target = entry, target
+        self.what = entry.name
+        if cut:
+            self.what = f"the first {f'{cut} stages' if cut > 1 else 'stage'} of {entry.name}"
+        self._child = Child(python("-m", "zoo.export.build"))
+        self._child.send({"entry": entry, "weights": str(weights), "target": str(target), "cut": cut})
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+
+    def wait(self, progress: Progress) -> Bundle:
+        """The finished bundle. Raises the child's errors, and PluginError if the child ends without an answer."""
+        with progress.task(f"exporting {self.what} to ONNX and checking it (once)", None):
+            try:
+                self._child.receive()
+            except EndedError as ended:
+                family, name = self.entry.family, self.entry.name
+                raise PluginError(
+                    f"the family '{family}' ended the process that exported {name} (exit code {ended.code})",
+                    plugin=family,
+                    hint=f"zoo plugins check {family} shows where, unless there was too little memory",
+                ) from None
+        return Bundle.open(self.target)
 
 
 def with_prefix(body: "onnx.ModelProto", preprocess: Preprocess) -> "onnx.ModelProto":

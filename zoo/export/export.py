@@ -83,11 +83,7 @@ def export(
             # The wider bounds of fewer bits could hide a wrong weight, so the original model is checked first.
             _parity(source.path, source, backbone, Converted(source.manifest))
     with room_for(out), staged_dir(out) as folder:
-        # A conversion writes external data itself.
-        changed = external_data.file_names(source.read_model()) if is_converted else set()
-        for path in source.path.iterdir():
-            if path.name not in {MANIFEST, MODEL, *changed} and not path.name.startswith(REPORT):
-                shutil.copyfile(path, folder / path.name)
+        copy_others(source, folder, is_converted=is_converted)
         converted = _Conversion(source, variant, folder, refit_head, offline, progress).run()
         if variant.raw:
             converted = converted._replace(manifest=_without_head(converted.manifest, folder))
@@ -98,6 +94,14 @@ def export(
         manifest = msgspec.structs.replace(converted.manifest, files=describe_files(folder), parity=report)
         write_manifest(folder, manifest)
     return Bundle(out, manifest)
+
+
+def copy_others(source: Bundle, folder: Path, *, is_converted: bool) -> None:
+    """Copy the files of `source` that an export does not write itself; a conversion also writes external data."""
+    changed = external_data.file_names(source.read_model()) if is_converted else set()
+    for path in source.path.iterdir():
+        if path.name not in {MANIFEST, MODEL, *changed} and not path.name.startswith(REPORT):
+            shutil.copyfile(path, folder / path.name)
 
 
 def _parity(folder: Path, source: Bundle, backbone: Backbone, converted: Converted) -> Parity:

@@ -36,6 +36,12 @@ class ExternalTensor(NamedTuple):
     size: int
 
 
+def total_size(path: Path) -> int:
+    """Bytes of the ONNX file at `path` and of its external data."""
+    data = path.read_bytes()
+    return len(data) + sum((path.parent / name).stat().st_size for name in file_names(data))
+
+
 def references(model: "bytes | onnx.ModelProto") -> list[ExternalTensor]:
     """Every tensor of the model that is stored in another file.
 

@@ -40,6 +40,7 @@ from zoo.training.write_bundle import Features, Materials, Tuned, expectation, w
 
 if TYPE_CHECKING:
     from zoo.export.reference import Expected
+    from zoo.graph.head import Floats
 
 
 def finetune(materials: Materials, parts: tuple[Dataset, Dataset], out: Path, progress: Progress = SILENT) -> Outcome:
@@ -93,26 +94,47 @@ def load(
     """
     if options.augment and not isinstance(preprocess, ImagePreprocess):
         raise UsageError("only images have random views, and this model reads text", hint="leave --augment out")
-    train, held = (
-        part.only(sorted(part.examples, key=lambda example: (example.digest, example.label, example.name)))
-        for part in divide(source, preprocess, options, offline=offline, progress=progress)
-    )
+    train, held = map(in_order, divide(source, preprocess, options, offline=offline, progress=progress))
     return train, held
 
 
+def in_order(data: Dataset) -> Dataset:
+    """The data set, sorted by digest."""
+    return data.only(sorted(data.examples, key=lambda example: (example.digest, example.label, example.name)))
+
+
+def readable_features(
+    cache: FeatureCache, parts: Sequence[Dataset], max_bad: float, progress: Progress
+) -> "tuple[list[Dataset], Floats]":
+    """Returns the parts without their unreadable items, and the features [items, dim] of one part after the other.
+
+    Features in the cache are not computed again. Raises DataError for more than `max_bad` unreadable items, and if none
+    is left of a part or of a class.
+    """
+    examples = [example for part in parts for example in part.examples]
+    skipped = [each for part in parts for each in part.skipped]
+    unreadable = Unreadable(skipped, len(examples) + len(skipped), max_bad)
+    vectors = cache.features(examples, progress, unreadable.skip(examples))
+    left = [part.readable(unreadable) for part in parts]
+    if unreadable.found:
+        check_left(left, parts)
+    return left, vectors[unreadable.kept(examples)]
+
+
+def problem_of(
+    features: "Floats", data: Dataset, labels: Sequence[str], options: FinetuneOptions, views: "Sequence[Floats]" = ()
+) -> Problem:
+    """The problem of a head that learns `data`; copies of an item stay together in all splits."""
+    groups = group_numbers([example.digest for example in data.examples])
+    return Problem(features, data.targets(labels), len(labels), options, views, groups)
+
+
 def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Progress) -> Features:
-    """The features of all readable items; those in the cache are not computed again."""
+    """The features of all readable items and of the views of those to train on."""
     options, session = materials.options, Session(materials.base, materials.options.device)
     cache = FeatureCache(materials.cache, session)
-    examples = [*parts[0].examples, *parts[1].examples]
-    skipped = [*parts[0].skipped, *parts[1].skipped]
-    unreadable = Unreadable(skipped, len(examples) + len(skipped), options.max_bad)
-    vectors = cache.features(examples, progress, unreadable.skip(examples))
-    computed = cache.computed
-    train, held = (part.readable(unreadable) for part in parts)
-    if unreadable.found:
-        _check_left((train, held), parts)
-    vectors, border = vectors[unreadable.kept(examples)], len(train.examples)
+    (train, held), vectors = readable_features(cache, parts, options.max_bad, progress)
+    computed, border = cache.computed, len(train.examples)
     views = []
     for k in range(1, options.augment + 1):
         views.append(cache.features(train.examples, progress, view=View(options.seed, k)))
@@ -120,7 +142,7 @@ def _features(materials: Materials, parts: tuple[Dataset, Dataset], progress: Pr
     return Features((train, held), vectors[:border], vectors[border:], views, computed, session.device)
 
 
-def _check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
+def check_left(left: Sequence[Dataset], parts: Sequence[Dataset]) -> None:
     """Raise DataError when every item of a part or of a class is unreadable."""
     for now, before in zip(left, parts, strict=True):
         if not now.examples or (now.labels != before.labels and before is parts[0]):
@@ -142,8 +164,7 @@ def _train(
     expected: Future[Expected] | None = None
     try:
         with noticing() as stop:
-            groups = group_numbers([example.digest for example in train.examples])
-            problem = Problem(features.train, train.targets(labels), len(labels), options, features.views, groups)
+            problem = problem_of(features.train, train, labels, options, features.views)
             with training_threads(problem):
                 if is_narrow(problem) and not options.unfreeze and backbone.load():
                     # The head trains on one core; another core computes the outputs that the file must give.
