@@ -74,17 +74,20 @@ class Attempts:
         self.errors: dict[str, ZooError] = {}
 
     def run(self, models: Mapping[str, Any], step: Callable[[str, Any], Made]) -> dict[str, Made]:
-        """The results of `step` by model. Raises the first error if no model is left."""
+        """The results of `step` by model. Raises an error if no model is left, and reports the others."""
         found: dict[str, Made] = {}
         for model, material in models.items():
             try:
                 found[model] = step(model, material)
             except ZooError as error:
                 self.errors[model] = error
+                if len(models) == 1:
+                    # This error is the answer of the whole comparison.
+                    raise
                 hint = f" ({error.hint})" if error.hint else ""
                 self.progress.note(" ".join(f"failed: {model}: {error.message}{hint}".split()))
         if not found:
-            raise next(iter(self.errors.values()))
+            raise next(error for model, error in self.errors.items() if model in models)
         return found
 
 
@@ -110,7 +113,7 @@ def load(
     except MissingFileError:
         raise
     except UsageError as error:
-        error.message = f"{first} reads {kind}: {error.message}"
+        error.message = f"{first}: {error.message}"
         raise
     require_classes(data)
     for note in survey(data):
@@ -180,12 +183,13 @@ def _score(each: Featured, data: Dataset, options: CompareOptions, progress: Pro
     import numpy as np
 
     kept, training, labels = set(data.examples), options.training(), data.labels
-    begun = time.perf_counter()
     features = each.features[[example in kept for example in each.data.examples]]
     problem = problem_of(features, data, labels, training)
+    # The context imports torch, which the seconds of the first head should not contain.
     with training_threads(problem):
+        begun = time.perf_counter()
         head = fit(problem, TrainingRun(stop=Interrupt(), progress=progress))
-    seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
     assert head.left_out is not None
     seen = np.isfinite(head.left_out).all(1)
     if not seen.any():
