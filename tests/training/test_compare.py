@@ -17,7 +17,7 @@ from zoo import (
     Comparison,
     DataError,
     FinetuneOptions,
-    NotFoundError,
+    NetworkError,
     OfflineError,
     Task,
     UnknownEntryError,
@@ -26,6 +26,13 @@ from zoo import (
 )
 
 MODELS = ["tiny-bert", "tiny-bert-cls"]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are measured for a moment only."""
+    monkeypatch.setattr("zoo.export.precision_speed.CALL", 0.002)
+    monkeypatch.setattr("zoo.export.precision_speed.SECONDS", 0.0)
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -86,8 +93,6 @@ def test_scores_are_those_of_finetuning_on_the_same_items(kept_shelf: Path, tmp_
         assert each.metrics.score == pytest.approx(outcome.curve[outcome.best_epoch - 1].val_score, abs=1e-6)
         if task == "single-label":
             assert round(each.metrics.accuracy * each.metrics.n) == found.items - len(outcome.suspects)
-        if task != "regression":
-            assert each.metrics.nll == pytest.approx(outcome.curve[outcome.best_epoch - 1].val_loss, abs=0.05)
 
 
 def test_a_second_comparison_is_equal_and_computes_nothing(kept_shelf: Path, tmp_path: Path) -> None:
@@ -125,9 +130,7 @@ def words(shelf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "registry.yaml"
 
 
-def test_an_item_that_one_model_cannot_read_is_left_out_for_all(
-    kept_shelf: Path, words: Path, tmp_path: Path
-) -> None:
+def test_an_item_that_one_model_cannot_read_is_left_out_for_all(kept_shelf: Path, words: Path, tmp_path: Path) -> None:
     data, _ = noisy(tmp_path, rows=20)
     plain = rows_of(data)
     more = write_rows(tmp_path / "more.csv", [["qqqq zzzz", "billing"], *plain])
@@ -182,10 +185,8 @@ def test_a_row_that_fails_does_not_lose_the_others(kept_shelf: Path, words: Path
     data, zoo = noisy(tmp_path, rows=20)[0], Zoo(registry=tmp_path / "registry.yaml")
     found = zoo.compare(data, ["lost", "tiny-bert"])
     assert [each.model for each in found.models] == ["tiny-bert"]
-    [(model, failure)] = found.failures
-    assert model == "lost"
-    assert failure.code == "network"
-    with pytest.raises(NotFoundError, match="lost") if failure.code == "not-found" else pytest.raises(Exception):
+    assert [(model, failure.code) for model, failure in found.failures] == [("lost", "network")]
+    with pytest.raises(NetworkError):
         zoo.compare(data, ["lost"])
 
 

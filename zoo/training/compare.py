@@ -114,6 +114,7 @@ def load(
         raise
     except UsageError as error:
         error.message = f"{first}: {error.message}"
+        error.args = (error.message,)
         raise
     require_classes(data)
     for note in survey(data):
