@@ -40,9 +40,9 @@ def terms(task: Task, scores: "Floats", targets: "ArrayLike", thresholds: Sequen
         errors = decided.astype(np.float64).ravel() - wanted
         return np.stack([errors**2, centred, centred**2, np.ones(len(wanted))], 1)
     if task is Task.MULTI_LABEL:
-        wanted = truth > 0
+        present = truth > 0
         # An F1 is twice the true positives over the labels that items have and those that are predicted.
-        return np.concatenate([2.0 * (wanted & decided), 1.0 * wanted + decided], 1)
+        return np.concatenate([2.0 * (present & decided), 1.0 * present + decided], 1)
     return np.stack([truth == decided, np.ones(len(truth))], 1).astype(np.float64)
 
 
@@ -54,12 +54,14 @@ def score_of(task: Task, sums: "Terms") -> "Terms":
         if task is Task.REGRESSION:
             squares, first, second, count = np.moveaxis(sums, -1, 0)
             spread = second - first**2 / count
-            return np.where(spread > 0, 1 - squares / spread, (squares == 0).astype(np.float64))
+            # The spread of equal numbers may differ from 0 in the last bits.
+            has_spread = spread > 1e-12 * second
+            return np.asarray(np.where(has_spread, 1 - squares / spread, squares == 0), np.float64)
         if task is Task.MULTI_LABEL:
             hits, both = np.split(sums, 2, -1)
             seen = both > 0
             f1 = np.where(seen, hits / both, 0.0).sum(-1)
-            return np.where(seen.any(-1), f1 / np.maximum(seen.sum(-1), 1), 0.0)
+            return np.asarray(f1 / np.maximum(seen.sum(-1), 1))
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 

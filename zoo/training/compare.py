@@ -192,10 +192,10 @@ def _score(each: Featured, data: Dataset, options: CompareOptions, progress: Pro
         head = fit(problem, TrainingRun(stop=Interrupt(), progress=progress))
         seconds = time.perf_counter() - begun
     assert head.left_out is not None
-    seen = np.isfinite(head.left_out).all(1)
+    seen = np.atleast_1d(np.isfinite(head.left_out).all(axis=1))
     if not seen.any():
-        problem_text = f"{data.source} has only copies of one item, and none can be left out"
-        raise DataError(problem_text, path=data.source, hint="add items")
+        text = f"{data.source} has only copies of one item, and none can be left out"
+        raise DataError(text, path=data.source, hint="add items")
     scores, targets = head.left_out[seen], problem.targets[seen]
     metrics = measure(options.task, scores, targets, labels, thresholds=head.thresholds)
     return Scored(each, metrics, seen, terms(options.task, scores, targets, head.thresholds), seconds)
