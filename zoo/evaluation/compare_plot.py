@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: The formats of a plot.
 SUFFIXES = (".png", ".svg")
 #: Area of the largest marker in points squared, and the smallest area that is still visible.
-LARGEST, SMALLEST = 900.0, 12.0
+LARGEST, SMALLEST = 600.0, 12.0
 NAMES = {Task.REGRESSION: "R²", Task.MULTI_LABEL: "macro-F1"}
 
 
@@ -65,7 +65,8 @@ def _draw(comparison: Comparison) -> "Figure":
         axes.plot([each.ms], [each.metrics.score], "o", color=colour, markersize=3)
         _name(axes, each)
     axes.scatter([], [], color=ORANGE, label="the model to take")
-    axes.scatter([], [], color=BLUE, label="the others")
+    if len(models) > 1:
+        axes.scatter([], [], color=BLUE, label="the others")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     axes.set_xscale("log")
     # The default labels of a logarithmic axis are formulas.
