@@ -4,6 +4,7 @@ A linear head with an L2 penalty on its weights has one best answer. `zoo.traini
 is minimised. Several heads (one for each fold) are computed at once: arrays have an axis `heads`.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from zoo.schema import Task
@@ -33,6 +34,8 @@ class ConvexLoss:
         self.weights = torch.ones(len(index))
         #: What class weights add to the logits [outputs]: their loss is least at probabilities w * p.
         self.shift = torch.zeros(self.outputs)
+        #: The loss of an item if all outputs get equal scores.
+        self.chance = math.log(self.outputs) if self.is_softmax else self.outputs * math.log(2)
         if self.is_softmax:
             smoothing = objective.smoothing
             self.wanted = self.wanted * (1 - smoothing) + smoothing / self.outputs

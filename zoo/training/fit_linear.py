@@ -17,10 +17,12 @@ from zoo.schema import Task
 from zoo.torchkit import threads
 from zoo.training import head, learning_curve, ridge
 from zoo.training.axes import Axes
+from zoo.training.convex import ConvexLoss
 from zoo.training.folds import FOLDS, cross_validation, held_back
+from zoo.training.growth import Chosen, grown
 from zoo.training.hyperparameters import Choice
 from zoo.training.loop import SAVED, Phase, TrainingRun
-from zoo.training.solver import Fit
+from zoo.training.solver import Fit, Heads
 from zoo.training.strength_path import STRENGTHS, TOLERANCE, StrengthPath
 from zoo.training.trained_head import TrainedHead
 
@@ -36,7 +38,7 @@ PATIENCE, FIRST = 3, 5
 #: A loss is better if it is lower by at least this fraction of a constant guess's loss.
 MIN_GAIN = 2e-3
 #: Floating-point operations that are affordable for the path: some seconds. `EVALUATIONS` of the loss are needed.
-WORK, EVALUATIONS = 3e11, 60
+WORK, EVALUATIONS = 2e11, 60
 #: The fraction that is held back of many items, and the least number of items for each output.
 HELD_BACK, FEWEST = 0.1, 50
 #: Multiplications for one value of the loss from which a second thread saves time.
@@ -73,43 +75,37 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     import numpy as np
     import torch
 
-    everything = np.arange(len(problem.targets))
     path, phase = _best_path(problem, run, bar)
     path.load_weights(phase.best)
     path.epoch = phase.best_epoch
-    strength = path.strengths[phase.best_epoch - 1]
-    if len(path.rows) < len(everything):
-        # The strength was chosen on some of the items. The calibration needs heads that learned nearly all of them.
-        members = held_back(problem.groups, HELD_BACK, problem.options.seed)
-        axes = Axes(problem.features, path.axes.scaling)
-        path = StrengthPath(problem, axes, everything, members, [strength])
-        if path.train_epoch(run.stop) is None:
-            raise _stopped(run)
-    calibrated, found = path.sharpness(), path.out_of_fold()
-    learned = [problem.fit] * bool(problem.options.unfreeze) + [np.ones(len(everything), bool)]
-    fit = Fit(path.axes, path.loss, torch.from_numpy(np.array(learned)).float())
-    middle = path.heads.mean(len(learned))
-    solved = fit.solve(strength, middle, TOLERANCE, run.stop)
-    if solved is None:
-        raise _stopped(run)
+    strength, count = path.strengths[phase.best_epoch - 1], len(problem.targets)
+    if len(path.rows) == count:
+        chosen = Chosen(path.axes, path.rows, path.heads.mean(1), path, learning_curve.of_path(path, run.stop))
+    else:
+        chosen = grown(problem, path, held_back(problem.groups, HELD_BACK, problem.options.seed)[0], run.stop)
+    axes, rows = chosen.axes, chosen.rows
+    learned = [problem.fit[rows]] * bool(problem.options.unfreeze) + [np.ones(count, bool)]
+    fit = Fit(axes, ConvexLoss(problem.objective, problem.targets[rows]), torch.from_numpy(np.array(learned)).float())
+    solved = fit.solve(strength, chosen.start.mean(len(learned)), TOLERANCE, run.stop)
+    if solved is None or run.stop.is_asked:
+        # The path is saved if the run has checkpoints.
+        raise KeyboardInterrupt(SAVED) if run.checkpoints else KeyboardInterrupt()
+    measured = chosen.measured
+    calibrated, found = measured.sharpness(), measured.out_of_fold()
     layers = [
-        path.axes.layer(weights * calibrated.factor, biases)
+        axes.layer(weights * calibrated.factor, biases)
         for weights, biases in zip(solved.weights, solved.biases, strict=True)
     ]
-    logits = calibrated.factor * found.evidence + found.biases
-    wanted = problem.objective.tensor(problem.targets)
-    left_out = problem.objective.scores(logits + path.loss.shift)
-    left_out[~found.seen] = np.nan
-    choice = Choice(path.axes.scaling, None, strength / len(everything))
-    thresholds = problem.thresholds(logits[found.seen], wanted[found.seen])
-    trained = _trained(problem, layers, choice, tuple(phase.curve), phase.best_epoch)
-    learning = learning_curve.of_path(path, run.stop)
-    return replace(trained, thresholds=thresholds, left_out=left_out, learning=learning)
-
-
-def _stopped(run: TrainingRun) -> KeyboardInterrupt:
-    """The exception for Ctrl-C during the last fit: the path before it is saved if the run has checkpoints."""
-    return KeyboardInterrupt(SAVED) if run.checkpoints else KeyboardInterrupt()
+    logits = (calibrated.factor * found.evidence + found.biases)[found.seen]
+    left, objective = measured.rows[found.seen], problem.objective
+    left_out = np.full((count, objective.outputs), np.nan, np.float32)
+    left_out[left] = objective.scores(logits + measured.loss.shift)
+    return replace(
+        _trained(problem, layers, Choice(axes.scaling, None, strength / count), tuple(phase.curve), phase.best_epoch),
+        thresholds=problem.thresholds(logits, objective.tensor(problem.targets[left])),
+        left_out=left_out,
+        learning=chosen.learning,
+    )
 
 
 def _best_path(problem: "Problem", run: TrainingRun, bar: Bar) -> tuple[StrengthPath, Phase]:
@@ -132,7 +128,8 @@ def _better_scaling(
     first, other = (Axes(features, scaling) for scaling in head.SCALINGS)
     path, phase = _path(problem, run, bar, first, (rows, members))
     around = max(0, phase.best_epoch - 2)
-    again, other_phase = _path(problem, run, bar, other, (rows, members), skipped=around)
+    path.load_weights(phase.best)
+    again, other_phase = _path(problem, run, bar, other, (rows, members), skipped=around, start=path.heads_in(other))
     is_better = other_phase.lowest < phase.lowest - phase.tolerance
     return (again, other_phase) if is_better else (path, phase)
 
@@ -144,11 +141,16 @@ def _path(
     axes: Axes,
     items: "tuple[NDArray[np.int64], NDArray[np.bool_]]",
     skipped: int = 0,
+    start: Heads | None = None,
 ) -> tuple[StrengthPath, Phase]:
-    """A path on `items` (rows, members) without its `skipped` strongest strengths, and the phase that measured it."""
+    """A path on `items` (rows, members) without its `skipped` strongest strengths, and the phase that measured it.
+
+    The first strength is solved from the heads `start`.
+    """
     rows, members = items
     strengths = _strengths(problem, len(rows), STRENGTHS)[: _epochs(problem)][skipped:]
     path = StrengthPath(problem, axes, rows, members, strengths)
+    path.heads = start or path.heads
     phase = Phase(run, f"path-{axes.scaling}", path, path.validate, tolerance=MIN_GAIN * problem.chance)
     # The strongest strengths differ little from each other, so a path does not end among them.
     phase.train(bar, max(1, min(FIRST - skipped, len(strengths))))

@@ -18,6 +18,8 @@ SCALINGS = ("global", "per-feature")
 STD_FLOOR = 0.1
 #: A spread below this fraction of the mean is a float32 rounding error.
 NOISE = 1e-6
+#: Items whose spread is computed together.
+CHUNK = 8192
 DROPOUT = 0.2
 
 
@@ -26,7 +28,9 @@ def affine(features: "Floats", scaling: str) -> "tuple[Floats, Floats]":
     import numpy as np
 
     mean = features.mean(0, dtype=np.float64)
-    std = features.std(0, dtype=np.float64)
+    # In parts, because numpy makes a copy in float64.
+    squares = [np.square(part - mean).sum(0) for part in np.array_split(features, -(-len(features) // CHUNK))]
+    std = np.sqrt(np.sum(squares, 0) / len(features))
     # Dividing by a spread that is only rounding error would amplify the error.
     size = np.sqrt(np.mean(mean**2))
     if np.sqrt(np.mean(std**2)) <= NOISE * size:

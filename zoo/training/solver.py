@@ -58,13 +58,14 @@ class Fit:
     def solve(self, strength: float, heads: Heads, tolerance: float, stop: Interrupt) -> Heads | None:
         """The best heads, searched from `heads`; None if `stop` asked to end.
 
-        The search ends when the mean loss of each head is estimated to be within `tolerance` of the least.
+        The search ends when the mean loss of each head is estimated to be above the least by at most `tolerance`, a
+        fraction of the loss of a constant guess.
         """
         import torch
 
         point = torch.cat([heads.weights, heads.biases.unsqueeze(1)], 1)
         inverse = 1 / self._curvature(strength)
-        goal, memory = tolerance * self._sizes.double(), _Memory(inverse)
+        goal, memory = tolerance * self.loss.chance * self._sizes.double(), _Memory(inverse)
         loss, slope = self._evaluate(point, strength)
         for _ in range(ITERATIONS):
             if stop.is_asked:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Strengths for each item, strongest first: half decades.
 STRENGTHS = tuple(10 ** (-0.5 * step) for step in range(1, 14))
-#: The mean loss, in nats, may be this far above its least.
-TOLERANCE = 1e-5
+#: The mean loss may be above its least by this fraction of the loss of a constant guess.
+TOLERANCE = 1.5e-5
 
 
 class OutOfFold(Struct, frozen=True):
@@ -79,6 +79,14 @@ class StrengthPath:
         self.heads, self.epoch = found, self.epoch + 1
         losses, _ = self.loss.values(self.sharpness().factor * self.fit.logits(found) + found.biases)
         return ((losses * self.members.T).sum() / self.members.sum()).item()
+
+    def heads_in(self, axes: Axes) -> Heads:
+        """The current heads in other axes."""
+        import torch
+
+        layers = [self.axes.layer(*each) for each in zip(self.heads.weights, self.heads.biases, strict=True)]
+        weights, biases = zip(*map(axes.weights, layers), strict=True)
+        return Heads(torch.stack(weights), torch.stack(biases))
 
     def out_of_fold(self) -> OutOfFold:
         """The mean logits of each item by the heads that did not learn it (by all heads, if all learned it)."""
