@@ -8,6 +8,7 @@ import csv
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def _images(features: _Kept, work: Path) -> list[Case]:
 
     surfaces = work / "surfaces"
     if not surfaces.exists():
-        subprocess.run(["python", str(ROOT / "demo/surfaces.py"), str(surfaces)], check=True, capture_output=True)
+        subprocess.run([sys.executable, str(ROOT / "demo/surfaces.py"), str(surfaces)], check=True, capture_output=True)
     paths = sorted(map(str, surfaces.glob("*/*/*.png")))
     names = sorted({Path(path).parent.name for path in paths})
     kinds = np.array([names.index(Path(path).parent.name) for path in paths])
