@@ -20,6 +20,22 @@ def test_axes(items: int, dim: int, scaling: str) -> None:
     weights, biases = torch.from_numpy(random.normal(size=(len(axes.power), 4))).float(), torch.arange(4.0)
     weight, bias = axes.layer(weights, biases)
     np.testing.assert_allclose(features @ weight.T + bias, (axes.items @ weights + biases).numpy(), atol=1e-3)
+    again, offset = axes.weights((weight, bias))
+    np.testing.assert_allclose(again, weights, atol=1e-3)
+    np.testing.assert_allclose(offset, biases, atol=1e-3)
+
+
+def test_rough_axes_are_a_rotation() -> None:
+    features = np.random.default_rng(2).normal(size=(2000, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    features[:, 5] = 0
+    features[3, 5] = 4
+    exact, rough = (Axes(features, "global", is_rough=is_rough) for is_rough in (False, True))
+    assert rough.items.shape == (2000, 6)
+    np.testing.assert_allclose(rough.items.norm(dim=1), exact.items.norm(dim=1), rtol=1e-4)
+    np.testing.assert_allclose(rough.power[:5], exact.power[:5], rtol=0.5)
+    part = rough.part(slice(500))
+    assert torch.equal(part.items, rough.items[:500])
+    torch.testing.assert_close(part.power, rough.power / 4)
 
 
 @pytest.mark.parametrize("value", [0.0, 3e7])
