@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from zoo.training.problem import Problem
 
 #: The path ends after this number of strengths without a better loss, but not before this number in all.
-PATIENCE, FIRST = 3, 5
+PATIENCE, FIRST = 2, 5
 #: A loss is better if it is lower by at least this fraction of a constant guess's loss.
 MIN_GAIN = 2e-3
 #: Floating-point operations that are affordable for the path: some seconds. `EVALUATIONS` of the loss are needed.
@@ -113,7 +113,7 @@ def _best_path(problem: "Problem", run: TrainingRun, bar: Bar) -> tuple[Strength
     import numpy as np
 
     rows, members = _searched(problem)
-    if len(rows) <= SCALING_ITEMS:
+    if len(rows) <= 2 * SCALING_ITEMS:
         return _better_scaling(problem, run, bar, rows, members)
     some = np.sort(np.random.default_rng(problem.options.seed).permutation(rows)[:SCALING_ITEMS])
     path, _ = _better_scaling(problem, TrainingRun(stop=run.stop), bar, some, _folds(problem, some))
@@ -154,7 +154,8 @@ def _path(
     phase = Phase(run, f"path-{axes.scaling}", path, path.validate, tolerance=MIN_GAIN * problem.chance)
     # The strongest strengths differ little from each other, so a path does not end among them.
     phase.train(bar, max(1, min(FIRST - skipped, len(strengths))))
-    phase.train(bar, len(strengths), PATIENCE)
+    # A path with a start is only compared at about the best strength of the path that the start comes from.
+    phase.train(bar, len(strengths), PATIENCE if start is None else 1)
     return path, phase
 
 

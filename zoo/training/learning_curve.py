@@ -44,7 +44,7 @@ def of_path(path: StrengthPath, stop: Interrupt) -> tuple[LearningPoint, ...]:
     for fraction in FRACTIONS:
         members = path.members * (places < fraction)
         part = StrengthPath(problem, path.axes, path.rows, members.numpy() > 0, [strength])
-        part.out = path.out
+        part.out, part.heads = path.out, path.heads
         if part.train_epoch(stop) is None:
             return ()
         points.append(LearningPoint(round(members.sum(1).mean().item()), *part.validate()))

