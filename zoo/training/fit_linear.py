@@ -23,7 +23,7 @@ from zoo.training.growth import Chosen, grown
 from zoo.training.hyperparameters import Choice
 from zoo.training.loop import SAVED, Phase, TrainingRun
 from zoo.training.solver import Fit, Heads
-from zoo.training.strength_path import STRENGTHS, TOLERANCE, StrengthPath
+from zoo.training.strength_path import STRENGTHS, StrengthPath
 from zoo.training.trained_head import TrainedHead
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _classifier(problem: "Problem", run: TrainingRun, bar: Bar) -> TrainedHead:
     axes, rows = chosen.axes, chosen.rows
     learned = [problem.fit[rows]] * bool(problem.options.unfreeze) + [np.ones(count, bool)]
     fit = Fit(axes, ConvexLoss(problem.objective, problem.targets[rows]), torch.from_numpy(np.array(learned)).float())
-    solved = fit.solve(strength, chosen.start.mean(len(learned)), TOLERANCE, run.stop)
+    solved = fit.solve(strength, chosen.start.mean(len(learned)), chosen.tolerance, run.stop)
     if solved is None or run.stop.is_asked:
         # The path is saved if the run has checkpoints.
         raise KeyboardInterrupt(SAVED) if run.checkpoints else KeyboardInterrupt()

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from zoo.training.problem import Problem
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-#: Solutions that are only measured and continued may be less exact by this factor.
-GROWING = 30
+#: Tolerances: of solutions that are only measured and continued, and of the last one. With so many items the loss is
+#: known less exactly than that.
+GROWING, LAST = 40 * TOLERANCE, 5 * TOLERANCE
 
 
 class Chosen(Struct, frozen=True):
     """The start of the last solution, whose strength is chosen, on all items: `rows` is their order in `axes`.
 
-    `measured` has heads that did not learn some of its items.
+    `measured` has heads that did not learn some of its items. `tolerance` is for the last solution.
     """
 
     axes: Axes
@@ -36,6 +37,7 @@ class Chosen(Struct, frozen=True):
     start: Heads
     measured: StrengthPath
     learning: tuple[LearningPoint, ...]
+    tolerance: float = TOLERANCE
 
 
 def grown(problem: "Problem", path: StrengthPath, members: "NDArray[np.bool_]", stop: Interrupt) -> Chosen:
@@ -58,11 +60,10 @@ def grown(problem: "Problem", path: StrengthPath, members: "NDArray[np.bool_]", 
     for fraction in FRACTIONS:
         learned = round(fraction * count)
         loss = ConvexLoss(problem.objective, problem.targets[rows[:learned]])
-        found = Fit(axes.part(slice(learned)), loss, torch.ones(1, learned)).solve(
-            strength, heads, GROWING * TOLERANCE, stop
-        )
+        fit = Fit(axes.part(slice(learned)), loss, torch.ones(1, learned))
+        found = fit.solve(strength, heads, GROWING, stop)
         if found is None:
             break
         measured.heads = heads = found
         points.append(LearningPoint(learned, *measured.validate()))
-    return Chosen(axes, rows, heads, measured, tuple(points))
+    return Chosen(axes, rows, heads, measured, tuple(points), LAST)
