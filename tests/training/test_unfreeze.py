@@ -76,7 +76,7 @@ def test_the_last_stages_learn(device: str) -> None:
 
 
 def test_a_rate_that_only_spoils_leaves_the_stages_as_they_were() -> None:
-    head, stages = trained("cpu", lr=3.0, unfreeze=2)
+    head, stages = trained("cpu", lr=30.0, unfreeze=2)
     assert head.best_epoch == 0
     assert all(
         torch.equal(a, b) for a, b in zip(tail().state_dict().values(), stages.state_dict().values(), strict=True)
