@@ -209,10 +209,10 @@ def test_a_head_is_fitted_to_the_new_features(tuned: Path, data: Path, tmp_path:
     batches = list(precision.calibration(Zoo().session(str(tuned), "cpu"), examples.items[::3]))
     model = precision.int8(onnx.load(source.model), batches)
     (tmp_path / "candidate").mkdir()
-    candidate = accuracy_guard._bundle(model, source.manifest, tmp_path / "candidate")
+    candidate = accuracy_guard.save_bundle(model, source.manifest, tmp_path / "candidate")
     fitted = refit_head(candidate, source, examples, accuracy_guard.Unreadable([], len(examples.items), 0))
     assert (fitted.layers[0][0] != head.load(tuned / "head.safetensors")[0][0]).any()
-    again = accuracy_guard._bundle(
+    again = accuracy_guard.save_bundle(
         accuracy_guard._with_head(model, fitted.layers, source.manifest), source.manifest, tmp_path / "candidate"
     )
     answers = Session(again, "cpu").infer(examples.items, ["features", "scores"])
