@@ -11,6 +11,7 @@ from zoo.results import LearningPoint
 from zoo.system.interrupt import Interrupt
 from zoo.training.axes import Axes
 from zoo.training.convex import ConvexLoss
+from zoo.training.learning_curve import FRACTIONS
 from zoo.training.solver import Fit, Heads
 from zoo.training.strength_path import TOLERANCE, StrengthPath
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from zoo.training.problem import Problem
 
-FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 #: Tolerances: of solutions that are only measured and continued, and of the last one. With so many items the loss is
 #: known less exactly than that.
 GROWING, LAST = 40 * TOLERANCE, 5 * TOLERANCE
@@ -57,7 +57,7 @@ def grown(problem: "Problem", path: StrengthPath, members: "NDArray[np.bool_]", 
     left = slice(count, len(rows))
     measured = StrengthPath(problem, axes.part(left), rows[left], np.zeros((1, len(rows) - count), bool), [strength])
     measured.epoch = 1
-    for fraction in FRACTIONS:
+    for fraction in (*FRACTIONS, 1.0):
         learned = round(fraction * count)
         loss = ConvexLoss(problem.objective, problem.targets[rows[:learned]])
         fit = Fit(axes.part(slice(learned)), loss, torch.ones(1, learned))
